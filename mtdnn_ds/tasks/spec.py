@@ -1,0 +1,52 @@
+"""TaskSpec and Source: what a task is and where its rows come from. Records only; no data reading, no tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+Kind = Literal["classification", "regression"]
+Format = Literal["tsv", "csv", "jsonl", "parquet", "datasets", "hub", "generated"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Source:
+    """Where the rows of one split come from, and which columns hold what."""
+
+    format: Format
+    path: str  # file, folder, hub name, or generator name
+    text_columns: tuple[str, ...]  # column names; for a file without header, "0", "1", ... (negative counts from the end)
+    label_column: str | None  # None: the split has no labels
+    config: str | None = None  # hub configuration
+    split: str | None = None  # split name inside a hub or saved dataset
+    header: bool = True  # tsv only: the first line names the columns
+    quoted: bool = True  # csv/tsv only: CSV quoting (GLUE's files have none)
+    label_words: Mapping[str, str] | None = None  # words in the file -> label names, where they differ
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TaskSpec:
+    """One task of a run, resolved: nothing about it is left to look up.
+
+    `splits` maps our split names to sources: "train", "dev", further evaluation splits "dev_NAME" (MNLI: "dev_mm"),
+    "test" (no labels needed). `labels` are in class-id order and empty for regression.
+    """
+
+    name: str
+    kind: Kind
+    labels: tuple[str, ...]
+    metrics: tuple[str, ...]
+    splits: Mapping[str, Source]
+    dropout: float | None = None  # before the head; None: the encoder's own
+    loss_scale: float = 1.0  # explicit factor of this task in the objective
+
+    @property
+    def num_outputs(self) -> int:
+        """Columns of the fused head that belong to this task: one per class, one for a score."""
+        return len(self.labels) if self.kind == "classification" else 1
+
+    @property
+    def dev_splits(self) -> tuple[str, ...]:
+        """Evaluation splits, "dev" first."""
+        return tuple(sorted((name for name in self.splits if name.startswith("dev")), key=lambda name: (name != "dev", name)))
