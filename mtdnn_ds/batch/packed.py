@@ -63,6 +63,11 @@ class PackedBatch:
         """The same batch on `device`; asynchronous where the source is pinned."""
         return _map_tensors(self, lambda tensor: tensor.to(device, non_blocking=True))
 
+    def with_task_ids(self, task_of: np.ndarray) -> PackedBatch:
+        """The same batch with every supervised row's task id t replaced by `task_of[t]`."""
+        task_ids = torch.from_numpy(task_of)[self.sequence.task_ids]
+        return replace(self, sequence=replace(self.sequence, task_ids=task_ids))
+
     def pin_memory(self) -> PackedBatch:
         """The same batch in page-locked memory (CUDA only)."""
         return _map_tensors(self, lambda tensor: tensor.pin_memory())

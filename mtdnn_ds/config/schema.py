@@ -1,0 +1,138 @@
+"""The recipe's schema as a list of dotted names with types, defaults and descriptions. Reads the models, never a recipe."""
+
+from __future__ import annotations
+
+import difflib
+import types
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import annotated_types
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from mtdnn_ds.config.errors import did_you_mean
+from mtdnn_ds.config.recipe import Recipe
+
+TASK_NAME = "NAME"  # stands for a task in `tasks.NAME.dropout`
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FieldDoc:
+    """One setting as --help and the documentation show it."""
+
+    name: str
+    type: str
+    default: str
+    description: str
+
+
+def field_docs() -> tuple[FieldDoc, ...]:
+    """Every setting of a recipe, in the order of the models."""
+    return tuple(
+        FieldDoc(name=name, type=_type_words(field.annotation, field.metadata), default=_default_words(field), description=field.description or "")
+        for name, field in _fields(Recipe, ())
+    )
+
+
+def annotation_at(path: Sequence[str]) -> Any | None:
+    """The type a setting takes, e.g. of ("train", "steps"); None where no such setting exists. Mappings accept any key."""
+    annotation: Any = Recipe
+    for part in path:
+        annotation = _child(annotation, part)
+        if annotation is None:
+            return None
+    return annotation
+
+
+def member_types(annotation: Any) -> tuple[Any, ...]:
+    """The alternatives of a type: `float | None` -> (float, NoneType); Annotated is looked through; Literal stays."""
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        return member_types(get_args(annotation)[0])
+    if origin in (Union, types.UnionType):
+        return tuple(member for part in get_args(annotation) for member in member_types(part))
+    return (annotation,)
+
+
+def unknown_setting(path: Sequence[str]) -> str:
+    """`unknown setting 'train.setps'; did you mean 'train.steps'? (known: ...)`: the known ones are those of the same section."""
+    name = ".".join(path)
+    concrete = [
+        (path[0], path[1], *doc.name.split(".")[2:]) if path[0] == "tasks" and len(path) > 2 and doc.name.startswith("tasks.") else tuple(doc.name.split("."))
+        for doc in field_docs()
+    ]
+    names = [".".join(parts) for parts in concrete]
+    siblings = [".".join(parts) for parts in concrete if parts[:-1] == tuple(path[:-1])] if len(path) > 1 else sorted(Recipe.model_fields)
+    if siblings:
+        hint = did_you_mean(name, siblings)
+        if "did you mean" in hint or len(path) == 1:
+            return f"unknown setting '{name}'{hint}"
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.6) or [full for full in names if full.split(".")[-1] == path[-1]]
+    if close:
+        return f"unknown setting '{name}'; did you mean '{close[0]}'?"
+    return f"unknown setting '{name}'{did_you_mean(name, siblings or sorted(Recipe.model_fields))}"
+
+
+def _fields(model: type[BaseModel], path: tuple[str, ...]) -> Iterator[tuple[str, FieldInfo]]:
+    for name, field in model.model_fields.items():
+        here = (*path, name)
+        members = member_types(field.annotation)
+        section = next((member for member in members if isinstance(member, type) and issubclass(member, BaseModel)), None)
+        mapping = next((member for member in members if get_origin(member) is dict), None)
+        if section is not None:
+            yield from _fields(section, here)
+        elif mapping is not None and isinstance(get_args(mapping)[1], type) and issubclass(get_args(mapping)[1], BaseModel):
+            yield from _fields(get_args(mapping)[1], (*here, TASK_NAME))
+        else:
+            yield ".".join(here), field
+
+
+def _child(annotation: Any, part: str) -> Any | None:
+    for member in member_types(annotation):
+        if isinstance(member, type) and issubclass(member, BaseModel) and part in member.model_fields:
+            return member.model_fields[part].annotation
+        if get_origin(member) is dict:
+            return get_args(member)[1]
+    return None
+
+
+def _type_words(annotation: Any, metadata: Sequence[Any] = ()) -> str:
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        inner = [item for extra in arguments[1:] for item in (extra.metadata if isinstance(extra, FieldInfo) else [extra])]
+        return _type_words(arguments[0], [*inner, *metadata])
+    if origin in (Union, types.UnionType):
+        return " | ".join(_type_words(part, metadata) for part in arguments if part is not types.NoneType)
+    if origin is Literal:
+        return " | ".join(arguments)
+    if origin is dict:
+        return f"{{NAME: {_type_words(arguments[1])}}}"
+    if origin in (list, tuple):
+        return f"list of {_type_words(arguments[0])}"
+    words = {str: "text", int: "whole number", float: "number", bool: "true | false"}[annotation]
+    return " ".join([words, *_bounds(metadata)])
+
+
+def _bounds(metadata: Sequence[Any]) -> Iterator[str]:
+    for bound in metadata:
+        if isinstance(bound, annotated_types.Gt):
+            yield f"> {bound.gt}"
+        elif isinstance(bound, annotated_types.Ge):
+            yield f">= {bound.ge}"
+        elif isinstance(bound, annotated_types.Lt):
+            yield f"< {bound.lt}"
+        elif isinstance(bound, annotated_types.Le):
+            yield f"<= {bound.le}"
+
+
+def _default_words(field: FieldInfo) -> str:
+    if field.is_required():
+        return "required"
+    value = field.default
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(list(value)) if isinstance(value, tuple) else str(value)

@@ -1,0 +1,194 @@
+"""Loaders: this rank's packed micro-batches of a step (training) or of whole splits (evaluation), made ahead in a background thread.
+
+Steps come from the plan, cuts from packing, tensors from collate; nothing here is random and nothing is kept but the step
+number, so a loader can start at any step.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mtdnn_ds.batch import PackedBatch
+from mtdnn_ds.data.cache import PreparedSplit
+from mtdnn_ds.data.collate import collate
+from mtdnn_ds.data.packing import Packing, pack
+from mtdnn_ds.data.plan import StepPlan
+
+PREFETCHED_STEPS = 2
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepBatches:
+    """Everything one rank needs for one optimizer step."""
+
+    step: int  # 1-based
+    micro_batches: tuple[PackedBatch, ...]  # equal number on every rank
+    task_counts: np.ndarray  # (N,) examples of each task in the whole step, all ranks
+    coefficients: np.ndarray  # (N,) float64, w_t / N_t
+    tokens: int  # real tokens, all ranks
+    padding_efficiency: float  # real tokens / tokens that token-wise layers see, all ranks; below 1 only through fillers
+    rank_imbalance: float  # largest rank's cost / mean cost
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoaderSettings:
+    """How examples become this rank's micro-batches."""
+
+    rank: int
+    world_size: int
+    max_length: int
+    max_tokens_per_micro_batch: int
+    hidden_size: int  # of the encoder, for the cost of attention
+    filler_ids: np.ndarray  # a shortest valid sequence, for a rank without examples
+    one_task_per_micro_batch: bool = False
+    pin_memory: bool = False
+
+
+class TrainLoader:
+    """Steps first_step .. last_step of a plan; `wait_seconds` sums the time its user has waited for data.
+
+    Must be closed (it is a context manager), which ends its thread.
+    """
+
+    def __init__(
+        self,
+        plan: StepPlan,
+        splits: Sequence[PreparedSplit],
+        settings: LoaderSettings,
+        *,
+        coefficients: Callable[[np.ndarray], np.ndarray],
+        first_step: int,
+        last_step: int,
+    ) -> None:
+        self.wait_seconds = 0.0
+        self._plan, self._splits, self._settings, self._coefficients = plan, splits, settings, coefficients
+        self._lengths = [split.lengths(settings.max_length) for split in splits]
+        self._steps = range(first_step, last_step + 1)
+        self._ready: queue.Queue[StepBatches | BaseException | None] = queue.Queue(maxsize=PREFETCHED_STEPS)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="mtdnn_ds-loader", daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> TrainLoader:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
+
+    def __iter__(self) -> Iterator[StepBatches]:
+        while True:
+            begin = time.perf_counter()
+            item = self._ready.get()
+            self.wait_seconds += time.perf_counter() - begin
+            if item is None:
+                return
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+
+    def close(self) -> None:
+        """End the thread; safe to call twice."""
+        self._stop.set()
+        while self._thread.is_alive():
+            try:
+                self._ready.get_nowait()
+            except queue.Empty:
+                self._thread.join(timeout=0.05)
+
+    def _run(self) -> None:
+        try:
+            for step in self._steps:
+                if not self._put(self._batches(step)):
+                    return
+            self._put(None)
+        except BaseException as error:  # handed to the training thread, which raises it
+            self._put(error)
+
+    def _put(self, item: StepBatches | BaseException | None) -> bool:
+        while not self._stop.is_set():
+            try:
+                self._ready.put(item, timeout=0.1)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def _batches(self, step: int) -> StepBatches:
+        examples = self._plan.step(step)
+        settings = self._settings
+        lengths_B = example_lengths(examples.task_ids, examples.rows, self._lengths)
+        packing = pack_examples(lengths_B, examples.task_ids, settings)
+        counts_N = np.bincount(examples.task_ids, minlength=len(self._splits))
+        coefficients_N = self._coefficients(counts_N)
+        micro_batches = tuple(
+            collate(
+                examples.task_ids[members],
+                examples.rows[members],
+                self._splits,
+                max_length=settings.max_length,
+                coefficients_N=coefficients_N,
+                filler_ids=settings.filler_ids,
+            )
+            for members in packing.micro_batches[settings.rank]
+        )
+        fillers = sum(len(members) == 0 for rank in packing.micro_batches for members in rank)
+        return StepBatches(
+            step=step,
+            micro_batches=tuple(batch.pin_memory() for batch in micro_batches) if settings.pin_memory else micro_batches,
+            task_counts=counts_N,
+            coefficients=coefficients_N,
+            tokens=packing.tokens,
+            padding_efficiency=packing.tokens / (packing.tokens + fillers * len(settings.filler_ids)),
+            rank_imbalance=packing.rank_imbalance,
+        )
+
+
+def example_lengths(task_ids_B: np.ndarray, rows_B: np.ndarray, lengths: Sequence[np.ndarray]) -> np.ndarray:
+    """Tokens of each example, (B,) int64; `lengths[t]` are task t's row lengths."""
+    lengths_B = np.empty(len(task_ids_B), dtype=np.int64)
+    for task_id in np.unique(task_ids_B):
+        members = task_ids_B == task_id
+        lengths_B[members] = lengths[task_id][rows_B[members]]
+    return lengths_B
+
+
+def pack_examples(lengths_B: np.ndarray, task_ids_B: np.ndarray, settings: LoaderSettings) -> Packing:
+    """The cut of some examples into ranks and micro-batches, equal on every rank."""
+    return pack(
+        lengths_B,
+        task_ids_B,
+        world_size=settings.world_size,
+        max_tokens=settings.max_tokens_per_micro_batch,
+        hidden_size=settings.hidden_size,
+        one_task_per_micro_batch=settings.one_task_per_micro_batch,
+    )
+
+
+def evaluation_batches(task_ids: Sequence[int], splits: Sequence[PreparedSplit], num_tasks: int, settings: LoaderSettings) -> Iterator[PackedBatch]:
+    """Every row of every split exactly once over all ranks, as this rank's micro-batches; their number is equal on all ranks.
+
+    `splits[i]` belongs to task `task_ids[i]`. In a batch, `example_tasks` holds i (not the task), so that two splits of
+    one task stay apart; `sequence.task_ids` holds the task.
+    """
+    sizes = [split.num_rows for split in splits]
+    index_B = np.repeat(np.arange(len(splits), dtype=np.int32), sizes)
+    rows_B = np.concatenate([np.arange(size, dtype=np.int64) for size in sizes]) if sizes else np.zeros(0, dtype=np.int64)
+    lengths_B = example_lengths(index_B, rows_B, [split.lengths(settings.max_length) for split in splits])
+    task_of_split = np.asarray(task_ids, dtype=np.int64)
+    for members in pack_examples(lengths_B, index_B, settings).micro_batches[settings.rank]:
+        batch = collate(
+            index_B[members],
+            rows_B[members],
+            splits,
+            max_length=settings.max_length,
+            coefficients_N=np.zeros(num_tasks),
+            filler_ids=settings.filler_ids,
+        )
+        yield batch.with_task_ids(task_of_split)

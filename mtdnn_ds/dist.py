@@ -1,0 +1,87 @@
+"""Process-group helpers: this rank's place, and collectives over plain values. Starts no process and knows no model.
+
+Every function works without a process group too (one process, rank 0 of 1).
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as torch_dist
+
+Value = TypeVar("Value")
+
+
+def rank() -> int:
+    """Global rank of this process; from the launcher's environment before the group exists."""
+    return torch_dist.get_rank() if _started() else int(os.environ.get("RANK", "0"))
+
+
+def world_size() -> int:
+    """Number of processes of the run; from the launcher's environment before the group exists."""
+    return torch_dist.get_world_size() if _started() else int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def local_rank() -> int:
+    """Rank of this process on its node."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def is_main() -> bool:
+    """Whether this process writes the run folder and speaks."""
+    return rank() == 0
+
+
+def fill_environment() -> None:
+    """Describe a run of one process in the environment when no launcher has described one."""
+    if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
+        return
+    defaults = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_SIZE": "1", "CROSS_RANK": "0", "CROSS_SIZE": "1"}
+    for name, value in {**defaults, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}.items():
+        os.environ.setdefault(name, value)
+
+
+def barrier() -> None:
+    """Wait for all ranks. Collective: all ranks must call this."""
+    if world_size() > 1:
+        torch_dist.barrier()
+
+
+def broadcast(value: Value) -> Value:
+    """Rank 0's `value` on every rank. Collective: all ranks must call this."""
+    if world_size() == 1:
+        return value
+    box = [value]
+    torch_dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def gather(value: Value) -> list[Value]:
+    """Every rank's `value`, in rank order, on every rank. Collective: all ranks must call this."""
+    if world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * world_size()
+    torch_dist.all_gather_object(values, value)
+    return values
+
+
+def sum_tensor(tensor: torch.Tensor) -> torch.Tensor:
+    """Element-wise sum over ranks, in place. Collective: all ranks must call this."""
+    if world_size() > 1:
+        torch_dist.all_reduce(tensor)
+    return tensor
+
+
+
+
+def _started() -> bool:
+    return torch_dist.is_available() and torch_dist.is_initialized()
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])

@@ -1,0 +1,240 @@
+"""Recipe -> TaskSpecs: built-in rows and user tasks checked and completed, all problems in one ConfigError. Opens no data file.
+
+Only existence of files and folders is looked at here; what is in them is checked by data/rows.py.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from types import MappingProxyType
+
+from mtdnn_ds.config.errors import ConfigError, did_you_mean
+from mtdnn_ds.config.recipe import DataSettings, Recipe, TaskSettings
+from mtdnn_ds.tasks.builtin import BUILTIN_TASKS, NO_GOLD_LABEL
+from mtdnn_ds.tasks.metrics import DEFAULT_METRICS, METRICS, metric_misfit
+from mtdnn_ds.tasks.spec import Format, Kind, Source, TaskSpec
+
+_FORMATS: Mapping[str, Format] = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".parquet": "parquet"}
+_TASK_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")  # becomes a folder name and a TensorBoard tag
+_SPLIT_NAME = re.compile(r"train|(dev|test)(_[A-Za-z0-9_]+)?")
+_COLUMN_NUMBER = re.compile(r"-?\d+")
+_USER_KEYS = ("kind", "files", "dataset", "hub", "splits", "text_columns", "label_column", "labels")
+
+
+def resolve_tasks(recipe: Recipe) -> tuple[TaskSpec, ...]:
+    """Specs of the recipe's tasks, in its order, every one of them trainable. Raises one ConfigError with every problem."""
+    problems: list[str] = []
+    specs: list[TaskSpec] = []
+    scales = recipe.loss.scale if isinstance(recipe.loss.scale, dict) else {}
+    for key, named in (("loss.scale", scales), ("mixture.rates", recipe.mixture.rates)):
+        if isinstance(named, dict):
+            problems += [f"{key}.{name}: no such task in this run{did_you_mean(name, recipe.tasks)}" for name in named if name not in recipe.tasks]
+    for name, settings in recipe.tasks.items():
+        before = len(problems)
+        spec = _builtin(name, settings, recipe.data, problems) if name in BUILTIN_TASKS else _user_task(name, settings, problems)
+        if spec is not None and len(problems) == before:
+            specs.append(replace(spec, loss_scale=scales.get(name, 1.0)))
+    if problems:
+        raise ConfigError(problems)
+    return tuple(specs)
+
+
+def builtin_task(name: str, data: DataSettings) -> TaskSpec:
+    """A built-in task outside any recipe: for prediction (`ax`, which has only a test split) and for listing."""
+    if name not in BUILTIN_TASKS:
+        raise ConfigError(f"unknown task '{name}'{did_you_mean(name, BUILTIN_TASKS)}")
+    problems: list[str] = []
+    spec = _builtin_spec(name, TaskSettings(), data, problems)
+    if problems:
+        raise ConfigError(problems)
+    return spec
+
+
+def _builtin(name: str, settings: TaskSettings, data: DataSettings, problems: list[str]) -> TaskSpec | None:
+    if "train" not in BUILTIN_TASKS[name].remote:
+        problems.append(f"tasks.{name}: this task has no training rows and is only predicted, with the head of mnli; take it out of 'tasks'")
+        return None
+    for key in _USER_KEYS:
+        if getattr(settings, key) is not None:
+            problems.append(f"tasks.{name}.{key}: '{name}' is a built-in task, whose {key} is fixed; give your own task another name")
+    return _builtin_spec(name, settings, data, problems)
+
+
+def _builtin_spec(name: str, settings: TaskSettings, data: DataSettings, problems: list[str]) -> TaskSpec:
+    task = BUILTIN_TASKS[name]
+    folder = getattr(data, task.folder_setting) if task.folder_setting else None
+    splits = dict(task.remote) if folder is None else _folder_splits(name, f"data.{task.folder_setting}", Path(folder).expanduser(), problems)
+    metrics = _metrics(name, settings, task.kind, len(task.labels), task.metrics, problems)
+    return TaskSpec(
+        name=name, kind=task.kind, labels=task.labels, metrics=metrics, splits=MappingProxyType(splits), dropout=settings.dropout
+    )
+
+
+def _folder_splits(name: str, key: str, folder: Path, problems: list[str]) -> dict[str, Source]:
+    """Splits whose files exist. Missing dev and test files leave their splits out; a missing first file (train) is a problem."""
+    sources = {split: replace(source, path=str(folder / source.path)) for split, source in BUILTIN_TASKS[name].folder.items()}
+    required = next(iter(sources))
+    if not Path(sources[required].path).is_file():
+        problems.append(f"tasks.{name}: {key}={folder} has no file {Path(sources[required].path).relative_to(folder)}; put it there, or unset {key} to use the hub")
+    return {split: source for split, source in sources.items() if Path(source.path).is_file()}
+
+
+def _user_task(name: str, settings: TaskSettings, problems: list[str]) -> TaskSpec | None:
+    where = f"tasks.{name}"
+    if all(getattr(settings, key) is None for key in _USER_KEYS):
+        problems.append(
+            f"{where}: unknown task '{name}'{did_you_mean(name, BUILTIN_TASKS)}; a task of your own needs kind, text_columns, label_column and files"
+        )
+        return None
+    if _TASK_NAME.fullmatch(name) is None or name == "average":
+        problems.append(f"{where}: a task name is made of letters, digits, '_' and '-', and is not 'average'")
+    for key in ("kind", "text_columns", "label_column"):
+        if getattr(settings, key) is None:
+            problems.append(f"{where}.{key}: missing; every task of your own needs it")
+    labels = _labels(where, settings, problems)
+    splits = _user_splits(where, settings, problems)
+    _check_columns(where, settings, problems)
+    if settings.kind is None:
+        return None
+    metrics = _metrics(name, settings, settings.kind, len(labels), DEFAULT_METRICS[settings.kind], problems)
+    return TaskSpec(
+        name=name, kind=settings.kind, labels=labels, metrics=metrics, splits=MappingProxyType(splits), dropout=settings.dropout
+    )
+
+
+def _labels(where: str, settings: TaskSettings, problems: list[str]) -> tuple[str, ...]:
+    labels = tuple(settings.labels or ())
+    if settings.kind == "classification" and not labels:
+        problems.append(f"{where}.labels: missing; a classification lists its label names, in class-id order")
+    if settings.kind == "regression" and labels:
+        problems.append(f"{where}.labels: a regression has no label names, its label_column holds numbers; remove the key")
+    if NO_GOLD_LABEL in labels:
+        problems.append(f"{where}.labels: a label name is empty")
+    repeated = sorted({label for label in labels if labels.count(label) > 1})
+    if repeated:
+        problems.append(f"{where}.labels: '{repeated[0]}' stands twice; every class has its own name")
+    return labels
+
+
+def _metrics(name: str, settings: TaskSettings, kind: Kind, num_labels: int, default: tuple[str, ...], problems: list[str]) -> tuple[str, ...]:
+    metrics = tuple(settings.metrics or default)
+    for metric in metrics:
+        if metric not in METRICS:
+            problems.append(f"tasks.{name}.metrics: unknown metric '{metric}'{did_you_mean(metric, METRICS)}")
+        elif (misfit := metric_misfit(metric, kind, num_labels)) is not None and (num_labels or kind == "regression"):
+            problems.append(f"tasks.{name}.metrics: {misfit}")
+    if len(set(metrics)) < len(metrics):
+        problems.append(f"tasks.{name}.metrics: a metric stands twice, which would count it twice in the task's score")
+    return metrics
+
+
+def _check_columns(where: str, settings: TaskSettings, problems: list[str]) -> None:
+    texts = settings.text_columns or []
+    if len(set(texts)) < len(texts):
+        problems.append(f"{where}.text_columns: '{texts[0]}' stands twice; a task with one text names one column")
+    if settings.label_column in texts:
+        problems.append(f"{where}.label_column: '{settings.label_column}' is a text column too, so the model would read its answer")
+    columns = [*texts, *([settings.label_column] if settings.label_column else [])]
+    numbered = [column for column in columns if _COLUMN_NUMBER.fullmatch(column)]
+    if settings.files and 0 < len(numbered) < len(columns):
+        problems.append(f"{where}: columns are given both by number and by name; numbers (0, 1, -1 ...) are for files without a header, names for files with one")
+
+
+def _user_splits(where: str, settings: TaskSettings, problems: list[str]) -> dict[str, Source]:
+    given = [key for key in ("files", "dataset", "hub") if getattr(settings, key) is not None]
+    if len(given) != 1:
+        what = f"{' and '.join(given)} are both given" if given else "no rows"
+        problems.append(f"{where}: {what}; give exactly one of files, dataset, hub")
+        return {}
+    if settings.files is not None:
+        if settings.splits is not None:
+            problems.append(f"{where}.splits: has no effect beside files, whose keys already name the splits; remove it")
+        splits = _file_splits(where, settings, settings.files, problems)
+        given_splits = set(settings.files)
+    else:
+        splits = _dataset_splits(where, settings, problems)
+        given_splits = set(splits) if settings.splits is None else set(settings.splits)
+    place = f"{where}.files" if settings.files is not None else f"{where}.splits"
+    for split in sorted(given_splits):
+        if _SPLIT_NAME.fullmatch(split) is None:
+            problems.append(f"{place}.{split}: unknown split; use train, dev, dev_NAME, test or test_NAME")
+    if "train" not in given_splits and (settings.files is not None or given_splits):
+        problems.append(f"{place}: has no train split; a task of a run is trained")
+    return splits
+
+
+def _label_column(split: str, settings: TaskSettings) -> str | None:
+    """Test splits are predicted, so their labels are never read; a labelled test set can be named dev_test."""
+    return None if split.startswith("test") else settings.label_column
+
+
+def _file_splits(where: str, settings: TaskSettings, files: Mapping[str, str], problems: list[str]) -> dict[str, Source]:
+    splits: dict[str, Source] = {}
+    texts = tuple(settings.text_columns or ())
+    for split, file in files.items():
+        path = Path(file).expanduser()
+        form = _FORMATS.get(path.suffix.lower())
+        if form is None:
+            problems.append(f"{where}.files.{split}={file}: unknown file type '{path.suffix}'; use {', '.join(_FORMATS)}")
+        elif not path.is_file():
+            problems.append(f"{where}.files.{split}={file}: no such file (looked for {path.absolute()})")
+        else:
+            splits[split] = Source(
+                format=form,
+                path=str(path),
+                text_columns=texts,
+                label_column=_label_column(split, settings),
+                header=not all(_COLUMN_NUMBER.fullmatch(column) for column in texts),
+                # A tab-separated file has no quoting (IANA text/tab-separated-values; GLUE's files rely on it), a CSV file has (RFC 4180).
+                quoted=form == "csv",
+            )
+    return splits
+
+
+def _dataset_splits(where: str, settings: TaskSettings, problems: list[str]) -> dict[str, Source]:
+    path, config, form = "", None, "hub"
+    if settings.hub is not None:
+        path, _, name = settings.hub.partition(":")
+        config = name or None
+    elif settings.dataset is not None:
+        path, form = str(Path(settings.dataset).expanduser()), "datasets"
+    theirs = _saved_splits(Path(path)) if form == "datasets" else None
+    if form == "datasets" and theirs is None:
+        problems.append(f"{where}.dataset={settings.dataset}: not a folder written by datasets' save_to_disk (no dataset_dict.json, no state.json)")
+        return {}
+    named = settings.splits
+    if theirs == ():  # one Dataset instead of a DatasetDict
+        if named is not None:
+            problems.append(f"{where}.splits: {settings.dataset} holds one Dataset without splits, which becomes train; remove the key")
+            return {}
+        return {"train": _dataset_source(form, path, None, None, "train", settings)}
+    if named is None:
+        known = f" (it has: {', '.join(theirs)})" if theirs else ""
+        problems.append(f"{where}.splits: missing; say which of its splits is what, e.g. {{train: train, dev: validation}}{known}")
+        return {}
+    for ours, split in named.items():
+        if theirs is not None and split not in theirs:
+            problems.append(f"{where}.splits.{ours}={split}: {settings.dataset} has no split '{split}'{did_you_mean(split, theirs)}")
+    return {ours: _dataset_source(form, path, config, split, ours, settings) for ours, split in named.items()}
+
+
+def _dataset_source(form: str, path: str, config: str | None, split: str | None, ours: str, settings: TaskSettings) -> Source:
+    return Source(
+        format="datasets" if form == "datasets" else "hub",
+        path=path,
+        config=config,
+        split=split,
+        text_columns=tuple(settings.text_columns or ()),
+        label_column=_label_column(ours, settings),
+    )
+
+
+def _saved_splits(folder: Path) -> tuple[str, ...] | None:
+    """Split names of a saved DatasetDict; () for a saved Dataset; None if the folder is neither."""
+    if (folder / "dataset_dict.json").is_file():
+        return tuple(json.loads((folder / "dataset_dict.json").read_text(encoding="utf-8"))["splits"])
+    return () if (folder / "state.json").is_file() else None

@@ -1,0 +1,199 @@
+"""Checkpoints: atomic saving, finding the newest good one, pruning. DeepSpeed writes the shards; this file makes them safe.
+
+A checkpoint is written into checkpoints/.partial_step_N, checked, given a manifest with every file's size and sha256, flushed to
+disk and only then renamed to checkpoints/step_N; `latest` is replaced last. A kill at any point leaves a folder without a manifest
+or an untouched older checkpoint.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mtdnn_ds import dist
+from mtdnn_ds.config.errors import CheckpointError
+
+MANIFEST = "manifest.json"
+RUN_STATE = "run_state.json"
+PARTIAL = ".partial_"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Found:
+    """A checkpoint that has been checked, and what was noticed on the way to it."""
+
+    path: Path
+    step: int
+    run_state: dict[str, Any]
+    notes: tuple[str, ...]
+
+
+def save_checkpoint(engine: Any, checkpoints: Path, *, step: int, run_state: dict[str, Any], keep_last: int) -> Path:
+    """Write checkpoints/step_N. Collective: all ranks must call this, between steps. `run_state` is JSON, equal on all ranks."""
+    final, partial = checkpoints / f"step_{step}", checkpoints / f"{PARTIAL}step_{step}"
+    if dist.is_main():
+        checkpoints.mkdir(parents=True, exist_ok=True)
+        for leftover in (partial, final):  # a step_N that exists here was found damaged, or this step would not be repeated
+            shutil.rmtree(leftover, ignore_errors=True)
+    dist.barrier()
+    client_state = {"mtdnn_ds": {"step": step}, "universal_checkpoint_info": {"universal_checkpoint_version": 0.2}}
+    engine.save_checkpoint(str(checkpoints), tag=partial.name, client_state=client_state, save_latest=False)
+    dist.barrier()
+    if dist.is_main():
+        _check_shards(partial, engine)
+        (partial / RUN_STATE).write_text(json.dumps(run_state, indent=1))
+        write_manifest(partial)
+        os.replace(partial, final)
+        flush(checkpoints)
+        replace_file(checkpoints / "latest", final.name)
+        _prune(checkpoints, keep_last)
+    dist.barrier()
+    return final
+
+
+def find_checkpoint(checkpoints: Path) -> Found | None:
+    """The newest checkpoint that is whole, or None where there is none; damaged and unfinished ones are named in `notes`.
+
+    Raises CheckpointError if checkpoints exist but all are damaged.
+    """
+    notes = [f"{path}: an unfinished checkpoint (killed while it was saved); ignored" for path in sorted(checkpoints.glob(f"{PARTIAL}*"))]
+    numbered = sorted(((int(match[1]), path) for path in checkpoints.glob("step_*") if (match := re.fullmatch(r"step_(\d+)", path.name))), reverse=True)
+    for _step, path in numbered:
+        problem = damage(path)
+        if problem is None:
+            return open_checkpoint(path, notes=tuple(notes))
+        notes.append(f"{path}: {problem}; trying the one before")
+    if numbered:
+        raise CheckpointError([*notes, f"{checkpoints}: no checkpoint is whole; start again in an empty --output_dir, or restore one from a backup"])
+    return None
+
+
+def open_checkpoint(path: Path, *, notes: tuple[str, ...] = ()) -> Found:
+    """The checkpoint folder `path`, checked. Raises CheckpointError naming what is wrong with it."""
+    problem = damage(path)
+    if problem is not None:
+        raise CheckpointError(f"{path}: {problem}")
+    run_state = json.loads((path / RUN_STATE).read_text())
+    return Found(path=path, step=int(run_state["step"]), run_state=run_state, notes=notes)
+
+
+def damage(path: Path) -> str | None:
+    """What is wrong with a checkpoint folder, or None: compares every file with the manifest's size and sha256."""
+    manifest = path / MANIFEST
+    if not manifest.is_file():
+        return f"not a whole checkpoint ({MANIFEST} is missing)"
+    try:
+        files = json.loads(manifest.read_text())["files"]
+        entries = {name: (int(entry["bytes"]), str(entry["sha256"])) for name, entry in files.items()}
+    except (ValueError, KeyError, TypeError):
+        return f"{MANIFEST} is not readable"
+    for name, (size, sha256) in entries.items():
+        file = path / name
+        if not file.is_file():
+            return f"{name} is missing"
+        if file.stat().st_size != size:
+            return f"{name} has {file.stat().st_size} bytes instead of {size}"
+        if _sha256(file) != sha256:
+            return f"{name} is damaged (its sha256 differs from the manifest's)"
+    return None
+
+
+def load_engine(engine: Any, found: Found) -> None:
+    """Put weights, optimizer and loss-scaler state back. Collective: all ranks must call this."""
+    loaded, client_state = engine.load_checkpoint(str(found.path.parent), tag=found.path.name)
+    if loaded is None or client_state.get("mtdnn_ds", {}).get("step") != found.step:
+        raise CheckpointError(f"{found.path}: DeepSpeed did not load it (its step is {(client_state or {}).get('mtdnn_ds')}, expected {found.step})")
+
+
+def clear_partial(checkpoints: Path) -> None:
+    """Remove unfinished checkpoints. Rank 0 only, after they have been reported."""
+    for leftover in checkpoints.glob(f"{PARTIAL}*"):
+        shutil.rmtree(leftover)
+
+
+def write_manifest(folder: Path) -> None:
+    """List every file with its size and sha256, and flush all of it to disk."""
+    files = {}
+    for path in sorted(item for item in folder.rglob("*") if item.is_file()):
+        flush(path)
+        files[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+    replace_file(folder / MANIFEST, json.dumps({"format": 1, "files": files}, indent=1))
+    flush(folder)
+
+
+def replace_file(path: Path, text: str) -> None:
+    """Write a small file so that a reader sees the old text or the new one, never a part."""
+    aside = path.with_name(f".{path.name}.new")
+    aside.write_text(text)
+    flush(aside)
+    os.replace(aside, path)
+
+
+def flush(path: Path) -> None:
+    """fsync a file or a folder."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def resume_from(resume: str, output_dir: Path, say: Callable[[str], None]) -> Found | None:
+    """What `--resume` means: a checkpoint, or None for a fresh start. Collective: rank 0 looks, all ranks get its answer."""
+    outcome: tuple[Found | None, CheckpointError | None] = (None, None)
+    if dist.is_main():
+        try:
+            outcome = (_resume_from(resume, output_dir, say), None)
+        except CheckpointError as error:
+            outcome = (None, error)
+    found, problem = dist.broadcast(outcome)
+    if problem is not None:
+        raise problem
+    return found
+
+
+def _resume_from(resume: str, output_dir: Path, say: Callable[[str], None]) -> Found | None:
+    if resume == "none":
+        return None
+    if resume == "auto":
+        found = find_checkpoint(output_dir / "checkpoints")
+        if found is None:
+            say(f"--resume auto: no checkpoint in {output_dir}; starting from the beginning")
+    else:
+        folder = Path(resume)
+        found = open_checkpoint(folder) if re.fullmatch(r"step_\d+", folder.name) else find_checkpoint(folder / "checkpoints")
+        if found is None:
+            raise CheckpointError(f"--resume {resume}: no checkpoint there; give a run folder or a folder checkpoints/step_N of one")
+    for note in found.notes if found else ():
+        say(note)
+    return found
+
+
+def _check_shards(folder: Path, engine: Any) -> None:
+    """DeepSpeed swallows some write errors: count the files it must have written (its layout, DeepSpeed 0.19.8)."""
+    stage, ranks = engine.zero_optimization_stage(), dist.world_size()
+    optimizer_files = len(list(folder.glob("*_optim_states.pt")))
+    model_files = len(list(folder.glob("*_model_states.pt")))
+    expected = (1, 0) if stage == 0 else (1, ranks) if stage < 3 else (ranks, ranks)
+    if (model_files, optimizer_files) != expected:
+        raise CheckpointError(f"{folder}: DeepSpeed wrote {model_files} model and {optimizer_files} optimizer files instead of {expected[0]} and {expected[1]}; is the disk full?")
+
+
+def _prune(checkpoints: Path, keep_last: int) -> None:
+    whole = sorted((path for path in checkpoints.glob("step_*") if (path / MANIFEST).is_file()), key=lambda path: int(path.name.removeprefix("step_")))
+    for path in whole[:-keep_last]:
+        # The manifest goes first: a kill in between leaves a folder that is no checkpoint, not a damaged one.
+        (path / MANIFEST).unlink()
+        shutil.rmtree(path)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

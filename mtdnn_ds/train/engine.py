@@ -1,0 +1,179 @@
+"""The DeepSpeed engine: its start, and one optimizer step over micro-batches whose number may differ by step. No loop, no files.
+
+DeepSpeed averages gradients over ranks, so each micro-batch's share of the objective is multiplied by the number of ranks
+and nothing is divided by the number of micro-batches (scale_wrt_gas=False): the sum over ranks and micro-batches is then
+exactly the gradient of the objective.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mtdnn_ds import dist
+from mtdnn_ds.batch import PackedBatch
+from mtdnn_ds.config.errors import TrainingError
+from mtdnn_ds.losses.objective import micro_batch_loss
+from mtdnn_ds.losses.sequence import ColumnTable, LossSum, sequence_losses, sum_by_task
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepResult:
+    """What one optimizer step did, equal on every rank."""
+
+    totals: np.ndarray  # (N,) float64, sum of each task's losses over the whole step
+    grad_norm: float  # before clipping
+    loss_scale: float  # 1 unless fp16
+    skipped: int  # attempts that overflowed in fp16 before this step was applied
+
+
+def start_distributed() -> torch.device:
+    """Join the process group (NCCL on CUDA, gloo on CPUs). Collective: all ranks must call this. Returns this rank's device."""
+    import deepspeed
+
+    dist.fill_environment()
+    if not torch.cuda.is_available():
+        _skip_shared_memory_op(deepspeed)
+    deepspeed.init_distributed(dist_backend="nccl" if torch.cuda.is_available() else "gloo", verbose=False)
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    torch.cuda.set_device(dist.local_rank())
+    return torch.device("cuda", dist.local_rank())
+
+
+def _skip_shared_memory_op(deepspeed: Any) -> None:
+    # DeepSpeed builds (55 s) and starts a shared-memory all-reduce on CPUs that only inference uses, and leaves its 70 MB
+    # a rank in /dev/shm behind. Its own switch is private, so it is only used where it still exists.
+    compatible = getattr(getattr(deepspeed, "ops", None), "__compatible_ops__", None)
+    if isinstance(compatible, dict) and "deepspeed_shm_comm" in compatible:
+        compatible["deepspeed_shm_comm"] = False
+
+
+def start_engine(model: nn.Module, optimizer: torch.optim.Optimizer, config: dict[str, Any]) -> Any:
+    """The DeepSpeed engine around `model`. Collective: all ranks must call this."""
+    import deepspeed
+
+    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config, dist_init_required=False)
+    return engine
+
+
+def set_learning_rate(engine: Any, lr: float) -> None:
+    """The rate of the step about to be done, in every parameter group."""
+    for group in engine.optimizer.param_groups:
+        group["lr"] = lr
+
+
+def seed_step(seed: int, step: int) -> None:
+    """Derive this rank's dropout randomness of one step from (seed, step, rank) alone, so that resuming needs no saved state."""
+    state = np.random.SeedSequence([seed, step, dist.rank()]).generate_state(2, np.uint32)
+    torch.manual_seed(int(state[0]) << 31 | int(state[1]) >> 1)
+
+
+def optimizer_step(
+    engine: Any,
+    micro_batches: tuple[PackedBatch, ...],
+    *,
+    table: ColumnTable,
+    task_names: tuple[str, ...],
+    step: int,
+    seed: int,
+    fp16: bool,
+    describe: Callable[[int, int], str],
+    say: Callable[[str], None],
+) -> StepResult:
+    """Do step `step`: all micro-batches, one update. Collective: all ranks must call this with equally many micro-batches.
+
+    An fp16 overflow drops the update and lowers the loss scale; the same examples are then repeated, so plan, schedule and
+    step count never lose them. A loss or gradient that is not finite otherwise ends the run with TrainingError before the
+    weights change; `describe(task_id, row)` names an example.
+    """
+    skipped = 0
+    while True:
+        seed_step(seed, step)
+        skipped_before = engine.skipped_steps
+        totals, losses = _forward_backward(engine, micro_batches, table=table, num_tasks=len(task_names))
+        totals = dist.sum_tensor(totals)
+        if not bool(torch.isfinite(totals).all()):
+            raise TrainingError(_not_finite(step, totals, losses, micro_batches, task_names, describe))
+        own_norm = _gradient_norm(engine)
+        scale = _loss_scale(engine)
+        _update(engine, step, scale)
+        if engine.skipped_steps == skipped_before:
+            norm = engine.get_global_grad_norm() if own_norm is None else own_norm
+            if norm is None or not math.isfinite(float(norm)) or float(norm) < 0:
+                raise TrainingError(f"step {step}: the gradient norm is not finite ({norm}) although the loss is; lower optimizer.lr or turn on optimizer.gradient_clipping; the last checkpoint is good")
+            return StepResult(totals=totals.double().cpu().numpy(), grad_norm=float(norm), loss_scale=scale, skipped=skipped)
+        if not fp16:
+            raise TrainingError(f"step {step}: a gradient is not finite although the loss is; the weights are unchanged; lower optimizer.lr or check the data of tasks {', '.join(task_names)}")
+        skipped += 1
+        say(f"step {step}: gradients overflowed in fp16 at loss scale {scale:g}; repeating its examples at {_loss_scale(engine):g}")
+
+
+def _forward_backward(engine: Any, micro_batches: tuple[PackedBatch, ...], *, table: ColumnTable, num_tasks: int) -> tuple[Tensor, list[Tensor]]:
+    world_size = dist.world_size()
+    totals = torch.zeros(num_tasks, device=engine.device)
+    losses: list[Tensor] = []
+    for index, host_batch in enumerate(micro_batches):
+        batch = host_batch.to(engine.device)
+        last = index == len(micro_batches) - 1
+        engine.set_gradient_accumulation_boundary(last)
+        losses_K, sums = batch_losses(engine(batch), batch, table, num_tasks)
+        engine.backward(micro_batch_loss(sums, batch.loss_coefficients) * world_size, scale_wrt_gas=False)
+        totals += sums.total.detach()
+        losses.append(losses_K.detach())
+        if not last:
+            engine.step()  # counts the micro-batch; updates nothing before the boundary
+    return totals, losses
+
+
+def batch_losses(logits_KC: Tensor, batch: PackedBatch, table: ColumnTable, num_tasks: int) -> tuple[Tensor, LossSum]:
+    """Loss of each supervised row (K,) and the sums of each task."""
+    targets = batch.sequence
+    losses_K = sequence_losses(logits_KC, targets.task_ids, targets.labels, table)
+    return losses_K, sum_by_task(losses_K, targets.task_ids, num_tasks)
+
+
+def _update(engine: Any, step: int, scale: float) -> None:
+    try:
+        engine.step()
+    except Exception as error:
+        if "loss scale already at minimum" not in str(error):
+            raise
+        raise TrainingError(f"step {step}: fp16 gradients overflow even at the smallest loss scale ({scale:g}): train in bf16 (ds_configs/zero2.json), or lower optimizer.lr") from error
+
+
+def _loss_scale(engine: Any) -> float:
+    return float(getattr(engine.optimizer, "cur_scale", None) or getattr(engine.optimizer, "loss_scale", None) or 1.0)
+
+
+def _gradient_norm(engine: Any) -> float | None:
+    """Global norm where DeepSpeed keeps none itself (ZeRO 0 without its own optimizer wrapper); gradients are averaged by then."""
+    if engine.zero_optimization() or engine.fp16_enabled() or engine.bfloat16_enabled():
+        return None
+    norms = [parameter.grad.float().norm() for parameter in engine.module.parameters() if parameter.grad is not None]
+    return float(torch.stack(norms).norm())
+
+
+def _not_finite(
+    step: int,
+    totals: Tensor,
+    losses: list[Tensor],
+    micro_batches: tuple[PackedBatch, ...],
+    task_names: tuple[str, ...],
+    describe: Callable[[int, int], str],
+) -> str:
+    mine = []
+    for losses_K, batch in zip(losses, micro_batches, strict=True):
+        for supervised in torch.nonzero(~torch.isfinite(losses_K)).flatten().tolist():
+            sequence = int(batch.sequence.rows[supervised])
+            mine.append(describe(int(batch.example_tasks[sequence]), int(batch.example_rows[sequence])))
+    examples = [name for names in dist.gather(mine) for name in names]
+    tasks = [name for name, total in zip(task_names, totals.tolist(), strict=True) if not math.isfinite(total)]
+    listed = ", ".join(examples[:8]) + (f" and {len(examples) - 8} more" if len(examples) > 8 else "")
+    return f"step {step}: the loss of {', '.join(tasks)} is not finite; examples: {listed}; the weights are unchanged by this step; lower optimizer.lr, or look at these rows"

@@ -1,0 +1,253 @@
+"""RunMonitor: writes what happened in each step to metrics.jsonl and TensorBoard. Measures nothing itself, prints nothing.
+
+The one place that imports tensorboard. Rank 0 only: the other ranks hold no monitor.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from mtdnn_ds.config.errors import ConfigError
+
+Event = tuple[str, float, int]  # tag, value, step: what DeepSpeed's monitors take
+
+FLUSH_SECONDS = 10  # an open TensorBoard lags at most this much behind the run
+TENSORBOARD_ONLY = ("mfu", "wait_fraction")  # fields of StepRecord that metrics.jsonl does not have
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepRecord:
+    """One optimizer step, summed or averaged over all ranks: a training line of metrics.jsonl."""
+
+    step: int  # optimizer steps done, so the first is 1
+    loss: float  # the objective
+    task_loss: Mapping[str, float]  # mean loss of each task in the step
+    task_examples: Mapping[str, int]
+    lr: float
+    grad_norm: float | None  # before clipping; None where the engine does not compute it
+    loss_scale: float  # 1 without fp16
+    skipped: bool  # fp16 overflow: no parameter changed
+    tokens: int  # real tokens
+    tokens_per_second: float
+    padding_efficiency: float  # real tokens / tokens computed, at most 1
+    rank_imbalance: float  # cost of the busiest rank / mean cost, at least 1
+    micro_batches: int  # of one rank
+    seconds: float
+    mfu: float | None = None  # fraction of the peak FLOP/s; None where the peak is unknown
+    wait_fraction: float | None = None  # fraction of `seconds` in which rank 0 waited for data
+
+    def json_fields(self) -> dict[str, Any]:
+        return {name: value for name, value in asdict(self).items() if name not in TENSORBOARD_ONLY}
+
+    def scalars(self) -> list[tuple[str, float | None]]:
+        return [
+            ("loss", self.loss),
+            *((f"loss/{task}", loss) for task, loss in self.task_loss.items()),
+            *((f"examples/{task}", count) for task, count in self.task_examples.items()),
+            ("lr", self.lr),
+            ("grad_norm", self.grad_norm),
+            ("loss_scale", self.loss_scale),
+            ("skipped", float(self.skipped)),
+            ("tokens_per_second", self.tokens_per_second),
+            ("mfu", self.mfu),
+            ("padding_efficiency", self.padding_efficiency),
+            ("rank_imbalance", self.rank_imbalance),
+            ("micro_batches", self.micro_batches),
+            ("seconds", self.seconds),
+            ("wait_fraction", self.wait_fraction),
+        ]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvalRecord:
+    """All dev metrics after `step` steps: an evaluation line of metrics.jsonl."""
+
+    step: int
+    eval: Mapping[str, Mapping[str, float]]  # task -> metric -> value
+    average: float  # of the tasks' main metrics
+
+    def json_fields(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def scalars(self) -> list[tuple[str, float | None]]:
+        by_metric = [(f"eval/{task}/{metric}", value) for task, values in self.eval.items() for metric, value in values.items()]
+        return [*by_metric, ("eval/average", self.average)]
+
+
+def check_tensorboard() -> None:
+    """Refuse a run whose board could not be written. Every rank calls it before the first collective, so that none is left waiting."""
+    try:
+        import tensorboard  # noqa: F401
+        import torch.utils.tensorboard  # noqa: F401
+    except ImportError as error:
+        raise ConfigError(f"the run's TensorBoard files cannot be written: {error}; install it with: pip install tensorboard") from error
+
+
+class RunMonitor:
+    """Owns a run's metrics.jsonl and TensorBoard writer; close it, or use it in a `with` block (rank 0 only).
+
+    `task_metrics`: each task's metric names as they will appear in EvalRecord.eval, the main one first.
+    `settings`: the recipe as nested plain values; its scalars become the row of TensorBoard's HPARAMS tab.
+    `last_step`: optimizer steps already done, 0 for a new run. Lines of a later step, or a line that the end of the earlier
+    process cut in two, move to metrics.discarded.jsonl; `num_discarded_lines` counts them, for the caller to say.
+    `write_events`: DeepSpeed's `engine.monitor.write_events`, when the JSON switches on one of its monitors. Steps are ours;
+    DeepSpeed's own events count examples, so a caller that sends both to wandb must convert (wandb drops a step that goes back).
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        *,
+        task_metrics: Mapping[str, Sequence[str]],
+        settings: Mapping[str, Any],
+        last_step: int = 0,
+        write_events: Callable[[list[Event]], None] | None = None,
+    ) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        run_dir.mkdir(parents=True, exist_ok=True)
+        metrics_path = run_dir / "metrics.jsonl"
+        self.num_discarded_lines = cut_metrics(metrics_path, last_step)
+        self._write_events = write_events
+        self._lines = metrics_path.open("a", buffering=1, encoding="utf-8")
+        # TensorBoard hides events of earlier files from purge_step on, else the curves of a resumed run overlap.
+        self._writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=last_step + 1 if last_step else 0, flush_secs=FLUSH_SECONDS)  # type: ignore[no-untyped-call]
+        self._writer.add_custom_scalars(board_layout(task_metrics))  # type: ignore[no-untyped-call]
+        for summary in _start_summaries(run_dir.name, flat_settings(settings), task_metrics):
+            self._add_summary(summary)
+        self._writer.flush()  # type: ignore[no-untyped-call]
+
+    def write(self, record: StepRecord | EvalRecord) -> None:
+        """Append one line, and the same scalars to TensorBoard and DeepSpeed's monitor. A value that is not finite becomes null, and no point."""
+        self._lines.write(json.dumps(_without_nan(record.json_fields()), allow_nan=False) + "\n")
+        self._lines.flush()
+        events = [(tag, float(value), record.step) for tag, value in record.scalars() if value is not None and math.isfinite(value)]
+        for tag, value, step in events:
+            self._writer.add_scalar(tag, value, step)  # type: ignore[no-untyped-call]
+        if self._write_events is not None:
+            self._write_events(events)
+
+    def close(self, *, succeeded: bool = True) -> None:
+        """Flush and close both; the HPARAMS tab then shows the run as succeeded or failed. A second call does nothing."""
+        if self._lines.closed:
+            return
+        self._lines.close()
+        self._add_summary(_end_summary(succeeded))
+        self._writer.close()  # type: ignore[no-untyped-call]
+
+    def __enter__(self) -> RunMonitor:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close(succeeded=kind is None)
+
+    def _add_summary(self, summary: Any) -> None:
+        # SummaryWriter.add_hparams would write these to a sub-folder, which TensorBoard shows as a second run.
+        self._writer._get_file_writer().add_summary(summary)  # type: ignore[no-untyped-call]
+
+
+def cut_metrics(path: Path, last_step: int) -> int:
+    """Move lines of steps after `last_step` (all lines, if it is 0) and unreadable lines to metrics.discarded.jsonl; return their number.
+
+    The kept lines replace the file in one rename, after the cut ones are on disk: a crash in between loses no line.
+    """
+    if not path.exists():
+        return 0
+    kept_path = path.with_name(path.name + ".tmp")
+    cut: list[bytes] = []
+    with path.open("rb") as lines, kept_path.open("wb") as kept:
+        for line in lines:
+            step = _line_step(line)
+            keep = step is not None and 0 < last_step and step <= last_step
+            (kept.write if keep else cut.append)(line.rstrip(b"\n") + b"\n")
+        kept.flush()
+        os.fsync(kept.fileno())
+    if cut:
+        with path.with_name("metrics.discarded.jsonl").open("ab") as discarded:
+            discarded.writelines(cut)
+            discarded.flush()
+            os.fsync(discarded.fileno())
+    os.replace(kept_path, path)
+    return len(cut)
+
+
+def board_layout(task_metrics: Mapping[str, Sequence[str]]) -> dict[str, dict[str, list[Any]]]:
+    """TensorBoard's CUSTOM SCALARS page: all tasks' losses in one chart, all main dev metrics in one, then speed and balance."""
+    losses = ["loss", *(f"loss/{task}" for task in task_metrics)]
+    main_metrics = ["eval/average", *(f"eval/{task}/{metrics[0]}" for task, metrics in task_metrics.items() if metrics)]
+    return {
+        "Tasks": {"loss of every task": _chart(losses), "main dev metric of every task": _chart(main_metrics)},
+        "Throughput and balance": {
+            "tokens per second": _chart(["tokens_per_second"]),
+            "fraction of peak FLOP/s": _chart(["mfu"]),
+            "padding efficiency, time waiting for data": _chart(["padding_efficiency", "wait_fraction"]),
+            "rank imbalance": _chart(["rank_imbalance"]),
+            "examples of every task": _chart([f"examples/{task}" for task in task_metrics]),
+        },
+    }
+
+
+def flat_settings(settings: Mapping[str, Any], prefix: str = "") -> dict[str, bool | int | float | str]:
+    """`{"train": {"steps": 3, "epochs": None}}` -> `{"train.steps": 3}`; a list becomes its JSON text, None is left out."""
+    flat: dict[str, bool | int | float | str] = {}
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            flat.update(flat_settings(value, f"{prefix}{name}."))
+        elif isinstance(value, (bool, int, float, str)):
+            flat[prefix + name] = value
+        elif value is not None:
+            flat[prefix + name] = json.dumps(value)
+    return flat
+
+
+def _chart(tags: Sequence[str]) -> list[Any]:
+    # TensorBoard reads each tag as a regular expression and matches it at the start: unanchored, "loss" would draw loss/* too.
+    return ["Multiline", [f"{re.escape(tag)}$" for tag in tags]]
+
+
+def _start_summaries(run_name: str, settings: Mapping[str, bool | int | float | str], task_metrics: Mapping[str, Sequence[str]]) -> list[Any]:
+    """The HPARAMS tab's columns and this run's row. Final metrics need no copy: the tab reads the last point of each eval curve."""
+    from tensorboard.plugins.hparams import api
+
+    tags = ["eval/average", *(f"eval/{task}/{metric}" for task, metrics in task_metrics.items() for metric in metrics)]
+    columns = api.hparams_config_pb(hparams=[api.HParam(name) for name in settings], metrics=[api.Metric(tag) for tag in tags])
+    return [columns, api.hparams_pb(dict(settings), trial_id=run_name)]
+
+
+def _end_summary(succeeded: bool) -> Any:
+    import time
+
+    from tensorboard.compat.proto.summary_pb2 import Summary
+    from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
+
+    status = api_pb2.STATUS_SUCCESS if succeeded else api_pb2.STATUS_FAILURE
+    end = plugin_data_pb2.SessionEndInfo(status=status, end_time_secs=time.time())
+    record = metadata.create_summary_metadata(plugin_data_pb2.HParamsPluginData(session_end_info=end))
+    return Summary(value=[Summary.Value(tag=metadata.SESSION_END_INFO_TAG, metadata=record, tensor=metadata.NULL_TENSOR)])
+
+
+def _line_step(line: bytes) -> int | None:
+    """The line's step, or None for a line that is torn or not ours."""
+    try:
+        record = json.loads(line)
+    except ValueError:  # also what undecodable bytes raise
+        return None
+    step = record.get("step") if isinstance(record, dict) else None
+    return step if isinstance(step, int) else None
+
+
+def _without_nan(value: Any) -> Any:
+    """NaN and infinity are not JSON: null instead, at any depth."""
+    if isinstance(value, Mapping):
+        return {name: _without_nan(item) for name, item in value.items()}
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

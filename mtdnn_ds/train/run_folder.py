@@ -1,0 +1,92 @@
+"""The run folder: its layout, what may be started in it, and the environment it records. No checkpoints (train/checkpoint.py)."""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+import sys
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from mtdnn_ds import __version__
+from mtdnn_ds.config.errors import ConfigError
+
+PACKAGES = ("torch", "deepspeed", "transformers", "tokenizers", "datasets", "numpy", "pydantic", "tensorboard")
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """Paths of one run."""
+
+    path: Path
+
+    @property
+    def recipe(self) -> Path:
+        return self.path / "recipe.yaml"
+
+    @property
+    def deepspeed_config(self) -> Path:
+        return self.path / "deepspeed.json"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def best(self) -> Path:
+        return self.path / "best"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+
+def refuse_used_folder(path: Path, resume: str) -> None:
+    """Raise ConfigError if `path` holds something that a fresh start would mix with or overwrite."""
+    if path.exists() and not path.is_dir():
+        raise ConfigError(f"--output_dir {path}: is a file; give a folder")
+    if resume == "none" and path.is_dir() and any(path.iterdir()):
+        raise ConfigError(f"--output_dir {path}: is not empty; add --resume auto to go on with that run, or give another --output_dir")
+
+
+def write_run_files(folder: RunFolder, *, recipe_yaml: str, deepspeed_config: dict[str, Any], topology: dict[str, Any]) -> None:
+    """recipe.yaml, deepspeed.json and environment.json. Rank 0 only; earlier versions of a resumed run stay beside them."""
+    folder.path.mkdir(parents=True, exist_ok=True)
+    environment = {
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "mtdnn_ds": __version__,
+        "python": platform.python_version(),
+        "packages": {name: metadata.version(name) for name in PACKAGES},
+        "git": _git_state(),
+        "command": sys.argv,
+        "host": platform.node(),
+        "machine": platform.platform(),
+        "topology": topology,
+    }
+    _write_keeping_old(folder.recipe, recipe_yaml)
+    _write_keeping_old(folder.deepspeed_config, json.dumps(deepspeed_config, indent=1))
+    _write_keeping_old(folder.path / "environment.json", json.dumps(environment, indent=1))
+
+
+def _write_keeping_old(path: Path, text: str) -> None:
+    if path.exists() and path.read_text() != text:
+        number = 1
+        while (old := path.with_name(f"{path.stem}.{number}{path.suffix}")).exists():
+            number += 1
+        path.rename(old)
+    path.write_text(text)
+
+
+def _git_state() -> dict[str, Any] | None:
+    """Commit of the code, and whether it has changes that no commit holds; None outside a git checkout."""
+    root = Path(__file__).resolve().parents[2]
+    try:
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=True).stdout.strip()
+        changed = subprocess.run(["git", "status", "--porcelain"], cwd=root, capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return {"commit": commit, "uncommitted_changes": bool(changed.strip())}

@@ -1,0 +1,99 @@
+"""Whole weights out of a sharded engine, and the best ones of each task. No optimizer state (train/checkpoint.py).
+
+runs/NAME/best/TASK and runs/NAME/best/average each hold model.safetensors (names as in MultiTaskModel) and best.json.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from mtdnn_ds import dist
+from mtdnn_ds.config.errors import CheckpointError
+
+WEIGHTS = "model.safetensors"
+BEST = "best.json"
+
+
+def gather_weights(engine: Any) -> dict[str, torch.Tensor]:
+    """The model's whole state dict on the CPU of rank 0 (empty elsewhere), in the dtype it computes in.
+
+    Collective: all ranks must call this; under ZeRO 3 it gathers one parameter at a time.
+    """
+    if engine.zero_optimization_stage() < 3:
+        return _on_cpu(engine.module.state_dict()) if dist.is_main() else {}
+    from deepspeed.zero import GatheredParameters
+
+    weights = {}
+    for name, parameter in engine.module.named_parameters():
+        with GatheredParameters([parameter]):
+            if dist.is_main():
+                weights[name] = parameter.detach().cpu().clone()
+    if dist.is_main():
+        weights.update(_on_cpu({name: buffer for name, buffer in engine.module.state_dict().items() if name not in weights}))
+    return weights
+
+
+def save_best(engine: Any, best: Path, *, winners: Sequence[str], step: int, metrics: Mapping[str, Any]) -> None:
+    """Keep the present weights as the best of `winners` (task names or "average"); written once, then hard-linked.
+
+    Collective: all ranks must call this with equal arguments.
+    """
+    weights = gather_weights(engine)
+    if not dist.is_main():
+        return
+    best.mkdir(parents=True, exist_ok=True)
+    source: Path | None = None
+    for name in winners:
+        aside = best / f".new_{name}"
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir()
+        if source is None:
+            save_file(weights, aside / WEIGHTS)
+        else:
+            _link(source, aside / WEIGHTS)
+        (aside / BEST).write_text(json.dumps({"step": step, "metrics": metrics if name == "average" else metrics[name]}, indent=1))
+        final = best / name
+        old = best / f".old_{name}"
+        shutil.rmtree(old, ignore_errors=True)
+        if final.exists():
+            os.replace(final, old)
+        os.replace(aside, final)
+        shutil.rmtree(old, ignore_errors=True)
+        source = final / WEIGHTS
+
+
+def read_weights(folder: Path) -> dict[str, torch.Tensor]:
+    """Weights from best/NAME, or from a checkpoint step_N of any ZeRO stage and world size (then in float32).
+
+    A checkpoint must be whole (train/checkpoint.py has checked it). Needs no GPU and no process group.
+    """
+    if (folder / WEIGHTS).is_file():
+        return load_file(folder / WEIGHTS)
+    if list(folder.glob("*_optim_states.pt")):
+        from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
+        return dict(get_fp32_state_dict_from_zero_checkpoint(str(folder.parent), tag=folder.name))
+    shard = folder / "mp_rank_00_model_states.pt"
+    if not shard.is_file():
+        raise CheckpointError(f"{folder}: neither {WEIGHTS} nor {shard.name} is there; give best/TASK, best/average or checkpoints/step_N")
+    # A DeepSpeed checkpoint is a pickle: it runs code when it is loaded. Only load checkpoints of your own runs.
+    return dict(torch.load(shard, map_location="cpu", weights_only=False)["module"])
+
+
+def _on_cpu(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without hard links
+        shutil.copyfile(source, target)
