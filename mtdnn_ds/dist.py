@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
@@ -66,6 +67,20 @@ def gather(value: Value) -> list[Value]:
     values: list[Any] = [None] * world_size()
     torch_dist.all_gather_object(values, value)
     return values
+
+
+def on_main(function: Callable[[], Value]) -> Value:
+    """`function()` of rank 0 on every rank; what it raises there is raised everywhere. Collective: all ranks must call this."""
+    outcome: tuple[Any, Exception | None] = (None, None)
+    if is_main():
+        try:
+            outcome = (function(), None)
+        except Exception as error:  # handed to the other ranks, which would wait forever otherwise
+            outcome = (None, error)
+    value, problem = broadcast(outcome)
+    if problem is not None:
+        raise problem
+    return value
 
 
 def sum_tensor(tensor: torch.Tensor) -> torch.Tensor:

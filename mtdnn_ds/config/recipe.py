@@ -16,16 +16,19 @@ Dropout = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class EncoderSettings(Section):
     """The shared encoder: any Hugging Face encoder."""
 
     path: str = Field(description="hub name, local folder, or package:NAME/SUBFOLDER of an installed Python package")
+    tokenizer: str | None = Field(None, description="where the tokenizer comes from, written as path; default: path")
     sha256: str | None = Field(None, description="expected sha256 of the folder's model.safetensors; refused if it differs")
     max_length: int = Field(128, ge=8, description="tokens per sequence, special tokens included; longer pairs lose tokens longest-first")
-    attention: Literal["auto", "grouped", "varlen", "flash", "padded"] = Field("auto", description="attention back end; auto = flash on CUDA if installed, else grouped")
+    attention: Literal["auto", "grouped", "varlen", "flash", "padded"] = Field(
+        "auto", description="attention back end; auto = flash on CUDA if installed, else grouped"
+    )
     gradient_checkpointing: bool = Field(False, description="recompute activations in the backward pass")
     random_init: bool = Field(False, description="take only config and tokenizer from path; weights drawn from train.seed")
     trust_remote_code: bool = Field(False, description="allow a hub repository to run its own Python code")
@@ -36,10 +39,14 @@ class TaskSettings(Section):
     """One task of the run. Built-in tasks need no key at all; user tasks need kind, text_columns, label_column and files (or hub, dataset)."""
 
     kind: Literal["classification", "regression"] | None = None
-    files: dict[str, str] | None = Field(None, description="split name -> csv, tsv, jsonl or parquet file; splits: train, dev, dev_NAME, test")
+    files: dict[str, str] | None = Field(
+        None, description="split name -> csv, tsv, jsonl or parquet file; splits: train, dev, dev_NAME, test"
+    )
     dataset: str | None = Field(None, description="folder written by datasets' save_to_disk")
     hub: str | None = Field(None, description="hub dataset, NAME or NAME:CONFIG")
-    splits: dict[str, str] | None = Field(None, description="for dataset/hub: our split name -> theirs, e.g. {train: train, dev: validation}")
+    splits: dict[str, str] | None = Field(
+        None, description="for dataset/hub: our split name -> theirs, e.g. {train: train, dev: validation}"
+    )
     text_columns: list[str] | None = Field(None, min_length=1, max_length=2)
     label_column: str | None = None
     labels: list[str] | None = Field(None, min_length=2, description="label names, in class-id order")
@@ -53,7 +60,9 @@ class MixtureSettings(Section):
     rates: Literal["proportional", "temperature", "cap", "uniform", "annealed"] | dict[str, Positive] = "proportional"
     temperature: float = Field(2.0, ge=1, description="for rates=temperature: rate ~ size^(1/temperature)")
     cap: int = Field(2**17, ge=1, description="for rates=cap: rate ~ min(size, cap) (T5, Raffel et al. 2020, section 3.5.2)")
-    anneal_to: Fraction = Field(0.2, description="for rates=annealed: rate ~ size^alpha, alpha falls linearly from 1 to this over the run (Stickland & Murray 2019)")
+    anneal_to: Fraction = Field(
+        0.2, description="for rates=annealed: rate ~ size^alpha, alpha falls linearly from 1 to this over the run (Stickland & Murray 2019)"
+    )
     mixing: Literal["per_example", "per_micro_batch", "per_step", "sequential"] = "per_example"
 
 

@@ -17,6 +17,25 @@ from mtdnn_ds.config.recipe import Recipe
 
 TASK_NAME = "NAME"  # stands for a task in `tasks.NAME.dropout`
 
+# What the same thing is called by Hugging Face's TrainingArguments and in papers.
+_FAMILIAR_NAMES = {
+    "learning_rate": "optimizer.lr",
+    "max_grad_norm": "optimizer.gradient_clipping",
+    "batch_size": "batch.examples_per_step",
+    "train_batch_size": "batch.examples_per_step",
+    "max_seq_length": "encoder.max_length",
+    "max_seq_len": "encoder.max_length",
+    "model_name_or_path": "encoder.path",
+    "num_train_epochs": "train.epochs",
+    "max_steps": "train.steps",
+    "eval_steps": "train.eval_every",
+    "save_steps": "train.save_every",
+    "save_total_limit": "train.keep_last",
+    "warmup_ratio": "schedule.warmup",
+    "warmup_steps": "schedule.warmup",
+    "lr_scheduler_type": "schedule.name",
+}
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FieldDoc:
@@ -31,7 +50,12 @@ class FieldDoc:
 def field_docs() -> tuple[FieldDoc, ...]:
     """Every setting of a recipe, in the order of the models."""
     return tuple(
-        FieldDoc(name=name, type=_type_words(field.annotation, field.metadata), default=_default_words(field), description=field.description or "")
+        FieldDoc(
+            name=name,
+            type=_type_words(field.annotation, field.metadata),
+            default=_default_words(field),
+            description=field.description or "",
+        )
         for name, field in _fields(Recipe, ())
     )
 
@@ -57,22 +81,21 @@ def member_types(annotation: Any) -> tuple[Any, ...]:
 
 
 def unknown_setting(path: Sequence[str]) -> str:
-    """`unknown setting 'train.setps'; did you mean 'train.steps'? (known: ...)`: the known ones are those of the same section."""
+    """`unknown setting 'train.setps'; did you mean 'train.steps'?`; where nothing is close, the settings of the same section are listed."""
     name = ".".join(path)
-    concrete = [
-        (path[0], path[1], *doc.name.split(".")[2:]) if path[0] == "tasks" and len(path) > 2 and doc.name.startswith("tasks.") else tuple(doc.name.split("."))
-        for doc in field_docs()
-    ]
-    names = [".".join(parts) for parts in concrete]
-    siblings = [".".join(parts) for parts in concrete if parts[:-1] == tuple(path[:-1])] if len(path) > 1 else sorted(Recipe.model_fields)
-    if siblings:
-        hint = did_you_mean(name, siblings)
-        if "did you mean" in hint or len(path) == 1:
-            return f"unknown setting '{name}'{hint}"
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.6) or [full for full in names if full.split(".")[-1] == path[-1]]
+    settings = [_in_task(doc.name, path) for doc in field_docs()]
+    siblings = [setting for setting in settings if len(path) > 1 and setting.split(".")[:-1] == list(path[:-1])]
+    same_last = [setting for setting in settings if setting.split(".")[-1] == path[-1]]
+    anywhere = [] if siblings else difflib.get_close_matches(name, settings if len(path) > 1 else [*Recipe.model_fields, *settings], n=1)
+    familiar = [_FAMILIAR_NAMES[path[-1]]] if path[-1] in _FAMILIAR_NAMES else []
+    close = familiar or difflib.get_close_matches(name, siblings, n=1) or same_last or anywhere
     if close:
         return f"unknown setting '{name}'; did you mean '{close[0]}'?"
-    return f"unknown setting '{name}'{did_you_mean(name, siblings or sorted(Recipe.model_fields))}"
+    return f"unknown setting '{name}'{did_you_mean(name, siblings or Recipe.model_fields)}"
+
+
+def _in_task(setting: str, path: Sequence[str]) -> str:
+    return setting.replace(f"tasks.{TASK_NAME}.", f"tasks.{path[1]}.") if path[0] == "tasks" and len(path) > 2 else setting
 
 
 def _fields(model: type[BaseModel], path: tuple[str, ...]) -> Iterator[tuple[str, FieldInfo]]:

@@ -96,7 +96,9 @@ class Apportionment:
         cuts = np.arange(CYCLE + 1) * self.units_per_step - taken
         task_of_unit = np.repeat(np.arange(base_N.size), base_N)
         number_in_task = np.arange(task_of_unit.size) - np.repeat(np.cumsum(base_N) - base_N, base_N)
-        by_time = task_of_unit[np.argsort((number_in_task + 0.5) / base_N[task_of_unit], kind="stable")]
+        # Time, rounded down to 2^-38, and task in one integer: sorting those is five times faster than a stable argsort of times.
+        time_of_unit = ((number_in_task + 0.5) / base_N[task_of_unit] * 2.0**38).astype(np.int64)
+        by_time = np.sort(time_of_unit * base_N.size + task_of_unit) % base_N.size
         per_step = [np.bincount(by_time[cuts[i] : cuts[i + 1]], minlength=base_N.size) for i in range(CYCLE)]
         return np.concatenate((np.zeros((1, base_N.size), np.int64), np.cumsum(per_step, axis=0)))
 
@@ -157,8 +159,10 @@ def _line_order(fraction_N: np.ndarray, units_per_step: int) -> np.ndarray:
         fitting = _count_at_most(large, fraction, gap)
         if fitting:
             task = large.pop(fitting - 1)
+        elif small:
+            task = small.pop()
         else:
-            task = small.pop() if small else large.pop(0)
+            task = large.pop(0)
         order.append(task)
         end += fraction[task]
         if end >= cut:

@@ -33,6 +33,7 @@ class StepBatches:
     task_counts: np.ndarray  # (N,) examples of each task in the whole step, all ranks
     coefficients: np.ndarray  # (N,) float64, w_t / N_t
     tokens: int  # real tokens, all ranks
+    sum_squared_lengths: int  # of all sequences, all ranks: what attention costs
     padding_efficiency: float  # real tokens / tokens that token-wise layers see, all ranks; below 1 only through fillers
     rank_imbalance: float  # largest rank's cost / mean cost
 
@@ -52,7 +53,7 @@ class LoaderSettings:
 
 
 class TrainLoader:
-    """Steps first_step .. last_step of a plan; `wait_seconds` sums the time its user has waited for data.
+    """Steps first_step .. last_step of a plan; `take_wait_seconds` tells how long its user has waited for data.
 
     Must be closed (it is a context manager), which ends its thread.
     """
@@ -92,6 +93,11 @@ class TrainLoader:
             if isinstance(item, BaseException):
                 raise item
             yield item
+
+    def take_wait_seconds(self) -> float:
+        """Seconds its user has waited for data since the last call."""
+        waited, self.wait_seconds = self.wait_seconds, 0.0
+        return waited
 
     def close(self) -> None:
         """End the thread; safe to call twice."""
@@ -145,6 +151,7 @@ class TrainLoader:
             task_counts=counts_N,
             coefficients=coefficients_N,
             tokens=packing.tokens,
+            sum_squared_lengths=int((lengths_B**2).sum()),
             padding_efficiency=packing.tokens / (packing.tokens + fillers * len(settings.filler_ids)),
             rank_imbalance=packing.rank_imbalance,
         )

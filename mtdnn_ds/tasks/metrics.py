@@ -86,7 +86,9 @@ def metric_misfit(name: str, kind: Kind, num_labels: int) -> str | None:
     """Why a known metric does not fit such a task, in the user's words; None if it fits."""
     metric = METRICS[name]
     if metric.kind != kind:
-        fitting = ", ".join(other for other in METRICS if METRICS[other].kind == kind and not (METRICS[other].binary_only and num_labels != 2))
+        fitting = ", ".join(
+            other for other in METRICS if METRICS[other].kind == kind and not (METRICS[other].binary_only and num_labels != 2)
+        )
         return f"metric '{name}' is for {metric.kind}, this task is {kind}; use {fitting}"
     if metric.binary_only and num_labels != 2:
         return f"metric '{name}' needs exactly 2 labels, this task has {num_labels}; use macro_{name}"

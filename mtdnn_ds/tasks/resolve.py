@@ -10,7 +10,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from types import MappingProxyType
 
 from mtdnn_ds.config.errors import ConfigError, did_you_mean
 from mtdnn_ds.config.recipe import DataSettings, Recipe, TaskSettings
@@ -32,7 +31,9 @@ def resolve_tasks(recipe: Recipe) -> tuple[TaskSpec, ...]:
     scales = recipe.loss.scale if isinstance(recipe.loss.scale, dict) else {}
     for key, named in (("loss.scale", scales), ("mixture.rates", recipe.mixture.rates)):
         if isinstance(named, dict):
-            problems += [f"{key}.{name}: no such task in this run{did_you_mean(name, recipe.tasks)}" for name in named if name not in recipe.tasks]
+            problems += [
+                f"{key}.{name}: no such task in this run{did_you_mean(name, recipe.tasks)}" for name in named if name not in recipe.tasks
+            ]
     for name, settings in recipe.tasks.items():
         before = len(problems)
         spec = _builtin(name, settings, recipe.data, problems) if name in BUILTIN_TASKS else _user_task(name, settings, problems)
@@ -48,7 +49,7 @@ def builtin_task(name: str, data: DataSettings) -> TaskSpec:
     if name not in BUILTIN_TASKS:
         raise ConfigError(f"unknown task '{name}'{did_you_mean(name, BUILTIN_TASKS)}")
     problems: list[str] = []
-    spec = _builtin_spec(name, TaskSettings(), data, problems)
+    spec = _builtin_spec(name, TaskSettings.model_validate({}), data, problems)
     if problems:
         raise ConfigError(problems)
     return spec
@@ -56,7 +57,9 @@ def builtin_task(name: str, data: DataSettings) -> TaskSpec:
 
 def _builtin(name: str, settings: TaskSettings, data: DataSettings, problems: list[str]) -> TaskSpec | None:
     if "train" not in BUILTIN_TASKS[name].remote:
-        problems.append(f"tasks.{name}: this task has no training rows and is only predicted, with the head of mnli; take it out of 'tasks'")
+        problems.append(
+            f"tasks.{name}: this task has no training rows and is only predicted, with the head of mnli; take it out of 'tasks'"
+        )
         return None
     for key in _USER_KEYS:
         if getattr(settings, key) is not None:
@@ -67,11 +70,11 @@ def _builtin(name: str, settings: TaskSettings, data: DataSettings, problems: li
 def _builtin_spec(name: str, settings: TaskSettings, data: DataSettings, problems: list[str]) -> TaskSpec:
     task = BUILTIN_TASKS[name]
     folder = getattr(data, task.folder_setting) if task.folder_setting else None
-    splits = dict(task.remote) if folder is None else _folder_splits(name, f"data.{task.folder_setting}", Path(folder).expanduser(), problems)
-    metrics = _metrics(name, settings, task.kind, len(task.labels), task.metrics, problems)
-    return TaskSpec(
-        name=name, kind=task.kind, labels=task.labels, metrics=metrics, splits=MappingProxyType(splits), dropout=settings.dropout
+    splits = (
+        dict(task.remote) if folder is None else _folder_splits(name, f"data.{task.folder_setting}", Path(folder).expanduser(), problems)
     )
+    metrics = _metrics(name, settings, task.kind, len(task.labels), task.metrics, problems)
+    return TaskSpec(name=name, kind=task.kind, labels=task.labels, metrics=metrics, splits=splits, dropout=settings.dropout)
 
 
 def _folder_splits(name: str, key: str, folder: Path, problems: list[str]) -> dict[str, Source]:
@@ -79,7 +82,9 @@ def _folder_splits(name: str, key: str, folder: Path, problems: list[str]) -> di
     sources = {split: replace(source, path=str(folder / source.path)) for split, source in BUILTIN_TASKS[name].folder.items()}
     required = next(iter(sources))
     if not Path(sources[required].path).is_file():
-        problems.append(f"tasks.{name}: {key}={folder} has no file {Path(sources[required].path).relative_to(folder)}; put it there, or unset {key} to use the hub")
+        problems.append(
+            f"tasks.{name}: {key}={folder} has no file {Path(sources[required].path).relative_to(folder)}; put it there, or unset {key} to use the hub"
+        )
     return {split: source for split, source in sources.items() if Path(source.path).is_file()}
 
 
@@ -101,9 +106,7 @@ def _user_task(name: str, settings: TaskSettings, problems: list[str]) -> TaskSp
     if settings.kind is None:
         return None
     metrics = _metrics(name, settings, settings.kind, len(labels), DEFAULT_METRICS[settings.kind], problems)
-    return TaskSpec(
-        name=name, kind=settings.kind, labels=labels, metrics=metrics, splits=MappingProxyType(splits), dropout=settings.dropout
-    )
+    return TaskSpec(name=name, kind=settings.kind, labels=labels, metrics=metrics, splits=splits, dropout=settings.dropout)
 
 
 def _labels(where: str, settings: TaskSettings, problems: list[str]) -> tuple[str, ...]:
@@ -120,7 +123,9 @@ def _labels(where: str, settings: TaskSettings, problems: list[str]) -> tuple[st
     return labels
 
 
-def _metrics(name: str, settings: TaskSettings, kind: Kind, num_labels: int, default: tuple[str, ...], problems: list[str]) -> tuple[str, ...]:
+def _metrics(
+    name: str, settings: TaskSettings, kind: Kind, num_labels: int, default: tuple[str, ...], problems: list[str]
+) -> tuple[str, ...]:
     metrics = tuple(settings.metrics or default)
     for metric in metrics:
         if metric not in METRICS:
@@ -141,7 +146,9 @@ def _check_columns(where: str, settings: TaskSettings, problems: list[str]) -> N
     columns = [*texts, *([settings.label_column] if settings.label_column else [])]
     numbered = [column for column in columns if _COLUMN_NUMBER.fullmatch(column)]
     if settings.files and 0 < len(numbered) < len(columns):
-        problems.append(f"{where}: columns are given both by number and by name; numbers (0, 1, -1 ...) are for files without a header, names for files with one")
+        problems.append(
+            f"{where}: columns are given both by number and by name; numbers (0, 1, -1 ...) are for files without a header, names for files with one"
+        )
 
 
 def _user_splits(where: str, settings: TaskSettings, problems: list[str]) -> dict[str, Source]:
@@ -204,7 +211,9 @@ def _dataset_splits(where: str, settings: TaskSettings, problems: list[str]) -> 
         path, form = str(Path(settings.dataset).expanduser()), "datasets"
     theirs = _saved_splits(Path(path)) if form == "datasets" else None
     if form == "datasets" and theirs is None:
-        problems.append(f"{where}.dataset={settings.dataset}: not a folder written by datasets' save_to_disk (no dataset_dict.json, no state.json)")
+        problems.append(
+            f"{where}.dataset={settings.dataset}: not a folder written by datasets' save_to_disk (no dataset_dict.json, no state.json)"
+        )
         return {}
     named = settings.splits
     if theirs == ():  # one Dataset instead of a DatasetDict

@@ -147,16 +147,7 @@ def flush(path: Path) -> None:
 
 def resume_from(resume: str, output_dir: Path, say: Callable[[str], None]) -> Found | None:
     """What `--resume` means: a checkpoint, or None for a fresh start. Collective: rank 0 looks, all ranks get its answer."""
-    outcome: tuple[Found | None, CheckpointError | None] = (None, None)
-    if dist.is_main():
-        try:
-            outcome = (_resume_from(resume, output_dir, say), None)
-        except CheckpointError as error:
-            outcome = (None, error)
-    found, problem = dist.broadcast(outcome)
-    if problem is not None:
-        raise problem
-    return found
+    return dist.on_main(lambda: _resume_from(resume, output_dir, say))
 
 
 def _resume_from(resume: str, output_dir: Path, say: Callable[[str], None]) -> Found | None:

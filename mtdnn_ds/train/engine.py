@@ -55,6 +55,12 @@ def _skip_shared_memory_op(deepspeed: Any) -> None:
         compatible["deepspeed_shm_comm"] = False
 
 
+def stop_distributed() -> None:
+    """Leave the process group. Collective: all ranks must call this, last."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
 def start_engine(model: nn.Module, optimizer: torch.optim.Optimizer, config: dict[str, Any]) -> Any:
     """The DeepSpeed engine around `model`. Collective: all ranks must call this."""
     import deepspeed

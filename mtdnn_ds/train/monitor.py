@@ -9,6 +9,7 @@ import json
 import math
 import os
 import re
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -72,7 +73,7 @@ class EvalRecord:
 
     step: int
     eval: Mapping[str, Mapping[str, float]]  # task -> metric -> value
-    average: float  # of the tasks' main metrics
+    average: float  # of the tasks' scores
 
     def json_fields(self) -> dict[str, Any]:
         return asdict(self)
@@ -119,11 +120,11 @@ class RunMonitor:
         self._write_events = write_events
         self._lines = metrics_path.open("a", buffering=1, encoding="utf-8")
         # TensorBoard hides events of earlier files from purge_step on, else the curves of a resumed run overlap.
-        self._writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=last_step + 1 if last_step else 0, flush_secs=FLUSH_SECONDS)  # type: ignore[no-untyped-call]
-        self._writer.add_custom_scalars(board_layout(task_metrics))  # type: ignore[no-untyped-call]
+        self._writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=last_step + 1 if last_step else 0, flush_secs=FLUSH_SECONDS)
+        self._writer.add_custom_scalars(board_layout(task_metrics))
         for summary in _start_summaries(run_dir.name, flat_settings(settings), task_metrics):
             self._add_summary(summary)
-        self._writer.flush()  # type: ignore[no-untyped-call]
+        self._writer.flush()
 
     def write(self, record: StepRecord | EvalRecord) -> None:
         """Append one line, and the same scalars to TensorBoard and DeepSpeed's monitor. A value that is not finite becomes null, and no point."""
@@ -131,7 +132,7 @@ class RunMonitor:
         self._lines.flush()
         events = [(tag, float(value), record.step) for tag, value in record.scalars() if value is not None and math.isfinite(value)]
         for tag, value, step in events:
-            self._writer.add_scalar(tag, value, step)  # type: ignore[no-untyped-call]
+            self._writer.add_scalar(tag, value, step)
         if self._write_events is not None:
             self._write_events(events)
 
@@ -141,7 +142,7 @@ class RunMonitor:
             return
         self._lines.close()
         self._add_summary(_end_summary(succeeded))
-        self._writer.close()  # type: ignore[no-untyped-call]
+        self._writer.close()
 
     def __enter__(self) -> RunMonitor:
         return self
@@ -151,7 +152,7 @@ class RunMonitor:
 
     def _add_summary(self, summary: Any) -> None:
         # SummaryWriter.add_hparams would write these to a sub-folder, which TensorBoard shows as a second run.
-        self._writer._get_file_writer().add_summary(summary)  # type: ignore[no-untyped-call]
+        self._writer._get_file_writer().add_summary(summary)
 
 
 def cut_metrics(path: Path, last_step: int) -> int:
@@ -166,7 +167,7 @@ def cut_metrics(path: Path, last_step: int) -> int:
     with path.open("rb") as lines, kept_path.open("wb") as kept:
         for line in lines:
             step = _line_step(line)
-            keep = step is not None and 0 < last_step and step <= last_step
+            keep = step is not None and last_step > 0 and step <= last_step
             (kept.write if keep else cut.append)(line.rstrip(b"\n") + b"\n")
         kept.flush()
         os.fsync(kept.fileno())
@@ -175,7 +176,7 @@ def cut_metrics(path: Path, last_step: int) -> int:
             discarded.writelines(cut)
             discarded.flush()
             os.fsync(discarded.fileno())
-    os.replace(kept_path, path)
+    kept_path.replace(path)
     return len(cut)
 
 
@@ -213,25 +214,47 @@ def _chart(tags: Sequence[str]) -> list[Any]:
     return ["Multiline", [f"{re.escape(tag)}$" for tag in tags]]
 
 
-def _start_summaries(run_name: str, settings: Mapping[str, bool | int | float | str], task_metrics: Mapping[str, Sequence[str]]) -> list[Any]:
+def _start_summaries(
+    run_name: str, settings: Mapping[str, bool | int | float | str], task_metrics: Mapping[str, Sequence[str]]
+) -> list[Any]:
     """The HPARAMS tab's columns and this run's row. Final metrics need no copy: the tab reads the last point of each eval curve."""
-    from tensorboard.plugins.hparams import api
+    # Protocol buffers by hand: tensorboard.plugins.hparams.api imports TensorFlow, and torch's hparams() turns booleans into 0 and 1.
+    from google.protobuf.struct_pb2 import Value
+    from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
 
+    def value(setting: bool | int | float | str) -> Value:
+        if isinstance(setting, bool):  # before int: True is an int in Python
+            return Value(bool_value=setting)
+        return Value(string_value=setting) if isinstance(setting, str) else Value(number_value=setting)
+
+    types = {bool: api_pb2.DATA_TYPE_BOOL, int: api_pb2.DATA_TYPE_FLOAT64, float: api_pb2.DATA_TYPE_FLOAT64, str: api_pb2.DATA_TYPE_STRING}
     tags = ["eval/average", *(f"eval/{task}/{metric}" for task, metrics in task_metrics.items() for metric in metrics)]
-    columns = api.hparams_config_pb(hparams=[api.HParam(name) for name in settings], metrics=[api.Metric(tag) for tag in tags])
-    return [columns, api.hparams_pb(dict(settings), trial_id=run_name)]
+    columns = api_pb2.Experiment(
+        hparam_infos=[api_pb2.HParamInfo(name=name, type=types[type(setting)]) for name, setting in settings.items()],
+        metric_infos=[api_pb2.MetricInfo(name=api_pb2.MetricName(tag=tag)) for tag in tags],
+    )
+    row = plugin_data_pb2.SessionStartInfo(
+        hparams={name: value(setting) for name, setting in settings.items()}, group_name=run_name, start_time_secs=time.time()
+    )
+    return [
+        _hparams_summary(metadata.EXPERIMENT_TAG, plugin_data_pb2.HParamsPluginData(experiment=columns)),
+        _hparams_summary(metadata.SESSION_START_INFO_TAG, plugin_data_pb2.HParamsPluginData(session_start_info=row)),
+    ]
 
 
 def _end_summary(succeeded: bool) -> Any:
-    import time
-
-    from tensorboard.compat.proto.summary_pb2 import Summary
     from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
 
     status = api_pb2.STATUS_SUCCESS if succeeded else api_pb2.STATUS_FAILURE
     end = plugin_data_pb2.SessionEndInfo(status=status, end_time_secs=time.time())
-    record = metadata.create_summary_metadata(plugin_data_pb2.HParamsPluginData(session_end_info=end))
-    return Summary(value=[Summary.Value(tag=metadata.SESSION_END_INFO_TAG, metadata=record, tensor=metadata.NULL_TENSOR)])
+    return _hparams_summary(metadata.SESSION_END_INFO_TAG, plugin_data_pb2.HParamsPluginData(session_end_info=end))
+
+
+def _hparams_summary(tag: str, data: Any) -> Any:
+    from tensorboard.compat.proto.summary_pb2 import Summary
+    from tensorboard.plugins.hparams import metadata
+
+    return Summary(value=[Summary.Value(tag=tag, metadata=metadata.create_summary_metadata(data), tensor=metadata.NULL_TENSOR)])
 
 
 def _line_step(line: bytes) -> int | None:

@@ -1,4 +1,4 @@
-"""FLOPs, utilisation and memory of an encoder by formula. Pure functions of plain numbers; measures nothing, imports no torch.
+"""FLOPs, utilisation and memory of an encoder by formula. Pure functions of plain numbers; measures nothing.
 
 Legend: T tokens, L tokens of one sequence, D hidden size, F intermediate size, P parameters, N ranks.
 
@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
+
+import torch
 
 Precision = Literal["fp32", "autocast", "bf16", "fp16"]
 
@@ -28,7 +30,11 @@ def encoder_flops(*, num_layers: int, hidden_size: int, intermediate_size: int, 
 def encoder_flops_per_sequence(*, num_layers: int, hidden_size: int, intermediate_size: int, length_tokens: int) -> float:
     """Training FLOPs of one sequence of L = `length_tokens`."""
     return encoder_flops(
-        num_layers=num_layers, hidden_size=hidden_size, intermediate_size=intermediate_size, num_tokens=length_tokens, sum_squared_lengths=length_tokens**2
+        num_layers=num_layers,
+        hidden_size=hidden_size,
+        intermediate_size=intermediate_size,
+        num_tokens=length_tokens,
+        sum_squared_lengths=length_tokens**2,
     )
 
 
@@ -91,6 +97,45 @@ def model_flops_utilisation(*, flops: float, seconds: float, num_devices: int, p
     `flops`: of all devices together in `seconds`, on real tokens only.
     """
     return None if peak_flops_per_second is None else flops / (seconds * num_devices * peak_flops_per_second)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepCost:
+    """What a step of a run costs: the encoder's sizes, and the peak of one of the run's devices (None: unknown)."""
+
+    num_layers: int
+    hidden_size: int
+    intermediate_size: int
+    peak_flops_per_second: float | None
+
+    def mfu(self, *, tokens: int, sum_squared_lengths: int, seconds: float, num_devices: int) -> float | None:
+        """Utilisation of a step of `tokens` real tokens, all ranks together; None if the peak is unknown."""
+        flops = encoder_flops(
+            num_layers=self.num_layers,
+            hidden_size=self.hidden_size,
+            intermediate_size=self.intermediate_size,
+            num_tokens=tokens,
+            sum_squared_lengths=sum_squared_lengths,
+        )
+        return model_flops_utilisation(
+            flops=flops, seconds=seconds, num_devices=num_devices, peak_flops_per_second=self.peak_flops_per_second
+        )
+
+
+def step_cost(config: Any, *, precision: Precision, device: torch.device) -> StepCost:
+    """The cost of a step with this Hugging Face config on this kind of device.
+
+    A config without BERT's names for its sizes has no known formula here: its peak counts as unknown, so no MFU is shown.
+    """
+    sizes = [getattr(config, name, None) for name in ("num_hidden_layers", "hidden_size", "intermediate_size")]
+    peak = peak_flops_per_second(torch.cuda.get_device_name(device), precision) if device.type == "cuda" else None
+    num_layers, hidden_size, intermediate_size = (int(size or 0) for size in sizes)
+    return StepCost(
+        num_layers=num_layers,
+        hidden_size=hidden_size,
+        intermediate_size=intermediate_size,
+        peak_flops_per_second=peak if all(sizes) else None,
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,0 +1,86 @@
+"""The verbs of `python -m mtdnn_ds` and their flags, as one table. Texts and defaults only; nothing is run or parsed here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+LOG_LEVELS = ("debug", "info", "warning", "error")
+
+# What launchers append to every script's arguments: understood, and without effect, because ranks come from the environment.
+LAUNCHER_FLAGS = ("local_rank", "deepspeed")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Flag:
+    """One flag of a verb. `default` None: not given."""
+
+    name: str
+    help: str
+    default: str | None = None
+    shipped: bool = False  # the default is a file of this project, looked for in the current directory, then beside the package
+    required: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Verb:
+    """One verb: `run` of mtdnn_ds/commands/NAME.py, called with its flags and, if it takes settings, `overrides`."""
+
+    name: str
+    summary: str
+    flags: tuple[Flag, ...]
+    takes_settings: bool = True
+    positional: str | None = None  # flag that may be given without its name
+    from_launcher: bool = False
+
+
+_RECIPE = Flag(name="recipe", help="recipe to run", default="recipes/quickstart.yaml", shipped=True)
+_DEEPSPEED = Flag(
+    name="deepspeed_config", help="DeepSpeed JSON: ZeRO stage, precision, offload", default="ds_configs/zero2.json", shipped=True
+)
+_LOG_LEVEL = Flag(name="log_level", help=f"{' | '.join(LOG_LEVELS)}: how much the libraries say", default="warning")
+
+VERBS: dict[str, Verb] = {
+    verb.name: verb
+    for verb in (
+        Verb(
+            name="tasks",
+            summary="list the built-in tasks, or a recipe's tasks, with labels, metrics and the rows found for each split",
+            flags=(Flag(name="recipe", help="list this recipe's tasks instead of the built-in ones"),),
+        ),
+        Verb(name="prepare", summary="tokenize a recipe's data into the cache, so that training starts at once", flags=(_RECIPE,)),
+        Verb(
+            name="plan",
+            summary="show what a run would do (steps, task shares, micro-batches, memory) without training",
+            flags=(_RECIPE, _DEEPSPEED, Flag(name="world_size", help="number of ranks to plan for", default="1")),
+        ),
+        Verb(
+            name="train",
+            summary="train a recipe; under deepspeed, torchrun or srun on many ranks",
+            flags=(
+                _RECIPE,
+                _DEEPSPEED,
+                Flag(name="output_dir", help="run folder; default: runs/NAME of the recipe's file"),
+                Flag(
+                    name="resume",
+                    help="auto: go on from the newest checkpoint if there is one; none: start anew; or a checkpoint's folder",
+                    default="auto",
+                ),
+                _LOG_LEVEL,
+            ),
+            from_launcher=True,
+        ),
+        Verb(
+            name="evaluate",
+            summary="score a run's checkpoint on every development split",
+            flags=(
+                Flag(name="run_dir", help="run folder, as train wrote it", required=True),
+                Flag(name="checkpoint", help="step_N, best/TASK, best/average, or latest", default="latest"),
+                Flag(name="deepspeed_config", help="DeepSpeed JSON; default: the one the run was trained with"),
+                _LOG_LEVEL,
+            ),
+            takes_settings=False,
+            positional="run_dir",
+            from_launcher=True,
+        ),
+    )
+}

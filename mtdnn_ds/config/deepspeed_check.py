@@ -1,0 +1,113 @@
+"""Which keys and kinds of values a DeepSpeed JSON holds, checked against the tables. Looks at no recipe and no machine."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from mtdnn_ds.config.deepspeed_keys import DEEPSPEED_VERSION, REFUSED, SECTIONS, TOP_LEVEL
+from mtdnn_ds.config.errors import ConfigError, did_you_mean
+from mtdnn_ds.config.yaml_text import duplicate_keys, parse_nodes, read_text
+
+# Keys that the recipe or the machine fills in, as users of Hugging Face's Trainer write them.
+FILLED_IN = {
+    "train_batch_size",
+    "train_micro_batch_size_per_gpu",
+    "gradient_accumulation_steps",
+    "gradient_clipping",
+    "optimizer",
+    "scheduler",
+    "bf16.enabled",
+    "fp16.enabled",
+    "torch_autocast.enabled",
+}
+
+_KIND_WORDS = {
+    "flag": "true or false",
+    "whole": "a whole number",
+    "number": "a number",
+    "text": "text in quotes",
+    "names": "a list of texts",
+    "section": "a section in braces { }",
+}
+
+
+def load_deepspeed_json(path: str) -> dict[str, Any]:
+    """The JSON object in `path`. Raises ConfigError with file and line for syntax errors and for keys given twice."""
+    text = read_text(path, "DeepSpeed configuration")
+    try:
+        settings = json.loads(text)
+    except json.JSONDecodeError as error:
+        hint = "; JSON has no comments" if text.split("\n")[error.lineno - 1].lstrip().startswith(("//", "#", "/*")) else ""
+        raise ConfigError(f"{path}:{error.lineno}: not valid JSON: {error.msg} (column {error.colno}){hint}") from None
+    if not isinstance(settings, dict):
+        raise ConfigError(f"{path}: a DeepSpeed configuration is a JSON object {{...}}, not a {type(settings).__name__}")
+    node = parse_nodes(text.replace("\t", " "))  # JSON is YAML but for tabs; only YAML's parser keeps line numbers
+    problems = [f"{path}:{line}: key '{key}' is given twice; keep one" for key, line in duplicate_keys(node)]
+    if problems:
+        raise ConfigError(problems)
+    return settings
+
+
+def key_problems(settings: Mapping[str, Any], source: str) -> list[str]:
+    """One line for every key that is unknown, refused, of the wrong kind, or "auto" where nothing fills it in."""
+    return [f"{source}: {line}" for line in _section_problems(settings, "", TOP_LEVEL)]
+
+
+def drop_automatic_sizes(config: dict[str, Any]) -> Iterator[str]:
+    """Remove "auto" from ZeRO's bucket sizes and thresholds, so that DeepSpeed's own defaults hold; yields a note for each."""
+    zero = config.get("zero_optimization", {})
+    for key in [key for key, value in zero.items() if value == "auto"]:
+        del zero[key]
+        yield f"zero_optimization.{key} 'auto': DeepSpeed's default is used"
+
+
+def _section_problems(section: Mapping[str, Any], prefix: str, known: Mapping[str, str]) -> Iterator[str]:
+    for key, value in section.items():
+        name = f"{prefix}{key}"
+        if name in REFUSED:
+            yield f"{name}: {REFUSED[name]}"
+        elif key not in known:
+            yield _unknown(name, key, known)
+        elif value == "auto":
+            if name not in FILLED_IN and not _is_automatic_size(name, known[key]):
+                yield f"{name} 'auto': nothing fills this in; write a value or remove it"
+        elif not _is_kind(value, known[key]):
+            yield f"{name}={_shown(value)}: must be {_KIND_WORDS.get(known[key]) or 'one of ' + known[key].replace('|', ', ')}"
+        elif isinstance(value, dict) and name in SECTIONS:
+            yield from _section_problems(value, f"{name}.", SECTIONS[name])
+
+
+def _is_automatic_size(name: str, kind: str) -> bool:
+    return kind == "whole" and name.startswith("zero_optimization.") and name.count(".") == 1 and name != "zero_optimization.stage"
+
+
+def _unknown(name: str, key: str, known: Mapping[str, str]) -> str:
+    close = difflib.get_close_matches(key, known, n=1)
+    if close:
+        return f"unknown key '{name}'; did you mean '{close[0]}'?"
+    home = [f"{section}.{key}" for section, keys in SECTIONS.items() if key in keys] or [key for _ in [key] if key in TOP_LEVEL]
+    if home:
+        return f"unknown key '{name}'; did you mean '{home[0]}'?"
+    return f"unknown key '{name}' for deepspeed {DEEPSPEED_VERSION}{did_you_mean(key, known)}"
+
+
+def _is_kind(value: Any, kind: str) -> bool:
+    if "|" in kind:
+        return isinstance(value, str) and value.lower() in kind.lower().split("|")
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return {
+        "flag": isinstance(value, bool),
+        "whole": is_number and float(value).is_integer() and value >= 0,  # 5e8 is a float to JSON and a size to DeepSpeed
+        "number": is_number,
+        "text": isinstance(value, str),
+        "names": isinstance(value, list) and all(isinstance(item, str) for item in value),
+        "section": isinstance(value, dict),
+        "any": True,
+    }[kind]
+
+
+def _shown(value: Any) -> str:
+    return json.dumps(value)[:80]

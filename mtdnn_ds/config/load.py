@@ -1,0 +1,67 @@
+"""Recipes from YAML files and flags, and back to YAML. Not the models themselves (recipe.py), not the DeepSpeed JSON (deepspeed.py).
+
+Relative paths inside a recipe (data.*, tasks.NAME.files, encoder.path as a folder) are relative to the current directory, as
+everywhere on a command line, not to the recipe's folder.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from mtdnn_ds.config.crosscheck import cross_check, is_without_effect
+from mtdnn_ds.config.errors import ConfigError
+from mtdnn_ds.config.messages import plain_problems
+from mtdnn_ds.config.overrides import apply_overrides
+from mtdnn_ds.config.recipe import Recipe
+from mtdnn_ds.config.schema import field_docs
+from mtdnn_ds.config.yaml_text import dump_yaml, parse_yaml, read_text
+
+__all__ = ["cross_check", "dump_recipe", "field_docs", "load_recipe"]
+
+log = logging.getLogger(__name__)
+
+
+def load_recipe(path: str, overrides: Mapping[str, str]) -> Recipe:
+    """The recipe in `path` with `overrides` (dotted name -> the flag's raw text) applied, validated and cross-checked.
+
+    A flag may replace a setting it contradicts (train.steps for train.epochs, one rate for a named policy); that is logged.
+    Raises ConfigError with every problem of file and flags.
+    """
+    values = parse_yaml(read_text(path, "recipe"), path)
+    if values is None:
+        raise ConfigError(f"{path}: the recipe is empty; it needs at least encoder.path, tasks and train.steps")
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: a recipe is a mapping of sections (encoder, tasks, ...), not a {type(values).__name__}")
+    overridden = apply_overrides(values, overrides, path)
+    problems = list(overridden.problems)
+    recipe: Recipe | None = None
+    try:
+        recipe = Recipe.model_validate(overridden.values)
+    except ValidationError as error:
+        problems += plain_problems(error, source=path, flags=overridden.flags)
+    if recipe is not None:
+        problems += [f"{path}: {line}" for line in cross_check(recipe)]
+    if recipe is None or problems:
+        raise ConfigError(problems)
+    for note in overridden.notes:
+        log.warning(note)
+    return recipe
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The fully resolved recipe as YAML: every default written out, except settings that another setting makes meaningless.
+
+    load_recipe of this text gives an equal recipe.
+    """
+    values = recipe.model_dump(mode="json")
+    resolved = {section: _written(recipe, section, settings) for section, settings in values.items()}
+    resolved["tasks"] = {name: {key: value for key, value in task.items() if value is not None} for name, task in values["tasks"].items()}
+    return dump_yaml(resolved)
+
+
+def _written(recipe: Recipe, section: str, settings: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in settings.items() if value is not None and not is_without_effect(recipe, section, key)}

@@ -1,0 +1,96 @@
+"""Which number format a run computes in, from the bf16, fp16 and torch_autocast sections of a DeepSpeed JSON. Pure."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+Precision = Literal["fp32", "bf16", "fp16", "autocast_bf16", "autocast_fp16"]
+
+# Names that DeepSpeed's DtypeEnum knows (runtime/config.py).
+_DTYPES = {
+    **dict.fromkeys(("fp32", "float32", "float", "torch.float32"), "fp32"),
+    **dict.fromkeys(("bf16", "bfloat16", "torch.bfloat16"), "bf16"),
+    **dict.fromkeys(("fp16", "float16", "half", "torch.float16"), "fp16"),
+}
+_SECTIONS = ("bf16", "fp16", "torch_autocast")
+
+
+def resolve_precision(
+    config: dict[str, Any], *, stage: int, fast_bf16: bool, fp16_supported: bool, device_type: str
+) -> tuple[Precision, list[str], list[str]]:
+    """(precision, notes, problems); the sections of `config` are changed to say true or false instead of "auto".
+
+    "auto" takes the format where the machine computes it at speed, else fp32 with a note; true takes it wherever it works.
+    bf16 and fp16 may both be "auto", as Hugging Face's examples have it: bf16 first, then fp16, then fp32.
+    """
+    notes: list[str] = []
+    problems: list[str] = []
+    asked = {name: config.get(name, {}).get("enabled", False) for name in _SECTIONS}
+    wanted = [name for name in _SECTIONS if asked[name]]
+    if len(wanted) > 1 and not (wanted == ["bf16", "fp16"] and set(asked.values()) == {"auto", False}):
+        problems.append(f"{' and '.join(wanted)} are both on: a run has one number format; leave one of them")
+    dtype = _autocast_dtype(config, problems)
+    for name in ("bf16", "fp16"):
+        if asked[name] and stage == 0:
+            problems.append(
+                f"{name} with ZeRO stage 0: DeepSpeed cannot accumulate gradients in fp32 there; use torch_autocast (ds_configs/zero0.json) or stage 1, 2 or 3"
+            )
+    if asked["torch_autocast"] and dtype == "fp16" and stage == 0:
+        problems.append(
+            'torch_autocast in float16 with ZeRO stage 0: DeepSpeed drops overflowing steps there without saying so; use stage 1 or 2, or dtype "bfloat16"'
+        )
+    if asked["fp16"] is True and not fp16_supported:
+        where = "this CPU has no fp16 arithmetic" if device_type == "cpu" else "this GPU has no fp16 arithmetic"
+        problems.append(f"fp16.enabled=true: {where}; use ds_configs/zero2_fp32.json, or torch_autocast with dtype float16")
+    chosen = _choose(asked, dtype, fast_bf16=fast_bf16, fp16_supported=fp16_supported)
+    if chosen == "fp32" and "auto" in asked.values():
+        notes.append(_why_fp32(asked, dtype, device_type))
+    for name in _SECTIONS:
+        if name in config:
+            config[name]["enabled"] = chosen.startswith("autocast") if name == "torch_autocast" else chosen == name
+    _data_types(config, chosen, problems)
+    return chosen, notes, problems
+
+
+def _choose(asked: dict[str, Any], dtype: str, *, fast_bf16: bool, fp16_supported: bool) -> Precision:
+    fast = {"bf16": fast_bf16, "fp16": fp16_supported}
+    if asked["torch_autocast"] is True or (asked["torch_autocast"] == "auto" and fast[dtype]):
+        return "autocast_fp16" if dtype == "fp16" else "autocast_bf16"
+    if asked["bf16"] is True or (asked["bf16"] == "auto" and fast_bf16):
+        return "bf16"
+    if asked["fp16"] is True or (asked["fp16"] == "auto" and fp16_supported):
+        return "fp16"
+    return "fp32"
+
+
+def _why_fp32(asked: dict[str, Any], dtype: str, device_type: str) -> str:
+    names = [name for name in _SECTIONS if asked[name] == "auto"]
+    lacking = sorted({dtype if name == "torch_autocast" else name for name in names})
+    device = "CPU" if device_type == "cpu" else "GPU"
+    return f"{' and '.join(names)} 'auto': this {device} has no fast {' and no '.join(lacking)} instructions; training in fp32; set {names[0]}.enabled to true to force it"
+
+
+def _autocast_dtype(config: dict[str, Any], problems: list[str]) -> str:
+    section = config.get("torch_autocast")
+    if section is None:
+        return "bf16"
+    given = section.setdefault("dtype", "bfloat16")  # DeepSpeed has no default of its own
+    dtype = _DTYPES.get(given, "")
+    if dtype in ("bf16", "fp16"):
+        return dtype
+    problems.append(f'torch_autocast.dtype="{given}": must be "bfloat16" or "float16"')
+    return "bf16"
+
+
+def _data_types(config: dict[str, Any], precision: Precision, problems: list[str]) -> None:
+    """Gradients accumulate in fp32, whatever the weights are in: DeepSpeed's default is the weights' format."""
+    section = config.setdefault("data_types", {})
+    given = section.setdefault("grad_accum_dtype", "fp32")
+    if _DTYPES.get(given) != "fp32":
+        problems.append(
+            f'data_types.grad_accum_dtype="{given}": gradients accumulate in fp32, so that a step does not depend on how it was cut up; remove it'
+        )
+    weights = precision if precision in ("bf16", "fp16") else "fp32"
+    wanted = section.get("param_dtype")
+    if wanted is not None and _DTYPES.get(wanted) != weights:
+        problems.append(f'data_types.param_dtype="{wanted}": this run keeps its weights in {weights}; remove it')

@@ -1,0 +1,285 @@
+"""The prepared cache: one folder per (task, split) with untruncated token ids as memory-mapped Arrow. Knows rows, not steps or batches.
+
+    CACHE_DIR/TASK-SPLIT-KEY/tokens.arrow   record batches of ROWS_PER_BATCH rows: tokens, first_length, label, source_row
+    CACHE_DIR/TASK-SPLIT-KEY/meta.json      rows, tokens, left-out rows by reason, size of tokens.arrow, fingerprint
+    CACHE_DIR/TASK-SPLIT-KEY.lock           held by the process that builds it
+
+KEY hashes the source's contents, how it is read, the tokenizer and CODE_VERSION, but not the sequence length. A folder is
+written aside, synced and renamed, so it is either whole or not there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+import filelock
+import numpy as np
+import pyarrow as pa
+
+from mtdnn_ds.config.errors import DataError, UserError
+from mtdnn_ds.data.features import flatten, load_tokenizer, special_tokens, token_ids, tokenizer_hash
+from mtdnn_ds.data.prepared import PreparedSplit, Shard
+from mtdnn_ds.data.rows import CheckedRow, checked_rows
+from mtdnn_ds.data.sources import fingerprint, place_of
+from mtdnn_ds.tasks.spec import Source, TaskSpec
+
+CODE_VERSION = 1  # raise it when rows or tokens of the same source would come out differently
+ROWS_PER_BATCH = 2**16
+
+OnBadRow = Literal["refuse", "skip"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Job:
+    """One split to be opened or built."""
+
+    spec: TaskSpec
+    split: str
+    source: Source
+    fingerprint: str
+    folder: Path
+
+
+def prepare(
+    specs: Sequence[TaskSpec],
+    *,
+    tokenizer_path: str,
+    cache_dir: str,
+    on_bad_row: OnBadRow = "refuse",
+    splits: Collection[str] | None = None,
+    build: bool = True,
+    say: Callable[[str], None] = print,
+    trust_remote_code: bool = False,
+) -> dict[str, dict[str, PreparedSplit]]:
+    """{task: {split: prepared rows}} of the splits that each task has among `splits` (None: all of them).
+
+    With `build`, what is not in the cache is built: call it on one process per cache folder. Without, everything must be there
+    (other processes, after a barrier). Raises DataError with the problems of all splits together.
+    """
+    tokenizer = load_tokenizer(tokenizer_path, trust_remote_code=trust_remote_code)
+    specials = special_tokens(tokenizer)
+    hashed_tokenizer = tokenizer_hash(tokenizer)
+    prepared: dict[str, dict[str, PreparedSplit]] = {spec.name: {} for spec in specs}
+    problems: list[str] = []
+    for spec in specs:
+        for split, source in spec.splits.items():
+            if splits is not None and split not in splits:
+                continue
+            try:
+                key = _key(spec, source, hashed_tokenizer, on_bad_row)
+                job = _Job(
+                    spec=spec,
+                    split=split,
+                    source=source,
+                    fingerprint=key,
+                    folder=Path(cache_dir).expanduser() / f"{spec.name}-{split}-{key[:16]}",
+                )
+                meta = _ensure(job, tokenizer, on_bad_row, build, say)
+                template = specials.pair if len(source.text_columns) == 2 else specials.single
+                prepared[spec.name][split] = _open(job, meta, template, specials.truncates_left)
+            except UserError as error:
+                problems += error.problems
+    if problems:
+        raise DataError(problems)
+    return prepared
+
+
+def _key(spec: TaskSpec, source: Source, hashed_tokenizer: str, on_bad_row: OnBadRow) -> str:
+    how_read = {name: value for name, value in asdict(source).items() if name not in ("path", "config", "split")}
+    identity = [CODE_VERSION, fingerprint(source), how_read, spec.kind, spec.labels, hashed_tokenizer, on_bad_row]
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+
+# Opening
+
+
+def _read_meta(job: _Job) -> tuple[dict[str, Any] | None, str]:
+    """meta.json of a whole folder, or None and what is wrong with it ("" if it is simply not there)."""
+    if not job.folder.is_dir():
+        return None, ""
+    try:
+        meta = json.loads((job.folder / "meta.json").read_text(encoding="utf-8"))
+        size = (job.folder / "tokens.arrow").stat().st_size
+        if size != meta["bytes"]:
+            return None, f"tokens.arrow has {size:,} bytes instead of {meta['bytes']:,}"
+        _shards(job.folder, meta["rows"])
+        return meta, ""
+    except (OSError, ValueError, KeyError, TypeError) as error:  # pa.ArrowInvalid is a ValueError
+        return None, f"{type(error).__name__}: {error}"
+
+
+def _shards(folder: Path, num_rows: int) -> tuple[Shard, ...]:
+    """Zero-copy views into the memory-mapped file."""
+    reader = pa.ipc.open_file(pa.memory_map(str(folder / "tokens.arrow")))
+    batches = [reader.get_batch(index) for index in range(reader.num_record_batches)]
+    shards = tuple(
+        Shard(
+            tokens=batch.column("tokens").values.to_numpy(zero_copy_only=True),
+            offsets=batch.column("tokens").offsets.to_numpy(zero_copy_only=True),
+            first_lengths=batch.column("first_length").to_numpy(zero_copy_only=True),
+            labels=batch.column("label").to_numpy(zero_copy_only=True),
+            source_rows=batch.column("source_row").to_numpy(zero_copy_only=True),
+        )
+        for batch in batches
+    )
+    if sum(len(shard.labels) for shard in shards) != num_rows or any(len(shard.labels) != ROWS_PER_BATCH for shard in shards[:-1]):
+        raise ValueError(f"record batches of {[len(shard.labels) for shard in shards]} rows do not make up {num_rows} rows")
+    return shards
+
+
+def _open(job: _Job, meta: dict[str, Any], template: Any, truncates_left: bool) -> PreparedSplit:
+    shards = _shards(job.folder, meta["rows"])
+    return PreparedSplit(
+        task=job.spec.name,
+        split=job.split,
+        num_rows=meta["rows"],
+        labels=np.concatenate([shard.labels for shard in shards]),
+        source_rows=np.concatenate([shard.source_rows for shard in shards]),
+        skipped=meta["skipped"],
+        fingerprint=job.fingerprint,
+        template=template,
+        truncates_left=truncates_left,
+        rows_per_shard=ROWS_PER_BATCH,
+        shards=shards,
+    )
+
+
+# Building
+
+
+def _ensure(job: _Job, tokenizer: Any, on_bad_row: OnBadRow, build: bool, say: Callable[[str], None]) -> dict[str, Any]:
+    name = f"{job.spec.name}/{job.split}"
+    meta, damage = _read_meta(job)
+    if meta is None and not build:
+        raise RuntimeError(
+            f"{name}: {job.folder} is not prepared{f' ({damage})' if damage else ''}; one process per cache folder must prepare it first"
+        )
+    if meta is None:
+        job.folder.parent.mkdir(parents=True, exist_ok=True)
+        with _lock(job, say):
+            meta, damage = _read_meta(job)  # another process may have built it while we waited
+            if meta is None:
+                if damage:
+                    say(f"{name}: the cache in {job.folder} is damaged ({damage}); building it again")
+                return _build(job, tokenizer, on_bad_row, say)
+    say(f"{name}: {meta['rows']:,} rows from the cache in {job.folder}{_left_out(meta['skipped'])}")
+    return meta
+
+
+def _lock(job: _Job, say: Callable[[str], None]) -> Any:
+    """The system frees it when its holder dies, however that ends."""
+    lock = filelock.FileLock(f"{job.folder}.lock")
+    try:
+        return lock.acquire(timeout=1)
+    except filelock.Timeout:
+        say(f"{job.spec.name}/{job.split}: another process is preparing it; waiting")
+        return lock.acquire()
+
+
+def _build(job: _Job, tokenizer: Any, on_bad_row: OnBadRow, say: Callable[[str], None]) -> dict[str, Any]:
+    name, started = f"{job.spec.name}/{job.split}", time.perf_counter()
+    say(f"preparing {name} from {place_of(job.source)} ...")
+    for leftover in job.folder.parent.glob(f"{job.folder.name}.building-*"):  # we hold the lock, so its builder is dead
+        shutil.rmtree(leftover)
+    aside = job.folder.with_name(f"{job.folder.name}.building-{os.getpid()}")
+    aside.mkdir()
+    try:
+        meta = _write(job, aside, tokenizer, on_bad_row)
+        if job.folder.exists():  # damaged, or this function would not have been called
+            shutil.rmtree(job.folder)
+        aside.replace(job.folder)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+    _sync(job.folder.parent)
+    seconds = time.perf_counter() - started
+    say(
+        f"prepared {name}: {meta['rows']:,} rows, {meta['tokens']:,} tokens in {seconds:.1f} s, cached in {job.folder}{_left_out(meta['skipped'])}"
+    )
+    return meta
+
+
+def _write(job: _Job, aside: Path, tokenizer: Any, on_bad_row: OnBadRow) -> dict[str, Any]:
+    token_type = pa.uint16() if len(tokenizer) <= 2**16 else pa.int32()
+    schema = pa.schema(
+        [("tokens", pa.large_list(token_type)), ("first_length", pa.int32()), ("label", pa.float32()), ("source_row", pa.int64())]
+    )
+    skipped: Counter[str] = Counter()
+    rows = checked_rows(job.source, kind=job.spec.kind, labels=job.spec.labels, on_bad_row=on_bad_row, skipped=skipped)
+    num_rows = num_tokens = 0
+    path = aside / "tokens.arrow"
+    with path.open("wb") as file, pa.ipc.new_file(file, schema) as writer:
+        for block in _blocks(rows):
+            batch = _record_batch(block, tokenizer, schema)
+            writer.write_batch(batch)
+            num_rows += batch.num_rows
+            num_tokens += len(batch.column("tokens").values)
+    meta = {
+        "task": job.spec.name,
+        "split": job.split,
+        "source": place_of(job.source),
+        "rows": num_rows,
+        "tokens": num_tokens,
+        "skipped": dict(sorted(skipped.items())),
+        "bytes": path.stat().st_size,
+        "code_version": CODE_VERSION,
+        "fingerprint": job.fingerprint,
+    }
+    (aside / "meta.json").write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
+    for written in (path, aside / "meta.json", aside):
+        _sync(written)
+    return meta
+
+
+def _blocks(rows: Iterator[CheckedRow]) -> Iterator[list[CheckedRow]]:
+    while block := list(islice(rows, ROWS_PER_BATCH)):
+        yield block
+
+
+def _record_batch(block: Sequence[CheckedRow], tokenizer: Any, schema: pa.Schema) -> pa.RecordBatch:
+    """Texts of a row stand one after the other in the flat token buffer: a0 b0 a1 b1 ..."""
+    num_texts = len(block[0].texts)
+    texts = [text for row in block for text in row.texts]
+    lengths = np.empty(len(texts), dtype=np.int64)
+
+    def measured() -> Iterator[list[int]]:
+        for index, ids in enumerate(token_ids(tokenizer, texts)):
+            lengths[index] = len(ids)
+            yield ids
+
+    value_type = schema.field("tokens").type.value_type
+    tokens = flatten(measured(), np.dtype(value_type.to_pandas_dtype()))
+    lengths_by_row = lengths.reshape(len(block), num_texts)
+    offsets = np.concatenate(([0], np.cumsum(lengths_by_row.sum(axis=1))))
+    return pa.record_batch(
+        [
+            pa.LargeListArray.from_arrays(pa.array(offsets, pa.int64()), pa.array(tokens, value_type)),
+            pa.array(lengths_by_row[:, 0].astype(np.int32)),
+            pa.array(np.array([row.label for row in block], dtype=np.float32)),
+            pa.array(np.array([row.number for row in block], dtype=np.int64)),
+        ],
+        schema=schema,
+    )
+
+
+def _left_out(skipped: dict[str, int]) -> str:
+    return "".join(f"; left out {count:,} rows: {reason}" for reason, count in skipped.items())
+
+
+def _sync(path: Path) -> None:
+    """Make a file or a folder's entries durable before anything refers to them."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

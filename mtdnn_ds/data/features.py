@@ -1,0 +1,151 @@
+"""Tokens of texts, and how cached tokens become input sequences: special tokens, truncation, ragged gather. Pure NumPy around one tokenizer.
+
+Texts are tokenised untruncated, unpadded and without special tokens; everything that depends on the sequence length happens here
+at gather time, so one cache serves every length. Equal to `tokenizer(a, b, truncation=True, max_length=...)` of transformers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import numpy as np
+
+from mtdnn_ds.config.errors import ConfigError
+
+_TEXTS_PER_CALL = 2048  # an Encoding takes kilobytes; only its ids are kept
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Template:
+    """prefix a suffix, or prefix a middle b suffix: ids and token types, in the order and with the types of the tokenizer itself."""
+
+    prefix: tuple[int, ...]
+    middle: tuple[int, ...]  # empty for one text
+    suffix: tuple[int, ...]
+    prefix_types: tuple[int, ...]
+    middle_types: tuple[int, ...]
+    suffix_types: tuple[int, ...]
+    first_type: int
+    second_type: int
+
+    @property
+    def num_special(self) -> int:
+        return len(self.prefix) + len(self.middle) + len(self.suffix)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SpecialTokens:
+    """Templates of one and of two texts, and the side at which the tokenizer truncates."""
+
+    single: Template
+    pair: Template
+    truncates_left: bool
+
+
+def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> Any:
+    """The fast tokenizer of a model folder or hub name. Raises ConfigError if there is none."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, use_fast=True, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, ImportError, KeyError) as error:
+        raise ConfigError(f"encoder.path={path}: no tokenizer can be loaded ({(str(error).splitlines() or [''])[0]})") from error
+    if not tokenizer.is_fast:
+        raise ConfigError(f"encoder.path={path}: has only a slow tokenizer; save a fast one (tokenizer.json) beside the model")
+    return tokenizer
+
+
+def tokenizer_hash(tokenizer: Any) -> str:
+    """sha256 of everything that decides the ids of a text; not of padding and truncation, which are applied at gather time."""
+    _make_plain(tokenizer)
+    return hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
+
+
+def special_tokens(tokenizer: Any) -> SpecialTokens:
+    """Templates as the tokenizer applies them, read off two encoded probes."""
+    _make_plain(tokenizer)
+    # Models that take no token_type_ids (DistilBERT) get none from transformers, which equals all zeros, whatever the template says.
+    typed = "token_type_ids" in tokenizer.model_input_names
+    return SpecialTokens(
+        single=_template(tokenizer.backend_tokenizer.encode("a"), typed),
+        pair=_template(tokenizer.backend_tokenizer.encode("a", "a"), typed),
+        truncates_left=tokenizer.truncation_side == "left",
+    )
+
+
+def token_ids(tokenizer: Any, texts: Sequence[str]) -> Iterable[list[int]]:
+    """Ids of each text: all of them, without special tokens."""
+    _make_plain(tokenizer)
+    for start in range(0, len(texts), _TEXTS_PER_CALL):
+        for encoding in tokenizer.backend_tokenizer.encode_batch_fast(
+            list(texts[start : start + _TEXTS_PER_CALL]), add_special_tokens=False
+        ):
+            yield encoding.ids
+
+
+def flatten(lists: Iterable[list[int]], dtype: np.dtype) -> np.ndarray:
+    """All ids end to end."""
+    return np.fromiter(chain.from_iterable(lists), dtype=dtype)
+
+
+def _make_plain(tokenizer: Any) -> None:
+    """A tokenizer.json may switch on padding and truncation to some length (sentence-transformers' do), which would end up in the cache."""
+    tokenizer.backend_tokenizer.no_padding()
+    tokenizer.backend_tokenizer.no_truncation()
+
+
+def _template(probe: Any, typed: bool) -> Template:
+    owners = probe.sequence_ids  # None for a special token, else 0 or 1
+    types = probe.type_ids if typed else [0] * len(probe.ids)
+    first = [index for index, owner in enumerate(owners) if owner == 0]
+    second = [index for index, owner in enumerate(owners) if owner == 1]
+    assert first and (not second or first[-1] < second[0]), f"a tokenizer whose template is not 'a' or 'a b': {probe.tokens}"
+    last = second or first
+    before, between, after = slice(0, first[0]), slice(first[-1] + 1, second[0] if second else first[-1] + 1), slice(last[-1] + 1, None)
+    return Template(
+        prefix=tuple(probe.ids[before]),
+        middle=tuple(probe.ids[between]),
+        suffix=tuple(probe.ids[after]),
+        prefix_types=tuple(types[before]),
+        middle_types=tuple(types[between]),
+        suffix_types=tuple(types[after]),
+        first_type=types[first[0]],
+        second_type=types[second[0]] if second else 0,
+    )
+
+
+def kept_lengths(first_S: np.ndarray, second_S: np.ndarray, num_kept: int) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens kept of both texts when `num_kept` fit: longest first, exactly as `truncate_encodings` of Hugging Face tokenizers.
+
+    The shorter text is whole as long as the longer one keeps at least as many tokens; else both get half, the longer one the
+    odd token (the second text, if both are equally long). Examples: (3, 9) into 8 -> (3, 5); (7, 9) into 9 -> (4, 5); (9, 7) into 9 -> (5, 4).
+    """
+    # https://github.com/huggingface/tokenizers/blob/v0.21.0/tokenizers/src/utils/truncation.rs, TruncationStrategy::LongestFirst:
+    # with n1 <= n2: n2 = n1 if n1 > room else max(n1, room - n1); if n1 + n2 > room: n1 = room // 2, n2 = n1 + room % 2.
+    shorter_S, longer_S = np.minimum(first_S, second_S), np.maximum(first_S, second_S)
+    cut_longer_S = np.where(shorter_S > num_kept, shorter_S, np.maximum(shorter_S, num_kept - shorter_S))
+    both_S = shorter_S + cut_longer_S > num_kept
+    kept_shorter_S = np.where(both_S, num_kept // 2, shorter_S)
+    kept_longer_S = np.where(both_S, num_kept // 2 + num_kept % 2, cut_longer_S)
+    fits_S = shorter_S + longer_S <= num_kept
+    kept_shorter_S, kept_longer_S = np.where(fits_S, shorter_S, kept_shorter_S), np.where(fits_S, longer_S, kept_longer_S)
+    swapped_S = first_S > second_S
+    return np.where(swapped_S, kept_longer_S, kept_shorter_S), np.where(swapped_S, kept_shorter_S, kept_longer_S)
+
+
+def room_for_texts(template: Template, max_length: int) -> int:
+    """Tokens left for texts. Raises ConfigError if the special tokens alone fill the sequence."""
+    room = max_length - template.num_special
+    if room < 1:
+        raise ConfigError(f"encoder.max_length={max_length}: {template.num_special} special tokens leave no room for text; raise it")
+    return room
+
+
+def ragged_ranges(starts_S: np.ndarray, lengths_S: np.ndarray) -> np.ndarray:
+    """start, start + 1, ... of each range, end to end: starts (5, 0), lengths (2, 3) give [5, 6, 0, 1, 2]."""
+    offsets_S = np.cumsum(lengths_S) - lengths_S
+    return np.arange(int(lengths_S.sum()), dtype=np.int64) + np.repeat(starts_S - offsets_S, lengths_S)

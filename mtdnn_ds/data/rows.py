@@ -1,0 +1,144 @@
+"""Checked rows: texts that are texts and labels that are class ids or scores. Every bad row is found before training, none is repaired.
+
+A label may be given as a class name, as a class id ("0" .. "C-1", 0 .. C-1), or as one of the source's label words. If any class
+name is itself an integer ("1", "2", "3" ...), ids are not accepted: the name decides.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from mtdnn_ds.config.errors import DataError, did_you_mean
+from mtdnn_ds.data.sources import RowProblem, columns_of, iterate_rows, place_of, row_word
+from mtdnn_ds.tasks.builtin import NO_GOLD_LABEL
+from mtdnn_ds.tasks.spec import Kind, Source
+
+_MAX_LISTED = 10
+_NO_GOLD_REASON = "no gold label"
+_LARGEST_SCORE = float(np.finfo(np.float32).max)
+
+LabelParser = Callable[[object], "float | RowProblem"]
+
+
+class CheckedRow(NamedTuple):
+    """One usable row. `label` is a class id or a score, NaN where the source has no labels."""
+
+    number: int  # as a person would look it up, see data/sources.py
+    texts: tuple[str, ...]
+    label: float
+
+
+def checked_rows(
+    source: Source,
+    *,
+    kind: Kind,
+    labels: Sequence[str],
+    on_bad_row: Literal["refuse", "skip"],
+    skipped: Counter[str],
+) -> Iterator[CheckedRow]:
+    """Usable rows in file order; left-out rows are counted by reason in `skipped`, complete once the iterator is exhausted.
+
+    Raises DataError, at the end of the source, if it has bad rows and `on_bad_row` is "refuse" (the first 10 are listed), or
+    if no row is left. Rows whose annotators did not agree (label words of `NO_GOLD_LABEL`) are left out in either mode.
+    """
+    parse = _label_parser(source, kind, labels)
+    num_texts = len(source.text_columns)
+    columns = columns_of(source)
+    bad: list[str] = []
+    num_bad = num_rows = num_good = 0
+    for number, cells in iterate_rows(source):
+        num_rows += 1
+        checked = cells if isinstance(cells, RowProblem) else _check(number, cells, num_texts, columns, parse)
+        if isinstance(checked, CheckedRow):
+            num_good += 1
+            yield checked
+            continue
+        if checked.reason == _NO_GOLD_REASON or on_bad_row == "skip":
+            skipped[checked.reason] += 1
+        else:
+            num_bad += 1
+            if len(bad) < _MAX_LISTED:
+                bad.append(f"  {row_word(source)} {number}: {checked.detail}")
+    if num_bad:
+        if num_bad > len(bad):
+            bad.append(f"  ... and {num_bad - len(bad):,} more")
+        head = (
+            f"{place_of(source)}: {num_bad:,} of {num_rows:,} rows cannot be used; mend them, or leave them out with data.on_bad_row: skip"
+        )
+        raise DataError("\n".join([head, *bad]))
+    if num_good == 0:
+        reasons = "; ".join(f"{count:,} left out: {reason}" for reason, count in sorted(skipped.items()))
+        raise DataError(f"{place_of(source)}: " + (f"no usable row ({reasons})" if num_rows else "has no rows"))
+
+
+def _check(number: int, cells: tuple[object, ...], num_texts: int, columns: Sequence[str], parse: LabelParser) -> CheckedRow | RowProblem:
+    texts = cells[:num_texts]
+    for text, column in zip(texts, columns, strict=False):
+        if not isinstance(text, str):
+            return RowProblem("not a text", f"column '{column}' holds {_shown(text)}, not a text")
+        if not text.strip():
+            return RowProblem("empty text", f"column '{column}' is empty")
+    label = parse(cells[num_texts] if len(cells) > num_texts else None)
+    return label if isinstance(label, RowProblem) else CheckedRow(number, texts, label)  # type: ignore[arg-type]
+
+
+def _label_parser(source: Source, kind: Kind, labels: Sequence[str]) -> LabelParser:
+    if source.label_column is None:
+        return lambda cell: math.nan
+    if kind == "regression":
+        return _parse_score
+    ids = _accepted_labels(labels, source.label_words or {})
+
+    def parse_class(cell: object) -> float | RowProblem:
+        word = _label_word(cell)
+        class_id = None if word is None else ids.get(word)
+        if class_id is not None:
+            return class_id if class_id >= 0 else RowProblem(_NO_GOLD_REASON, "no gold label")
+        if word is None or not word.strip():
+            return RowProblem("missing label", "the label is missing")
+        return RowProblem("unknown label", f"unknown label {_shown(cell)}{did_you_mean(word, labels)}")
+
+    return parse_class
+
+
+def _accepted_labels(labels: Sequence[str], label_words: Mapping[str, str]) -> dict[str, float]:
+    """Every accepted spelling -> class id, or -1 for "no gold label". Names win over label words, and those over ids."""
+    names = {label: float(class_id) for class_id, label in enumerate(labels)}
+    words = {word: -1.0 if name == NO_GOLD_LABEL else names[name] for word, name in label_words.items()}
+    ids = {} if any(_is_integer(label) for label in labels) else {str(class_id): float(class_id) for class_id in range(len(labels))}
+    return {**ids, **words, **names}
+
+
+def _is_integer(word: str) -> bool:
+    return word.removeprefix("-").isdecimal()
+
+
+def _label_word(cell: object) -> str | None:
+    """A cell as a word: 1, 1.0 (how a column with gaps stores it) and true are "1"; None and NaN are missing."""
+    if cell is None or (isinstance(cell, float) and math.isnan(cell)):
+        return None
+    if isinstance(cell, bool) or (isinstance(cell, float) and cell.is_integer()):
+        return str(int(cell))
+    return str(cell)
+
+
+def _parse_score(cell: object) -> float | RowProblem:
+    if cell is None or (isinstance(cell, str) and not cell.strip()):
+        return RowProblem("missing label", "the score is missing")
+    try:
+        score = float(cell)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return RowProblem("invalid score", f"score {_shown(cell)} is not a number")
+    if not abs(score) <= _LARGEST_SCORE:  # NaN compares false
+        return RowProblem("invalid score", f"score {_shown(cell)} is not a finite number")
+    return score
+
+
+def _shown(cell: object) -> str:
+    text = repr(cell)
+    return text if len(text) <= 60 else text[:57] + "..."

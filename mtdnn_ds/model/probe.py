@@ -1,0 +1,65 @@
+"""Load-time checks of an encoder: does it give Hugging Face's hidden states, and does every parameter take part?
+
+Two short sequences in evaluation mode on the CPU; milliseconds, no random draws, no gradients kept.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from mtdnn_ds.batch.groups import attention_groups
+from mtdnn_ds.batch.packed import PackedBatch, SequenceTargets
+
+LENGTHS = np.array([3, 5])
+
+
+def probe_batch(model: PreTrainedModel) -> PackedBatch:
+    """Two sequences of 3 and 5 tokens that are not padding, both supervised by task 0."""
+    embeddings = model.get_input_embeddings()
+    assert isinstance(embeddings, nn.Embedding)
+    ids = [index for index in range(min(embeddings.num_embeddings, 64)) if index != model.config.pad_token_id]
+    groups, packed_to_padded = attention_groups(LENGTHS)
+    return PackedBatch(
+        input_ids=torch.tensor([ids[(7 * index) % len(ids)] for index in range(8)]),
+        token_type_ids=torch.zeros(8, dtype=torch.int64),
+        position_ids=torch.tensor([0, 1, 2, 0, 1, 2, 3, 4]),
+        cu_seqlens=torch.tensor([0, 3, 8], dtype=torch.int32),
+        max_seqlen=5,
+        attention_groups=groups,
+        packed_to_padded=packed_to_padded,
+        sequence=SequenceTargets(rows=torch.tensor([0, 1]), task_ids=torch.tensor([0, 0]), labels=torch.zeros(2)),
+        loss_coefficients=torch.ones(1),
+        example_tasks=np.zeros(2, dtype=np.int64),
+        example_rows=np.arange(2),
+        num_tokens=8,
+    )
+
+
+@torch.no_grad()
+def hidden_one_by_one(model: PreTrainedModel, batch: PackedBatch) -> Tensor:
+    """Hugging Face's own forward, each sequence alone and unpadded, (T, D). Must be called before the attention is replaced."""
+    sequences = batch.input_ids.split(LENGTHS.tolist())
+    return torch.cat([model(input_ids=ids[None], attention_mask=torch.ones_like(ids)[None])[0][0] for ids in sequences])
+
+
+def relative_difference(ours: Tensor, theirs: Tensor) -> float:
+    """Largest absolute difference, relative to the largest value where that exceeds 1."""
+    return float((ours - theirs).abs().max() / theirs.abs().max().clamp(min=1))
+
+
+def unused_parameters(module: nn.Module, output: Tensor) -> list[str]:
+    """Names of the parameters of `module` that `output` does not depend on, found by walking its autograd graph."""
+    used: set[int] = set()
+    seen, waiting = set(), [output.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):  # the leaf node that accumulates a parameter's gradient
+            used.add(id(node.variable))
+        waiting.extend(parent for parent, _ in node.next_functions)
+    return [name for name, parameter in module.named_parameters() if parameter.requires_grad and id(parameter) not in used]

@@ -1,0 +1,150 @@
+"""From a recipe to what a run works on: prepared data, plan, loader settings, model. The one builder beside the config; trains nothing."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from mtdnn_ds import dist
+from mtdnn_ds.config.encoder_path import resolve_encoder_path
+from mtdnn_ds.config.errors import ConfigError
+from mtdnn_ds.config.recipe import Recipe
+from mtdnn_ds.data.cache import PreparedSplit, prepare
+from mtdnn_ds.data.features import load_tokenizer, special_tokens
+from mtdnn_ds.data.loader import LoaderSettings
+from mtdnn_ds.data.plan import StepPlan, steps_for_epochs
+from mtdnn_ds.model.multitask import MultiTaskModel, build_model
+from mtdnn_ds.tasks.layout import HeadLayout, head_layout
+from mtdnn_ds.tasks.spec import TaskSpec
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunData:
+    """A run's tasks and their prepared data, equal on every rank."""
+
+    specs: tuple[TaskSpec, ...]
+    layout: HeadLayout
+    prepared: dict[str, dict[str, PreparedSplit]]  # task -> split
+
+    @property
+    def train_splits(self) -> tuple[PreparedSplit, ...]:
+        return tuple(self.prepared[spec.name]["train"] for spec in self.specs)
+
+    @property
+    def train_sizes(self) -> dict[str, int]:
+        return {spec.name: self.prepared[spec.name]["train"].num_rows for spec in self.specs}
+
+    def metric_names(self, spec: TaskSpec) -> list[str]:
+        """Names of a task's metrics as evaluations report them: those of a second dev split have its suffix."""
+        return [metric + split.removeprefix("dev") for split in spec.dev_splits for metric in spec.metrics]
+
+    def describe(self, task_id: int, row: int) -> str:
+        """A training example as its user would look it up."""
+        spec = self.specs[task_id]
+        split = self.prepared[spec.name]["train"]
+        return f"{spec.name} {spec.splits['train'].path} row {int(split.source_rows[row])}"
+
+
+def prepare_run_data(recipe: Recipe, specs: Sequence[TaskSpec], say: Say) -> RunData:
+    """Prepare every train and dev split once: on rank 0, then on nodes that do not see its disk, then open everywhere.
+
+    Collective: all ranks must call this.
+    """
+    tokenizer_path = resolve_encoder_path(recipe.encoder.tokenizer or recipe.encoder.path)
+
+    def run(build: bool, speak: Say) -> dict[str, dict[str, PreparedSplit]]:
+        return prepare(
+            specs,
+            tokenizer_path=tokenizer_path,
+            cache_dir=recipe.data.cache_dir,
+            on_bad_row=recipe.data.on_bad_row,
+            splits={name for spec in specs for name in ("train", *spec.dev_splits)},
+            build=build,
+            say=speak,
+            trust_remote_code=recipe.encoder.trust_remote_code,
+        )
+
+    def build_on_main() -> None:
+        run(True, say)
+
+    dist.on_main(build_on_main)
+    if dist.local_rank() == 0 and not dist.is_main():
+        run(True, lambda text: None)  # finds rank 0's cache on a shared disk, else builds this node's own
+    dist.barrier()
+    return RunData(specs=tuple(specs), layout=head_layout(specs), prepared=run(False, lambda text: None))
+
+
+def total_steps(recipe: Recipe, sizes: dict[str, int]) -> int:
+    """train.steps, or the steps that train.epochs takes."""
+    if recipe.train.steps is not None:
+        return recipe.train.steps
+    assert recipe.train.epochs is not None
+    return steps_for_epochs(recipe.train.epochs, sizes, recipe.batch.examples_per_step)
+
+
+def build_plan(recipe: Recipe, data: RunData) -> StepPlan:
+    """The run's plan: equal on every rank and for every number of ranks."""
+    contents = "\n".join(f"{spec.name} {data.prepared[spec.name]['train'].fingerprint}" for spec in data.specs)
+    return StepPlan(
+        sizes=data.train_sizes,
+        rates=recipe.mixture.rates,
+        temperature=recipe.mixture.temperature,
+        cap=recipe.mixture.cap,
+        anneal_to=recipe.mixture.anneal_to,
+        mixing=recipe.mixture.mixing,
+        examples_per_step=recipe.batch.examples_per_step,
+        seed=recipe.train.seed,
+        total_steps=total_steps(recipe, data.train_sizes),
+        data_fingerprint=hashlib.sha256(contents.encode()).hexdigest(),
+    )
+
+
+def loader_settings(recipe: Recipe, *, hidden_size: int, world_size: int, rank: int, device: torch.device) -> LoaderSettings:
+    """How this rank's micro-batches are cut. The filler sequence is the tokenizer's shortest: its special tokens alone."""
+    path = resolve_encoder_path(recipe.encoder.tokenizer or recipe.encoder.path)
+    template = special_tokens(load_tokenizer(path, trust_remote_code=recipe.encoder.trust_remote_code)).single
+    return LoaderSettings(
+        rank=rank,
+        world_size=world_size,
+        max_length=recipe.encoder.max_length,
+        max_tokens_per_micro_batch=recipe.batch.max_tokens_per_micro_batch,
+        hidden_size=hidden_size,
+        filler_ids=np.array(template.prefix + template.suffix, dtype=np.int64),
+        one_task_per_micro_batch=recipe.mixture.mixing == "per_micro_batch",
+        pin_memory=device.type == "cuda",
+    )
+
+
+def run_model(recipe: Recipe, data: RunData, *, device: torch.device, compute_dtype: torch.dtype) -> MultiTaskModel:
+    """The recipe's model on the CPU in float32; the engine moves and casts it. Raises ConfigError if the encoder cannot serve it."""
+    encoder = recipe.encoder
+    model = build_model(
+        encoder_path=resolve_encoder_path(encoder.path, sha256=encoder.sha256),
+        layout=data.layout,
+        task_dropout=[spec.dropout for spec in data.specs],
+        attention=encoder.attention,
+        device_type=device.type,
+        compute_dtype=compute_dtype,
+        gradient_checkpointing=encoder.gradient_checkpointing,
+        random_init=encoder.random_init,
+        seed=recipe.train.seed,
+        trust_remote_code=encoder.trust_remote_code,
+        dropout=recipe.train.dropout,
+        fused_layer_norm=encoder.fused_layer_norm,
+    )
+    most = model.encoder.max_positions
+    if most is not None and encoder.max_length > most:
+        raise ConfigError(f"encoder.max_length={encoder.max_length}: {encoder.path} has {most} positions; set it to at most {most}")
+    return model
+
+
+def settings_dict(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as plain JSON values."""
+    return recipe.model_dump(mode="json")

@@ -1,0 +1,62 @@
+"""RunState: what a checkpoint keeps beside DeepSpeed's shards, and whether it fits the recipe that wants to go on. No file access.
+
+Randomness needs no state of its own: the plan's comes from (seed, epoch, example), dropout's from (seed, step, rank).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from mtdnn_ds.config.errors import CheckpointError
+from mtdnn_ds.data.plan import StepPlan
+from mtdnn_ds.train.evaluate import Evaluation
+
+# Settings that may differ from the checkpoint's: they change no example, no weight and no learning rate.
+FREE_SETTINGS = ("train.eval_every", "train.save_every", "train.keep_last", "data.", "encoder.attention", "encoder.gradient_checkpointing", "encoder.sha256")
+
+
+@dataclass(kw_only=True)
+class RunState:
+    """Where a run stands after `step` optimizer steps. Equal on every rank."""
+
+    step: int
+    recipe: dict[str, Any]
+    plan: dict[str, Any]
+    topology: dict[str, Any]
+    best: dict[str, dict[str, float]] = field(default_factory=dict)  # task or "average" -> {"score", "step"}
+    evaluation: Evaluation | None = None  # the last one
+    evaluated_at: int = 0  # its step
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> RunState:
+        evaluation = values["evaluation"]
+        return cls(**{**values, "evaluation": None if evaluation is None else Evaluation(**evaluation)})
+
+
+def check_fit(name: str, saved: Mapping[str, Any], wanted: RunState, plan: StepPlan) -> None:
+    """Raise CheckpointError listing every setting of checkpoint `name` that differs from this run's, with both values."""
+    theirs, ours = flat({**saved["recipe"], "topology": saved["topology"]}), flat({**wanted.recipe, "topology": wanted.topology})
+    problems = []
+    for key in sorted(theirs.keys() | ours.keys()):
+        if theirs.get(key) != ours.get(key) and not key.startswith(FREE_SETTINGS):
+            problems.append(f"{name}: {key} was {theirs.get(key)!r} when it was saved and is {ours.get(key)!r} now")
+    if problems:
+        raise CheckpointError([*problems, "resume with the saved values (they are in the run folder's recipe.yaml), or start a new run in another --output_dir"])
+    if plan.step_of_state(saved["plan"]) != saved["step"]:
+        raise CheckpointError(f"{name}: its plan stands at step {saved['plan']['step']}, its weights at step {saved['step']}; use another checkpoint")
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as one mapping with dotted keys; lists are values."""
+    result: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            result.update(flat(value, f"{prefix}{key}."))
+        else:
+            result[f"{prefix}{key}"] = value
+    return result

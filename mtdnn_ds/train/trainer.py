@@ -1,0 +1,262 @@
+"""The training loop: plan -> micro-batches -> engine -> log, evaluate, keep the best, save. Calls the other files of train/; none calls back."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from mtdnn_ds import dist
+from mtdnn_ds.config.deepspeed import ResolvedDeepSpeed
+from mtdnn_ds.config.load import dump_recipe
+from mtdnn_ds.config.recipe import Recipe
+from mtdnn_ds.data.loader import LoaderSettings, StepBatches, TrainLoader
+from mtdnn_ds.data.plan import StepPlan
+from mtdnn_ds.losses.objective import loss_coefficients, step_loss, task_means
+from mtdnn_ds.losses.sequence import ColumnTable, column_table
+from mtdnn_ds.model.multitask import MultiTaskModel, parameter_groups
+from mtdnn_ds.tasks.spec import TaskSpec
+from mtdnn_ds.train import checkpoint
+from mtdnn_ds.train.engine import StepResult, optimizer_step, set_learning_rate, start_distributed, start_engine
+from mtdnn_ds.train.evaluate import evaluate
+from mtdnn_ds.train.monitor import EvalRecord, RunMonitor, StepRecord, check_tensorboard
+from mtdnn_ds.train.optimizer import build_optimizer
+from mtdnn_ds.train.progress import Progress
+from mtdnn_ds.train.results import show_results
+from mtdnn_ds.train.run_folder import RunFolder, write_run_files
+from mtdnn_ds.train.schedule import learning_rate, num_warmup_steps
+from mtdnn_ds.train.setup import RunData, build_plan, loader_settings, prepare_run_data, run_model, settings_dict
+from mtdnn_ds.train.state import RunState, check_fit
+from mtdnn_ds.train.throughput import encoder_flops, model_flops_utilisation, peak_flops_per_second
+from mtdnn_ds.train.weights import save_best
+
+
+COMPUTE_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "autocast_bf16": torch.bfloat16, "autocast_fp16": torch.float16}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Run:
+    """Everything a run works with. `state` alone changes, and is what a checkpoint keeps; the rest follows from the recipe."""
+
+    recipe: Recipe
+    folder: RunFolder
+    data: RunData
+    plan: StepPlan
+    settings: LoaderSettings
+    table: ColumnTable
+    engine: Any
+    encoder_config: Any
+    precision: str
+    state: RunState
+    progress: Progress
+    monitor: RunMonitor | None  # rank 0 only
+
+
+def train(recipe: Recipe, specs: Sequence[TaskSpec], deepspeed: ResolvedDeepSpeed, *, output_dir: Path, resume: str) -> None:
+    """Train a recipe to its last step, from the beginning or from a checkpoint. Collective: every rank calls this.
+
+    Raises UserErrors: ConfigError, DataError and CheckpointError before the first step, TrainingError after it.
+    """
+    check_tensorboard()
+    device = start_distributed()
+    run = _start(recipe, specs, deepspeed, device=device, output_dir=output_dir, resume=resume)
+    succeeded = False
+    try:
+        _all_steps(run)
+        succeeded = True
+    finally:
+        run.progress.close()
+        if run.monitor is not None:
+            run.monitor.close(succeeded=succeeded)
+    show_results(run.data, run.state, run.folder, say=run.progress.say)
+
+
+def _start(
+    recipe: Recipe, specs: Sequence[TaskSpec], deepspeed: ResolvedDeepSpeed, *, device: torch.device, output_dir: Path, resume: str
+) -> Run:
+    folder = RunFolder(output_dir)
+    say = Progress(num_steps=0, is_main=dist.is_main()).say
+    for note in deepspeed.notes:
+        say(note)
+    found = checkpoint.resume_from(resume, folder.path, say)
+    data = prepare_run_data(recipe, specs, say)
+    plan = build_plan(recipe, data)
+    topology = {"world_size": dist.world_size(), "zero_stage": deepspeed.zero_stage, "precision": deepspeed.precision}
+    state = RunState(step=0, recipe=settings_dict(recipe), plan=plan.state_dict(0), topology=topology)
+    if found is not None:
+        check_fit(str(found.path), found.run_state, state, plan)
+    model = run_model(recipe, data, device=device, compute_dtype=COMPUTE_DTYPES[deepspeed.precision])
+    for note in model.notes:
+        say(note)
+    settings = loader_settings(recipe, hidden_size=model.encoder.config.hidden_size, rank=dist.rank(), world_size=dist.world_size(), device=device)
+    engine = _engine(recipe, model, deepspeed, say=say)
+    if found is not None:
+        checkpoint.load_engine(engine, found)
+        state = RunState.from_json(found.run_state)
+        say(f"resuming after step {state.step} of {plan.total_steps} from {found.path}")
+    monitor = None
+    if dist.is_main():
+        checkpoint.clear_partial(folder.checkpoints)
+        write_run_files(folder, recipe_yaml=dump_recipe(recipe), deepspeed_config=deepspeed.config, topology=topology)
+        monitor = RunMonitor(
+            folder.path,
+            task_metrics={spec.name: data.metric_names(spec) for spec in specs},
+            settings=settings_dict(recipe),
+            last_step=state.step,
+            write_events=engine.monitor.write_events if engine.monitor.enabled else None,
+        )
+        if monitor.num_discarded_lines:
+            say(f"metrics.jsonl: {monitor.num_discarded_lines} lines after step {state.step} moved to metrics.discarded.jsonl; their steps are repeated")
+    return Run(
+        recipe=recipe,
+        folder=folder,
+        data=data,
+        plan=plan,
+        settings=settings,
+        table=column_table(data.layout, engine.device),
+        engine=engine,
+        encoder_config=model.encoder.config,
+        precision=deepspeed.precision,
+        state=state,
+        progress=Progress(num_steps=plan.total_steps, first_step=state.step, is_main=dist.is_main()),
+        monitor=monitor,
+    )
+
+
+def _engine(recipe: Recipe, model: MultiTaskModel, deepspeed: ResolvedDeepSpeed, *, say: Any) -> Any:
+    optimizer = build_optimizer(
+        recipe.optimizer.name,
+        parameter_groups(model, recipe.optimizer.weight_decay),
+        lr=recipe.optimizer.lr,
+        betas=recipe.optimizer.betas,
+        eps=recipe.optimizer.eps,
+        offloaded=deepspeed.offload_optimizer,
+        say=say,
+    )
+    return start_engine(model, optimizer, deepspeed.config)
+
+
+def _all_steps(run: Run) -> None:
+    recipe, state, total_steps = run.recipe, run.state, run.plan.total_steps
+    loader = TrainLoader(
+        run.plan,
+        run.data.train_splits,
+        run.settings,
+        coefficients=lambda counts_N: _coefficients(run, counts_N),
+        first_step=state.step + 1,
+        last_step=total_steps,
+    )
+    with loader:
+        for batches in loader:
+            _one_step(run, batches, loader)
+            step = state.step
+            if step == total_steps or (recipe.train.eval_every and step % recipe.train.eval_every == 0):
+                _evaluate(run)
+            if step == total_steps or (recipe.train.save_every and step % recipe.train.save_every == 0):
+                checkpoint.save_checkpoint(run.engine, run.folder.checkpoints, step=step, run_state=state.to_json(), keep_last=recipe.train.keep_last)
+
+
+def _coefficients(run: Run, counts_N: np.ndarray) -> np.ndarray:
+    scale = run.recipe.loss.scale
+    return loss_coefficients(
+        counts_N,
+        scale if isinstance(scale, str) else "explicit",
+        num_classes=run.data.layout.num_outputs,
+        explicit=[spec.loss_scale for spec in run.data.specs],
+    )
+
+
+def _one_step(run: Run, batches: StepBatches, loader: TrainLoader) -> None:
+    begin, waited = time.perf_counter(), loader.take_wait_seconds()
+    lr = _learning_rate(run, batches.step)
+    set_learning_rate(run.engine, lr)
+    result = optimizer_step(
+        run.engine,
+        batches.micro_batches,
+        table=run.table,
+        task_names=run.data.layout.task_names,
+        step=batches.step,
+        seed=run.recipe.train.seed,
+        fp16=run.precision == "fp16",
+        describe=run.data.describe,
+        say=run.progress.say,
+    )
+    run.state.step = batches.step
+    run.state.plan = run.plan.state_dict(batches.step)
+    record = _record(run, batches, result, lr=lr, seconds=time.perf_counter() - begin + waited, waited=waited)
+    if run.monitor is not None:
+        run.monitor.write(record)
+    run.progress.update(step=record.step, loss=record.loss, tokens_per_second=record.tokens_per_second)
+
+
+def _learning_rate(run: Run, step: int) -> float:
+    schedule, total_steps = run.recipe.schedule, run.plan.total_steps
+    return learning_rate(
+        step,
+        name=schedule.name,
+        peak=run.recipe.optimizer.lr,
+        total_steps=total_steps,
+        warmup_steps=num_warmup_steps(schedule.warmup, total_steps),
+        final_lr_ratio=schedule.final_lr_ratio,
+        power=schedule.power,
+    )
+
+
+def _record(run: Run, batches: StepBatches, result: StepResult, *, lr: float, seconds: float, waited: float) -> StepRecord:
+    names = run.data.layout.task_names
+    counts_N = batches.task_counts
+    return StepRecord(
+        step=batches.step,
+        loss=step_loss(result.totals, batches.coefficients),
+        task_loss=task_means(result.totals, counts_N, names),
+        task_examples={name: int(count) for name, count in zip(names, counts_N, strict=True) if count},
+        lr=lr,
+        grad_norm=result.grad_norm,
+        loss_scale=result.loss_scale,
+        skipped=result.skipped,
+        tokens=batches.tokens,
+        tokens_per_second=batches.tokens / seconds,
+        padding_efficiency=batches.padding_efficiency,
+        rank_imbalance=batches.rank_imbalance,
+        micro_batches=len(batches.micro_batches),
+        seconds=seconds,
+        mfu=_mfu(run, batches, seconds),
+        wait_fraction=waited / seconds,
+    )
+
+
+def _mfu(run: Run, batches: StepBatches, seconds: float) -> float | None:
+    if not torch.cuda.is_available():
+        return None
+    config = run.encoder_config
+    flops = encoder_flops(
+        num_layers=config.num_hidden_layers,
+        hidden_size=config.hidden_size,
+        intermediate_size=config.intermediate_size,
+        num_tokens=batches.tokens,
+        sum_squared_lengths=batches.sum_squared_lengths,
+    )
+    peak = peak_flops_per_second(torch.cuda.get_device_name(), run.precision)
+    return model_flops_utilisation(flops=flops, seconds=seconds, num_devices=dist.world_size(), peak_flops_per_second=peak)
+
+
+def _evaluate(run: Run) -> None:
+    state = run.state
+    evaluation = evaluate(run.engine, run.data.specs, run.data.layout, run.data.prepared, run.settings, run.engine.device)
+    state.evaluation, state.evaluated_at = evaluation, state.step
+    if not evaluation.metrics:
+        run.progress.say_once("no task has a dev split: nothing is evaluated, and no best checkpoint is kept")
+        return
+    scores = {**evaluation.scores, "average": evaluation.average}
+    winners = [name for name, score in scores.items() if name not in state.best or score > state.best[name]["score"]]
+    if winners:
+        save_best(run.engine, run.folder.best, winners=winners, step=state.step, metrics=evaluation.metrics)
+        state.best.update({name: {"score": scores[name], "step": state.step} for name in winners})
+    if run.monitor is not None:
+        run.monitor.write(EvalRecord(step=state.step, eval=evaluation.metrics, average=evaluation.average))
+    run.progress.say(f"step {state.step}: dev average {evaluation.average:.4f}  " + "  ".join(f"{name} {score:.3f}" for name, score in evaluation.scores.items()))

@@ -1,0 +1,120 @@
+"""Real runs for tests: the project's own commands in real processes, every one of them reaped. Not a test file."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def rank_environment(rank: int, world_size: int, port: int) -> dict[str, str]:
+    """What a launcher sets for one rank of a single-node run."""
+    return {
+        **os.environ,
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(world_size),
+        "LOCAL_SIZE": str(world_size),
+        "CROSS_RANK": "0",
+        "CROSS_SIZE": "1",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}",
+    }
+
+
+def start_ranks(arguments: Sequence[str], world_size: int) -> list[subprocess.Popen[str]]:
+    """`python ARGUMENTS` once per rank, each in a process group of its own."""
+    port = free_port()
+    return [
+        subprocess.Popen(
+            [sys.executable, *arguments],
+            env=rank_environment(rank, world_size, port),
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        for rank in range(world_size)
+    ]
+
+
+def finish(processes: Sequence[subprocess.Popen[str]], timeout_seconds: float = 300) -> list[str]:
+    """Outputs of all ranks once they have ended; kills what is left over if one hangs."""
+    try:
+        return [process.communicate(timeout=timeout_seconds)[0] for process in processes]
+    finally:
+        kill(processes)
+
+
+def kill(processes: Sequence[subprocess.Popen[str]]) -> None:
+    """kill -9 of every rank with all its children, and wait for them."""
+    for process in processes:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        if process.stdout is not None and not process.stdout.closed:
+            process.stdout.close()
+
+
+def run_ranks(arguments: Sequence[str], world_size: int, timeout_seconds: float = 300) -> str:
+    """Run all ranks to a good end; returns rank 0's output."""
+    processes = start_ranks(arguments, world_size)
+    outputs = finish(processes, timeout_seconds)
+    codes = [process.returncode for process in processes]
+    assert codes == [0] * world_size, f"exit codes {codes}\n" + "\n----\n".join(outputs)[-6000:]
+    return outputs[0]
+
+
+def run_command(arguments: Sequence[str], timeout_seconds: float = 120, **environment: str) -> subprocess.CompletedProcess[str]:
+    """`python ARGUMENTS` as a user runs it, without a launcher."""
+    env = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+    return subprocess.run(
+        [sys.executable, *arguments],
+        env={**env, "PYTHONPATH": str(ROOT), **environment},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=timeout_seconds,
+        check=False,
+    )
+
+
+def lines(run_folder: Path) -> list[dict[str, Any]]:
+    """All lines of a run's metrics.jsonl."""
+    return [json.loads(line) for line in (run_folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def training_lines(run_folder: Path) -> list[dict[str, Any]]:
+    return [line for line in lines(run_folder) if "loss" in line]
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> Path:
+    path.write_text(json.dumps(values))
+    return path
+
+
+def zero_config(stage: int, precision: str = "fp32") -> dict[str, Any]:
+    """A small DeepSpeed JSON of the given ZeRO stage; fp32, bf16, or autocast (bf16 by torch_autocast)."""
+    config: dict[str, Any] = {"zero_optimization": {"stage": stage}}
+    if precision == "bf16":
+        config["bf16"] = {"enabled": True}
+    if precision == "autocast":
+        config["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
+    return config
