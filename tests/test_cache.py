@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -126,7 +125,7 @@ def test_truncation_equals_transformers_on_random_lengths(kind: str, minilm: Pat
     tokenizer = load_tokenizer(str(path))
     for max_length in (8, 9, 16, 21, 64):
         assert unpacked(split, np.arange(300), max_length) == theirs(tokenizer, pairs, max_length)
-    with pytest.raises(ConfigError, match="encoder.max_length=3: . special tokens leave no room for text; raise it"):
+    with pytest.raises(ConfigError, match=r"^encoder.max_length=3: \d special tokens leave no room for text; raise it$"):
         split.lengths(3)
 
 
@@ -362,6 +361,3 @@ def test_gather_has_no_loop_over_examples(minilm: Path, tmp_path: Path) -> None:
 
     few, many = lines_run(10), lines_run(2000)
     assert few == many
-    started = time.perf_counter()
-    split.gather(np.arange(2000), 64)
-    assert time.perf_counter() - started < 0.5  # 1 ms when this was written

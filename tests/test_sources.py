@@ -121,14 +121,11 @@ def test_mrpc_quotes_and_bom_are_read_as_they_are(shared_data: Path) -> None:
 
 
 def test_mnli_label_is_found_by_name_beside_five_annotators(tmp_path: Path) -> None:
-    header = "index promptID pairID genre s1b s2b s1p s2p sentence1 sentence2 label1 label2 label3 label4 label5 gold_label".split()
-    row = "0 - - - - - - - A B neutral neutral neutral entailment contradiction neutral".split()
-    source = text_file(
-        tmp_path / "dev.tsv",
-        "\t".join(header) + "\n" + "\t".join(row) + "\n",
-        text_columns=("sentence1", "sentence2"),
-        label_column="gold_label",
+    header = (
+        "index\tpromptID\tpairID\tgenre\ts1b\ts2b\ts1p\ts2p\tsentence1\tsentence2\tlabel1\tlabel2\tlabel3\tlabel4\tlabel5\tgold_label\n"
     )
+    row = "0\t-\t-\t-\t-\t-\t-\t-\tA\tB\tentailment\tneutral\tneutral\tentailment\tcontradiction\tneutral\n"
+    source = text_file(tmp_path / "dev.tsv", header + row, text_columns=("sentence1", "sentence2"), label_column="gold_label")
     assert read(source, labels=BUILTIN_TASKS["mnli"].labels)[0] == [CheckedRow(2, ("A", "B"), 1.0)]
 
 

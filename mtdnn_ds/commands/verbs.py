@@ -46,12 +46,14 @@ VERBS: dict[str, Verb] = {
             name="tasks",
             summary="list the built-in tasks, or a recipe's tasks, with labels, metrics and the rows found for each split",
             flags=(Flag(name="recipe", help="list this recipe's tasks instead of the built-in ones"),),
+            positional="recipe",
         ),
-        Verb(name="prepare", summary="tokenize a recipe's data into the cache, so that training starts at once", flags=(_RECIPE,)),
+        Verb(name="prepare", summary="tokenize a recipe's data into the cache, so that training starts at once", flags=(_RECIPE,), positional="recipe"),
         Verb(
             name="plan",
             summary="show what a run would do (steps, task shares, micro-batches, memory) without training",
             flags=(_RECIPE, _DEEPSPEED, Flag(name="world_size", help="number of ranks to plan for", default="1")),
+            positional="recipe",
         ),
         Verb(
             name="train",
@@ -62,8 +64,8 @@ VERBS: dict[str, Verb] = {
                 Flag(name="output_dir", help="run folder; default: runs/NAME of the recipe's file"),
                 Flag(
                     name="resume",
-                    help="auto: go on from the newest checkpoint if there is one; none: start anew; or a checkpoint's folder",
-                    default="auto",
+                    help="none: start anew in an empty folder; auto: go on from the newest checkpoint if there is one; or a checkpoint's folder",
+                    default="none",
                 ),
                 _LOG_LEVEL,
             ),
@@ -75,7 +77,6 @@ VERBS: dict[str, Verb] = {
             flags=(
                 Flag(name="run_dir", help="run folder, as train wrote it", required=True),
                 Flag(name="checkpoint", help="step_N, best/TASK, best/average, or latest", default="latest"),
-                Flag(name="deepspeed_config", help="DeepSpeed JSON; default: the one the run was trained with"),
                 _LOG_LEVEL,
             ),
             takes_settings=False,

@@ -20,9 +20,9 @@ class Source:
     label_column: str | None  # None: the split has no labels
     config: str | None = None  # hub configuration
     split: str | None = None  # split name inside a hub or saved dataset
-    header: bool = True  # tsv only: the first line names the columns
+    header: bool = True  # csv/tsv only: the first line names the columns
     quoted: bool = True  # csv/tsv only: CSV quoting (GLUE's files have none)
-    label_words: Mapping[str, str] | None = None  # words in the file -> label names, where they differ
+    label_words: Mapping[str, str] | None = None  # words in the file -> label names, where they differ; "" = no gold label, row left out
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from mtdnn_ds.tasks.metrics import majority_baseline
+from mtdnn_ds.train.evaluate import Evaluation
 from mtdnn_ds.train.progress import TaskResult, format_results
 from mtdnn_ds.train.run_folder import RunFolder
 from mtdnn_ds.train.setup import RunData
@@ -15,29 +16,26 @@ def show_results(data: RunData, state: RunState, folder: RunFolder, *, say: Call
     """Print the run's last evaluation beside the majority baseline of each dev split, and each task's best step."""
     if state.evaluation is not None and state.evaluation.metrics:
         say(f"\ndev metrics after step {state.evaluated_at}:")
-        say(format_results(task_results(data, state), state.evaluation.average))
+        say(format_results(task_results(data, state.evaluation, state.best), state.evaluation.average))
     say(f"\nrun folder: {folder.path}")
     say(f"TensorBoard: tensorboard --logdir {folder.path}")
 
 
-def task_results(data: RunData, state: RunState) -> list[TaskResult]:
-    """One row per evaluated task."""
-    assert state.evaluation is not None
+def task_results(data: RunData, evaluation: Evaluation, best: Mapping[str, Mapping[str, float]]) -> list[TaskResult]:
+    """One row per evaluated task; `best` holds each task's best "score" and its "step", as far as known."""
     rows = []
     for spec in data.specs:
-        metrics = state.evaluation.metrics.get(spec.name)
-        if metrics is None:
+        if spec.name not in evaluation.metrics:
             continue
-        dev = data.prepared[spec.name]["dev"]
-        best = state.best.get(spec.name)
+        prepared = data.prepared[spec.name]
         rows.append(
             TaskResult(
                 task=spec.name,
-                num_rows=sum(data.prepared[spec.name][name].num_rows for name in spec.dev_splits),
-                metrics=metrics,
-                majority_baseline=majority_baseline(spec.kind, spec.metrics, dev.labels)[spec.metrics[0]],
-                best_value=None if best is None else best["score"],
-                best_step=None if best is None else int(best["step"]),
+                num_rows=sum(prepared[name].num_rows for name in spec.dev_splits),
+                metrics=evaluation.metrics[spec.name],
+                majority_baseline=majority_baseline(spec.kind, spec.metrics, prepared[spec.dev_splits[0]].labels)[spec.metrics[0]],
+                best_value=best[spec.name]["score"] if spec.name in best else None,
+                best_step=int(best[spec.name]["step"]) if spec.name in best else None,
             )
         )
     return rows

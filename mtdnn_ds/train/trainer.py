@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from mtdnn_ds.tasks.spec import TaskSpec
 from mtdnn_ds.train import checkpoint
 from mtdnn_ds.train.engine import StepResult, optimizer_step, set_learning_rate, start_distributed, start_engine
 from mtdnn_ds.train.evaluate import evaluate
-from mtdnn_ds.train.monitor import EvalRecord, RunMonitor, StepRecord, check_tensorboard
+from mtdnn_ds.train.monitor import EvalRecord, Event, RunMonitor, StepRecord, check_tensorboard
 from mtdnn_ds.train.optimizer import build_optimizer
 from mtdnn_ds.train.progress import Progress
 from mtdnn_ds.train.results import show_results
@@ -32,7 +32,7 @@ from mtdnn_ds.train.run_folder import RunFolder, write_run_files
 from mtdnn_ds.train.schedule import learning_rate, num_warmup_steps
 from mtdnn_ds.train.setup import RunData, build_plan, loader_settings, prepare_run_data, run_model, settings_dict
 from mtdnn_ds.train.state import RunState, check_fit
-from mtdnn_ds.train.throughput import encoder_flops, model_flops_utilisation, peak_flops_per_second
+from mtdnn_ds.train.throughput import StepCost, step_cost
 from mtdnn_ds.train.weights import save_best
 
 
@@ -50,7 +50,7 @@ class Run:
     settings: LoaderSettings
     table: ColumnTable
     engine: Any
-    encoder_config: Any
+    cost: StepCost
     precision: str
     state: RunState
     progress: Progress
@@ -108,7 +108,7 @@ def _start(
             task_metrics={spec.name: data.metric_names(spec) for spec in specs},
             settings=settings_dict(recipe),
             last_step=state.step,
-            write_events=engine.monitor.write_events if engine.monitor.enabled else None,
+            write_events=_deepspeed_events(engine) if engine.monitor.enabled else None,
         )
         if monitor.num_discarded_lines:
             say(f"metrics.jsonl: {monitor.num_discarded_lines} lines after step {state.step} moved to metrics.discarded.jsonl; their steps are repeated")
@@ -120,7 +120,7 @@ def _start(
         settings=settings,
         table=column_table(data.layout, engine.device),
         engine=engine,
-        encoder_config=model.encoder.config,
+        cost=step_cost(model.encoder.config, precision=deepspeed.precision, device=device),
         precision=deepspeed.precision,
         state=state,
         progress=Progress(num_steps=plan.total_steps, first_step=state.step, is_main=dist.is_main()),
@@ -139,6 +139,11 @@ def _engine(recipe: Recipe, model: MultiTaskModel, deepspeed: ResolvedDeepSpeed,
         say=say,
     )
     return start_engine(model, optimizer, deepspeed.config)
+
+
+def _deepspeed_events(engine: Any) -> Callable[[list[Event]], None]:
+    # DeepSpeed's own events count its nominal samples, and wandb drops a point whose step goes back: ours take the same count.
+    return lambda events: engine.monitor.write_events([(tag, value, engine.global_samples) for tag, value, _ in events])
 
 
 def _all_steps(run: Run) -> None:
@@ -225,24 +230,9 @@ def _record(run: Run, batches: StepBatches, result: StepResult, *, lr: float, se
         rank_imbalance=batches.rank_imbalance,
         micro_batches=len(batches.micro_batches),
         seconds=seconds,
-        mfu=_mfu(run, batches, seconds),
+        mfu=run.cost.mfu(tokens=batches.tokens, sum_squared_lengths=batches.sum_squared_lengths, seconds=seconds, num_devices=dist.world_size()),
         wait_fraction=waited / seconds,
     )
-
-
-def _mfu(run: Run, batches: StepBatches, seconds: float) -> float | None:
-    if not torch.cuda.is_available():
-        return None
-    config = run.encoder_config
-    flops = encoder_flops(
-        num_layers=config.num_hidden_layers,
-        hidden_size=config.hidden_size,
-        intermediate_size=config.intermediate_size,
-        num_tokens=batches.tokens,
-        sum_squared_lengths=batches.sum_squared_lengths,
-    )
-    peak = peak_flops_per_second(torch.cuda.get_device_name(), run.precision)
-    return model_flops_utilisation(flops=flops, seconds=seconds, num_devices=dist.world_size(), peak_flops_per_second=peak)
 
 
 def _evaluate(run: Run) -> None:
