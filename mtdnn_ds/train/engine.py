@@ -8,6 +8,7 @@ exactly the gradient of the objective.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -42,6 +43,8 @@ def start_distributed() -> torch.device:
         _skip_shared_memory_op(deepspeed)
     deepspeed.init_distributed(dist_backend="nccl" if torch.cuda.is_available() else "gloo", verbose=False)
     if not torch.cuda.is_available():
+        if "OMP_NUM_THREADS" not in os.environ:  # else every rank would take all cores
+            torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_SIZE", "1"))))
         return torch.device("cpu")
     torch.cuda.set_device(dist.local_rank())
     return torch.device("cuda", dist.local_rank())

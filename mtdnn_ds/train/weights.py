@@ -29,7 +29,7 @@ def gather_weights(engine: Any) -> dict[str, torch.Tensor]:
     """
     if engine.zero_optimization_stage() < 3:
         return _on_cpu(engine.module.state_dict()) if dist.is_main() else {}
-    from deepspeed.zero import GatheredParameters
+    from deepspeed.runtime.zero import GatheredParameters
 
     weights = {}
     for name, parameter in engine.module.named_parameters():

@@ -1,0 +1,26 @@
+"""One rank of a process group that trains several runs one after the other: `python train_jobs.py JOBS.json`.
+
+Each job: recipe, deepspeed_config, output_dir, and optionally overrides and resume. Saves importing everything for each run.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from mtdnn_ds import dist
+from mtdnn_ds.commands.checks import checked_run
+from mtdnn_ds.train.engine import stop_distributed
+from mtdnn_ds.train.trainer import train
+
+
+def main(jobs_file: str) -> None:
+    for job in json.loads(Path(jobs_file).read_text()):
+        checked = checked_run(job["recipe"], job["deepspeed_config"], job.get("overrides", {}), world_size=dist.world_size())
+        train(checked.recipe, checked.specs, checked.deepspeed, output_dir=Path(job["output_dir"]), resume=job.get("resume", "none"))
+    stop_distributed()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
