@@ -134,10 +134,10 @@ def test_attention_dropout_keeps_the_mean_and_stays_within_sequences() -> None:
     value = torch.tensor([1.0, 1.0, 1.0, 10.0, 10.0, 10.0, 10.0, 10.0]).view(8, 1, 1)
     torch.manual_seed(0)
     layout = attention_layout(batch, "grouped")
-    draws = torch.stack([attend(query, query, value, layout, dropout=0.25, scaling=1.0).flatten() for _ in range(4000)])
-    # Each output is a mean of 3 (5) draws of value / 0.75 with probability 0.75: standard error of the mean of 4000 is below 0.006 (0.05).
-    torch.testing.assert_close(draws[:, :3].mean(0), torch.ones(3), atol=0.03, rtol=0)
-    torch.testing.assert_close(draws[:, 3:].mean(0), torch.full((5,), 10.0), atol=0.25, rtol=0)
+    draws = torch.stack([attend(query, query, value, layout, dropout=0.25, scaling=1.0).flatten() for _ in range(1000)])
+    # Each output is a mean of 3 (5) draws of value / 0.75 with probability 0.75: the mean of 1000 has a standard error of 0.011 (0.082).
+    torch.testing.assert_close(draws[:, :3].mean(0), torch.ones(3), atol=0.05, rtol=0)
+    torch.testing.assert_close(draws[:, 3:].mean(0), torch.full((5,), 10.0), atol=0.4, rtol=0)
     assert set(draws[:, 0].mul(9 / 4).round().int().tolist()) == {0, 1, 2, 3}  # kept keys times (1/3) / 0.75 = 4/9
 
 

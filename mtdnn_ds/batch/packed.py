@@ -18,7 +18,7 @@ class AttentionGroup:
     """Sequences of similar length that attention re-pads together.
 
     Example: tokens 0..4 hold sequences [0,1] and [2,3,4]; one group of both with L=3 has
-    padded_to_packed = [[0, 1, 5], [2, 3, 4]] (5 = T, a zero row) and is_padding = [[F, F, T], [F, F, F]].
+    padded_to_packed = [[0, 1, 5], [2, 3, 4]] (5 = T, a zero row) and key_mask = [[T, T, F], [T, T, T]].
     """
 
     padded_to_packed: Tensor  # (S_g, L) int64, index into T, or T where padded

@@ -96,7 +96,7 @@ class Apportionment:
         cuts = np.arange(CYCLE + 1) * self.units_per_step - taken
         task_of_unit = np.repeat(np.arange(base_N.size), base_N)
         number_in_task = np.arange(task_of_unit.size) - np.repeat(np.cumsum(base_N) - base_N, base_N)
-        # Time, rounded down to 2^-38, and task in one integer: sorting those is five times faster than a stable argsort of times.
+        # Time, rounded down to 2^-38, and task in one integer: with 655,360 units this halves the time of a stable argsort.
         time_of_unit = ((number_in_task + 0.5) / base_N[task_of_unit] * 2.0**38).astype(np.int64)
         by_time = np.sort(time_of_unit * base_N.size + task_of_unit) % base_N.size
         per_step = [np.bincount(by_time[cuts[i] : cuts[i + 1]], minlength=base_N.size) for i in range(CYCLE)]

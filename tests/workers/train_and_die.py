@@ -1,0 +1,96 @@
+"""One rank that trains a run and kills itself (SIGKILL) at a chosen point: `python train_and_die.py JOB.json POINT`.
+
+POINT: `before_step_8` (every rank dies before it begins step 8), or one of SAVE_POINTS (rank 0 dies inside the second checkpoint).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mtdnn_ds import dist
+from mtdnn_ds.commands.checks import checked_run
+from mtdnn_ds.train import checkpoint, trainer
+
+SAVE_POINTS = (
+    "before_shards",
+    "inside_a_shard",
+    "after_shards",
+    "inside_manifest",
+    "before_rename",
+    "before_latest",
+    "inside_latest",
+    "inside_pruning",
+)
+
+
+def die(*_: Any, **__: Any) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def before(function: Callable[..., Any], action: Callable[..., None] = die) -> Callable[..., Any]:
+    def wrapped(*arguments: Any, **keywords: Any) -> Any:
+        action(*arguments, **keywords)
+        return function(*arguments, **keywords)
+
+    return wrapped
+
+
+def half_a_file(value: Any, target: Any, *_: Any, **__: Any) -> None:
+    name = target if isinstance(target, (str, os.PathLike)) else target.name
+    Path(name).write_bytes(b"half a shard")
+    die()
+
+
+def arm(point: str) -> None:
+    """Make this rank die at `point`, from now on."""
+    if point == "before_shards":
+        checkpoint.shutil.rmtree = before(shutil.rmtree)
+    elif point == "inside_a_shard":
+        torch.save = half_a_file
+    elif point == "after_shards":
+        checkpoint._check_shards = die
+    elif point == "inside_manifest":
+        checkpoint.replace_file = die
+    elif point == "before_rename":
+        checkpoint.os.replace = lambda source, target: die() if str(source).endswith("step_6") else os.rename(source, target)
+    elif point == "before_latest":
+        checkpoint.replace_file = lambda path, text: die() if path.name == "latest" else path.write_text(text)
+    elif point == "inside_latest":
+        checkpoint.flush = lambda path: die() if path.name == ".latest.new" else None
+    elif point == "inside_pruning":
+        checkpoint.shutil.rmtree = lambda path, **_: die() if Path(path).name == "step_3" else None
+    else:
+        raise ValueError(point)
+
+
+def main(job_file: str, point: str) -> None:
+    job = json.loads(Path(job_file).read_text())
+    checked = checked_run(job["recipe"], job["deepspeed_config"], job.get("overrides", {}), world_size=dist.world_size())
+    if point.startswith("before_step_"):
+        last = int(point.removeprefix("before_step_"))
+        one_step = trainer._one_step
+        trainer._one_step = lambda run, batches, loader: die() if batches.step == last else one_step(run, batches, loader)
+    else:
+        save, saves = checkpoint.save_checkpoint, []
+
+        def second_save_dies(*arguments: Any, **keywords: Any) -> Any:
+            saves.append(1)
+            if len(saves) == 2 and dist.is_main():
+                arm(point)
+            return save(*arguments, **keywords)
+
+        checkpoint.save_checkpoint = second_save_dies
+    trainer.train(checked.recipe, checked.specs, checked.deepspeed, output_dir=Path(job["output_dir"]), resume=job.get("resume", "none"))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2])
