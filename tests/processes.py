@@ -82,6 +82,15 @@ def run_ranks(arguments: Sequence[str], world_size: int, timeout_seconds: float 
     return outputs[0]
 
 
+def run_jobs(jobs: Sequence[Mapping[str, Any]], folder: Path, world_size: int, timeout_seconds: float = 600) -> dict[str, str]:
+    """Train several runs in one process group (tests/workers/train_jobs.py); returns what rank 0 said in each, by run folder name."""
+    file = folder / f"jobs_{free_port()}.json"
+    file.write_text(json.dumps(list(jobs)))
+    output = run_ranks([str(ROOT / "tests/workers/train_jobs.py"), str(file)], world_size, timeout_seconds)
+    parts = output.split("== ")[1:]
+    return {part.split("\n", 1)[0]: part for part in parts}
+
+
 def run_command(arguments: Sequence[str], timeout_seconds: float = 120, **environment: str) -> subprocess.CompletedProcess[str]:
     """`python ARGUMENTS` as a user runs it, without a launcher."""
     env = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}

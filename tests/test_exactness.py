@@ -5,7 +5,6 @@ Ten fp32 steps without dropout on the real GLUE mixture, against a hand-written 
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import pytest
 import torch
 import yaml
 from glue_rows import COLUMNS, cut_glue, read_example
-from processes import ROOT, run_ranks, training_lines, write_json, zero_config
+from processes import run_jobs, training_lines, write_json, zero_config
 from reference_loop import reference_training
 
 STEPS = 10
@@ -72,8 +71,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, shared_data: Path, tiny_encod
             for setting in SETTINGS
             if setting.world_size == world_size
         ]
-        (folder / f"jobs{world_size}.json").write_text(json.dumps(jobs))
-        run_ranks([str(ROOT / "tests/workers/train_jobs.py"), str(folder / f"jobs{world_size}.json")], world_size, timeout_seconds=600)
+        run_jobs(jobs, folder, world_size)
     return Runs(folder, _reference(folder, glue, tiny_encoder))
 
 

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-import json
 import signal
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from glue_rows import cut_glue
-from processes import ROOT, kill, lines, run_ranks, start_ranks, training_lines, write_json, zero_config
+from processes import ROOT, kill, lines, run_jobs, start_ranks, training_lines, write_json, zero_config
 from workers.train_and_die import SAVE_POINTS
 
 RANKS = 2
 EXACT_FIELDS = ("step", "loss", "task_loss", "task_examples", "lr", "grad_norm", "tokens", "micro_batches")
 CASES = [(stage, precision) for stage in (1, 2, 3) for precision in ("fp32", "bf16")]
+Outputs = dict[str, str]
 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory, shared_data: Path, tiny_encoder: Path) -> Path:
-    """Recipe, data, and the uninterrupted runs of every case (12 steps, checkpoints at 6 and 12)."""
+    """A folder with recipe, data and DeepSpeed JSONs."""
     folder = tmp_path_factory.mktemp("resume")
     glue = cut_glue(shared_data / "glue", folder / "glue", train_rows=60, dev_rows=8)
     recipe = {
@@ -32,12 +33,8 @@ def base(tmp_path_factory: pytest.TempPathFactory, shared_data: Path, tiny_encod
         "data": {"glue_dir": str(glue), "cache_dir": str(folder / "cache")},
     }
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    jobs = []
     for stage, precision in CASES:
-        config = write_json(folder / f"zero{stage}_{precision}.json", zero_config(stage, precision))
-        jobs.append({"recipe": str(folder / "recipe.yaml"), "deepspeed_config": str(config), "output_dir": str(folder / f"straight{stage}{precision}")})
-    (folder / "jobs.json").write_text(json.dumps(jobs))
-    run_ranks([str(ROOT / "tests/workers/train_jobs.py"), str(folder / "jobs.json")], RANKS, timeout_seconds=600)
+        write_json(folder / f"zero{stage}_{precision}.json", zero_config(stage, precision))
     return folder
 
 
@@ -45,20 +42,19 @@ def job_of(base: Path, name: str, stage: int, precision: str, **changes: Any) ->
     return {"recipe": str(base / "recipe.yaml"), "deepspeed_config": str(base / f"zero{stage}_{precision}.json"), "output_dir": str(base / name), **changes}
 
 
-def train_and_die(job: dict[str, Any], point: str, base: Path, ranks: int) -> None:
-    file = write_json(base / "job.json", job)
-    processes = start_ranks([str(ROOT / "tests/workers/train_and_die.py"), str(file), point], ranks)
+def start_and_die(job: dict[str, Any], point: str, base: Path, ranks: int) -> list[subprocess.Popen[str]]:
+    file = write_json(base / f"{Path(job['output_dir']).name}.json", job)
+    return start_ranks([str(ROOT / "tests/workers/train_and_die.py"), str(file), point], ranks)
+
+
+def wait_for_death(processes: list[subprocess.Popen[str]]) -> None:
+    """Rank 0 must have killed itself; then every other rank is killed too."""
     try:
         processes[0].wait(timeout=240)
+        output = processes[0].stdout.read() if processes[0].stdout is not None else ""
     finally:
-        output = "" if processes[0].poll() is None or processes[0].stdout is None else processes[0].stdout.read()
         kill(processes)
     assert processes[0].returncode == -signal.SIGKILL, output
-
-
-def resumed(job: dict[str, Any], base: Path, ranks: int) -> str:
-    file = write_json(base / "resume.json", [{**job, "resume": "auto"}])  # type: ignore[arg-type]
-    return run_ranks([str(ROOT / "tests/workers/train_jobs.py"), str(file)], ranks)
 
 
 def exact(run_folder: Path) -> list[dict[str, Any]]:
@@ -69,36 +65,53 @@ def evaluations(run_folder: Path) -> list[dict[str, Any]]:
     return [line for line in lines(run_folder) if "eval" in line]
 
 
+@pytest.fixture(scope="module")
+def killed_runs(base: Path) -> Outputs:
+    """Every case trained straight, and trained again on two ranks, killed before step 8 and resumed; what the resumed runs said."""
+    run_jobs([job_of(base, f"straight_{stage}_{precision}", stage, precision) for stage, precision in CASES], base, RANKS)
+    jobs = [job_of(base, f"killed_{stage}_{precision}", stage, precision) for stage, precision in CASES]
+    for job in jobs:
+        wait_for_death(start_and_die(job, "before_step_8", base, RANKS))
+        assert [line["step"] for line in training_lines(Path(job["output_dir"]))] == [1, 2, 3, 4, 5, 6, 7]
+    return run_jobs([{**job, "resume": "auto"} for job in jobs], base, RANKS)
+
+
 @pytest.mark.distributed
 @pytest.mark.parametrize(("stage", "precision"), CASES)
-def test_resume_is_bitwise(base: Path, stage: int, precision: str) -> None:
-    job = job_of(base, f"killed{stage}{precision}", stage, precision)
-    train_and_die(job, "before_step_8", base, RANKS)
-    assert [line["step"] for line in exact(Path(job["output_dir"]))] == [1, 2, 3, 4, 5, 6, 7]
-    output = resumed(job, base, RANKS)
-    assert "resuming after step 6 of 12" in output
-    straight = base / f"straight{stage}{precision}"
-    assert exact(Path(job["output_dir"])) == exact(straight)
-    assert evaluations(Path(job["output_dir"])) == evaluations(straight)
+def test_resume_is_bitwise(base: Path, killed_runs: Outputs, stage: int, precision: str) -> None:
+    ours, straight = base / f"killed_{stage}_{precision}", base / f"straight_{stage}_{precision}"
+    assert "resuming after step 6 of 12" in killed_runs[ours.name]
+    assert "1 lines after step 6 moved to metrics.discarded.jsonl" in killed_runs[ours.name]
+    assert exact(ours) == exact(straight)
+    assert len(exact(ours)) == 12
+    assert evaluations(ours) == evaluations(straight)
+
+
+SAVING = {"overrides": {"train.save_every": "3", "train.steps": "9", "schedule.name": "constant", "schedule.warmup": "0"}}
+
+
+@pytest.fixture(scope="module")
+def killed_saves(base: Path) -> Outputs:
+    """One rank, ZeRO 2, killed inside its second checkpoint (step 6) at every point, two at a time; then a straight run and all resumed."""
+    jobs = {point: job_of(base, f"killed_{point}", 2, "fp32", **SAVING) for point in SAVE_POINTS}
+    points = list(SAVE_POINTS)
+    run_jobs([job_of(base, "straight_saves", 2, "fp32", **SAVING)], base, 1)  # fills the data cache before two share it
+    while points:
+        for processes in [start_and_die(jobs[point], point, base, 1) for point in points[:2]]:
+            wait_for_death(processes)
+        del points[:2]
+    return run_jobs([{**job, "resume": "auto"} for job in jobs.values()], base, 1)
 
 
 @pytest.mark.distributed
 @pytest.mark.parametrize("point", SAVE_POINTS)
-def test_a_kill_while_saving_leaves_a_run_that_resumes(base: Path, point: str) -> None:
-    """One rank, ZeRO 2: killed inside its second checkpoint (step 6); the straight run has one rank too."""
-    straight = base / "straight_one_rank"
-    changes = {"overrides": {"train.save_every": "3", "train.steps": "9", "schedule.name": "constant", "schedule.warmup": "0"}}
-    if not straight.exists():
-        write_json(base / "one.json", [job_of(base, straight.name, 2, "fp32", **changes)])  # type: ignore[arg-type]
-        run_ranks([str(ROOT / "tests/workers/train_jobs.py"), str(base / "one.json")], 1)
-    job = job_of(base, f"killed_{point}", 2, "fp32", **changes)
-    train_and_die(job, point, base, 1)
-    output = resumed(job, base, 1)
+def test_a_kill_while_saving_leaves_a_run_that_resumes(base: Path, killed_saves: Outputs, point: str) -> None:
+    ours = base / f"killed_{point}"
     whole = point in ("before_latest", "inside_latest", "inside_pruning")
-    assert f"resuming after step {6 if whole else 3} of 9" in output
-    if not whole and point != "before_shards":  # there is nothing half-written yet at that point
-        assert ".partial_step_6: an unfinished checkpoint (killed while it was saved); ignored" in output
-    assert exact(Path(job["output_dir"])) == exact(straight)
-    checkpoints = Path(job["output_dir"]) / "checkpoints"
-    assert sorted(path.name for path in checkpoints.iterdir() if path.is_dir()) == ["step_9"]
-    assert (checkpoints / "latest").read_text() == "step_9"
+    assert f"resuming after step {6 if whole else 3} of 9" in killed_saves[ours.name]
+    left_over = {"before_shards": None, "before_latest": None, "inside_latest": None, "inside_pruning": 3}.get(point, 6)
+    if left_over is not None:
+        assert f".partial_step_{left_over}: an unfinished checkpoint (killed while it was saved or removed); ignored" in killed_saves[ours.name]
+    assert exact(ours) == exact(base / "straight_saves")
+    assert sorted(path.name for path in (ours / "checkpoints").iterdir() if path.is_dir()) == ["step_9"]
+    assert (ours / "checkpoints" / "latest").read_text() == "step_9"

@@ -63,7 +63,7 @@ def find_checkpoint(checkpoints: Path) -> Found | None:
 
     Raises CheckpointError if checkpoints exist but all are damaged.
     """
-    notes = [f"{path}: an unfinished checkpoint (killed while it was saved); ignored" for path in sorted(checkpoints.glob(f"{PARTIAL}*"))]
+    notes = [f"{path}: an unfinished checkpoint (killed while it was saved or removed); ignored" for path in sorted(checkpoints.glob(f"{PARTIAL}*"))]
     numbered = sorted(((int(match[1]), path) for path in checkpoints.glob("step_*") if (match := re.fullmatch(r"step_(\d+)", path.name))), reverse=True)
     for _step, path in numbered:
         problem = damage(path)
@@ -180,9 +180,10 @@ def _check_shards(folder: Path, engine: Any) -> None:
 def _prune(checkpoints: Path, keep_last: int) -> None:
     whole = sorted((path for path in checkpoints.glob("step_*") if (path / MANIFEST).is_file()), key=lambda path: int(path.name.removeprefix("step_")))
     for path in whole[:-keep_last]:
-        # The manifest goes first: a kill in between leaves a folder that is no checkpoint, not a damaged one.
-        (path / MANIFEST).unlink()
-        shutil.rmtree(path)
+        # Renamed first: a kill in between leaves something that is plainly unfinished, not a damaged checkpoint.
+        doomed = checkpoints / f"{PARTIAL}{path.name}"
+        os.replace(path, doomed)
+        shutil.rmtree(doomed)
 
 
 def _sha256(path: Path) -> str:

@@ -67,7 +67,7 @@ def arm(point: str) -> None:
     elif point == "inside_latest":
         checkpoint.flush = lambda path: die() if path.name == ".latest.new" else None
     elif point == "inside_pruning":
-        checkpoint.shutil.rmtree = lambda path, **_: die() if Path(path).name == "step_3" else None
+        checkpoint.shutil.rmtree = lambda path, **_: die() if Path(path).name == ".partial_step_3" else None
     else:
         raise ValueError(point)
 

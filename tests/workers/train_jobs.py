@@ -17,6 +17,8 @@ from mtdnn_ds.train.trainer import train
 
 def main(jobs_file: str) -> None:
     for job in json.loads(Path(jobs_file).read_text()):
+        if dist.is_main():
+            print(f"== {Path(job['output_dir']).name}", flush=True)
         checked = checked_run(job["recipe"], job["deepspeed_config"], job.get("overrides", {}), world_size=dist.world_size())
         train(checked.recipe, checked.specs, checked.deepspeed, output_dir=Path(job["output_dir"]), resume=job.get("resume", "none"))
     stop_distributed()

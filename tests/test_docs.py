@@ -1,0 +1,273 @@
+"""The pages are true: commands parse, examples load, settings, tags, files and worked numbers are those of the code. Trains nothing."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from mtdnn_ds.cli import read_arguments
+from mtdnn_ds.commands.verbs import VERBS, Verb
+from mtdnn_ds.config.deepspeed_check import key_problems
+from mtdnn_ds.config.load import load_recipe
+from mtdnn_ds.config.schema import field_docs
+from mtdnn_ds.data.plan import StepPlan, steps_for_epochs
+from mtdnn_ds.losses.objective import loss_coefficients
+from mtdnn_ds.tasks.builtin import BUILTIN_TASKS
+from mtdnn_ds.tasks.metrics import METRICS
+from mtdnn_ds.tasks.resolve import resolve_tasks
+from mtdnn_ds.train.monitor import EvalRecord, StepRecord
+from mtdnn_ds.train.throughput import activation_bytes, model_state_bytes
+from tests.conftest import ROOT
+
+PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")))
+PLACEHOLDERS = ("runs/", "PATH/")  # the user's own folders
+PROJECT_FOLDERS = ("benchmarks/", "docs/", "ds_configs/", "launchers/", "mtdnn_ds/", "recipes/", "tests/")
+DEEPSPEED_FLAGS = ("--num_accelerators", "--num_gpus", "--num_nodes", "--hostfile", "--include", "--master_port")
+
+
+@pytest.fixture(autouse=True)
+def in_the_projects_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+
+
+def text_of(page: str) -> str:
+    return (ROOT / page).read_text(encoding="utf-8")
+
+
+def blocks(page: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", text_of(page), flags=re.MULTILINE | re.DOTALL)
+
+
+def blocks_of_all_pages(language: str) -> list[Any]:
+    found = [(page, number, block) for page in PAGES for number, block in enumerate(blocks(page, language), 1)]
+    return [pytest.param(page, block, id=f"{page}-{number}") for page, number, block in found]
+
+
+def commands(block: str) -> Iterator[list[str]]:
+    """Words of each command; a backslash joins lines, a comment is left out."""
+    for line in block.replace("\\\n", " ").splitlines():
+        words = shlex.split(line, comments=True)
+        if words:
+            yield words
+
+
+def rows_under(page: str, heading: str) -> list[list[str]]:
+    """Cells of the first table after the line that begins with `heading`, without its two head lines."""
+    lines = text_of(page).splitlines()
+    start = next(number for number, line in enumerate(lines) if line.startswith(heading))
+    first = next(number for number in range(start, len(lines)) if lines[number].startswith("|"))
+    table = []
+    for line in lines[first:]:
+        if not line.startswith("|"):
+            break
+        table.append([cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]])
+    return table[2:]
+
+
+def numbers(cell: str) -> list[float]:
+    return [float(part.replace(",", "")) for part in cell.split("/")]
+
+
+# Commands
+
+
+def check_command(words: list[str]) -> None:
+    """Fails, with the project's own message, if the words are not a command that would begin to work."""
+    program = words[0]
+    if program == "make":
+        targets = set(re.findall(r"^([a-z]+):", text_of("Makefile"), flags=re.MULTILINE))
+        assert {word for word in words[1:] if "=" not in word} <= targets, words
+    elif program == "deepspeed":
+        rest = words[1:]
+        while rest[0].startswith("--"):
+            assert rest[0] in DEEPSPEED_FLAGS, words
+            rest = rest[2:]
+        assert rest[0] == "launchers/train.py", words
+        check_verb(VERBS["train"], rest[1:])
+    elif words[:3] == ["python", "-m", "mtdnn_ds"]:
+        assert words[3] in VERBS, words
+        check_verb(VERBS[words[3]], words[4:])
+    elif program == "tensorboard":
+        assert words[1] == "--logdir" and len(words) == 3, words
+    else:
+        assert words == ["source", ".venv/bin/activate"], f"no check for the command {words}"
+
+
+def check_verb(verb: Verb, arguments: list[str]) -> None:
+    """Flags by the command line's own reader, settings and tasks by the recipe's."""
+    values = read_arguments(verb, arguments)
+    for flag in ("recipe", "deepspeed_config"):
+        path = values.get(flag)
+        assert path is None or path.startswith(PLACEHOLDERS) or Path(path).is_file(), f"{path} does not exist"
+    recipe = values.get("recipe")
+    if recipe is None or recipe.startswith(PLACEHOLDERS):
+        return
+    overrides = {name: text for name, text in values["overrides"].items() if not text.startswith(PLACEHOLDERS)}
+    resolve_tasks(load_recipe(recipe, overrides))
+
+
+@pytest.mark.parametrize(("page", "block"), blocks_of_all_pages("bash"))
+def test_commands_are_valid(page: str, block: str) -> None:
+    for words in commands(block):
+        check_command(words)
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["make trian", "python -m mtdnn_ds plan --train.setps 1", "deepspeed launchers/train.py --recipe recipes/nope.yaml", "rm -rf runs"],
+)
+def test_a_wrong_command_would_be_found(command: str) -> None:
+    with pytest.raises(Exception, match=r"trian|setps|nope|no check for"):
+        check_command(shlex.split(command))
+
+
+# Examples
+
+
+@pytest.mark.parametrize(("page", "block"), blocks_of_all_pages("yaml"))
+def test_yaml_examples_load(page: str, block: str, tmp_path: Path) -> None:
+    example = yaml.safe_load(block)
+    whole = {"encoder": {"path": "bert-base-uncased"}, "tasks": ["cola"], "train": {"steps": 1000}, **example}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(whole), encoding="utf-8")
+    recipe = load_recipe(str(tmp_path / "recipe.yaml"), {})
+    assert [spec.name for spec in resolve_tasks(recipe)] == list(whole["tasks"])
+
+
+def test_the_example_of_an_own_task_is_that_of_the_recipe() -> None:
+    shipped = yaml.safe_load(text_of("recipes/own_task.yaml"))["tasks"]
+    (in_readme,) = blocks("README.md", "yaml")
+    assert yaml.safe_load(in_readme)["tasks"] == shipped
+    in_page = yaml.safe_load(blocks("docs/tasks.md", "yaml")[0])["tasks"]["support"]
+    assert in_page.items() <= shipped["support"].items()
+
+
+def test_json_examples_have_the_fields_of_the_code() -> None:
+    (deepspeed,) = blocks("docs/recipes.md", "json")
+    assert key_problems(json.loads(deepspeed), "docs/recipes.md") == []
+    training, evaluation = (json.loads(block) for block in blocks("docs/tensorboard.md", "json"))
+    assert list(training) == list(step_record().json_fields())
+    assert list(evaluation) == list(EvalRecord(step=1, eval={}, average=0.0).json_fields())
+    fields = re.findall(r"`(\w+)`", " ".join(row[0] for row in rows_under("docs/tensorboard.md", "An evaluation line:")))
+    assert set(fields) == {*training, *evaluation}
+
+
+# Tables of settings, tags, tasks, metrics, flags
+
+
+def test_the_table_of_settings_is_that_of_the_recipe() -> None:
+    table = rows_under("docs/recipes.md", "## Settings")
+    expected = [[f"`{doc.name}`", doc.type.replace("|", "\\|"), doc.default] for doc in field_docs()]
+    assert [row[:3] for row in table] == expected
+    for row, doc in zip(table, field_docs(), strict=True):
+        assert row[3] == doc.description.replace("|", "\\|") if doc.description else row[3], f"the meaning of {doc.name}"
+
+
+def test_the_table_of_train_flags_is_that_of_the_command() -> None:
+    assert [row[0].strip("`") for row in rows_under("docs/recipes.md", "Other flags of `train`")] == [
+        f"--{flag.name}" for flag in VERBS["train"].flags
+    ]
+
+
+def test_the_table_of_tags_is_that_of_the_board() -> None:
+    record = EvalRecord(step=1, eval={"TASK": {"METRIC": 0.5}}, average=0.5)
+    tags = {tag for tag, _ in (*step_record().scalars(), *record.scalars())}
+    assert {row[0].strip("`") for row in rows_under("docs/tensorboard.md", "## Tags")} == tags
+
+
+def test_the_table_of_tasks_is_that_of_the_code() -> None:
+    described = [[f"`{name}`", task.kind, ", ".join(task.labels) or "-", ", ".join(task.metrics)] for name, task in BUILTIN_TASKS.items()]
+    assert [row[:4] for row in rows_under("docs/tasks.md", "## Built-in tasks")] == described
+    assert [row[0].strip("`") for row in rows_under("docs/tasks.md", "### Metrics")] == list(METRICS)
+
+
+def step_record() -> StepRecord:
+    return StepRecord(
+        step=1, loss=1.0, task_loss={"TASK": 1.0}, task_examples={"TASK": 1}, lr=1.0, grad_norm=1.0, loss_scale=1.0, skipped=False, tokens=1,
+        tokens_per_second=1.0, padding_efficiency=1.0, rank_imbalance=1.0, micro_batches=1, seconds=1.0,
+    )  # fmt: skip
+
+
+# Worked numbers
+
+
+SIZES = {"mnli": 392_702, "sst2": 67_349, "mrpc": 3_668, "rte": 2_490}
+
+
+def test_worked_example_of_rates() -> None:
+    table = rows_under("docs/mixing.md", "Four tasks of GLUE")
+    assert [row[0] for row in table] == ["proportional", "temperature", "cap", "uniform", "annealed"]
+    for mode, *cells in table:
+        plan = StepPlan(
+            sizes=SIZES, rates=mode, temperature=2.0, cap=131_072, anneal_to=0.2, mixing="per_example", examples_per_step=32, seed=0,
+            total_steps=1000, data_fingerprint="",
+        )  # fmt: skip
+        drawn = plan.drawn(1000)
+        computed = np.stack([drawn / drawn.sum(), drawn, plan.epochs(1000)], axis=1)
+        np.testing.assert_allclose(computed, [numbers(cell) for cell in cells], rtol=0, atol=5.01e-3)
+        np.testing.assert_allclose(computed[:, 0], [numbers(cell)[0] for cell in cells], rtol=0, atol=5.01e-5)
+    assert steps_for_epochs(3, SIZES, 32) == 43_708 and "is 43,708 steps" in text_of("docs/mixing.md")
+
+
+def test_worked_example_of_loss_scales() -> None:
+    counts = np.array([24, 6, 2])
+    for scale, *cells in rows_under("docs/mixing.md", "A step with 24 examples"):
+        explicit = yaml.safe_load(scale) if scale.startswith("{") else {}
+        factors = [explicit.get(task, 1.0) for task in ("mnli", "sst2", "stsb")]
+        coefficients = loss_coefficients(counts, "explicit" if explicit else scale, num_classes=(3, 2, 1), explicit=factors)  # type: ignore[arg-type]
+        for cell, coefficient, count in zip(cells, coefficients, counts, strict=True):
+            share, factor = numbers(cell)
+            assert share == pytest.approx(coefficient * count, abs=5.01e-5)
+            assert factor == pytest.approx(coefficient, abs=5.01e-6)
+
+
+def test_worked_example_of_memory() -> None:
+    for ranks, *cells in rows_under("docs/zero.md", "The parts are weights"):
+        for stage, cell in enumerate(cells):
+            states = model_state_bytes(
+                num_parameters=335_141_888, zero_stage=stage, precision="bf16" if stage else "autocast", num_ranks=int(ranks), gradient_bytes=4  # type: ignore[arg-type]
+            )  # fmt: skip
+            assert float(cell) == pytest.approx(states.device / 1e9, abs=5.01e-3), (ranks, stage)
+    sizes = dict(num_tokens=8192, num_layers=24, hidden_size=1024, intermediate_size=4096, bytes_per_value=2)
+    assert activation_bytes(**sizes) / 1e9 == pytest.approx(6.85, abs=5e-3)
+    assert activation_bytes(**sizes, gradient_checkpointing=True) / 1e9 == pytest.approx(0.69, abs=5e-3)
+
+
+# Files
+
+
+def test_the_list_of_files_is_complete() -> None:
+    """Every tracked file is listed, and every listed file is there. A list with a file that git does not know yet passes."""
+    listed = [line.split()[0] for line in blocks("README.md", "text")[-1].splitlines()]
+    asked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False)
+    if asked.returncode != 0:
+        pytest.skip("not a git checkout")
+    tracked = {name for name in asked.stdout.splitlines() if (ROOT / name).exists()}
+    assert sorted(tracked - set(listed)) == [], "missing from the list at the end of README.md"
+    assert [name for name in listed if not (ROOT / name).is_file()] == [], "listed in README.md, but not there"
+    assert len(listed) == len(set(listed)) and all(len(line.split()) > 1 for line in blocks("README.md", "text")[-1].splitlines())
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_files_and_links_that_pages_name_exist(page: str) -> None:
+    text = text_of(page)
+    named = [word for word in re.findall(r"`([\w./-]+)`", text) if word.startswith(PROJECT_FOLDERS)]
+    links = [target for target in re.findall(r"\]\(([^)#]+)\)", text) if not target.startswith("http")]
+    missing = [name for name in named if not (ROOT / name).exists()] + [
+        link for link in links if not (ROOT / page).parent.joinpath(link).exists()
+    ]
+    assert missing == []
+
+
+def test_every_shipped_configuration_and_recipe_is_described() -> None:
+    shipped = {f"`{path.relative_to(ROOT)}`" for folder in ("ds_configs", "recipes") for path in (ROOT / folder).glob("*.*")}
+    described = {row[0] for row in (*rows_under("docs/zero.md", "| file |"), *rows_under("docs/recipes.md", "| recipe |"))}
+    assert described == shipped
