@@ -150,7 +150,7 @@ DEEPSPEED: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any], str]]
     "two formats": ({**ZERO2, "bf16": {"enabled": True}, "fp16": {"enabled": True}}, {}, {"fp16_supported": True}, "bf16 and fp16 are both on: a run has one number format"),
     "autocast and bf16": ({**ZERO2, "bf16": {"enabled": "auto"}, "torch_autocast": {"enabled": True}}, {}, {}, "bf16 and torch_autocast are both on"),
     "bf16 without ZeRO": ({"bf16": {"enabled": "auto"}}, {}, {}, "bf16 with ZeRO stage 0: DeepSpeed cannot accumulate gradients in fp32 there; use torch_autocast"),
-    "fp16 autocast without ZeRO": ({"torch_autocast": {"enabled": True, "dtype": "float16"}}, {}, {}, "torch_autocast in float16 with ZeRO stage 0: DeepSpeed drops"),
+    "fp16 autocast": ({"torch_autocast": {"enabled": True, "dtype": "float16"}}, {}, {}, "torch_autocast in float16: DeepSpeed clips the scaled gradients"),
     "fp16 on a CPU": ({**ZERO2, "fp16": {"enabled": True}}, {}, {}, "fp16.enabled=true: this CPU has no fp16 arithmetic; use ds_configs/zero2_fp32.json"),
     "autocast type": ({"torch_autocast": {"enabled": True, "dtype": "fp8"}}, {}, {}, 'torch_autocast.dtype="fp8": must be "bfloat16" or "float16"'),
     "accumulation type": ({**ZERO2, "data_types": {"grad_accum_dtype": "bf16"}}, {}, {}, 'data_types.grad_accum_dtype="bf16": gradients accumulate in fp32'),

@@ -192,7 +192,7 @@ def test_second_call_reuses_and_says_so(small: TaskSpec, minilm: Path, tmp_path:
     said.clear()
     second = prepare([small], tokenizer_path=str(minilm), cache_dir=str(cache_dir), build=False, say=said)["mine"]["train"]
     after = (folder / "tokens.arrow").stat()
-    assert said == [f"mine/train: 50 rows from the cache in {folder}"]
+    assert said == [f"1 splits with 50 rows from the cache in {cache_dir}"]
     assert (before.st_mtime_ns, before.st_ino) == (after.st_mtime_ns, after.st_ino)
     assert second.fingerprint == first.fingerprint
     assert np.array_equal(second.gather(np.arange(50), 64)[0], first.gather(np.arange(50), 64)[0])

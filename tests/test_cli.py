@@ -64,7 +64,7 @@ def test_values_reach_the_verb_as_they_were_written() -> None:
         "recipe": "my#1.yaml",
         "deepspeed_config": str(ROOT / "ds_configs/zero2.json") if Path.cwd() != ROOT else "ds_configs/zero2.json",
         "output_dir": "-3",
-        "resume": "auto",
+        "resume": "none",
         "log_level": "warning",
         "overrides": {
             "tasks": "cola,rte",
@@ -88,7 +88,7 @@ def test_verbs_get_typed_flags() -> None:
     plan = read_arguments(VERBS["plan"], ["--world_size", "8", "--train.steps", "5"])
     assert (plan["world_size"], plan["overrides"]) == (8, {"train.steps": "5"})
     evaluate = read_arguments(VERBS["evaluate"], ["runs/x", "--checkpoint", "best/cola"])
-    assert evaluate == {"run_dir": "runs/x", "checkpoint": "best/cola", "deepspeed_config": None, "log_level": "warning"}
+    assert evaluate == {"run_dir": "runs/x", "checkpoint": "best/cola", "log_level": "warning"}
 
 
 def test_defaults_are_found_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -144,7 +144,6 @@ def test_the_given_settings_are_left_as_they_are() -> None:
             ("ds.json: bf16 and fp16 'auto': this CPU has no fast bf16 and no fp16 instructions; training in fp32; set bf16.enabled to true to force it",),
         ),
         ({"torch_autocast": {"enabled": "auto"}}, GPU, "autocast_bf16", ()),
-        ({"torch_autocast": {"enabled": True, "dtype": "float16"}}, SLOW_CPU, "autocast_fp16", ()),
         ({}, GPU, "fp32", ()),
     ],
 )  # fmt: skip

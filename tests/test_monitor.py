@@ -369,7 +369,7 @@ def test_a_cpu_has_no_known_peak_and_so_no_mfu(tiny_encoder: Path) -> None:
     ("device_name", "precision", "peak"),
     [
         ("NVIDIA A100-SXM4-80GB", "bf16", 312e12),
-        ("NVIDIA H100 80GB HBM3", "autocast", 989e12),
+        ("NVIDIA H100 80GB HBM3", "autocast_bf16", 989e12),
         ("NVIDIA H100 PCIe", "bf16", 756e12),
         ("NVIDIA H200", "bf16", 989e12),
         ("Tesla V100-SXM2-16GB", "fp16", 125e12),

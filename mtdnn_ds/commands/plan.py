@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -40,7 +41,7 @@ def run(*, recipe: str, deepspeed_config: str, world_size: int, overrides: Mappi
 
     from mtdnn_ds.train.setup import build_plan, prepare_run_data
 
-    console = Console(soft_wrap=True)
+    console = Console(soft_wrap=True, width=None if sys.stdout.isatty() else 140)
     for note in checked.deepspeed.notes:
         console.print(note, markup=False, highlight=False)
     settings = checked.recipe

@@ -57,7 +57,7 @@ VERBS: dict[str, Verb] = {
         ),
         Verb(
             name="train",
-            summary="train a recipe; under deepspeed, torchrun or srun on many ranks",
+            summary="train a recipe; under deepspeed or torchrun on many ranks",
             flags=(
                 _RECIPE,
                 _DEEPSPEED,

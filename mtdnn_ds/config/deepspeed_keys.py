@@ -143,7 +143,7 @@ _LOSSY = "rounds what ranks exchange, so the gradient would depend on the number
 _ELSEWHERE = "mtdnn_ds makes no use of it; remove it"
 REFUSED: Final[dict[str, str]] = {
     "amp": f"{_GONE} with NVIDIA apex's amp; use bf16, fp16 or torch_autocast",
-    "elasticity": f"{_GONE}; a run resumes on another number of GPUs by itself, remove it",
+    "elasticity": f"{_GONE}; this version resumes on the same number of ranks only, remove it",
     "nebula": f"{_GONE}; remove it",
     "compression_training": f"{_GONE}; remove it",
     "quantize_training": f"{_GONE}; remove it",
@@ -181,7 +181,7 @@ REFUSED: Final[dict[str, str]] = {
     "zero_optimization.cpu_offload_use_pin_memory": "the old form; write pin_memory inside offload_optimizer and offload_param",
     "zero_optimization.stage3_gather_fp16_weights_on_model_save": "the old name; write stage3_gather_16bit_weights_on_model_save",
     "zero_optimization.legacy_stage1": "the old stage 1; remove it",
-    "zero_optimization.elastic_checkpoint": "has no effect in this DeepSpeed; a run resumes on another number of GPUs by itself, remove it",
+    "zero_optimization.elastic_checkpoint": "has no effect in this DeepSpeed; this version resumes on the same number of ranks only, remove it",
     "zero_optimization.compute_grad_norm": "the gradient norm is logged and clipped in every step; remove it",
     "zero_optimization.zero_quantized_weights": _LOSSY,
     "zero_optimization.zero_quantized_nontrainable_weights": _LOSSY,

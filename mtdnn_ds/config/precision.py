@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-Precision = Literal["fp32", "bf16", "fp16", "autocast_bf16", "autocast_fp16"]
+Precision = Literal["fp32", "bf16", "fp16", "autocast_bf16"]
 
 # Names that DeepSpeed's DtypeEnum knows (runtime/config.py).
 _DTYPES = {
@@ -35,13 +35,15 @@ def resolve_precision(
             problems.append(
                 f"{name} with ZeRO stage 0: DeepSpeed cannot accumulate gradients in fp32 there; use torch_autocast (ds_configs/zero0.json) or stage 1, 2 or 3"
             )
-    if asked["torch_autocast"] and dtype == "fp16" and stage == 0:
+    if asked["torch_autocast"] and dtype == "fp16":
+        # Read in DeepSpeed 0.19.8, runtime/zero/stage_1_and_2.py: the norm that clips is taken before the GradScaler's factor is removed,
+        # and an overflow updates the optimizer's own loss scaler (which is not used here) instead of the GradScaler. At stage 0 it is silent.
         problems.append(
-            'torch_autocast in float16 with ZeRO stage 0: DeepSpeed drops overflowing steps there without saying so; use stage 1 or 2, or dtype "bfloat16"'
+            'torch_autocast in float16: DeepSpeed clips the scaled gradients there and never lowers the scale after an overflow; use dtype "bfloat16", or the fp16 section'
         )
     if asked["fp16"] is True and not fp16_supported:
         where = "this CPU has no fp16 arithmetic" if device_type == "cpu" else "this GPU has no fp16 arithmetic"
-        problems.append(f"fp16.enabled=true: {where}; use ds_configs/zero2_fp32.json, or torch_autocast with dtype float16")
+        problems.append(f"fp16.enabled=true: {where}; use ds_configs/zero2_fp32.json, or ds_configs/zero2.json for bf16")
     chosen = _choose(asked, dtype, fast_bf16=fast_bf16, fp16_supported=fp16_supported)
     if chosen == "fp32" and "auto" in asked.values():
         notes.append(_why_fp32(asked, dtype, device_type))
@@ -55,7 +57,7 @@ def resolve_precision(
 def _choose(asked: dict[str, Any], dtype: str, *, fast_bf16: bool, fp16_supported: bool) -> Precision:
     fast = {"bf16": fast_bf16, "fp16": fp16_supported}
     if asked["torch_autocast"] is True or (asked["torch_autocast"] == "auto" and fast[dtype]):
-        return "autocast_fp16" if dtype == "fp16" else "autocast_bf16"
+        return "autocast_bf16"
     if asked["bf16"] is True or (asked["bf16"] == "auto" and fast_bf16):
         return "bf16"
     if asked["fp16"] is True or (asked["fp16"] == "auto" and fp16_supported):

@@ -71,6 +71,7 @@ def prepare(
     hashed_tokenizer = tokenizer_hash(tokenizer)
     prepared: dict[str, dict[str, PreparedSplit]] = {spec.name: {} for spec in specs}
     problems: list[str] = []
+    found: list[int] = []  # rows of each split that was in the cache
     for spec in specs:
         for split, source in spec.splits.items():
             if splits is not None and split not in splits:
@@ -84,13 +85,16 @@ def prepare(
                     fingerprint=key,
                     folder=Path(cache_dir).expanduser() / f"{spec.name}-{split}-{key[:16]}",
                 )
-                meta = _ensure(job, tokenizer, on_bad_row, build, say)
+                meta, was_there = _ensure(job, tokenizer, on_bad_row, build, say)
+                found += [meta["rows"]] if was_there else []
                 template = specials.pair if len(source.text_columns) == 2 else specials.single
                 prepared[spec.name][split] = _open(job, meta, template, specials.truncates_left)
             except UserError as error:
                 problems += error.problems
     if problems:
         raise DataError(problems)
+    if found:
+        say(f"{len(found)} splits with {sum(found):,} rows from the cache in {cache_dir}")
     return prepared
 
 
@@ -157,7 +161,8 @@ def _open(job: _Job, meta: dict[str, Any], template: Any, truncates_left: bool) 
 # Building
 
 
-def _ensure(job: _Job, tokenizer: Any, on_bad_row: OnBadRow, build: bool, say: Callable[[str], None]) -> dict[str, Any]:
+def _ensure(job: _Job, tokenizer: Any, on_bad_row: OnBadRow, build: bool, say: Callable[[str], None]) -> tuple[dict[str, Any], bool]:
+    """The split's meta.json, and whether it was in the cache."""
     name = f"{job.spec.name}/{job.split}"
     meta, damage = _read_meta(job)
     if meta is None and not build:
@@ -171,9 +176,10 @@ def _ensure(job: _Job, tokenizer: Any, on_bad_row: OnBadRow, build: bool, say: C
             if meta is None:
                 if damage:
                     say(f"{name}: the cache in {job.folder} is damaged ({damage}); building it again")
-                return _build(job, tokenizer, on_bad_row, say)
-    say(f"{name}: {meta['rows']:,} rows from the cache in {job.folder}{_left_out(meta['skipped'])}")
-    return meta
+                return _build(job, tokenizer, on_bad_row, say), False
+    if meta["skipped"]:
+        say(f"{name}: {meta['rows']:,} rows from the cache in {job.folder}{_left_out(meta['skipped'])}")
+    return meta, True
 
 
 def _lock(job: _Job, say: Callable[[str], None]) -> Any:

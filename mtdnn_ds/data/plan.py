@@ -159,7 +159,7 @@ class StepPlan:
 
     def _fingerprint(self, data_fingerprint: str) -> str:
         # Quantised rates stand for every rate setting: what does not change them does not change a step. total_steps
-        # counts only where steps depend on it, so that other runs can be resumed for longer.
+        # counts only where steps depend on it, the other steps are the same for runs of every length.
         content = {
             "version": _VERSION,
             "tasks": self.task_names,

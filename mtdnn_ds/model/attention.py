@@ -192,7 +192,7 @@ def resolve_backend(requested: str, device_type: str, dtype: torch.dtype) -> tup
     if requested == "auto":
         problems = _flash_problems(device_type, dtype)
         if problems:
-            return "grouped", f"attention back end grouped: flash is not possible, because {' and '.join(problems)}"
+            return "grouped", f"attention back end grouped (flash: {problems[0]})"
         return "flash", "attention back end flash: flash-attn is installed and attention runs in half precision on CUDA"
     if requested not in get_args(Backend):
         raise ConfigError(f"encoder.attention={requested}: unknown back end{did_you_mean(requested, ('auto', *get_args(Backend)))}")

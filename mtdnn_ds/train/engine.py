@@ -19,9 +19,10 @@ from torch import Tensor, nn
 
 from mtdnn_ds import dist
 from mtdnn_ds.batch import PackedBatch
-from mtdnn_ds.config.errors import TrainingError
+from mtdnn_ds.config.errors import ConfigError, TrainingError
 from mtdnn_ds.losses.objective import micro_batch_loss
 from mtdnn_ds.losses.sequence import ColumnTable, LossSum, sequence_losses, sum_by_task
+from mtdnn_ds.train.device import keep_freed_memory
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,11 +39,18 @@ def start_distributed() -> torch.device:
     """Join the process group (NCCL on CUDA, gloo on CPUs). Collective: all ranks must call this. Returns this rank's device."""
     import deepspeed
 
+    tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", "1"))
+    if tasks > 1 and "RANK" not in os.environ:
+        raise ConfigError(
+            f"srun started {tasks} tasks, but RANK and WORLD_SIZE are not set, so each would train alone into one folder; "
+            "start it with deepspeed or torchrun, or set them from SLURM_PROCID and SLURM_NTASKS"
+        )
     dist.fill_environment()
     if not torch.cuda.is_available():
         _skip_shared_memory_op(deepspeed)
     deepspeed.init_distributed(dist_backend="nccl" if torch.cuda.is_available() else "gloo", verbose=False)
     if not torch.cuda.is_available():
+        keep_freed_memory()
         if "OMP_NUM_THREADS" not in os.environ:  # else every rank would take all cores
             torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_SIZE", "1"))))
         return torch.device("cpu")

@@ -35,7 +35,7 @@ class StepRecord:
     lr: float
     grad_norm: float | None  # before clipping; None where the engine does not compute it
     loss_scale: float  # 1 without fp16
-    skipped: bool  # fp16 overflow: no parameter changed
+    skipped: int  # attempts at this step that overflowed in fp16 and changed no parameter
     tokens: int  # real tokens
     tokens_per_second: float
     padding_efficiency: float  # real tokens / tokens computed, at most 1

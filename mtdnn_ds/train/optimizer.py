@@ -31,7 +31,7 @@ def build_optimizer(
     """
     settings: dict[str, Any] = {"lr": lr, "betas": betas, "eps": eps}
     if name == "torch_adamw":
-        return torch.optim.AdamW(parameter_groups, **settings)
+        return torch.optim.AdamW(parameter_groups, fused=True, **settings)
     if name == "adamax":
         return torch.optim.Adamax(parameter_groups, **settings)
     if name == "lamb":

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import torch
 
-Precision = Literal["fp32", "autocast", "bf16", "fp16"]
+from mtdnn_ds.config.precision import Precision
 
 
 def encoder_flops(*, num_layers: int, hidden_size: int, intermediate_size: int, num_tokens: int, sum_squared_lengths: int) -> float:
@@ -87,7 +87,7 @@ def peak_flops_per_second(device_name: str, precision: Precision) -> float | Non
     """
     for gpu in GPU_PEAKS:
         if re.search(gpu.name, device_name):
-            return {"fp32": None, "autocast": gpu.bf16, "bf16": gpu.bf16, "fp16": gpu.fp16}[precision]
+            return {"fp32": None, "bf16": gpu.bf16, "autocast_bf16": gpu.bf16, "fp16": gpu.fp16}[precision]
     return None
 
 

@@ -36,7 +36,7 @@ from mtdnn_ds.train.throughput import StepCost, step_cost
 from mtdnn_ds.train.weights import save_best
 
 
-COMPUTE_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "autocast_bf16": torch.bfloat16, "autocast_fp16": torch.float16}
+COMPUTE_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "autocast_bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
