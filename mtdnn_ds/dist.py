@@ -90,8 +90,6 @@ def sum_tensor(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
-
-
 def _started() -> bool:
     return torch_dist.is_available() and torch_dist.is_initialized()
 

@@ -42,7 +42,9 @@ def write_tiny_encoder(folder: Path, tokenizer_from: Path, **changes: object) ->
     from transformers import BertConfig, BertModel
 
     torch.manual_seed(0)
-    sizes: dict[str, object] = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, max_position_embeddings=512)
+    sizes: dict[str, object] = dict(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, max_position_embeddings=512
+    )
     BertModel(BertConfig(**{**sizes, **changes})).save_pretrained(folder)  # type: ignore[arg-type]
     for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt"):
         shutil.copy(tokenizer_from / name, folder / name)

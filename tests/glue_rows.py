@@ -37,4 +37,6 @@ def read_example(glue: Path, task: str, line_number: int) -> Example:
     line = (glue / folder / "train.tsv").read_text(encoding="utf-8-sig").split("\n")[line_number - 1]
     cells = line.split("\t")
     label = cells[label_column].strip()
-    return Example(task=task, texts=tuple(cells[column] for column in text_columns), label=float(label) if labels is None else labels.index(label))
+    return Example(
+        task=task, texts=tuple(cells[column] for column in text_columns), label=float(label) if labels is None else labels.index(label)
+    )

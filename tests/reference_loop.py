@@ -39,9 +39,13 @@ def reference_training(
 ) -> list[tuple[float, float]]:
     """Loss and gradient norm before clipping of each step. `heads`: task -> weight (C, D) and bias (C,)."""
     tokenizer = AutoTokenizer.from_pretrained(encoder_path)
-    bert = BertModel.from_pretrained(encoder_path, attn_implementation="eager", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0).to(dtype)
+    bert = BertModel.from_pretrained(
+        encoder_path, attn_implementation="eager", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0
+    ).to(dtype)
     bert.eval()
-    head_parameters = {task: (weight.to(dtype).clone().requires_grad_(), bias.to(dtype).clone().requires_grad_()) for task, (weight, bias) in heads.items()}
+    head_parameters = {
+        task: (weight.to(dtype).clone().requires_grad_(), bias.to(dtype).clone().requires_grad_()) for task, (weight, bias) in heads.items()
+    }
     decayed, plain = [], []
     for name, parameter in bert.named_parameters():
         (plain if name.endswith("bias") or "LayerNorm" in name else decayed).append(parameter)
@@ -59,7 +63,14 @@ def reference_training(
         for task in {example.task for example in examples}:
             members = [example for example in examples if example.task == task]
             seconds = [example.texts[1] for example in members] if len(members[0].texts) == 2 else None
-            inputs = tokenizer([example.texts[0] for example in members], seconds, padding="longest", truncation=True, max_length=max_length, return_tensors="pt")
+            inputs = tokenizer(
+                [example.texts[0] for example in members],
+                seconds,
+                padding="longest",
+                truncation=True,
+                max_length=max_length,
+                return_tensors="pt",
+            )
             pooled = bert(**inputs).pooler_output
             weight, bias = head_parameters[task]
             logits = pooled @ weight.T + bias

@@ -12,7 +12,7 @@ import pytest
 import torch
 import yaml
 from glue_rows import COLUMNS, cut_glue, read_example
-from processes import run_jobs, training_lines, write_json, zero_config
+from processes import lines, run_jobs, training_lines, write_json, zero_config
 from reference_loop import reference_training
 
 STEPS = 10
@@ -56,7 +56,11 @@ class Runs:
 def runs(tmp_path_factory: pytest.TempPathFactory, shared_data: Path, tiny_encoder: Path) -> Runs:
     folder = tmp_path_factory.mktemp("exactness")
     glue = cut_glue(shared_data / "glue", folder / "glue", train_rows=300, dev_rows=8)
-    recipe = {**RECIPE, "encoder": {"path": str(tiny_encoder), "max_length": 96}, "data": {"glue_dir": str(glue), "cache_dir": str(folder / "cache")}}
+    recipe = {
+        **RECIPE,
+        "encoder": {"path": str(tiny_encoder), "max_length": 96},
+        "data": {"glue_dir": str(glue), "cache_dir": str(folder / "cache")},
+    }
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     for stage in range(4):
         write_json(folder / f"zero{stage}.json", zero_config(stage))
@@ -88,7 +92,9 @@ def _reference(folder: Path, glue: Path, encoder: Path) -> list[tuple[float, flo
     steps = []
     for number in range(1, STEPS + 1):
         examples = plan.step(number)
-        steps.append([read_example(glue, names[task], int(rows[task][row])) for task, row in zip(examples.task_ids, examples.rows, strict=True)])
+        steps.append(
+            [read_example(glue, names[task], int(rows[task][row])) for task, row in zip(examples.task_ids, examples.rows, strict=True)]
+        )
     model = run_model(recipe, data, device=torch.device("cpu"), compute_dtype=torch.float32)
     columns = [slice(first, first + num) for first, num in zip(data.layout.first_column, data.layout.num_outputs, strict=True)]
     heads = {name: (model.head.weight.detach()[own], model.head.bias.detach()[own]) for name, own in zip(names, columns, strict=True)}
@@ -125,3 +131,15 @@ def test_settings_really_cut_steps_differently(runs: Runs) -> None:
     assert len(counts["ranks1_zero2_tokens128"]) > 1, "the number of micro-batches should differ from step to step"
     assert min(counts["ranks2_zero3_tokens256"]) >= 2
     assert all(line["padding_efficiency"] == 1.0 for line in training_lines(runs.folder / "ranks2_zero1"))
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.name)
+def test_every_setting_evaluates_the_same(runs: Runs, setting: Setting) -> None:
+    """Every dev row is scored exactly once, whatever the number of ranks; equal models then get equal metrics."""
+    ours, theirs = ([line for line in lines(runs.folder / name) if "eval" in line] for name in (setting.name, SETTINGS[0].name))
+    assert [line["step"] for line in ours] == [STEPS]
+    assert sorted(ours[0]["eval"]) == sorted(COLUMNS)
+    assert list(ours[0]["eval"]["mnli"]) == ["accuracy", "accuracy_mm"]
+    for task, metrics in theirs[0]["eval"].items():
+        assert ours[0]["eval"][task] == pytest.approx(metrics, abs=1e-3), task

@@ -6,7 +6,20 @@ import ast
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-LAYERS = {"config": 0, "dist": 0, "tasks": 1, "batch": 1, "data": 2, "model": 2, "losses": 2, "train": 3, "export": 4, "commands": 5, "cli": 6, "__main__": 7}
+LAYERS = {
+    "config": 0,
+    "dist": 0,
+    "tasks": 1,
+    "batch": 1,
+    "data": 2,
+    "model": 2,
+    "losses": 2,
+    "train": 3,
+    "export": 4,
+    "commands": 5,
+    "cli": 6,
+    "__main__": 7,
+}
 ONLY_IN = {
     "deepspeed": ("mtdnn_ds/train/", "launchers/"),
     "fire": ("mtdnn_ds/cli.py",),

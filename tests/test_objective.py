@@ -12,7 +12,9 @@ from mtdnn_ds.losses.objective import loss_coefficients, micro_batch_loss, step_
 from mtdnn_ds.losses.sequence import column_table, sequence_losses, sum_by_task
 from mtdnn_ds.tasks.layout import HeadLayout
 
-LAYOUT = HeadLayout(task_names=("nli", "score", "binary"), first_column=(0, 3, 4), num_outputs=(3, 1, 2), is_regression=(False, True, False))
+LAYOUT = HeadLayout(
+    task_names=("nli", "score", "binary"), first_column=(0, 3, 4), num_outputs=(3, 1, 2), is_regression=(False, True, False)
+)
 
 
 def coefficients(counts: list[int], scale: str, explicit: tuple[float, ...] = (1.0, 1.0, 1.0)) -> list[float]:
@@ -79,7 +81,10 @@ def test_no_rows_give_a_zero_that_is_still_connected() -> None:
 def test_shares_of_micro_batches_add_up_to_the_step_loss() -> None:
     losses, task_ids = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0]), torch.tensor([0, 1, 0, 2, 2])
     factors = loss_coefficients(np.array([2, 1, 2]), "task_mean", num_classes=LAYOUT.num_outputs, explicit=(1, 1, 1))
-    shares = [micro_batch_loss(sum_by_task(losses[part], task_ids[part], 3), torch.tensor(factors)).item() for part in (slice(0, 1), slice(1, 4), slice(4, 5))]
+    shares = [
+        micro_batch_loss(sum_by_task(losses[part], task_ids[part], 3), torch.tensor(factors)).item()
+        for part in (slice(0, 1), slice(1, 4), slice(4, 5))
+    ]
     assert sum(shares) == pytest.approx(((1 + 3) / 2 + 2 + (4 + 5) / 2) / 3)
     totals = sum_by_task(losses, task_ids, 3).total.numpy()
     assert step_loss(totals, factors) == pytest.approx(sum(shares))

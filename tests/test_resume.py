@@ -39,7 +39,12 @@ def base(tmp_path_factory: pytest.TempPathFactory, shared_data: Path, tiny_encod
 
 
 def job_of(base: Path, name: str, stage: int, precision: str, **changes: Any) -> dict[str, Any]:
-    return {"recipe": str(base / "recipe.yaml"), "deepspeed_config": str(base / f"zero{stage}_{precision}.json"), "output_dir": str(base / name), **changes}
+    return {
+        "recipe": str(base / "recipe.yaml"),
+        "deepspeed_config": str(base / f"zero{stage}_{precision}.json"),
+        "output_dir": str(base / name),
+        **changes,
+    }
 
 
 def start_and_die(job: dict[str, Any], point: str, base: Path, ranks: int) -> list[subprocess.Popen[str]]:
@@ -111,7 +116,10 @@ def test_a_kill_while_saving_leaves_a_run_that_resumes(base: Path, killed_saves:
     assert f"resuming after step {6 if whole else 3} of 9" in killed_saves[ours.name]
     left_over = {"before_shards": None, "before_latest": None, "inside_latest": None, "inside_pruning": 3}.get(point, 6)
     if left_over is not None:
-        assert f".partial_step_{left_over}: an unfinished checkpoint (killed while it was saved or removed); ignored" in killed_saves[ours.name]
+        assert (
+            f".partial_step_{left_over}: an unfinished checkpoint (killed while it was saved or removed); ignored"
+            in killed_saves[ours.name]
+        )
     assert exact(ours) == exact(base / "straight_saves")
     assert sorted(path.name for path in (ours / "checkpoints").iterdir() if path.is_dir()) == ["step_9"]
     assert (ours / "checkpoints" / "latest").read_text() == "step_9"

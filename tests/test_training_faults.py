@@ -40,7 +40,10 @@ def job_of(base: Path, name: str, config: dict[str, Any], **overrides: str) -> d
 @pytest.mark.distributed
 def test_an_fp16_overflow_repeats_the_step_and_loses_nothing(base: Path) -> None:
     # 2^24 as the first scale overflows fp16 gradients for several attempts; hysteresis 1 halves the scale at each of them.
-    fp16 = {"zero_optimization": {"stage": 2}, "fp16": {"enabled": True, "initial_scale_power": 24, "hysteresis": 1, "loss_scale_window": 1000}}
+    fp16 = {
+        "zero_optimization": {"stage": 2},
+        "fp16": {"enabled": True, "initial_scale_power": 24, "hysteresis": 1, "loss_scale_window": 1000},
+    }
     write_json(base / "fp16_jobs.json", [job_of(base, "fp16", fp16)])  # type: ignore[arg-type]
     output = run_ranks([str(ROOT / "tests/workers/fp16_on_cpu.py"), str(base / "fp16_jobs.json")], 1)
     run_jobs([job_of(base, "fp32", zero_config(2))], base, 1)
@@ -59,12 +62,24 @@ def test_an_fp16_overflow_repeats_the_step_and_loses_nothing(base: Path) -> None
 @pytest.mark.distributed
 def test_a_loss_that_is_not_finite_stops_with_step_task_and_examples(base: Path) -> None:
     job = job_of(base, "nan", zero_config(2))
-    arguments = ["-m", "mtdnn_ds", "train", "--recipe", job["recipe"], "--deepspeed_config", job["deepspeed_config"], "--output_dir", job["output_dir"]]
+    arguments = [
+        "-m",
+        "mtdnn_ds",
+        "train",
+        "--recipe",
+        job["recipe"],
+        "--deepspeed_config",
+        job["deepspeed_config"],
+        "--output_dir",
+        job["output_dir"],
+    ]
     ended = run_command([*arguments, "--optimizer.lr", "1e30", "--schedule.warmup", "0"])
     assert ended.returncode == 1
     assert "Traceback" not in ended.stderr
     assert "error: step 2: the loss of cola, mrpc is not finite; examples: cola " in ended.stderr
-    assert "CoLA/train.tsv row " in ended.stderr and "and 8 more; the weights are unchanged by this step; lower optimizer.lr" in ended.stderr
+    assert (
+        "CoLA/train.tsv row " in ended.stderr and "and 8 more; the weights are unchanged by this step; lower optimizer.lr" in ended.stderr
+    )
     assert [line["step"] for line in training_lines(Path(job["output_dir"]))] == [1]
 
 

@@ -74,5 +74,11 @@ def _resolved(json: dict[str, object], settings: Recipe, source: str, world_size
 
     device = probe_device()
     return resolve_deepspeed(
-        json, settings, device_type=device.type, fast_bf16=device.fast_bf16, fp16_supported=device.fp16, world_size=world_size, source=source
+        json,
+        settings,
+        device_type=device.type,
+        fast_bf16=device.fast_bf16,
+        fp16_supported=device.fp16,
+        world_size=world_size,
+        source=source,
     )

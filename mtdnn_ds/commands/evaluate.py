@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mtdnn_ds.config.errors import CheckpointError, ConfigError, did_you_mean
 from mtdnn_ds.config.load import load_recipe
 from mtdnn_ds.tasks.resolve import resolve_tasks
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from mtdnn_ds.train.run_folder import RunFolder
 
 
 def run(*, run_dir: str, checkpoint: str, log_level: str) -> int:
@@ -47,13 +54,11 @@ def run(*, run_dir: str, checkpoint: str, log_level: str) -> int:
     return 0
 
 
-def find_weights(folder: object, checkpoint: str) -> Path:
+def find_weights(folder: RunFolder, checkpoint: str) -> Path:
     """The folder that `--checkpoint` names. Raises CheckpointError listing what there is."""
     from mtdnn_ds.train.checkpoint import find_checkpoint, open_checkpoint
-    from mtdnn_ds.train.run_folder import RunFolder
     from mtdnn_ds.train.weights import WEIGHTS
 
-    assert isinstance(folder, RunFolder)
     if checkpoint == "latest":
         found = find_checkpoint(folder.checkpoints)
         if found is None:
@@ -68,18 +73,15 @@ def find_weights(folder: object, checkpoint: str) -> Path:
     return known[checkpoint]
 
 
-def load_weights(model: object, weights: dict[str, object], folder: Path) -> None:
+def load_weights(model: nn.Module, weights: Mapping[str, Tensor], folder: Path) -> None:
     """Put `weights` into `model`, all of them. Raises CheckpointError naming what does not fit."""
-    from torch import nn
-
-    assert isinstance(model, nn.Module)
     expected = model.state_dict()
     wrong = [f"{name} is missing" for name in expected if name not in weights]
     wrong += [f"{name} is not part of this model" for name in weights if name not in expected]
     wrong += [
-        f"{name} is {tuple(weights[name].shape)} there and {tuple(expected[name].shape)} in the model"  # type: ignore[attr-defined]
+        f"{name} is {tuple(weights[name].shape)} there and {tuple(expected[name].shape)} in the model"
         for name in expected
-        if name in weights and weights[name].shape != expected[name].shape  # type: ignore[attr-defined]
+        if name in weights and weights[name].shape != expected[name].shape
     ]
     if wrong:
         raise CheckpointError([f"{folder}: {line}" for line in wrong[:8]])

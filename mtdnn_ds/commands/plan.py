@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mtdnn_ds.commands.checks import checked_run
+from mtdnn_ds.config.deepspeed import ResolvedDeepSpeed
 from mtdnn_ds.config.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def run(*, recipe: str, deepspeed_config: str, world_size: int, overrides: Mappi
     from rich.console import Console
     from rich.table import Table
 
-    from mtdnn_ds.train.setup import build_plan, prepare_run_data
+    from mtdnn_ds.train.setup import build_plan, idle_tasks, prepare_run_data
 
     console = Console(soft_wrap=True, width=None if sys.stdout.isatty() else 140)
     for note in checked.deepspeed.notes:
@@ -55,10 +56,20 @@ def run(*, recipe: str, deepspeed_config: str, world_size: int, overrides: Mappi
         table.add_column(column, justify="left" if column == "task" else "right")
     drawn, first, last = plan.drawn(plan.total_steps), plan.task_counts(1), plan.task_counts(plan.total_steps)
     for index, name in enumerate(plan.task_names):
-        cells = (f"{data.train_sizes[name]:,}", f"{drawn[index] / drawn.sum():.4f}", f"{drawn[index]:,}", f"{plan.epochs(plan.total_steps)[index]:.2f}")
+        cells = (
+            f"{data.train_sizes[name]:,}",
+            f"{drawn[index] / drawn.sum():.4f}",
+            f"{drawn[index]:,}",
+            f"{plan.epochs(plan.total_steps)[index]:.2f}",
+        )
         table.add_row(name, *cells, f"{first[index]:,}", f"{last[index]:,}")
     console.print(table)
-    for line in (*_step_lines(settings, sample, world_size), *_memory_lines(settings, checked.deepspeed.precision, shape, sample, world_size)):
+    for line in (
+        *_step_lines(settings, sample, world_size),
+        *_memory_lines(settings, checked.deepspeed, shape, sample, world_size),
+    ):
+        console.print(line, markup=False, highlight=False)
+    for line in idle_tasks(plan):
         console.print(line, markup=False, highlight=False)
     console.print(f"plan fingerprint {plan.fingerprint[:16]}", markup=False, highlight=False)
     return 0
@@ -111,7 +122,15 @@ def sample_steps(recipe: Recipe, data: RunData, plan: StepPlan, *, world_size: i
         bins = [members for rank in packing.micro_batches for members in rank]
         fillers = sum(len(members) == 0 for members in bins) * len(settings.filler_ids)
         most_tokens = max(most_tokens, *(int(lengths_B[members].sum()) for members in bins))
-        rows.append((packing.tokens, packing.num_micro_batches, packing.packing_efficiency, packing.tokens / (packing.tokens + fillers), packing.rank_imbalance))
+        rows.append(
+            (
+                packing.tokens,
+                packing.num_micro_batches,
+                packing.packing_efficiency,
+                packing.tokens / (packing.tokens + fillers),
+                packing.rank_imbalance,
+            )
+        )
     means = np.mean(rows, axis=0)
     return Sample(
         num_steps=len(steps),
@@ -136,9 +155,10 @@ def _step_lines(recipe: Recipe, sample: Sample, world_size: int) -> list[str]:
     ]
 
 
-def _memory_lines(recipe: Recipe, precision: str, shape: EncoderShape, sample: Sample, world_size: int) -> list[str]:
+def _memory_lines(recipe: Recipe, deepspeed: ResolvedDeepSpeed, shape: EncoderShape, sample: Sample, world_size: int) -> list[str]:
     from mtdnn_ds.train.throughput import activation_bytes, model_state_bytes
 
+    precision = deepspeed.precision
     activations = activation_bytes(
         num_tokens=sample.most_tokens,
         num_layers=shape.num_layers,
@@ -147,8 +167,21 @@ def _memory_lines(recipe: Recipe, precision: str, shape: EncoderShape, sample: S
         bytes_per_value=4 if precision == "fp32" else 2,
         gradient_checkpointing=recipe.encoder.gradient_checkpointing,
     )
-    lines = [f"memory a rank, estimated ({shape.num_parameters / 1e6:,.1f} M parameters, {precision}; activations {activations / 1e9:.2f} GB at {sample.most_tokens:,} tokens):"]
+    lines = [
+        f"memory a rank, estimated ({shape.num_parameters / 1e6:,.1f} M parameters, {precision}; activations {activations / 1e9:.2f} GB at {sample.most_tokens:,} tokens):"
+    ]
     for stage in (0, 1, 2, 3):
-        states = model_state_bytes(num_parameters=shape.num_parameters, zero_stage=stage, precision=precision, num_ranks=world_size, gradient_bytes=4)  # type: ignore[arg-type]
-        lines.append(f"  ZeRO {stage}   {(states.device + activations) / 1e9:6.2f} GB, of which model states {states.device / 1e9:.2f} GB")
+        chosen = stage == deepspeed.zero_stage
+        states = model_state_bytes(
+            num_parameters=shape.num_parameters,
+            zero_stage=stage,
+            precision=precision,
+            num_ranks=world_size,
+            gradient_bytes=4,
+            offload_optimizer=chosen and deepspeed.offload_optimizer,
+            offload_parameters=chosen and deepspeed.offload_param,
+        )
+        host = f", and {states.host / 1e9:.2f} GB of host memory" if states.host else ""
+        line = f"  ZeRO {stage}   {(states.device + activations) / 1e9:6.2f} GB, of which model states {states.device / 1e9:.2f} GB{host}"
+        lines.append(f"{line}   <- this run" if chosen else line)
     return lines

@@ -48,7 +48,12 @@ VERBS: dict[str, Verb] = {
             flags=(Flag(name="recipe", help="list this recipe's tasks instead of the built-in ones"),),
             positional="recipe",
         ),
-        Verb(name="prepare", summary="tokenize a recipe's data into the cache, so that training starts at once", flags=(_RECIPE,), positional="recipe"),
+        Verb(
+            name="prepare",
+            summary="tokenize a recipe's data into the cache, so that training starts at once",
+            flags=(_RECIPE,),
+            positional="recipe",
+        ),
         Verb(
             name="plan",
             summary="show what a run would do (steps, task shares, micro-batches, memory) without training",

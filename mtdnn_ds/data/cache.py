@@ -26,7 +26,7 @@ import filelock
 import numpy as np
 import pyarrow as pa
 
-from mtdnn_ds.config.errors import DataError, UserError
+from mtdnn_ds.config.errors import ConfigError, DataError, UserError
 from mtdnn_ds.data.features import flatten, load_tokenizer, special_tokens, token_ids, tokenizer_hash
 from mtdnn_ds.data.prepared import PreparedSplit, Shard
 from mtdnn_ds.data.rows import CheckedRow, checked_rows
@@ -90,7 +90,7 @@ def prepare(
                 template = specials.pair if len(source.text_columns) == 2 else specials.single
                 prepared[spec.name][split] = _open(job, meta, template, specials.truncates_left)
             except UserError as error:
-                problems += error.problems
+                problems += [problem for problem in error.problems if problem not in problems]
     if problems:
         raise DataError(problems)
     if found:
@@ -170,7 +170,6 @@ def _ensure(job: _Job, tokenizer: Any, on_bad_row: OnBadRow, build: bool, say: C
             f"{name}: {job.folder} is not prepared{f' ({damage})' if damage else ''}; one process per cache folder must prepare it first"
         )
     if meta is None:
-        job.folder.parent.mkdir(parents=True, exist_ok=True)
         with _lock(job, say):
             meta, damage = _read_meta(job)  # another process may have built it while we waited
             if meta is None:
@@ -186,10 +185,13 @@ def _lock(job: _Job, say: Callable[[str], None]) -> Any:
     """The system frees it when its holder dies, however that ends."""
     lock = filelock.FileLock(f"{job.folder}.lock")
     try:
+        job.folder.parent.mkdir(parents=True, exist_ok=True)
         return lock.acquire(timeout=1)
     except filelock.Timeout:
         say(f"{job.spec.name}/{job.split}: another process is preparing it; waiting")
         return lock.acquire()
+    except OSError as error:
+        raise ConfigError(f"data.cache_dir={job.folder.parent}: cannot be written ({error.strerror}); give a folder that can") from error
 
 
 def _build(job: _Job, tokenizer: Any, on_bad_row: OnBadRow, say: Callable[[str], None]) -> dict[str, Any]:

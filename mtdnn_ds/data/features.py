@@ -56,6 +56,10 @@ def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> Any:
         raise ConfigError(f"encoder.path={path}: no tokenizer can be loaded ({(str(error).splitlines() or [''])[0]})") from error
     if not tokenizer.is_fast:
         raise ConfigError(f"encoder.path={path}: has only a slow tokenizer; save a fast one (tokenizer.json) beside the model")
+    if tokenizer.vocab_size <= len(tokenizer.all_special_tokens):  # transformers makes one up where config.json stands alone
+        raise ConfigError(
+            f"encoder.path={path}: its tokenizer has no words, only special tokens; put tokenizer.json beside config.json, or set encoder.tokenizer"
+        )
     return tokenizer
 
 

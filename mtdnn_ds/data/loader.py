@@ -178,7 +178,9 @@ def pack_examples(lengths_B: np.ndarray, task_ids_B: np.ndarray, settings: Loade
     )
 
 
-def evaluation_batches(task_ids: Sequence[int], splits: Sequence[PreparedSplit], num_tasks: int, settings: LoaderSettings) -> Iterator[PackedBatch]:
+def evaluation_batches(
+    task_ids: Sequence[int], splits: Sequence[PreparedSplit], num_tasks: int, settings: LoaderSettings
+) -> Iterator[PackedBatch]:
     """Every row of every split exactly once over all ranks, as this rank's micro-batches; their number is equal on all ranks.
 
     `splits[i]` belongs to task `task_ids[i]`. In a batch, `example_tasks` holds i (not the task), so that two splits of

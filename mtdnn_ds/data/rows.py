@@ -83,8 +83,24 @@ def _check(number: int, cells: tuple[object, ...], num_texts: int, columns: Sequ
             return RowProblem("not a text", f"column '{column}' holds {_shown(text)}, not a text")
         if not text.strip():
             return RowProblem("empty text", f"column '{column}' is empty")
+        if half := _surrogate(text):
+            return RowProblem(
+                "half a character",
+                f"column '{column}' holds U+{ord(half):04X}, half of a character's two-part code; write the character whole",
+            )
     label = parse(cells[num_texts] if len(cells) > num_texts else None)
     return label if isinstance(label, RowProblem) else CheckedRow(number, texts, label)  # type: ignore[arg-type]
+
+
+def _surrogate(text: str) -> str | None:
+    r"""The first lone surrogate, which JSON can spell (\ud83d without its other half) but UTF-8, and so every tokenizer, cannot."""
+    if text.isascii():
+        return None
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        return text[error.start]
+    return None
 
 
 def _label_parser(source: Source, kind: Kind, labels: Sequence[str]) -> LabelParser:
@@ -134,6 +150,8 @@ def _parse_score(cell: object) -> float | RowProblem:
         score = float(cell)  # type: ignore[arg-type]
     except (TypeError, ValueError):
         return RowProblem("invalid score", f"score {_shown(cell)} is not a number")
+    except OverflowError:  # a whole number of JSON may have hundreds of digits
+        score = math.inf
     if not abs(score) <= _LARGEST_SCORE:  # NaN compares false
         return RowProblem("invalid score", f"score {_shown(cell)} is not a finite number")
     return score

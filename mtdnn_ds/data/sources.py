@@ -196,6 +196,8 @@ def _json_cells(line: str, columns: Sequence[str]) -> Cells | RowProblem:
         row = json.loads(line.rstrip())
     except json.JSONDecodeError as error:
         return RowProblem("not valid JSON", f"not valid JSON ({error.msg}, column {error.colno})")
+    except (ValueError, RecursionError):  # what Python's reader makes of [[[[... and of a number with thousands of digits
+        return RowProblem("not valid JSON", "JSON that is nested too deeply, or holds a number of too many digits")
     if not isinstance(row, dict):
         return RowProblem("not valid JSON", "not a JSON object")
     missing = [column for column in columns if column not in row]
@@ -219,10 +221,34 @@ def _parquet_rows(source: Source) -> Iterator[RawRow]:
     with file:
         _require_columns(source, columns, file.schema_arrow.names)
         number = 0
-        for batch in file.iter_batches(batch_size=_ROWS_PER_READ, columns=list(columns)):
-            for cells in zip(*(batch.column(column).to_pylist() for column in columns), strict=True):
+        batches = file.iter_batches(batch_size=_ROWS_PER_READ, columns=list(columns))
+        while True:
+            try:
+                batch = next(batches, None)
+            except (pa.ArrowInvalid, OSError) as error:  # its footer is whole, its pages are not
+                raise DataError(f"{source.path}: is damaged after row {number:,} ({str(error).splitlines()[0]}); make it again") from error
+            if batch is None:
+                return
+            for cells in zip(*(_parquet_cells(batch.column(column)) for column in columns), strict=True):
                 number += 1
                 yield number, cells
+
+
+def _parquet_cells(column: Any) -> list[object]:
+    """A column's values; a text that is not valid UTF-8 stays bytes, which no text column accepts."""
+    import pyarrow as pa
+
+    try:
+        return column.to_pylist()
+    except UnicodeDecodeError:
+        return [_text_if_valid(cell) for cell in column.cast(pa.large_binary()).to_pylist()]
+
+
+def _text_if_valid(cell: bytes | None) -> str | bytes | None:
+    try:
+        return None if cell is None else cell.decode("utf-8")
+    except UnicodeDecodeError:
+        return cell
 
 
 def _dataset_rows(source: Source) -> Iterator[RawRow]:

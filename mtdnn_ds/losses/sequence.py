@@ -38,7 +38,9 @@ def column_table(layout: HeadLayout, device: torch.device | str) -> ColumnTable:
     is_output [[T, T, T], [T, F, F]].
     """
     most = max(layout.num_outputs)
-    rows = [[first + j if j < num else first for j in range(most)] for first, num in zip(layout.first_column, layout.num_outputs, strict=True)]
+    rows = [
+        [first + j if j < num else first for j in range(most)] for first, num in zip(layout.first_column, layout.num_outputs, strict=True)
+    ]
     return ColumnTable(
         columns=torch.tensor(rows, dtype=torch.int64, device=device),
         is_output=torch.tensor([[j < num for j in range(most)] for num in layout.num_outputs], device=device),

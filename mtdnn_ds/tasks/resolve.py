@@ -209,7 +209,13 @@ def _dataset_splits(where: str, settings: TaskSettings, problems: list[str]) -> 
         config = name or None
     elif settings.dataset is not None:
         path, form = str(Path(settings.dataset).expanduser()), "datasets"
-    theirs = _saved_splits(Path(path)) if form == "datasets" else None
+    try:
+        theirs = _saved_splits(Path(path)) if form == "datasets" else None
+    except (ValueError, KeyError, TypeError):
+        problems.append(
+            f"{where}.dataset={settings.dataset}: its dataset_dict.json is not readable; save the dataset again with save_to_disk"
+        )
+        return {}
     if form == "datasets" and theirs is None:
         problems.append(
             f"{where}.dataset={settings.dataset}: not a folder written by datasets' save_to_disk (no dataset_dict.json, no state.json)"

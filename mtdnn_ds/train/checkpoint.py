@@ -63,15 +63,22 @@ def find_checkpoint(checkpoints: Path) -> Found | None:
 
     Raises CheckpointError if checkpoints exist but all are damaged.
     """
-    notes = [f"{path}: an unfinished checkpoint (killed while it was saved or removed); ignored" for path in sorted(checkpoints.glob(f"{PARTIAL}*"))]
-    numbered = sorted(((int(match[1]), path) for path in checkpoints.glob("step_*") if (match := re.fullmatch(r"step_(\d+)", path.name))), reverse=True)
+    notes = [
+        f"{path}: an unfinished checkpoint (killed while it was saved or removed); ignored"
+        for path in sorted(checkpoints.glob(f"{PARTIAL}*"))
+    ]
+    numbered = sorted(
+        ((int(match[1]), path) for path in checkpoints.glob("step_*") if (match := re.fullmatch(r"step_(\d+)", path.name))), reverse=True
+    )
     for _step, path in numbered:
         problem = damage(path)
         if problem is None:
             return open_checkpoint(path, notes=tuple(notes))
         notes.append(f"{path}: {problem}; trying the one before")
     if numbered:
-        raise CheckpointError([*notes, f"{checkpoints}: no checkpoint is whole; start again in an empty --output_dir, or restore one from a backup"])
+        raise CheckpointError(
+            [*notes, f"{checkpoints}: no checkpoint is whole; start again in an empty --output_dir, or restore one from a backup"]
+        )
     return None
 
 
@@ -92,8 +99,10 @@ def damage(path: Path) -> str | None:
     try:
         files = json.loads(manifest.read_text())["files"]
         entries = {name: (int(entry["bytes"]), str(entry["sha256"])) for name, entry in files.items()}
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         return f"{MANIFEST} is not readable"
+    if RUN_STATE not in entries:
+        return f"{MANIFEST} does not list {RUN_STATE}"
     for name, (size, sha256) in entries.items():
         file = path / name
         if not file.is_file():
@@ -109,7 +118,9 @@ def load_engine(engine: Any, found: Found) -> None:
     """Put weights, optimizer and loss-scaler state back. Collective: all ranks must call this."""
     loaded, client_state = engine.load_checkpoint(str(found.path.parent), tag=found.path.name)
     if loaded is None or client_state.get("mtdnn_ds", {}).get("step") != found.step:
-        raise CheckpointError(f"{found.path}: DeepSpeed did not load it (its step is {(client_state or {}).get('mtdnn_ds')}, expected {found.step})")
+        raise CheckpointError(
+            f"{found.path}: DeepSpeed did not load it (its step is {(client_state or {}).get('mtdnn_ds')}, expected {found.step})"
+        )
 
 
 def clear_partial(checkpoints: Path) -> None:
@@ -159,6 +170,10 @@ def _resume_from(resume: str, output_dir: Path, say: Callable[[str], None]) -> F
             say(f"--resume auto: no checkpoint in {output_dir}; starting from the beginning")
     else:
         folder = Path(resume)
+        if not folder.is_dir():
+            raise CheckpointError(
+                f"--resume {resume}: there is no such folder; give auto, none, a run folder or a folder checkpoints/step_N of one"
+            )
         found = open_checkpoint(folder) if re.fullmatch(r"step_\d+", folder.name) else find_checkpoint(folder / "checkpoints")
         if found is None:
             raise CheckpointError(f"--resume {resume}: no checkpoint there; give a run folder or a folder checkpoints/step_N of one")
@@ -174,11 +189,15 @@ def _check_shards(folder: Path, engine: Any) -> None:
     model_files = len(list(folder.glob("*_model_states.pt")))
     expected = (1, 0) if stage == 0 else (1, ranks) if stage < 3 else (ranks, ranks)
     if (model_files, optimizer_files) != expected:
-        raise CheckpointError(f"{folder}: DeepSpeed wrote {model_files} model and {optimizer_files} optimizer files instead of {expected[0]} and {expected[1]}; is the disk full?")
+        raise CheckpointError(
+            f"{folder}: DeepSpeed wrote {model_files} model and {optimizer_files} optimizer files instead of {expected[0]} and {expected[1]}; is the disk full?"
+        )
 
 
 def _prune(checkpoints: Path, keep_last: int) -> None:
-    whole = sorted((path for path in checkpoints.glob("step_*") if (path / MANIFEST).is_file()), key=lambda path: int(path.name.removeprefix("step_")))
+    whole = sorted(
+        (path for path in checkpoints.glob("step_*") if (path / MANIFEST).is_file()), key=lambda path: int(path.name.removeprefix("step_"))
+    )
     for path in whole[:-keep_last]:
         # Renamed first: a kill in between leaves something that is plainly unfinished, not a damaged checkpoint.
         doomed = checkpoints / f"{PARTIAL}{path.name}"

@@ -124,15 +124,21 @@ def optimizer_step(
         if engine.skipped_steps == skipped_before:
             norm = engine.get_global_grad_norm() if own_norm is None else own_norm
             if norm is None or not math.isfinite(float(norm)) or float(norm) < 0:
-                raise TrainingError(f"step {step}: the gradient norm is not finite ({norm}) although the loss is; lower optimizer.lr or turn on optimizer.gradient_clipping; the last checkpoint is good")
+                raise TrainingError(
+                    f"step {step}: the gradient norm is not finite ({norm}) although the loss is; lower optimizer.lr or turn on optimizer.gradient_clipping; the last checkpoint is good"
+                )
             return StepResult(totals=totals.double().cpu().numpy(), grad_norm=float(norm), loss_scale=scale, skipped=skipped)
         if not fp16:
-            raise TrainingError(f"step {step}: a gradient is not finite although the loss is; the weights are unchanged; lower optimizer.lr or check the data of tasks {', '.join(task_names)}")
+            raise TrainingError(
+                f"step {step}: a gradient is not finite although the loss is; the weights are unchanged; lower optimizer.lr or check the data of tasks {', '.join(task_names)}"
+            )
         skipped += 1
         say(f"step {step}: gradients overflowed in fp16 at loss scale {scale:g}; repeating its examples at {_loss_scale(engine):g}")
 
 
-def _forward_backward(engine: Any, micro_batches: tuple[PackedBatch, ...], *, table: ColumnTable, num_tasks: int) -> tuple[Tensor, list[Tensor]]:
+def _forward_backward(
+    engine: Any, micro_batches: tuple[PackedBatch, ...], *, table: ColumnTable, num_tasks: int
+) -> tuple[Tensor, list[Tensor]]:
     world_size = dist.world_size()
     totals = torch.zeros(num_tasks, device=engine.device)
     losses: list[Tensor] = []
@@ -162,7 +168,9 @@ def _update(engine: Any, step: int, scale: float) -> None:
     except Exception as error:
         if "loss scale already at minimum" not in str(error):
             raise
-        raise TrainingError(f"step {step}: fp16 gradients overflow even at the smallest loss scale ({scale:g}): train in bf16 (ds_configs/zero2.json), or lower optimizer.lr") from error
+        raise TrainingError(
+            f"step {step}: fp16 gradients overflow even at the smallest loss scale ({scale:g}): train in bf16 (ds_configs/zero2.json), or lower optimizer.lr"
+        ) from error
 
 
 def _loss_scale(engine: Any) -> float:

@@ -81,7 +81,10 @@ def predict(
             mine.append((batch.example_tasks[supervised], batch.example_rows[supervised], logits_KC))
     forward.train(was_training)
     gathered = [part for parts in dist.gather(mine) for part in parts]
-    outputs = [np.full((split.num_rows, layout.num_outputs[task_id]), np.nan, dtype=np.float32) for task_id, split in zip(task_ids, splits, strict=True)]
+    outputs = [
+        np.full((split.num_rows, layout.num_outputs[task_id]), np.nan, dtype=np.float32)
+        for task_id, split in zip(task_ids, splits, strict=True)
+    ]
     seen = [np.zeros(split.num_rows, dtype=np.int64) for split in splits]
     for index_K, rows_K, logits_KC in gathered:
         for index in np.unique(index_K):

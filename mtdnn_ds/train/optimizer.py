@@ -41,7 +41,9 @@ def build_optimizer(
     return _deepspeed_adamw(parameter_groups, settings, offloaded=offloaded, say=say)
 
 
-def _deepspeed_adamw(parameter_groups: list[dict[str, Any]], settings: dict[str, Any], *, offloaded: bool, say: Callable[[str], None]) -> torch.optim.Optimizer:
+def _deepspeed_adamw(
+    parameter_groups: list[dict[str, Any]], settings: dict[str, Any], *, offloaded: bool, say: Callable[[str], None]
+) -> torch.optim.Optimizer:
     from deepspeed.ops.adam import DeepSpeedCPUAdam, FusedAdam
     from torch.utils.cpp_extension import _get_build_directory
 
@@ -49,7 +51,9 @@ def _deepspeed_adamw(parameter_groups: list[dict[str, Any]], settings: dict[str,
     if on_cpu:
         missing = [tool for tool in ("g++", "ninja") if shutil.which(tool) is None]
         if missing:
-            raise ConfigError(f"optimizer.name=adamw compiles DeepSpeed's CPU Adam, but {' and '.join(missing)} is missing: install it, or set optimizer.name to torch_adamw")
+            raise ConfigError(
+                f"optimizer.name=adamw compiles DeepSpeed's CPU Adam, but {' and '.join(missing)} is missing: install it, or set optimizer.name to torch_adamw"
+            )
         op = "cpu_adam" if offloaded else "fused_adam"
         built = _get_build_directory(op, False)
         from pathlib import Path
@@ -57,12 +61,16 @@ def _deepspeed_adamw(parameter_groups: list[dict[str, Any]], settings: dict[str,
         if not (Path(built) / f"{op}.so").exists():
             say(f"compiling DeepSpeed's {op} for this machine (first time only, about a minute; kept in {built})")
     optimizer = DeepSpeedCPUAdam if offloaded else FusedAdam
-    return optimizer(parameter_groups, adamw_mode=True, **settings) if offloaded else optimizer(parameter_groups, adam_w_mode=True, **settings)
+    return (
+        optimizer(parameter_groups, adamw_mode=True, **settings) if offloaded else optimizer(parameter_groups, adam_w_mode=True, **settings)
+    )
 
 
 def _lamb(parameter_groups: list[dict[str, Any]], settings: dict[str, Any]) -> torch.optim.Optimizer:
     if not torch.cuda.is_available():
-        raise ConfigError("optimizer.name=lamb needs a CUDA device (DeepSpeed's FusedLamb has no CPU form): set optimizer.name to adamw, torch_adamw or adamax here")
+        raise ConfigError(
+            "optimizer.name=lamb needs a CUDA device (DeepSpeed's FusedLamb has no CPU form): set optimizer.name to adamw, torch_adamw or adamax here"
+        )
     from deepspeed.ops.lamb import FusedLamb
 
     return FusedLamb(parameter_groups, **settings)

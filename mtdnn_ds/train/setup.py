@@ -106,6 +106,16 @@ def build_plan(recipe: Recipe, data: RunData) -> StepPlan:
     )
 
 
+def idle_tasks(plan: StepPlan) -> list[str]:
+    """A sentence for each task that the whole run draws no example of."""
+    drawn = plan.drawn(plan.total_steps)
+    return [
+        f"task '{name}' gets no example in {plan.total_steps:,} steps: its rate is too low; raise it, or remove the task from 'tasks'"
+        for name, count in zip(plan.task_names, drawn, strict=True)
+        if count == 0
+    ]
+
+
 def loader_settings(recipe: Recipe, *, hidden_size: int, world_size: int, rank: int, device: torch.device) -> LoaderSettings:
     """How this rank's micro-batches are cut. The filler sequence is the tokenizer's shortest: its special tokens alone."""
     path = resolve_encoder_path(recipe.encoder.tokenizer or recipe.encoder.path)
@@ -142,6 +152,12 @@ def run_model(recipe: Recipe, data: RunData, *, device: torch.device, compute_dt
     most = model.encoder.max_positions
     if most is not None and encoder.max_length > most:
         raise ConfigError(f"encoder.max_length={encoder.max_length}: {encoder.path} has {most} positions; set it to at most {most}")
+    tokenizer_path = resolve_encoder_path(encoder.tokenizer or encoder.path)
+    num_tokens = len(load_tokenizer(tokenizer_path, trust_remote_code=encoder.trust_remote_code))
+    if num_tokens > model.encoder.config.vocab_size:
+        raise ConfigError(
+            f"encoder.tokenizer={tokenizer_path}: has {num_tokens:,} tokens, and the encoder {encoder.path} knows {model.encoder.config.vocab_size:,}; use the encoder's own"
+        )
     return model
 
 

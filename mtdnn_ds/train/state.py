@@ -14,7 +14,15 @@ from mtdnn_ds.data.plan import StepPlan
 from mtdnn_ds.train.evaluate import Evaluation
 
 # Settings that may differ from the checkpoint's: they change no example, no weight and no learning rate.
-FREE_SETTINGS = ("train.eval_every", "train.save_every", "train.keep_last", "data.", "encoder.attention", "encoder.gradient_checkpointing", "encoder.sha256")
+FREE_SETTINGS = (
+    "train.eval_every",
+    "train.save_every",
+    "train.keep_last",
+    "data.",
+    "encoder.attention",
+    "encoder.gradient_checkpointing",
+    "encoder.sha256",
+)
 
 
 @dataclass(kw_only=True)
@@ -46,9 +54,16 @@ def check_fit(name: str, saved: Mapping[str, Any], wanted: RunState, plan: StepP
         if theirs.get(key) != ours.get(key) and not key.startswith(FREE_SETTINGS):
             problems.append(f"{name}: {key} was {theirs.get(key)!r} when it was saved and is {ours.get(key)!r} now")
     if problems:
-        raise CheckpointError([*problems, "resume with the saved values (they are in the run folder's recipe.yaml), or start a new run in another --output_dir"])
+        raise CheckpointError(
+            [
+                *problems,
+                "resume with the saved values (they are in the run folder's recipe.yaml), or start a new run in another --output_dir",
+            ]
+        )
     if plan.step_of_state(saved["plan"]) != saved["step"]:
-        raise CheckpointError(f"{name}: its plan stands at step {saved['plan']['step']}, its weights at step {saved['step']}; use another checkpoint")
+        raise CheckpointError(
+            f"{name}: its plan stands at step {saved['plan']['step']}, its weights at step {saved['step']}; use another checkpoint"
+        )
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -30,11 +30,10 @@ from mtdnn_ds.train.progress import Progress
 from mtdnn_ds.train.results import show_results
 from mtdnn_ds.train.run_folder import RunFolder, write_run_files
 from mtdnn_ds.train.schedule import learning_rate, num_warmup_steps
-from mtdnn_ds.train.setup import RunData, build_plan, loader_settings, prepare_run_data, run_model, settings_dict
+from mtdnn_ds.train.setup import RunData, build_plan, idle_tasks, loader_settings, prepare_run_data, run_model, settings_dict
 from mtdnn_ds.train.state import RunState, check_fit
 from mtdnn_ds.train.throughput import StepCost, step_cost
 from mtdnn_ds.train.weights import save_best
-
 
 COMPUTE_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "autocast_bf16": torch.bfloat16}
 
@@ -86,6 +85,8 @@ def _start(
     found = checkpoint.resume_from(resume, folder.path, say)
     data = prepare_run_data(recipe, specs, say)
     plan = build_plan(recipe, data)
+    for note in idle_tasks(plan):
+        say(note)
     topology = {"world_size": dist.world_size(), "zero_stage": deepspeed.zero_stage, "precision": deepspeed.precision}
     state = RunState(step=0, recipe=settings_dict(recipe), plan=plan.state_dict(0), topology=topology)
     if found is not None:
@@ -93,7 +94,9 @@ def _start(
     model = run_model(recipe, data, device=device, compute_dtype=COMPUTE_DTYPES[deepspeed.precision])
     for note in model.notes:
         say(note)
-    settings = loader_settings(recipe, hidden_size=model.encoder.config.hidden_size, rank=dist.rank(), world_size=dist.world_size(), device=device)
+    settings = loader_settings(
+        recipe, hidden_size=model.encoder.config.hidden_size, rank=dist.rank(), world_size=dist.world_size(), device=device
+    )
     engine = _engine(recipe, model, deepspeed, say=say)
     if found is not None:
         checkpoint.load_engine(engine, found)
@@ -111,7 +114,9 @@ def _start(
             write_events=_deepspeed_events(engine) if engine.monitor.enabled else None,
         )
         if monitor.num_discarded_lines:
-            say(f"metrics.jsonl: {monitor.num_discarded_lines} lines after step {state.step} moved to metrics.discarded.jsonl; their steps are repeated")
+            say(
+                f"metrics.jsonl: {monitor.num_discarded_lines} lines after step {state.step} moved to metrics.discarded.jsonl; their steps are repeated"
+            )
     return Run(
         recipe=recipe,
         folder=folder,
@@ -163,7 +168,9 @@ def _all_steps(run: Run) -> None:
             if step == total_steps or (recipe.train.eval_every and step % recipe.train.eval_every == 0):
                 _evaluate(run)
             if step == total_steps or (recipe.train.save_every and step % recipe.train.save_every == 0):
-                checkpoint.save_checkpoint(run.engine, run.folder.checkpoints, step=step, run_state=state.to_json(), keep_last=recipe.train.keep_last)
+                checkpoint.save_checkpoint(
+                    run.engine, run.folder.checkpoints, step=step, run_state=state.to_json(), keep_last=recipe.train.keep_last
+                )
 
 
 def _coefficients(run: Run, counts_N: np.ndarray) -> np.ndarray:
@@ -230,7 +237,9 @@ def _record(run: Run, batches: StepBatches, result: StepResult, *, lr: float, se
         rank_imbalance=batches.rank_imbalance,
         micro_batches=len(batches.micro_batches),
         seconds=seconds,
-        mfu=run.cost.mfu(tokens=batches.tokens, sum_squared_lengths=batches.sum_squared_lengths, seconds=seconds, num_devices=dist.world_size()),
+        mfu=run.cost.mfu(
+            tokens=batches.tokens, sum_squared_lengths=batches.sum_squared_lengths, seconds=seconds, num_devices=dist.world_size()
+        ),
         wait_fraction=waited / seconds,
     )
 
@@ -249,4 +258,7 @@ def _evaluate(run: Run) -> None:
         state.best.update({name: {"score": scores[name], "step": state.step} for name in winners})
     if run.monitor is not None:
         run.monitor.write(EvalRecord(step=state.step, eval=evaluation.metrics, average=evaluation.average))
-    run.progress.say(f"step {state.step}: dev average {evaluation.average:.4f}  " + "  ".join(f"{name} {score:.3f}" for name, score in evaluation.scores.items()))
+    run.progress.say(
+        f"step {state.step}: dev average {evaluation.average:.4f}  "
+        + "  ".join(f"{name} {score:.3f}" for name, score in evaluation.scores.items())
+    )

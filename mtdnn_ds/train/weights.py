@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from mtdnn_ds import dist
@@ -76,7 +77,10 @@ def read_weights(folder: Path) -> dict[str, torch.Tensor]:
     A checkpoint must be whole (train/checkpoint.py has checked it). Needs no GPU and no process group.
     """
     if (folder / WEIGHTS).is_file():
-        return load_file(folder / WEIGHTS)
+        try:
+            return load_file(folder / WEIGHTS)
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"{folder / WEIGHTS}: is damaged ({error}); give another --checkpoint") from error
     if list(folder.glob("*_optim_states.pt")):
         from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 

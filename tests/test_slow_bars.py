@@ -1,0 +1,51 @@
+"""Runs of minutes on real data, for `pytest -m slow`: GLUE on MiniLM, and BERT-large's memory."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from processes import ROOT, lines, run_command, training_lines, write_json
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
+
+
+def test_nine_glue_tasks_learn_together(shared_data: Path, tmp_path: Path) -> None:
+    arguments = ["launchers/train.py", "--recipe", "recipes/glue_small.yaml", "--data.glue_dir", str(shared_data / "glue")]
+    ended = run_command(
+        [*arguments, "--output_dir", str(tmp_path / "run"), "--train.eval_every", "0"], timeout_seconds=3000, OMP_NUM_THREADS="2"
+    )
+    assert ended.returncode == 0, ended.stderr
+    metrics = [line for line in lines(tmp_path / "run") if "eval" in line][-1]["eval"]
+    assert metrics["sst2"]["accuracy"] >= 0.80
+    assert metrics["qnli"]["accuracy"] >= 0.70
+    assert metrics["stsb"]["pearson"] >= 0.80
+
+
+def test_bert_large_trains_in_bf16_under_zero2_within_12_gb(tmp_path: Path) -> None:
+    config = write_json(tmp_path / "zero2_bf16.json", {"zero_optimization": {"stage": 2}, "bf16": {"enabled": True}})
+    arguments = ["launchers/train.py", "--recipe", "recipes/bert_large_smoke.yaml", "--deepspeed_config", str(config)]
+    arguments += [
+        "--train.steps",
+        "2",
+        "--batch.examples_per_step",
+        "8",
+        "--tasks",
+        "quickstart_similarity",
+        "--output_dir",
+        str(tmp_path / "run"),
+    ]
+    measured = (
+        "import resource, runpy, sys; sys.argv = sys.argv[1:]\n"
+        "try:\n    runpy.run_path(sys.argv[0], run_name='__main__')\n"
+        "finally:\n    print('peak', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)"
+    )
+    ended = run_command(["-c", measured, *arguments], timeout_seconds=3400, OMP_NUM_THREADS="2")
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    assert [line["step"] for line in training_lines(tmp_path / "run")] == [1, 2]
+    peak_gigabytes = int(re.findall(r"peak (\d+)", ended.stderr)[-1]) * 1024 / 1e9
+    print(f"peak {peak_gigabytes:.2f} GB", file=sys.stderr)
+    assert peak_gigabytes <= 12
+    assert (ROOT / "recipes/encoders/bert_large/config.json").is_file()
