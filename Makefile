@@ -18,6 +18,7 @@ help:
 	@sed -n '2,3s/^#  *//p' Makefile
 
 $(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; name one: make PYTHON=python3.12 ...")'
 	@echo "==> creating $(VENV)"
 	@$(PYTHON) -m venv $(VENV)
 

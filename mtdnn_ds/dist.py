@@ -83,6 +83,18 @@ def on_main(function: Callable[[], Value]) -> Value:
     return value
 
 
+def on_all(function: Callable[[], None]) -> None:
+    """`function()` on every rank; what it raises on any of them is raised on all. Collective: all ranks must call this."""
+    problem: Exception | None = None
+    try:
+        function()
+    except Exception as error:  # the other ranks would wait forever otherwise
+        problem = error
+    problems = [theirs for theirs in gather(problem) if theirs is not None]
+    if problems:
+        raise problem or problems[0]
+
+
 def sum_tensor(tensor: torch.Tensor) -> torch.Tensor:
     """Element-wise sum over ranks, in place. Collective: all ranks must call this."""
     if world_size() > 1:

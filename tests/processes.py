@@ -8,9 +8,12 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -38,46 +41,56 @@ def rank_environment(rank: int, world_size: int, port: int) -> dict[str, str]:
     }
 
 
-def start_ranks(arguments: Sequence[str], world_size: int) -> list[subprocess.Popen[str]]:
+@dataclass(frozen=True)
+class Rank:
+    """One process of a run. It writes to a file: a pipe that nobody reads yet would block a rank that says much."""
+
+    process: subprocess.Popen[str]
+    output: IO[str]
+
+    def said(self) -> str:
+        self.output.seek(0)
+        return self.output.read()
+
+
+def start_ranks(arguments: Sequence[str], world_size: int) -> list[Rank]:
     """`python ARGUMENTS` once per rank, each in a process group of its own."""
     port = free_port()
-    return [
-        subprocess.Popen(
+    ranks = []
+    for rank in range(world_size):
+        output = tempfile.TemporaryFile("w+")  # noqa: SIM115  # closed by kill()
+        environment = rank_environment(rank, world_size, port)
+        process = subprocess.Popen(
             [sys.executable, *arguments],
-            env=rank_environment(rank, world_size, port),
+            env=environment,
             cwd=ROOT,
-            stdout=subprocess.PIPE,
+            stdout=output,
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
         )
-        for rank in range(world_size)
-    ]
+        ranks.append(Rank(process, output))
+    return ranks
 
 
-def finish(processes: Sequence[subprocess.Popen[str]], timeout_seconds: float = 300) -> list[str]:
-    """Outputs of all ranks once they have ended; kills what is left over if one hangs."""
-    try:
-        return [process.communicate(timeout=timeout_seconds)[0] for process in processes]
-    finally:
-        kill(processes)
-
-
-def kill(processes: Sequence[subprocess.Popen[str]]) -> None:
+def kill(ranks: Sequence[Rank]) -> None:
     """kill -9 of every rank with all its children, and wait for them."""
-    for process in processes:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        if process.stdout is not None and not process.stdout.closed:
-            process.stdout.close()
+    for rank in ranks:
+        if rank.process.poll() is None:
+            os.killpg(rank.process.pid, signal.SIGKILL)
+        rank.process.wait()
+        rank.output.close()
 
 
 def run_ranks(arguments: Sequence[str], world_size: int, timeout_seconds: float = 300) -> str:
-    """Run all ranks to a good end; returns rank 0's output."""
-    processes = start_ranks(arguments, world_size)
-    outputs = finish(processes, timeout_seconds)
-    codes = [process.returncode for process in processes]
+    """Run all ranks to a good end, killing what is left if one hangs; returns rank 0's output."""
+    ranks = start_ranks(arguments, world_size)
+    deadline = time.monotonic() + timeout_seconds
+    try:
+        codes = [rank.process.wait(timeout=max(deadline - time.monotonic(), 1)) for rank in ranks]
+        outputs = [rank.said() for rank in ranks]
+    finally:
+        kill(ranks)
     assert codes == [0] * world_size, f"exit codes {codes}\n" + "\n----\n".join(outputs)[-6000:]
     return outputs[0]
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from processes import ROOT, lines, run_command, training_lines
+from processes import ROOT, free_port, lines, run_command, training_lines
 
 TASKS = [f"quickstart_{name}" for name in ("acceptability", "sentiment", "paraphrase", "entailment", "similarity")]
 # What always answering the most frequent label gets on the generated dev splits; 0 for correlations.
@@ -21,7 +21,7 @@ def deepspeed(arguments: Sequence[str], timeout_seconds: float) -> subprocess.Co
     tools = str(Path(sys.executable).parent)
     env = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "OMP_NUM_THREADS")}
     env["PATH"] = f"{tools}:{env['PATH']}"
-    command = [sys.executable, f"{tools}/deepspeed", "--master_port", "0", *arguments]
+    command = [sys.executable, f"{tools}/deepspeed", "--master_port", str(free_port()), *arguments]
     return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=timeout_seconds, check=False)
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import signal
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from glue_rows import cut_glue
-from processes import ROOT, kill, lines, run_jobs, start_ranks, training_lines, write_json, zero_config
+from processes import ROOT, Rank, kill, lines, run_jobs, start_ranks, training_lines, write_json, zero_config
 from workers.train_and_die import SAVE_POINTS
 
 RANKS = 2
@@ -47,19 +46,18 @@ def job_of(base: Path, name: str, stage: int, precision: str, **changes: Any) ->
     }
 
 
-def start_and_die(job: dict[str, Any], point: str, base: Path, ranks: int) -> list[subprocess.Popen[str]]:
+def start_and_die(job: dict[str, Any], point: str, base: Path, ranks: int) -> list[Rank]:
     file = write_json(base / f"{Path(job['output_dir']).name}.json", job)
     return start_ranks([str(ROOT / "tests/workers/train_and_die.py"), str(file), point], ranks)
 
 
-def wait_for_death(processes: list[subprocess.Popen[str]]) -> None:
+def wait_for_death(ranks: list[Rank]) -> None:
     """Rank 0 must have killed itself; then every other rank is killed too."""
     try:
-        processes[0].wait(timeout=240)
-        output = processes[0].stdout.read() if processes[0].stdout is not None else ""
+        code, output = ranks[0].process.wait(timeout=240), ranks[0].said()
     finally:
-        kill(processes)
-    assert processes[0].returncode == -signal.SIGKILL, output
+        kill(ranks)
+    assert code == -signal.SIGKILL, output
 
 
 def exact(run_folder: Path) -> list[dict[str, Any]]:

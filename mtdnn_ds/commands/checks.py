@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from mtdnn_ds.config.deepspeed import ResolvedDeepSpeed, load_deepspeed_json, resolve_deepspeed
+from mtdnn_ds.config.deepspeed_check import key_problems
 from mtdnn_ds.config.encoder_path import resolve_encoder_path
 from mtdnn_ds.config.errors import ConfigError
 from mtdnn_ds.config.load import load_recipe
@@ -55,7 +56,7 @@ def checked_run(
     """
     problems = Problems()
     settings = problems.check(lambda: load_recipe(recipe, overrides))
-    json = problems.check(lambda: load_deepspeed_json(deepspeed_config))
+    json = problems.check(lambda: _json(deepspeed_config))
     problems.check(also)
     specs = resolved = None
     if settings is not None:
@@ -67,6 +68,14 @@ def checked_run(
     problems.refuse()
     assert settings is not None and specs is not None and resolved is not None
     return CheckedRun(recipe=settings, specs=specs, deepspeed=resolved)
+
+
+def _json(path: str) -> dict[str, object]:
+    """The DeepSpeed JSON with every key known: that can be said of it even where the recipe, which it must fit, is wrong."""
+    json = load_deepspeed_json(path)
+    if wrong := key_problems(json, path):
+        raise ConfigError(wrong)
+    return json
 
 
 def _resolved(json: dict[str, object], settings: Recipe, source: str, world_size: int) -> ResolvedDeepSpeed:

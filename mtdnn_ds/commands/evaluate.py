@@ -27,6 +27,9 @@ def run(*, run_dir: str, checkpoint: str, log_level: str) -> int:
         raise ConfigError(f"--run_dir {run_dir}: not a run folder (recipe.yaml is missing); give the --output_dir of a training run")
     weights_folder = find_weights(folder, checkpoint)
     recipe = load_recipe(str(folder.recipe), {})
+    # Scored in float32 on any machine: back ends that need half precision or CUDA change no weights.
+    encoder = recipe.encoder.model_copy(update={"attention": "auto", "fused_layer_norm": False})
+    recipe = recipe.model_copy(update={"encoder": encoder})
     specs = resolve_tasks(recipe)
 
     configure_logging(log_level, dist.rank())  # type: ignore[arg-type]

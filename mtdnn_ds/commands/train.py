@@ -12,10 +12,10 @@ def run(*, recipe: str, deepspeed_config: str, output_dir: str | None, resume: s
     """Train `recipe` (a file) with `overrides`; returns the exit code. Collective: every rank of a launcher runs this."""
     from mtdnn_ds import dist
     from mtdnn_ds.train.progress import configure_logging
-    from mtdnn_ds.train.run_folder import refuse_used_folder
+    from mtdnn_ds.train.run_folder import refuse_used_folder, run_folder_of
 
     configure_logging(log_level, dist.rank())  # type: ignore[arg-type]
-    folder = Path(output_dir) if output_dir else Path("runs") / Path(recipe).stem
+    folder = Path(output_dir) if output_dir else run_folder_of(resume) or Path("runs") / Path(recipe).stem
     checked = checked_run(
         recipe, deepspeed_config, overrides, world_size=dist.world_size(), also=lambda: refuse_used_folder(folder, resume)
     )

@@ -27,7 +27,7 @@ TOP_LEVEL: Final[dict[str, str]] = {
     "zero_optimization": "section",
     "zero_allow_untested_optimizer": "flag",
     "zero_force_ds_cpu_optimizer": "flag",
-    "communication_data_type": "fp32|bf16|fp16",
+    "communication_data_type": "text",
     "disable_allgather": "flag",
     "steps_per_print": "number",
     "wall_clock_breakdown": "flag",
@@ -92,7 +92,6 @@ ZERO: Final[dict[str, str]] = {
     "parameter_alignment": "flag",
     "zero_hpz_partition_size": "whole",
     "memory_efficient_linear": "flag",
-    "pipeline_loading_checkpoint": "flag",
     "override_module_apply": "flag",
     "log_trace_cache_warnings": "flag",
     "enable_sanity_checks": "flag",
@@ -121,9 +120,36 @@ DATA_TYPES: Final[dict[str, str]] = {
 }
 CHECKPOINT: Final[dict[str, str]] = {
     "tag_validation": "Ignore|Warn|Fail",
-    "load_universal": "flag",
-    "use_node_local_storage": "flag",
     "parallel_write": "section",
+}
+_MONITOR: Final[dict[str, str]] = {"enabled": "flag", "output_path": "text", "job_name": "text"}
+WANDB: Final[dict[str, str]] = {"enabled": "flag", "group": "text", "team": "text", "project": "text"}
+COMET: Final[dict[str, str]] = {
+    "enabled": "flag",
+    "samples_log_interval": "whole",
+    "project": "text",
+    "workspace": "text",
+    "api_key": "text",
+    "experiment_name": "text",
+    "experiment_key": "text",
+    "online": "flag",
+    "mode": "text",
+}
+FLOPS_PROFILER: Final[dict[str, str]] = {
+    "enabled": "flag",
+    "recompute_fwd_factor": "number",
+    "profile_step": "whole",
+    "module_depth": "any",
+    "top_modules": "whole",
+    "detailed": "flag",
+    "output_file": "any",
+}
+COMMS_LOGGER: Final[dict[str, str]] = {
+    "enabled": "flag",
+    "prof_all": "flag",
+    "prof_ops": "names",
+    "verbose": "flag",
+    "debug": "flag",
 }
 
 SECTIONS: Final[dict[str, dict[str, str]]] = {
@@ -132,6 +158,12 @@ SECTIONS: Final[dict[str, dict[str, str]]] = {
     "torch_autocast": TORCH_AUTOCAST,
     "data_types": DATA_TYPES,
     "checkpoint": CHECKPOINT,
+    "tensorboard": _MONITOR,
+    "csv_monitor": _MONITOR,
+    "wandb": WANDB,
+    "comet": COMET,
+    "flops_profiler": FLOPS_PROFILER,
+    "comms_logger": COMMS_LOGGER,
     "zero_optimization": ZERO,
     "zero_optimization.offload_optimizer": OFFLOAD_OPTIMIZER,
     "zero_optimization.offload_param": OFFLOAD_PARAM,
@@ -195,6 +227,9 @@ REFUSED: Final[dict[str, str]] = {
     "bf16.bf16_master_weights_and_grads": "weights and gradients are kept in fp32; remove it",
     "bf16.bf16_optimizer_states": "optimizer states are kept in fp32; remove it",
     "fp16.fp16_master_weights_and_grads": "weights and gradients are kept in fp32; remove it",
+    "checkpoint.load_universal": "this version resumes its own checkpoints only; remove it",
+    "checkpoint.use_node_local_storage": "checkpoints are verified as a whole, in one folder that all nodes see; remove it",
+    "zero_optimization.pipeline_loading_checkpoint": "fails on loading at stages 1 and 2; remove it",
     "checkpoint.writer": "checkpoints are verified file by file, which needs DeepSpeed's default writer; remove it",
     "checkpoint.checkpoint_serialization": "checkpoints are verified file by file, which needs DeepSpeed's default writer; remove it",
 }

@@ -41,6 +41,11 @@ def resolve_precision(
         problems.append(
             'torch_autocast in float16: DeepSpeed clips the scaled gradients there and never lowers the scale after an overflow; use dtype "bfloat16", or the fp16 section'
         )
+    if asked["torch_autocast"] and stage > 0:
+        # runtime/base_optimizer.py: with autocast, ZeRO reduces the gradients of linear layers in the autocast type, whatever the JSON says.
+        problems.append(
+            f"torch_autocast with ZeRO stage {stage}: DeepSpeed exchanges gradients in {dtype} there, so a step would depend on the number of ranks; use the bf16 section, or stage 0"
+        )
     if asked["fp16"] is True and not fp16_supported:
         where = "this CPU has no fp16 arithmetic" if device_type == "cpu" else "this GPU has no fp16 arithmetic"
         problems.append(f"fp16.enabled=true: {where}; use ds_configs/zero2_fp32.json, or ds_configs/zero2.json for bf16")
@@ -51,6 +56,8 @@ def resolve_precision(
         if name in config:
             config[name]["enabled"] = chosen.startswith("autocast") if name == "torch_autocast" else chosen == name
     _data_types(config, chosen, problems)
+    if chosen == "bf16" and config["bf16"].setdefault("check_grad_overflow", True) is False:
+        problems.append("bf16.check_grad_overflow=false: a gradient that is not finite would reach the weights; remove it")
     return chosen, notes, problems
 
 
@@ -91,6 +98,11 @@ def _data_types(config: dict[str, Any], precision: Precision, problems: list[str
     if _DTYPES.get(given) != "fp32":
         problems.append(
             f'data_types.grad_accum_dtype="{given}": gradients accumulate in fp32, so that a step does not depend on how it was cut up; remove it'
+        )
+    exchanged = config.setdefault("communication_data_type", "fp32")
+    if _DTYPES.get(exchanged) != "fp32":
+        problems.append(
+            f'communication_data_type="{exchanged}": ranks exchange gradients in fp32, so that a step does not depend on how it was cut up; remove it'
         )
     weights = precision if precision in ("bf16", "fp16") else "fp32"
     wanted = section.get("param_dtype")

@@ -38,15 +38,12 @@ class Found:
 def save_checkpoint(engine: Any, checkpoints: Path, *, step: int, run_state: dict[str, Any], keep_last: int) -> Path:
     """Write checkpoints/step_N. Collective: all ranks must call this, between steps. `run_state` is JSON, equal on all ranks."""
     final, partial = checkpoints / f"step_{step}", checkpoints / f"{PARTIAL}step_{step}"
-    if dist.is_main():
+
+    def begin() -> None:
         checkpoints.mkdir(parents=True, exist_ok=True)
-        for leftover in (partial, final):  # a step_N that exists here was found damaged, or this step would not be repeated
-            shutil.rmtree(leftover, ignore_errors=True)
-    dist.barrier()
-    client_state = {"mtdnn_ds": {"step": step}, "universal_checkpoint_info": {"universal_checkpoint_version": 0.2}}
-    engine.save_checkpoint(str(checkpoints), tag=partial.name, client_state=client_state, save_latest=False)
-    dist.barrier()
-    if dist.is_main():
+        shutil.rmtree(partial, ignore_errors=True)
+
+    def finish() -> None:
         _check_shards(partial, engine)
         (partial / RUN_STATE).write_text(json.dumps(run_state, indent=1))
         write_manifest(partial)
@@ -54,7 +51,12 @@ def save_checkpoint(engine: Any, checkpoints: Path, *, step: int, run_state: dic
         flush(checkpoints)
         replace_file(checkpoints / "latest", final.name)
         _prune(checkpoints, keep_last)
+
+    dist.on_main(begin)
+    client_state = {"mtdnn_ds": {"step": step}, "universal_checkpoint_info": {"universal_checkpoint_version": 0.2}}
+    engine.save_checkpoint(str(checkpoints), tag=partial.name, client_state=client_state, save_latest=False)
     dist.barrier()
+    dist.on_main(finish)
     return final
 
 
@@ -67,9 +69,7 @@ def find_checkpoint(checkpoints: Path) -> Found | None:
         f"{path}: an unfinished checkpoint (killed while it was saved or removed); ignored"
         for path in sorted(checkpoints.glob(f"{PARTIAL}*"))
     ]
-    numbered = sorted(
-        ((int(match[1]), path) for path in checkpoints.glob("step_*") if (match := re.fullmatch(r"step_(\d+)", path.name))), reverse=True
-    )
+    numbered = _numbered(checkpoints)
     for _step, path in numbered:
         problem = damage(path)
         if problem is None:
@@ -123,10 +123,19 @@ def load_engine(engine: Any, found: Found) -> None:
         )
 
 
-def clear_partial(checkpoints: Path) -> None:
-    """Remove unfinished checkpoints. Rank 0 only, after they have been reported."""
+def tidy(checkpoints: Path, last_step: int, say: Callable[[str], None]) -> None:
+    """Before a run goes on after `last_step`: remove unfinished checkpoints, set later ones aside. Rank 0 only, after they have been reported.
+
+    Later ones are damaged, or belong to steps that an explicit --resume step_N abandons; the run would mix them with its own.
+    """
     for leftover in checkpoints.glob(f"{PARTIAL}*"):
         shutil.rmtree(leftover)
+    for step, path in _numbered(checkpoints):
+        if step > last_step:
+            aside = checkpoints / f"abandoned_{path.name}"
+            shutil.rmtree(aside, ignore_errors=True)
+            os.replace(path, aside)
+            say(f"{path}: later than the step this run goes on from; set aside as {aside.name}")
 
 
 def write_manifest(folder: Path) -> None:
@@ -182,6 +191,12 @@ def _resume_from(resume: str, output_dir: Path, say: Callable[[str], None]) -> F
     return found
 
 
+def _numbered(checkpoints: Path) -> list[tuple[int, Path]]:
+    """(N, folder step_N), newest first."""
+    matches = ((re.fullmatch(r"step_(\d+)", path.name), path) for path in checkpoints.glob("step_*"))
+    return sorted(((int(match[1]), path) for match, path in matches if match), reverse=True)
+
+
 def _check_shards(folder: Path, engine: Any) -> None:
     """DeepSpeed swallows some write errors: count the files it must have written (its layout, DeepSpeed 0.19.8)."""
     stage, ranks = engine.zero_optimization_stage(), dist.world_size()
@@ -195,10 +210,8 @@ def _check_shards(folder: Path, engine: Any) -> None:
 
 
 def _prune(checkpoints: Path, keep_last: int) -> None:
-    whole = sorted(
-        (path for path in checkpoints.glob("step_*") if (path / MANIFEST).is_file()), key=lambda path: int(path.name.removeprefix("step_"))
-    )
-    for path in whole[:-keep_last]:
+    whole = [path for _step, path in _numbered(checkpoints) if (path / MANIFEST).is_file()]
+    for path in whole[keep_last:]:
         # Renamed first: a kill in between leaves something that is plainly unfinished, not a damaged checkpoint.
         doomed = checkpoints / f"{PARTIAL}{path.name}"
         os.replace(path, doomed)

@@ -11,6 +11,7 @@ import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,9 @@ from mtdnn_ds.config.errors import ConfigError, TrainingError
 from mtdnn_ds.losses.objective import micro_batch_loss
 from mtdnn_ds.losses.sequence import ColumnTable, LossSum, sequence_losses, sum_by_task
 from mtdnn_ds.train.device import keep_freed_memory
+
+# Other ranks wait in a collective while rank 0 tokenizes; DeepSpeed's own limit of 10 minutes would end a first run on large data.
+COLLECTIVE_TIMEOUT = timedelta(hours=2)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,16 +43,16 @@ def start_distributed() -> torch.device:
     """Join the process group (NCCL on CUDA, gloo on CPUs). Collective: all ranks must call this. Returns this rank's device."""
     import deepspeed
 
-    tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", "1"))
-    if tasks > 1 and "RANK" not in os.environ:
-        raise ConfigError(
-            f"srun started {tasks} tasks, but RANK and WORLD_SIZE are not set, so each would train alone into one folder; "
-            "start it with deepspeed or torchrun, or set them from SLURM_PROCID and SLURM_NTASKS"
-        )
+    for launcher, variable in (("srun", "SLURM_STEP_NUM_TASKS"), ("mpirun", "OMPI_COMM_WORLD_SIZE")):
+        if int(os.environ.get(variable, "1")) > 1 and "RANK" not in os.environ:
+            raise ConfigError(
+                f"{launcher} started {os.environ[variable]} processes, but RANK and WORLD_SIZE are not set, so each would train alone into one folder; "
+                "start it with deepspeed or torchrun, or set them from the launcher's own variables"
+            )
     dist.fill_environment()
     if not torch.cuda.is_available():
         _skip_shared_memory_op(deepspeed)
-    deepspeed.init_distributed(dist_backend="nccl" if torch.cuda.is_available() else "gloo", verbose=False)
+    deepspeed.init_distributed(dist_backend="nccl" if torch.cuda.is_available() else "gloo", timeout=COLLECTIVE_TIMEOUT, verbose=False)
     if not torch.cuda.is_available():
         keep_freed_memory()
         if "OMP_NUM_THREADS" not in os.environ:  # else every rank would take all cores
@@ -118,22 +122,28 @@ def optimizer_step(
         totals = dist.sum_tensor(totals)
         if not bool(torch.isfinite(totals).all()):
             raise TrainingError(_not_finite(step, totals, losses, micro_batches, task_names, describe))
-        own_norm = _gradient_norm(engine)
-        scale = _loss_scale(engine)
+        norm, scale = _gradient_norm(engine), _loss_scale(engine)
+        if norm is not None and not math.isfinite(norm):
+            raise TrainingError(_bad_gradient(step, task_names))
         _update(engine, step, scale)
         if engine.skipped_steps == skipped_before:
-            norm = engine.get_global_grad_norm() if own_norm is None else own_norm
-            if norm is None or not math.isfinite(float(norm)) or float(norm) < 0:
-                raise TrainingError(
-                    f"step {step}: the gradient norm is not finite ({norm}) although the loss is; lower optimizer.lr or turn on optimizer.gradient_clipping; the last checkpoint is good"
-                )
-            return StepResult(totals=totals.double().cpu().numpy(), grad_norm=float(norm), loss_scale=scale, skipped=skipped)
-        if not fp16:
-            raise TrainingError(
-                f"step {step}: a gradient is not finite although the loss is; the weights are unchanged; lower optimizer.lr or check the data of tasks {', '.join(task_names)}"
+            return StepResult(
+                totals=totals.double().cpu().numpy(),
+                grad_norm=float(engine.get_global_grad_norm()) if norm is None else norm,
+                loss_scale=scale,
+                skipped=skipped,
             )
+        if not fp16:
+            raise TrainingError(_bad_gradient(step, task_names))
         skipped += 1
         say(f"step {step}: gradients overflowed in fp16 at loss scale {scale:g}; repeating its examples at {_loss_scale(engine):g}")
+
+
+def _bad_gradient(step: int, task_names: tuple[str, ...]) -> str:
+    return (
+        f"step {step}: a gradient is not finite although the loss is; the weights are unchanged by this step; "
+        f"lower optimizer.lr, or check the data of {', '.join(task_names)}"
+    )
 
 
 def _forward_backward(

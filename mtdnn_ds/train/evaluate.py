@@ -44,16 +44,20 @@ def evaluate(
     Collective: all ranks must call this; every rank gets the same result.
     """
     wanted = [(task_id, name) for task_id, spec in enumerate(specs) for name in spec.dev_splits if name in prepared[spec.name]]
+    if not wanted:
+        return Evaluation(metrics={}, scores={}, average=0.0)
     outputs = predict(forward, wanted, specs, layout, prepared, settings, device)
-    if not dist.is_main():
-        return dist.broadcast(Evaluation(metrics={}, scores={}, average=0.0))
+    return dist.on_main(lambda: _scored(wanted, outputs, specs, prepared))
+
+
+def _scored(wanted: Sequence[tuple[int, str]], outputs: Sequence[np.ndarray], specs: Sequence[TaskSpec], prepared: Prepared) -> Evaluation:
     metrics: dict[str, dict[str, float]] = {}
     for (task_id, split), rows in zip(wanted, outputs, strict=True):
         spec = specs[task_id]
         values = compute_metrics(spec.metrics, decode(spec, rows), prepared[spec.name][split].labels)
         metrics.setdefault(spec.name, {}).update({name + split.removeprefix("dev"): value for name, value in values.items()})
     scores = {name: task_score(values) for name, values in metrics.items()}
-    return dist.broadcast(Evaluation(metrics=metrics, scores=scores, average=average(metrics)))
+    return Evaluation(metrics=metrics, scores=scores, average=average(metrics))
 
 
 def predict(
@@ -65,7 +69,7 @@ def predict(
     settings: LoaderSettings,
     device: torch.device,
 ) -> list[np.ndarray]:
-    """The outputs (rows, num_outputs) float32 of each wanted (task id, split), in row order, on rank 0 (zeros elsewhere).
+    """The outputs (rows, num_outputs) float32 of each wanted (task id, split), in row order, on every rank.
 
     Collective: all ranks must call this.
     """

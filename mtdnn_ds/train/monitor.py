@@ -5,6 +5,7 @@ The one place that imports tensorboard. Rank 0 only: the other ranks hold no mon
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 import os
@@ -21,7 +22,7 @@ from mtdnn_ds.config.errors import ConfigError
 Event = tuple[str, float, int]  # tag, value, step: what DeepSpeed's monitors take
 
 FLUSH_SECONDS = 10  # an open TensorBoard lags at most this much behind the run
-TENSORBOARD_ONLY = ("mfu", "wait_fraction")  # fields of StepRecord that metrics.jsonl does not have
+TENSORBOARD_ONLY = ("mfu",)  # fields of StepRecord that metrics.jsonl does not have
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,7 +44,7 @@ class StepRecord:
     micro_batches: int  # of one rank
     seconds: float
     mfu: float | None = None  # fraction of the peak FLOP/s; None where the peak is unknown
-    wait_fraction: float | None = None  # fraction of `seconds` in which rank 0 waited for data
+    wait_fraction: float = 0.0  # fraction of `seconds` in which rank 0 waited for data
 
     def json_fields(self) -> dict[str, Any]:
         return {name: value for name, value in asdict(self).items() if name not in TENSORBOARD_ONLY}
@@ -83,8 +84,16 @@ class EvalRecord:
         return [*by_metric, ("eval/average", self.average)]
 
 
-def check_tensorboard() -> None:
-    """Refuse a run whose board could not be written. Every rank calls it before the first collective, so that none is left waiting."""
+def check_monitors(deepspeed_config: Mapping[str, Any]) -> None:
+    """Refuse a run whose board, or whose DeepSpeed monitor, could not be written.
+
+    Every rank calls it before the first collective: DeepSpeed imports its monitors on rank 0 only, and the others would wait.
+    """
+    for section, package in (("wandb", "wandb"), ("comet", "comet_ml")):
+        if deepspeed_config.get(section, {}).get("enabled") and importlib.util.find_spec(package) is None:
+            raise ConfigError(
+                f"the DeepSpeed JSON enables {section}, but the package {package} is missing; install it with: pip install {package}"
+            )
     try:
         import tensorboard  # noqa: F401
         import torch.utils.tensorboard  # noqa: F401

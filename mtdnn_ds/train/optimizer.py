@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -35,7 +36,7 @@ def build_optimizer(
     if name == "adamax":
         return torch.optim.Adamax(parameter_groups, **settings)
     if name == "lamb":
-        return _lamb(parameter_groups, settings)
+        return _lamb(parameter_groups, settings, say=say)
     if name == "apex_adam":
         return _apex_adam(parameter_groups, settings)
     return _deepspeed_adamw(parameter_groups, settings, offloaded=offloaded, say=say)
@@ -45,34 +46,41 @@ def _deepspeed_adamw(
     parameter_groups: list[dict[str, Any]], settings: dict[str, Any], *, offloaded: bool, say: Callable[[str], None]
 ) -> torch.optim.Optimizer:
     from deepspeed.ops.adam import DeepSpeedCPUAdam, FusedAdam
-    from torch.utils.cpp_extension import _get_build_directory
 
-    on_cpu = offloaded or not torch.cuda.is_available()
-    if on_cpu:
-        missing = [tool for tool in ("g++", "ninja") if shutil.which(tool) is None]
-        if missing:
-            raise ConfigError(
-                f"optimizer.name=adamw compiles DeepSpeed's CPU Adam, but {' and '.join(missing)} is missing: install it, or set optimizer.name to torch_adamw"
-            )
-        op = "cpu_adam" if offloaded else "fused_adam"
-        built = _get_build_directory(op, False)
-        from pathlib import Path
-
-        if not (Path(built) / f"{op}.so").exists():
-            say(f"compiling DeepSpeed's {op} for this machine (first time only, about a minute; kept in {built})")
-    optimizer = DeepSpeedCPUAdam if offloaded else FusedAdam
-    return (
-        optimizer(parameter_groups, adamw_mode=True, **settings) if offloaded else optimizer(parameter_groups, adam_w_mode=True, **settings)
-    )
+    _check_compiler("adamw", "cpu_adam" if offloaded else "fused_adam", on_cpu=offloaded or not torch.cuda.is_available(), say=say)
+    if offloaded:
+        return DeepSpeedCPUAdam(parameter_groups, adamw_mode=True, **settings)
+    return FusedAdam(parameter_groups, adam_w_mode=True, **settings)
 
 
-def _lamb(parameter_groups: list[dict[str, Any]], settings: dict[str, Any]) -> torch.optim.Optimizer:
+def _check_compiler(name: str, op: str, *, on_cpu: bool, say: Callable[[str], None]) -> None:
+    """Raise ConfigError if DeepSpeed would have to compile `op` and cannot; say so if it will."""
+    from deepspeed.git_version_info import installed_ops
+    from torch.utils import cpp_extension
+
+    if installed_ops.get(op):
+        return
+    missing = [tool for tool in (["g++"] if on_cpu else []) + ["ninja"] if shutil.which(tool) is None]
+    if not on_cpu and cpp_extension.CUDA_HOME is None:
+        missing.append("the CUDA toolkit (nvcc; set CUDA_HOME)")
+    if missing:
+        raise ConfigError(
+            f"optimizer.name={name} compiles DeepSpeed's {op}, but {' and '.join(missing)} is missing: "
+            "install it (ninja: activate .venv), or set optimizer.name to torch_adamw"
+        )
+    folder = Path(cpp_extension._get_build_directory(op, False))
+    if not (folder / f"{op}.so").exists():
+        say(f"compiling DeepSpeed's {op} for this machine (first time only, about a minute; kept in {folder})")
+
+
+def _lamb(parameter_groups: list[dict[str, Any]], settings: dict[str, Any], *, say: Callable[[str], None]) -> torch.optim.Optimizer:
     if not torch.cuda.is_available():
         raise ConfigError(
             "optimizer.name=lamb needs a CUDA device (DeepSpeed's FusedLamb has no CPU form): set optimizer.name to adamw, torch_adamw or adamax here"
         )
     from deepspeed.ops.lamb import FusedLamb
 
+    _check_compiler("lamb", "fused_lamb", on_cpu=False, say=say)
     return FusedLamb(parameter_groups, **settings)
 
 

@@ -45,12 +45,27 @@ class RunFolder:
         return self.path / "metrics.jsonl"
 
 
+def run_folder_of(resume: str) -> Path | None:
+    """The run folder that `--resume PATH` means: PATH itself, or that of PATH = RUN/checkpoints/step_N. None for auto and none."""
+    if resume in ("auto", "none"):
+        return None
+    path = Path(resume)
+    return path.parent.parent if path.parent.name == "checkpoints" else path
+
+
 def refuse_used_folder(path: Path, resume: str) -> None:
-    """Raise ConfigError if `path` holds something that a fresh start would mix with or overwrite."""
+    """Raise ConfigError if `path` holds something that this run would mix with or overwrite."""
     if path.exists() and not path.is_dir():
         raise ConfigError(f"--output_dir {path}: is a file; give a folder")
-    if resume == "none" and path.is_dir() and any(path.iterdir()):
+    if not path.is_dir() or not any(path.iterdir()) or resume == "auto":
+        return
+    if resume == "none":
         raise ConfigError(f"--output_dir {path}: is not empty; add --resume auto to go on with that run, or give another --output_dir")
+    source = run_folder_of(resume)
+    if source is not None and source.resolve() != path.resolve():
+        raise ConfigError(
+            f"--output_dir {path}: holds another run than --resume {resume}; give an empty folder, or {source} to go on there"
+        )
 
 
 def write_run_files(folder: RunFolder, *, recipe_yaml: str, deepspeed_config: dict[str, Any], topology: dict[str, Any]) -> None:

@@ -21,7 +21,7 @@ Name = Literal["linear", "cosine", "polynomial", "constant"]
 
 def num_warmup_steps(warmup: float, total_steps: int) -> int:
     """`warmup` below 1 is a fraction of all steps (rounded up), 1 and above a number of steps."""
-    return math.ceil(warmup * total_steps) if warmup < 1 else int(warmup)
+    return math.ceil(round(warmup * total_steps, 6)) if warmup < 1 else int(warmup)
 
 
 def learning_rate(step: int, *, name: Name, peak: float, total_steps: int, warmup_steps: int, final_lr_ratio: float, power: float) -> float:

@@ -21,6 +21,7 @@ from mtdnn_ds.data.plan import StepPlan, steps_for_epochs
 from mtdnn_ds.model.multitask import MultiTaskModel, build_model
 from mtdnn_ds.tasks.layout import HeadLayout, head_layout
 from mtdnn_ds.tasks.spec import TaskSpec
+from mtdnn_ds.train.schedule import num_warmup_steps
 
 Say = Callable[[str], None]
 
@@ -74,10 +75,12 @@ def prepare_run_data(recipe: Recipe, specs: Sequence[TaskSpec], say: Say) -> Run
     def build_on_main() -> None:
         run(True, say)
 
+    def build_on_node() -> None:
+        if dist.local_rank() == 0 and not dist.is_main():
+            run(True, lambda text: None)  # finds rank 0's cache on a shared disk, else builds this node's own
+
     dist.on_main(build_on_main)
-    if dist.local_rank() == 0 and not dist.is_main():
-        run(True, lambda text: None)  # finds rank 0's cache on a shared disk, else builds this node's own
-    dist.barrier()
+    dist.on_all(build_on_node)
     return RunData(specs=tuple(specs), layout=head_layout(specs), prepared=run(False, lambda text: None))
 
 
@@ -91,6 +94,12 @@ def total_steps(recipe: Recipe, sizes: dict[str, int]) -> int:
 
 def build_plan(recipe: Recipe, data: RunData) -> StepPlan:
     """The run's plan: equal on every rank and for every number of ranks."""
+    steps = total_steps(recipe, data.train_sizes)
+    warmup_steps = num_warmup_steps(recipe.schedule.warmup, steps)
+    if warmup_steps >= steps:
+        raise ConfigError(
+            f"schedule.warmup={recipe.schedule.warmup:g}: {warmup_steps:,} steps of warm-up, but the run has {steps:,}; lower it, or train longer"
+        )
     contents = "\n".join(f"{spec.name} {data.prepared[spec.name]['train'].fingerprint}" for spec in data.specs)
     return StepPlan(
         sizes=data.train_sizes,
@@ -101,7 +110,7 @@ def build_plan(recipe: Recipe, data: RunData) -> StepPlan:
         mixing=recipe.mixture.mixing,
         examples_per_step=recipe.batch.examples_per_step,
         seed=recipe.train.seed,
-        total_steps=total_steps(recipe, data.train_sizes),
+        total_steps=steps,
         data_fingerprint=hashlib.sha256(contents.encode()).hexdigest(),
     )
 
@@ -150,7 +159,7 @@ def run_model(recipe: Recipe, data: RunData, *, device: torch.device, compute_dt
         fused_layer_norm=encoder.fused_layer_norm,
     )
     most = model.encoder.max_positions
-    if most is not None and encoder.max_length > most:
+    if encoder.max_length > most:
         raise ConfigError(f"encoder.max_length={encoder.max_length}: {encoder.path} has {most} positions; set it to at most {most}")
     tokenizer_path = resolve_encoder_path(encoder.tokenizer or encoder.path)
     num_tokens = len(load_tokenizer(tokenizer_path, trust_remote_code=encoder.trust_remote_code))

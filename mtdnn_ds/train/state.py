@@ -13,7 +13,8 @@ from mtdnn_ds.config.errors import CheckpointError
 from mtdnn_ds.data.plan import StepPlan
 from mtdnn_ds.train.evaluate import Evaluation
 
-# Settings that may differ from the checkpoint's: they change no example, no weight and no learning rate.
+# Settings that may differ from the checkpoint's: they change no example, no learning rate and no formula (rounding, and with it the
+# last digits of a loss, may differ; attention=varlen has no attention dropout and says so when it starts).
 FREE_SETTINGS = (
     "train.eval_every",
     "train.save_every",

@@ -24,7 +24,7 @@ from mtdnn_ds.tasks.spec import TaskSpec
 from mtdnn_ds.train import checkpoint
 from mtdnn_ds.train.engine import StepResult, optimizer_step, set_learning_rate, start_distributed, start_engine
 from mtdnn_ds.train.evaluate import evaluate
-from mtdnn_ds.train.monitor import EvalRecord, Event, RunMonitor, StepRecord, check_tensorboard
+from mtdnn_ds.train.monitor import EvalRecord, Event, RunMonitor, StepRecord, check_monitors
 from mtdnn_ds.train.optimizer import build_optimizer
 from mtdnn_ds.train.progress import Progress
 from mtdnn_ds.train.results import show_results
@@ -61,7 +61,7 @@ def train(recipe: Recipe, specs: Sequence[TaskSpec], deepspeed: ResolvedDeepSpee
 
     Raises UserErrors: ConfigError, DataError and CheckpointError before the first step, TrainingError after it.
     """
-    check_tensorboard()
+    check_monitors(deepspeed.config)
     device = start_distributed()
     run = _start(recipe, specs, deepspeed, device=device, output_dir=output_dir, resume=resume)
     succeeded = False
@@ -94,29 +94,15 @@ def _start(
     model = run_model(recipe, data, device=device, compute_dtype=COMPUTE_DTYPES[deepspeed.precision])
     for note in model.notes:
         say(note)
-    settings = loader_settings(
-        recipe, hidden_size=model.encoder.config.hidden_size, rank=dist.rank(), world_size=dist.world_size(), device=device
-    )
+    settings = loader_settings(recipe, hidden_size=model.encoder.hidden_size, rank=dist.rank(), world_size=dist.world_size(), device=device)
     engine = _engine(recipe, model, deepspeed, say=say)
     if found is not None:
         checkpoint.load_engine(engine, found)
         state = RunState.from_json(found.run_state)
+        if found.path.parent.resolve() != folder.checkpoints.resolve():
+            state.best = {}  # the best weights stay in the other run's folder
         say(f"resuming after step {state.step} of {plan.total_steps} from {found.path}")
-    monitor = None
-    if dist.is_main():
-        checkpoint.clear_partial(folder.checkpoints)
-        write_run_files(folder, recipe_yaml=dump_recipe(recipe), deepspeed_config=deepspeed.config, topology=topology)
-        monitor = RunMonitor(
-            folder.path,
-            task_metrics={spec.name: data.metric_names(spec) for spec in specs},
-            settings=settings_dict(recipe),
-            last_step=state.step,
-            write_events=_deepspeed_events(engine) if engine.monitor.enabled else None,
-        )
-        if monitor.num_discarded_lines:
-            say(
-                f"metrics.jsonl: {monitor.num_discarded_lines} lines after step {state.step} moved to metrics.discarded.jsonl; their steps are repeated"
-            )
+    monitor = _open_folder(folder, recipe, deepspeed, data, state, engine, say)
     return Run(
         recipe=recipe,
         folder=folder,
@@ -131,6 +117,32 @@ def _start(
         progress=Progress(num_steps=plan.total_steps, first_step=state.step, is_main=dist.is_main()),
         monitor=monitor,
     )
+
+
+def _open_folder(
+    folder: RunFolder, recipe: Recipe, deepspeed: ResolvedDeepSpeed, data: RunData, state: RunState, engine: Any, say: Callable[[str], None]
+) -> RunMonitor | None:
+    """Write the run's own files and open its log, on rank 0. Collective: what fails there is raised on every rank."""
+    opened: list[RunMonitor] = []
+
+    def on_rank_0() -> None:
+        checkpoint.tidy(folder.checkpoints, state.step, say)
+        write_run_files(folder, recipe_yaml=dump_recipe(recipe), deepspeed_config=deepspeed.config, topology=state.topology)
+        monitor = RunMonitor(
+            folder.path,
+            task_metrics={spec.name: data.metric_names(spec) for spec in data.specs},
+            settings=settings_dict(recipe),
+            last_step=state.step,
+            write_events=_deepspeed_events(engine) if engine.monitor.enabled else None,
+        )
+        opened.append(monitor)
+        if monitor.num_discarded_lines:
+            say(
+                f"metrics.jsonl: {monitor.num_discarded_lines} lines after step {state.step} moved to metrics.discarded.jsonl; their steps are repeated"
+            )
+
+    dist.on_main(on_rank_0)
+    return opened[0] if opened else None
 
 
 def _engine(recipe: Recipe, model: MultiTaskModel, deepspeed: ResolvedDeepSpeed, *, say: Any) -> Any:

@@ -48,12 +48,14 @@ def save_best(engine: Any, best: Path, *, winners: Sequence[str], step: int, met
     Collective: all ranks must call this with equal arguments.
     """
     weights = gather_weights(engine)
-    if not dist.is_main():
-        return
+    dist.on_main(lambda: _write_best(weights, best, winners, step, metrics))
+
+
+def _write_best(weights: dict[str, torch.Tensor], best: Path, winners: Sequence[str], step: int, metrics: Mapping[str, Any]) -> None:
     best.mkdir(parents=True, exist_ok=True)
     source: Path | None = None
     for name in winners:
-        aside = best / f".new_{name}"
+        aside, final, old = (best / prefix for prefix in (f".new_{name}", name, f".old_{name}"))
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir()
         if source is None:
@@ -61,8 +63,6 @@ def save_best(engine: Any, best: Path, *, winners: Sequence[str], step: int, met
         else:
             _link(source, aside / WEIGHTS)
         (aside / BEST).write_text(json.dumps({"step": step, "metrics": metrics if name == "average" else metrics[name]}, indent=1))
-        final = best / name
-        old = best / f".old_{name}"
         shutil.rmtree(old, ignore_errors=True)
         if final.exists():
             os.replace(final, old)
@@ -72,24 +72,25 @@ def save_best(engine: Any, best: Path, *, winners: Sequence[str], step: int, met
 
 
 def read_weights(folder: Path) -> dict[str, torch.Tensor]:
-    """Weights from best/NAME, or from a checkpoint step_N of any ZeRO stage and world size (then in float32).
+    """Weights from best/NAME, or from a checkpoint step_N of any ZeRO stage and world size, as the run computed with them.
 
-    A checkpoint must be whole (train/checkpoint.py has checked it). Needs no GPU and no process group.
+    ZeRO 3 keeps no whole weights: there they are put together from the float32 masters. A checkpoint must be whole
+    (train/checkpoint.py has checked it). Needs no GPU and no process group.
     """
     if (folder / WEIGHTS).is_file():
         try:
             return load_file(folder / WEIGHTS)
         except (OSError, SafetensorError) as error:
             raise CheckpointError(f"{folder / WEIGHTS}: is damaged ({error}); give another --checkpoint") from error
-    if list(folder.glob("*_optim_states.pt")):
+    shard = folder / "mp_rank_00_model_states.pt"
+    if shard.is_file():
+        # A DeepSpeed checkpoint is a pickle: it runs code when it is loaded. Only load checkpoints of your own runs.
+        return dict(torch.load(shard, map_location="cpu", weights_only=False)["module"])
+    if list(folder.glob("zero_pp_rank_*_model_states.pt")):
         from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
         return dict(get_fp32_state_dict_from_zero_checkpoint(str(folder.parent), tag=folder.name))
-    shard = folder / "mp_rank_00_model_states.pt"
-    if not shard.is_file():
-        raise CheckpointError(f"{folder}: neither {WEIGHTS} nor {shard.name} is there; give best/TASK, best/average or checkpoints/step_N")
-    # A DeepSpeed checkpoint is a pickle: it runs code when it is loaded. Only load checkpoints of your own runs.
-    return dict(torch.load(shard, map_location="cpu", weights_only=False)["module"])
+    raise CheckpointError(f"{folder}: neither {WEIGHTS} nor {shard.name} is there; give best/TASK, best/average or checkpoints/step_N")
 
 
 def _on_cpu(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -1,0 +1,101 @@
+"""Every optimizer that runs without CUDA trains alike with and without ZeRO and offload; runs without dev splits; DeepSpeed's own monitor."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from glue_rows import cut_glue
+from processes import lines, run_jobs, training_lines, write_json, zero_config
+
+
+def offload(stage: int) -> dict[str, Any]:
+    zero: dict[str, Any] = {"stage": stage, "offload_optimizer": {"device": "cpu"}}
+    return {"zero_optimization": {**zero, "offload_param": {"device": "cpu"}} if stage == 3 else zero}
+
+
+# name -> (optimizer, DeepSpeed JSON, name of the run it must equal)
+RUNS: dict[str, tuple[str, dict[str, Any], str]] = {
+    "torch_adamw_zero0": ("torch_adamw", zero_config(0), "torch_adamw_zero0"),
+    "adamw_zero2": ("adamw", zero_config(2), "torch_adamw_zero0"),
+    "torch_adamw_zero2_offload": ("torch_adamw", offload(2), "torch_adamw_zero0"),
+    "torch_adamw_zero3_offload": ("torch_adamw", offload(3), "torch_adamw_zero0"),
+    "adamax_zero0": ("adamax", zero_config(0), "adamax_zero0"),
+    "adamax_zero1": ("adamax", zero_config(1), "adamax_zero0"),
+    "adamax_zero2": ("adamax", zero_config(2), "adamax_zero0"),
+    "adamax_zero3": ("adamax", zero_config(3), "adamax_zero0"),
+}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory, shared_data: Path, tiny_encoder: Path) -> Path:
+    folder = tmp_path_factory.mktemp("optimizers")
+    glue = cut_glue(shared_data / "glue", folder / "glue", train_rows=60, dev_rows=8)
+    recipe = {
+        "encoder": {"path": str(tiny_encoder), "max_length": 48},
+        "tasks": ["stsb", "rte"],
+        "batch": {"examples_per_step": 16, "max_tokens_per_micro_batch": 400},
+        "optimizer": {"lr": 1e-3},
+        "train": {"steps": 5, "dropout": "none"},
+        "data": {"glue_dir": str(glue), "cache_dir": str(folder / "cache")},
+    }
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    for file in glue.glob("*/dev.tsv"):
+        (folder / "no_dev" / file.parent.name).mkdir(parents=True)
+        (folder / "no_dev" / file.parent.name / "train.tsv").write_bytes((file.parent / "train.tsv").read_bytes())
+    jobs = [
+        {
+            "recipe": str(folder / "recipe.yaml"),
+            "deepspeed_config": str(write_json(folder / f"{name}.json", config)),
+            "output_dir": str(folder / name),
+            "overrides": {"optimizer.name": optimizer},
+        }
+        for name, (optimizer, config, _) in RUNS.items()
+    ]
+    csv = {**zero_config(1), "csv_monitor": {"enabled": True, "output_path": str(folder / "csv"), "job_name": "monitored"}}
+    first = jobs[0]
+    jobs.append({**first, "output_dir": str(folder / "monitored"), "deepspeed_config": str(write_json(folder / "csv.json", csv))})
+    jobs.append(
+        {
+            **first,
+            "output_dir": str(folder / "train_only"),
+            "overrides": {"optimizer.name": "torch_adamw", "data.glue_dir": str(folder / "no_dev")},
+        }
+    )
+    (folder / "said.json").write_text(json.dumps(run_jobs(jobs, folder, 1)))
+    return folder
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("name", RUNS)
+def test_every_optimizer_trains_as_pytorchs_own_without_zero(runs: Path, name: str) -> None:
+    ours, theirs = training_lines(runs / name), training_lines(runs / RUNS[name][2])
+    assert len(ours) == 5
+    for field in ("loss", "grad_norm"):
+        assert [line[field] for line in ours] == pytest.approx([line[field] for line in theirs], rel=1e-4), field
+    assert ours[-1]["loss"] < ours[0]["loss"]
+
+
+@pytest.mark.distributed
+def test_optimizers_differ(runs: Path) -> None:
+    assert training_lines(runs / "adamax_zero0")[-1]["loss"] != pytest.approx(
+        training_lines(runs / "torch_adamw_zero0")[-1]["loss"], rel=1e-3
+    )
+
+
+@pytest.mark.distributed
+def test_a_run_without_dev_splits_ends_well_and_says_so(runs: Path) -> None:
+    assert [line["step"] for line in lines(runs / "train_only")] == [1, 2, 3, 4, 5]
+    assert "no task has a dev split: nothing is evaluated" in json.loads((runs / "said.json").read_text())["train_only"]
+    assert (runs / "train_only" / "checkpoints" / "step_5" / "manifest.json").is_file()
+
+
+@pytest.mark.distributed
+def test_deepspeeds_own_monitor_gets_every_scalar(runs: Path) -> None:
+    files = {path.name for path in (runs / "csv" / "monitored").glob("*.csv")}
+    assert {"loss.csv", "loss_rte.csv", "loss_stsb.csv", "grad_norm.csv", "eval_average.csv"} <= files
+    written = [float(row.split(",")[1]) for row in (runs / "csv" / "monitored" / "loss.csv").read_text().splitlines()[1:]]
+    assert written == pytest.approx([line["loss"] for line in training_lines(runs / "monitored")])
