@@ -143,7 +143,7 @@ def test_the_given_settings_are_left_as_they_are() -> None:
             "fp32",
             ("ds.json: bf16 and fp16 'auto': this CPU has no fast bf16 and no fp16 instructions; training in fp32; set bf16.enabled to true to force it",),
         ),
-        ({"torch_autocast": {"enabled": "auto"}}, GPU, "autocast_bf16", ()),
+        ({"zero_optimization": {"stage": 0}, "torch_autocast": {"enabled": "auto"}}, GPU, "autocast_bf16", ()),
         ({}, GPU, "fp32", ()),
     ],
 )  # fmt: skip

@@ -141,12 +141,6 @@ def format_results(results: Sequence[TaskResult], average: float) -> str:
     return "\n".join(lines)
 
 
-def print_results(results: Sequence[TaskResult], average: float, *, is_main: bool = True, stream: TextIO | None = None) -> None:
-    """Print `format_results` on rank 0."""
-    if is_main:
-        print(format_results(results, average), file=stream or sys.stdout, flush=True)
-
-
 def configure_logging(log_level: LogLevel, rank: int) -> None:
     """Bring DeepSpeed's, transformers' and torch's own messages down to what a user needs. Call it before importing any of them.
 

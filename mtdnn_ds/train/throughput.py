@@ -27,23 +27,6 @@ def encoder_flops(*, num_layers: int, hidden_size: int, intermediate_size: int, 
     return 3.0 * num_layers * (2 * (4 * d * d + 2 * d * f) * num_tokens + 4 * d * sum_squared_lengths)
 
 
-def encoder_flops_per_sequence(*, num_layers: int, hidden_size: int, intermediate_size: int, length_tokens: int) -> float:
-    """Training FLOPs of one sequence of L = `length_tokens`."""
-    return encoder_flops(
-        num_layers=num_layers,
-        hidden_size=hidden_size,
-        intermediate_size=intermediate_size,
-        num_tokens=length_tokens,
-        sum_squared_lengths=length_tokens**2,
-    )
-
-
-def encoder_flops_per_token(*, num_layers: int, hidden_size: int, intermediate_size: int, length_tokens: int) -> float:
-    """Training FLOPs of one real token in a sequence of L = `length_tokens`: 3 * layers * (2 (4 D^2 + 2 D F) + 4 L D)."""
-    sizes = dict(num_layers=num_layers, hidden_size=hidden_size, intermediate_size=intermediate_size)
-    return encoder_flops_per_sequence(**sizes, length_tokens=length_tokens) / length_tokens
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GpuPeak:
     """Dense tensor-core peak with fp32 accumulation, in FLOP/s (data sheets that print the sparse figure: half of it)."""
