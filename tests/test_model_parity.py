@@ -276,6 +276,13 @@ def test_a_task_without_dropout_of_its_own_has_the_encoders(folders: dict[str, P
     assert build_model(encoder_path=str(folders["bert"]), layout=LAYOUT, task_dropout=[None, 0.3], dropout="none").head.has_dropout is False
 
 
+def test_a_regression_starts_at_its_first_score() -> None:
+    head = FusedSequenceHead(hidden_size=8, layout=LAYOUT, dropout_N=[0.0, 0.0], initializer_range=0.02, seed=0, first_score_N=[9.0, 2.5])
+    expected = [0.0] * LAYOUT.num_columns
+    expected[LAYOUT.first_column[LAYOUT.is_regression.index(True)]] = [9.0, 2.5][LAYOUT.is_regression.index(True)]
+    assert head.bias.tolist() == expected
+
+
 def test_no_decay_on_biases_and_norms_in_the_models_order(folders: dict[str, Path]) -> None:
     model = build_model(encoder_path=str(folders["bert"]), layout=LAYOUT, task_dropout=[0.0, 0.0])
     names = {id(parameter): name for name, parameter in model.named_parameters()}

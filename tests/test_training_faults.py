@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 from glue_rows import cut_glue
-from processes import ROOT, run_command, run_jobs, run_ranks, training_lines, write_json, zero_config
+from processes import ROOT, kill, run_command, run_jobs, run_ranks, start_ranks, training_lines, write_json, zero_config
 from safetensors.torch import load_file
 
 
@@ -138,3 +138,36 @@ def test_the_environment_is_recorded(split_tasks: Path) -> None:
     environment = json.loads((split_tasks / "together" / "environment.json").read_text())
     assert environment["topology"] == {"world_size": 1, "zero_stage": 0, "precision": "fp32"}
     assert environment["packages"]["deepspeed"] == "0.19.8"
+
+
+@pytest.mark.distributed
+def test_bad_data_ends_every_rank_with_one_message(base: Path) -> None:
+    (base / "rows.jsonl").write_text('{"text": "good", "label": "yes"}\n{"text": "bad", "label": "yess"}\n')
+    task = {
+        "kind": "classification",
+        "files": {"train": str(base / "rows.jsonl")},
+        "text_columns": ["text"],
+        "label_column": "label",
+        "labels": ["no", "yes"],
+    }
+    recipe = {**yaml.safe_load((base / "recipe.yaml").read_text()), "tasks": {"mine": task}}
+    (base / "bad.yaml").write_text(yaml.safe_dump(recipe))
+    arguments = [
+        "launchers/train.py",
+        "--recipe",
+        str(base / "bad.yaml"),
+        "--output_dir",
+        str(base / "bad"),
+        "--deepspeed_config",
+        "ds_configs/zero2_fp32.json",
+    ]
+    ranks = start_ranks(arguments, 2)
+    try:
+        codes = [rank.process.wait(timeout=120) for rank in ranks]
+        said = [rank.said() for rank in ranks]
+    finally:
+        kill(ranks)
+    assert codes == [2, 2], said
+    assert "rows.jsonl" in said[0] and "row 2" in said[0] and "did you mean 'yes'?" in said[0]
+    assert "error" not in said[1]
+    assert not (base / "bad").exists()

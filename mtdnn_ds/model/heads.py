@@ -22,13 +22,28 @@ class FusedSequenceHead(nn.Module):
     weights are rows first_column[t] .. first_column[t] + num_outputs[t] - 1 of `weight` (HeadLayout).
     """
 
-    def __init__(self, *, hidden_size: int, layout: HeadLayout, dropout_N: Sequence[float], initializer_range: float, seed: int) -> None:
-        """`dropout_N`: probability in [0, 1) before each task's head. Weights are drawn from N(0, initializer_range^2), biases are 0."""
+    def __init__(
+        self,
+        *,
+        hidden_size: int,
+        layout: HeadLayout,
+        dropout_N: Sequence[float],
+        initializer_range: float,
+        seed: int,
+        first_score_N: Sequence[float] | None = None,
+    ) -> None:
+        """`dropout_N`: probability in [0, 1) before each task's head. Weights are drawn from N(0, initializer_range^2), biases are 0.
+
+        `first_score_N`: what each regression answers before it is trained, its bias (classifications ignore it).
+        """
         super().__init__()
         assert len(dropout_N) == len(layout.task_names), "one dropout probability per task"
         self.layout = layout
         self.weight = nn.Parameter(torch.empty(layout.num_columns, hidden_size))
         self.bias = nn.Parameter(torch.zeros(layout.num_columns))
+        for task, score in enumerate(first_score_N or ()):
+            if layout.is_regression[task]:
+                self.bias.data[layout.first_column[task]] = score
         seeded_normal_(self.weight, std=initializer_range, seed=seed, purpose="sequence_head")
         self.has_dropout = any(probability > 0 for probability in dropout_N)
         self.dropout_N: Tensor

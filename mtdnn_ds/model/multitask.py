@@ -53,12 +53,13 @@ def build_model(
     trust_remote_code: bool = False,
     dropout: Literal["model", "none"] = "model",
     fused_layer_norm: bool = False,
+    first_score: Sequence[float] | None = None,
 ) -> MultiTaskModel:
     """The whole model on the CPU, in training mode; equal on every rank for equal arguments.
 
     `encoder_path` is resolved (see resolve_encoder_path); `device_type` and `compute_dtype` are those of the training run, which
     decide the attention back end. A task's dropout of None means the encoder's own hidden dropout; dropout "none" overrides all.
-    Raises ConfigError.
+    `first_score`: what each regression answers before it is trained (FusedSequenceHead). Raises ConfigError.
     """
     backend, reason = resolve_backend(attention, device_type, compute_dtype)
     encoder = load_encoder(
@@ -80,6 +81,7 @@ def build_model(
         dropout_N=[0.0 if dropout == "none" else encoder.hidden_dropout if own is None else own for own in task_dropout],
         initializer_range=getattr(encoder.config, "initializer_range", 0.02),
         seed=seed,
+        first_score_N=first_score,
     )
     head.to(parameter_dtype)
     return MultiTaskModel(encoder=encoder, head=head).train()

@@ -157,6 +157,8 @@ def run_model(recipe: Recipe, data: RunData, *, device: torch.device, compute_dt
         trust_remote_code=encoder.trust_remote_code,
         dropout=recipe.train.dropout,
         fused_layer_norm=encoder.fused_layer_norm,
+        # From 0, the squared errors of scores like STS-B's (0 to 5) would be ten times every other loss, and fill the clipped gradient.
+        first_score=[float(split.labels.mean(dtype=np.float64)) for split in data.train_splits],
     )
     most = model.encoder.max_positions
     if encoder.max_length > most:
