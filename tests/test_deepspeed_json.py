@@ -89,6 +89,7 @@ def test_everything_shared_is_filled_in() -> None:
         "gradient_clipping": 0.5,
         "zero_optimization": {"stage": 1},
         "data_types": {"grad_accum_dtype": "fp32"},
+        "communication_data_type": "fp32",
         "checkpoint": {"tag_validation": "Fail"},
         "steps_per_print": 1_000_000_000,
     }

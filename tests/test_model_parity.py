@@ -340,7 +340,7 @@ def test_tiny_encoder_of_the_fixtures_loads_as_a_model(tmp_path: Path, minilm: P
     folder = write_tiny_encoder(tmp_path, minilm)
     model = build_model(encoder_path=str(folder), layout=LAYOUT, task_dropout=[0.0, 0.0])
     assert isinstance(model, MultiTaskModel)
-    assert model.notes[0].startswith("attention back end grouped: ")
+    assert model.notes[0].startswith("attention back end grouped (flash: ")
     batch = dataclasses.replace(packed_batch(LENGTHS), token_type_ids=torch.zeros(sum(LENGTHS), dtype=torch.int64))
     assert model(batch).shape == (5, 4)
     assert hashlib.sha256((folder / "vocab.txt").read_bytes()).digest() == hashlib.sha256((minilm / "vocab.txt").read_bytes()).digest()

@@ -41,7 +41,7 @@ def resolve_precision(
         problems.append(
             'torch_autocast in float16: DeepSpeed clips the scaled gradients there and never lowers the scale after an overflow; use dtype "bfloat16", or the fp16 section'
         )
-    if asked["torch_autocast"] and stage > 0:
+    if wanted == ["torch_autocast"] and stage > 0:
         # runtime/base_optimizer.py: with autocast, ZeRO reduces the gradients of linear layers in the autocast type, whatever the JSON says.
         problems.append(
             f"torch_autocast with ZeRO stage {stage}: DeepSpeed exchanges gradients in {dtype} there, so a step would depend on the number of ranks; use the bf16 section, or stage 0"

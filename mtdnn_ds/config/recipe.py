@@ -74,6 +74,7 @@ class BatchSettings(Section):
 class OptimizerSettings(Section):
     name: Literal["adamw", "torch_adamw", "adamax", "lamb", "apex_adam"] = "adamw"
     lr: Positive = 5e-5
+    head_lr_factor: Positive = Field(1.0, description="learning rate of pooler and heads, as a multiple of lr")
     betas: tuple[Fraction, Fraction] = (0.9, 0.999)
     eps: Positive = 1e-8
     weight_decay: float = Field(0.01, ge=0, description="not applied to biases and normalisation weights")

@@ -87,11 +87,12 @@ def build_model(
     return MultiTaskModel(encoder=encoder, head=head).train()
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Trainable parameters in two optimizer groups, with and without `weight_decay`, each in the model's own order.
+def parameter_groups(model: MultiTaskModel, weight_decay: float, head_lr_factor: float = 1.0) -> list[dict[str, Any]]:
+    """Trainable parameters in optimizer groups, with and without `weight_decay`, each in the model's own order.
 
     No decay on biases and on the parameters of normalisation layers, as BERT was trained (Devlin et al. 2019, appendix A.2, and
-    https://github.com/google-research/bert/blob/eedf571/optimization.py). A group without parameters is left out.
+    https://github.com/google-research/bert/blob/eedf571/optimization.py#L65). With a `head_lr_factor` other than 1, pooler and heads
+    have groups of their own, whose "lr_factor" multiplies the learning rate. A group without parameters is left out.
     """
     normalisation = {
         f"{name}.{own}" if name else own
@@ -99,11 +100,14 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
         if "norm" in type(module).__name__.lower()
         for own, _ in module.named_parameters(recurse=False)
     }
-    decayed: list[nn.Parameter] = []
-    plain: list[nn.Parameter] = []
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {(head, plain): [] for head in (False, True) for plain in (False, True)}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
+            is_head = head_lr_factor != 1.0 and name.startswith(("head.", "encoder.pooler."))
             is_plain = name in normalisation or name.split(".")[-1].endswith("bias") or "layernorm" in name.lower()
-            (plain if is_plain else decayed).append(parameter)
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
+            groups[is_head, is_plain].append(parameter)
+    return [
+        {"params": parameters, "weight_decay": 0.0 if is_plain else weight_decay, "lr_factor": head_lr_factor if is_head else 1.0}
+        for (is_head, is_plain), parameters in groups.items()
+        if parameters
+    ]

@@ -85,9 +85,9 @@ def start_engine(model: nn.Module, optimizer: torch.optim.Optimizer, config: dic
 
 
 def set_learning_rate(engine: Any, lr: float) -> None:
-    """The rate of the step about to be done, in every parameter group."""
+    """The rate of the step about to be done, in every parameter group (model/multitask.py says which have a factor)."""
     for group in engine.optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group["lr_factor"]
 
 
 def seed_step(seed: int, step: int) -> None:

@@ -148,7 +148,7 @@ def _open_folder(
 def _engine(recipe: Recipe, model: MultiTaskModel, deepspeed: ResolvedDeepSpeed, *, say: Any) -> Any:
     optimizer = build_optimizer(
         recipe.optimizer.name,
-        parameter_groups(model, recipe.optimizer.weight_decay),
+        parameter_groups(model, recipe.optimizer.weight_decay, recipe.optimizer.head_lr_factor),
         lr=recipe.optimizer.lr,
         betas=recipe.optimizer.betas,
         eps=recipe.optimizer.eps,
