@@ -76,7 +76,6 @@ def test_every_optimizer_trains_as_pytorchs_own_without_zero(runs: Path, name: s
     assert len(ours) == 5
     for field in ("loss", "grad_norm"):
         assert [line[field] for line in ours] == pytest.approx([line[field] for line in theirs], rel=1e-4), field
-    assert ours[-1]["loss"] < ours[0]["loss"]
 
 
 @pytest.mark.distributed

@@ -168,6 +168,6 @@ def test_bad_data_ends_every_rank_with_one_message(base: Path) -> None:
     finally:
         kill(ranks)
     assert codes == [2, 2], said
-    assert "rows.jsonl" in said[0] and "row 2" in said[0] and "did you mean 'yes'?" in said[0]
+    assert "rows.jsonl" in said[0] and "line 2" in said[0] and "did you mean 'yes'?" in said[0]
     assert "error" not in said[1]
     assert not (base / "bad").exists()
