@@ -105,5 +105,5 @@ def test_runs_leave_nothing_in_shared_memory(quickstart: Path) -> None:
 def test_a_wrong_flag_under_the_launcher_is_refused_once(tmp_path: Path) -> None:
     ended = deepspeed(["--num_accelerators", "2", "launchers/train.py", "--output_dir", str(tmp_path / "run"), "--train.setps", "5"], 120)
     assert ended.returncode == 2
-    assert (ended.stdout + ended.stderr).count("did you mean 'train.steps'?") == 1
+    assert (ended.stdout + ended.stderr).count("did you mean '--train.steps'?") == 1
     assert not (tmp_path / "run").exists()
