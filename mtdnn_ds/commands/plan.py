@@ -36,6 +36,9 @@ class Sample:
 
 def run(*, recipe: str, deepspeed_config: str, world_size: int, overrides: Mapping[str, str]) -> int:
     """Print the plan of `recipe` for `world_size` ranks; returns the exit code."""
+    from mtdnn_ds.train.progress import configure_logging
+
+    configure_logging("warning", rank=0)
     checked = checked_run(recipe, deepspeed_config, overrides, world_size=world_size)
     from rich.console import Console
     from rich.table import Table
