@@ -132,8 +132,10 @@ def tidy(checkpoints: Path, last_step: int, say: Callable[[str], None]) -> None:
         shutil.rmtree(leftover)
     for step, path in _numbered(checkpoints):
         if step > last_step:
-            aside = checkpoints / f"abandoned_{path.name}"
-            shutil.rmtree(aside, ignore_errors=True)
+            aside, number = checkpoints / f"abandoned_{path.name}", 1
+            while aside.exists():  # an earlier one is kept too
+                number += 1
+                aside = checkpoints / f"abandoned_{path.name}.{number}"
             os.replace(path, aside)
             say(f"{path}: later than the step this run goes on from; set aside as {aside.name}")
 
