@@ -88,7 +88,7 @@ def _reference(folder: Path, glue: Path, encoder: Path) -> list[tuple[float, flo
     recipe = load_recipe(str(folder / "recipe.yaml"), {})
     data = prepare_run_data(recipe, resolve_tasks(recipe), lambda text: None)
     plan, names = build_plan(recipe, data), data.layout.task_names
-    rows = [split.source_rows for split in data.train_splits]
+    rows = [examples.split.source_rows for examples in data.train_sets]
     steps = []
     for number in range(1, STEPS + 1):
         examples = plan.step(number)
@@ -96,8 +96,9 @@ def _reference(folder: Path, glue: Path, encoder: Path) -> list[tuple[float, flo
             [read_example(glue, names[task], int(rows[task][row])) for task, row in zip(examples.task_ids, examples.rows, strict=True)]
         )
     model = run_model(recipe, data, device=torch.device("cpu"), compute_dtype=torch.float32)
-    columns = [slice(first, first + num) for first, num in zip(data.layout.first_column, data.layout.num_outputs, strict=True)]
-    heads = {name: (model.head.weight.detach()[own], model.head.bias.detach()[own]) for name, own in zip(names, columns, strict=True)}
+    bank = model.heads["sequence"]
+    columns = [slice(term.first_column, term.first_column + term.num_outputs) for term in data.layout.terms]
+    heads = {name: (bank.weight.detach()[own], bank.bias.detach()[own]) for name, own in zip(names, columns, strict=True)}
     return reference_training(
         encoder,
         steps,

@@ -1,5 +1,5 @@
 """Layer 1: packed micro-batches, the record that data builds and model and losses read."""
 
-from mtdnn_ds.batch.packed import AttentionGroup, PackedBatch, SequenceTargets
+from mtdnn_ds.batch.packed import AttentionGroup, PackedBatch, Targets
 
-__all__ = ["AttentionGroup", "PackedBatch", "SequenceTargets"]
+__all__ = ["AttentionGroup", "PackedBatch", "Targets"]

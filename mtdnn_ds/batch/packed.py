@@ -1,11 +1,12 @@
 """PackedBatch: one micro-batch of one rank, without padding. Records and moves; not how examples are chosen or gathered.
 
-Shape legend: T packed tokens, S sequences, K supervised rows, L longest sequence of a group, N number of tasks of the run.
+Shape legend: T packed tokens, S sequences, B examples, K supervised rows, G examples of one form, L longest sequence of a group, M terms.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -26,12 +27,23 @@ class AttentionGroup:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class SequenceTargets:
-    """What the sequence-level heads are to predict. K may be 0; K <= S."""
+class Targets:
+    """What all terms of one form (tasks/layout.py) are to predict. K may be 0.
 
-    rows: Tensor  # (K,) int64, index into S
-    task_ids: Tensor  # (K,) int64, index into the run's tasks
-    labels: Tensor  # (K,) float32, class id or score; NaN where unknown (prediction)
+    Rows of one example are neighbours. Example: two multiple-choice examples of 2 and 3 choices have rows of 5 sequences,
+    groups [0, 0, 1, 1, 1], labels [0, 1, 1, 0, 0] and examples [their two places in the micro-batch].
+    """
+
+    rows: Tensor  # (K,) int64, index into S or into T, as the form's head reads
+    term_ids: Tensor  # (K,) int64, index into the run's terms
+    labels: Tensor  # (K,) float32, what it means is the form's business; NaN where unknown (prediction)
+    groups: Tensor  # (K,) int64, from 0, never falling: which of the form's examples a row belongs to
+    examples: np.ndarray  # (G,) int64 on the host, index into B
+    extra: Mapping[str, Tensor] = field(default_factory=dict)  # (K, ...) each, for forms that need more
+
+    @property
+    def num_rows(self) -> int:
+        return int(self.rows.numel())
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,10 +61,10 @@ class PackedBatch:
     max_seqlen: int
     attention_groups: tuple[AttentionGroup, ...]  # in packed order of their sequences; cover every sequence once
     packed_to_padded: Tensor  # (T,) int64, index into the groups' padded rows laid end to end
-    sequence: SequenceTargets
-    loss_coefficients: Tensor  # (N,) float32, w_t / N_t of this step for each task; 0 for tasks not in the step
-    example_tasks: np.ndarray  # (S,) int64 on the host, -1 for a filler
-    example_rows: np.ndarray  # (S,) int64 on the host, row of the prepared split
+    targets: Mapping[str, Targets]  # form -> targets; every form of the run, in HeadLayout's order
+    unit_counts: np.ndarray  # (M,) float64 on the host: supervised units of each term
+    example_tasks: np.ndarray  # (B,) int64 on the host, index into the run's tasks (evaluation: into the splits)
+    example_rows: np.ndarray  # (B,) int64 on the host, example of the split
     num_tokens: int  # real tokens, without fillers
 
     @property
@@ -63,24 +75,18 @@ class PackedBatch:
         """The same batch on `device`; asynchronous where the source is pinned."""
         return _map_tensors(self, lambda tensor: tensor.to(device, non_blocking=True))
 
-    def with_task_ids(self, task_of: np.ndarray) -> PackedBatch:
-        """The same batch with every supervised row's task id t replaced by `task_of[t]`."""
-        task_ids = torch.from_numpy(task_of)[self.sequence.task_ids]
-        return replace(self, sequence=replace(self.sequence, task_ids=task_ids))
-
     def pin_memory(self) -> PackedBatch:
         """The same batch in page-locked memory (CUDA only)."""
         return _map_tensors(self, lambda tensor: tensor.pin_memory())
 
 
-def _map_tensors(record: Any, function: Any) -> Any:
-    changed: dict[str, Any] = {}
-    for field in fields(record):
-        value = getattr(record, field.name)
-        if isinstance(value, Tensor):
-            changed[field.name] = function(value)
-        elif isinstance(value, (AttentionGroup, SequenceTargets)):
-            changed[field.name] = _map_tensors(value, function)
-        elif isinstance(value, tuple):
-            changed[field.name] = tuple(_map_tensors(item, function) for item in value)
-    return replace(record, **changed)
+def _map_tensors(value: Any, function: Any) -> Any:
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, tuple):
+        return tuple(_map_tensors(item, function) for item in value)
+    if isinstance(value, Mapping):
+        return {key: _map_tensors(item, function) for key, item in value.items()}
+    if isinstance(value, (PackedBatch, AttentionGroup, Targets)):
+        return replace(value, **{each.name: _map_tensors(getattr(value, each.name), function) for each in fields(value)})
+    return value

@@ -48,7 +48,7 @@ def run(*, run_dir: str, checkpoint: str, log_level: str) -> int:
     load_weights(model, read_weights(weights_folder), weights_folder)
     model.to(device)
     settings = loader_settings(recipe, hidden_size=model.encoder.hidden_size, rank=dist.rank(), world_size=dist.world_size(), device=device)
-    result = evaluate(model, specs, data.layout, data.prepared, settings, device)
+    result = evaluate(model, specs, data.layout, data.examples, settings, device)
     if not result.metrics:
         raise ConfigError(f"--run_dir {run_dir}: none of its tasks has a dev split; there is nothing to evaluate")
     say(f"dev metrics of {weights_folder}:")

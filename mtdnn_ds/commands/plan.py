@@ -114,7 +114,7 @@ def sample_steps(recipe: Recipe, data: RunData, plan: StepPlan, *, world_size: i
     from mtdnn_ds.train.setup import loader_settings
 
     settings = loader_settings(recipe, hidden_size=hidden_size, rank=0, world_size=world_size, device=torch.device("cpu"))
-    lengths = [split.lengths(settings.max_length) for split in data.train_splits]
+    lengths = [examples.lengths for examples in data.train_sets]
     steps = np.unique(np.linspace(1, plan.total_steps, min(SAMPLED_STEPS, plan.total_steps)).astype(int))
     rows = []
     most_tokens = 0

@@ -36,11 +36,11 @@ class EncoderSettings(Section):
 
 
 class TaskSettings(Section):
-    """One task of the run. Built-in tasks need no key at all; user tasks need kind, text_columns, label_column and files (or hub, dataset)."""
+    """One task of the run. Built-in tasks need no key at all; user tasks need kind, files (or hub, dataset) and, for tables, columns."""
 
-    kind: Literal["classification", "regression"] | None = None
+    kind: str | None = None
     files: dict[str, str] | None = Field(
-        None, description="split name -> csv, tsv, jsonl or parquet file; splits: train, dev, dev_NAME, test"
+        None, description="split name -> csv, tsv, jsonl, parquet or the kind's own file; splits: train, dev, dev_NAME, test"
     )
     dataset: str | None = Field(None, description="folder written by datasets' save_to_disk")
     hub: str | None = Field(None, description="hub dataset, NAME or NAME:CONFIG")
@@ -52,6 +52,27 @@ class TaskSettings(Section):
     labels: list[str] | None = Field(None, min_length=2, description="label names, in class-id order")
     metrics: list[str] | None = Field(None, min_length=1)
     dropout: Dropout | None = Field(None, description="dropout before this task's head; default: the encoder's hidden_dropout_prob")
+    head: Literal["linear", "san"] | None = Field(
+        None, description="classification of pairs: linear (default), or san, the stochastic answer network of MT-DNN"
+    )
+    objective: Literal["softmax", "pairwise", "cosine", "contrastive"] | None = Field(
+        None, description="the loss, where a kind has several: ranking softmax (default) or pairwise; similarity cosine (default) or contrastive"
+    )
+    choice_columns: list[str] | None = Field(
+        None, min_length=1, description="multiple_choice: the columns of the choices, or one column that holds a list of them"
+    )
+    group_column: str | None = Field(
+        None, description="ranking: rows with the same value are candidates of one query; default: the first text column"
+    )
+    stride: int | None = Field(None, ge=0, description="span, conversational_span: tokens that neighbouring windows share; default 128")
+    max_answer_tokens: int | None = Field(None, ge=1, description="span, conversational_span: longest answer; default 30")
+    null_threshold: float | None = Field(
+        None, description="span: no answer where its score exceeds the best span's by more than this; default 0"
+    )
+    history_turns: int | None = Field(None, ge=0, description="conversational_span: earlier turns before the question; default 2")
+    masking: Literal["whole_word", "piece"] | None = Field(None, description="masked_lm: what is masked together; default whole_word")
+    mask_rate: Annotated[float, Field(gt=0, lt=1)] | None = Field(None, description="masked_lm: share of tokens predicted; default 0.15")
+    next_sentence: bool | None = Field(None, description="masked_lm: also predict whether the second segment follows the first; default false")
 
 
 class MixtureSettings(Section):

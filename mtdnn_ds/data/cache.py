@@ -1,6 +1,6 @@
 """The prepared cache: one folder per (task, split) with untruncated token ids as memory-mapped Arrow. Knows rows, not steps or batches.
 
-    CACHE_DIR/TASK-SPLIT-KEY/tokens.arrow   record batches of ROWS_PER_BATCH rows: tokens, first_length, label, source_row
+    CACHE_DIR/TASK-SPLIT-KEY/tokens.arrow   record batches of ROWS_PER_BATCH rows: tokens, text_lengths, label, source_row, and what the kind adds
     CACHE_DIR/TASK-SPLIT-KEY/meta.json      rows, tokens, left-out rows by reason, size of tokens.arrow, fingerprint
     CACHE_DIR/TASK-SPLIT-KEY.lock           held by the process that builds it
 
@@ -27,14 +27,16 @@ import numpy as np
 import pyarrow as pa
 
 from mtdnn_ds.config.errors import ConfigError, DataError, UserError
-from mtdnn_ds.data.features import flatten, load_tokenizer, special_tokens, token_ids, tokenizer_hash
+from mtdnn_ds.data.features import SpecialTokens, encodings, flatten, load_tokenizer, special_tokens, tokenizer_hash
 from mtdnn_ds.data.prepared import PreparedSplit, Shard
+from mtdnn_ds.data.readers import Reader, reader_of
 from mtdnn_ds.data.rows import CheckedRow, checked_rows
 from mtdnn_ds.data.sources import fingerprint, place_of
 from mtdnn_ds.tasks.spec import Source, TaskSpec
 
-CODE_VERSION = 1  # raise it when rows or tokens of the same source would come out differently
+CODE_VERSION = 2  # raise it when rows or tokens of the same source would come out differently
 ROWS_PER_BATCH = 2**16
+_OWN_COLUMNS = ("tokens", "text_lengths", "label", "source_row")
 
 OnBadRow = Literal["refuse", "skip"]
 
@@ -87,8 +89,7 @@ def prepare(
                 )
                 meta, was_there = _ensure(job, tokenizer, on_bad_row, build, say)
                 found += [meta["rows"]] if was_there else []
-                template = specials.pair if len(source.text_columns) == 2 else specials.single
-                prepared[spec.name][split] = _open(job, meta, template, specials.truncates_left)
+                prepared[spec.name][split] = _open(job, meta, specials)
             except UserError as error:
                 problems += [problem for problem in error.problems if problem not in problems]
     if problems:
@@ -100,7 +101,8 @@ def prepare(
 
 def _key(spec: TaskSpec, source: Source, hashed_tokenizer: str, on_bad_row: OnBadRow) -> str:
     how_read = {name: value for name, value in asdict(source).items() if name not in ("path", "config", "split")}
-    identity = [CODE_VERSION, fingerprint(source), how_read, spec.kind, spec.labels, hashed_tokenizer, on_bad_row]
+    reading = {name: value for name, value in spec.options.items() if name in reader_of(spec).options}
+    identity = [CODE_VERSION, fingerprint(source), how_read, spec.kind, spec.labels, reading, hashed_tokenizer, on_bad_row]
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
@@ -130,9 +132,11 @@ def _shards(folder: Path, num_rows: int) -> tuple[Shard, ...]:
         Shard(
             tokens=batch.column("tokens").values.to_numpy(zero_copy_only=True),
             offsets=batch.column("tokens").offsets.to_numpy(zero_copy_only=True),
-            first_lengths=batch.column("first_length").to_numpy(zero_copy_only=True),
+            text_lengths=batch.column("text_lengths").values.to_numpy(zero_copy_only=True),
+            text_offsets=batch.column("text_lengths").offsets.to_numpy(zero_copy_only=True),
             labels=batch.column("label").to_numpy(zero_copy_only=True),
             source_rows=batch.column("source_row").to_numpy(zero_copy_only=True),
+            extra={name: batch.column(name) for name in batch.schema.names if name not in _OWN_COLUMNS},
         )
         for batch in batches
     )
@@ -141,7 +145,7 @@ def _shards(folder: Path, num_rows: int) -> tuple[Shard, ...]:
     return shards
 
 
-def _open(job: _Job, meta: dict[str, Any], template: Any, truncates_left: bool) -> PreparedSplit:
+def _open(job: _Job, meta: dict[str, Any], specials: SpecialTokens) -> PreparedSplit:
     shards = _shards(job.folder, meta["rows"])
     return PreparedSplit(
         task=job.spec.name,
@@ -151,8 +155,8 @@ def _open(job: _Job, meta: dict[str, Any], template: Any, truncates_left: bool) 
         source_rows=np.concatenate([shard.source_rows for shard in shards]),
         skipped=meta["skipped"],
         fingerprint=job.fingerprint,
-        template=template,
-        truncates_left=truncates_left,
+        specials=specials,
+        num_texts=meta["num_texts"],
         rows_per_shard=ROWS_PER_BATCH,
         shards=shards,
     )
@@ -218,26 +222,27 @@ def _build(job: _Job, tokenizer: Any, on_bad_row: OnBadRow, say: Callable[[str],
 
 
 def _write(job: _Job, aside: Path, tokenizer: Any, on_bad_row: OnBadRow) -> dict[str, Any]:
-    token_type = pa.uint16() if len(tokenizer) <= 2**16 else pa.int32()
-    schema = pa.schema(
-        [("tokens", pa.large_list(token_type)), ("first_length", pa.int32()), ("label", pa.float32()), ("source_row", pa.int64())]
-    )
+    reader = reader_of(job.spec)
+    schema = _schema(tokenizer, reader)
     skipped: Counter[str] = Counter()
-    rows = checked_rows(job.source, kind=job.spec.kind, labels=job.spec.labels, on_bad_row=on_bad_row, skipped=skipped)
+    rows = checked_rows(job.source, reader.parser(job.spec, job.source), on_bad_row=on_bad_row, skipped=skipped, grouped=reader.grouped)
     num_rows = num_tokens = 0
+    text_counts: set[int] = set()
     path = aside / "tokens.arrow"
     with path.open("wb") as file, pa.ipc.new_file(file, schema) as writer:
         for block in _blocks(rows):
-            batch = _record_batch(block, tokenizer, schema)
+            batch = _record_batch(block, tokenizer, schema, reader)
             writer.write_batch(batch)
             num_rows += batch.num_rows
             num_tokens += len(batch.column("tokens").values)
+            text_counts.update(len(row.texts) for row in block)
     meta = {
         "task": job.spec.name,
         "split": job.split,
         "source": place_of(job.source),
         "rows": num_rows,
         "tokens": num_tokens,
+        "num_texts": text_counts.pop() if len(text_counts) == 1 else 0,
         "skipped": dict(sorted(skipped.items())),
         "bytes": path.stat().st_size,
         "code_version": CODE_VERSION,
@@ -249,35 +254,51 @@ def _write(job: _Job, aside: Path, tokenizer: Any, on_bad_row: OnBadRow) -> dict
     return meta
 
 
+def _schema(tokenizer: Any, reader: Reader) -> pa.Schema:
+    token_type = pa.uint16() if len(tokenizer) <= 2**16 else pa.int32()
+    offsets = [("token_offsets", pa.large_list(pa.int32()))] if reader.keeps_offsets else []
+    own = [("tokens", pa.large_list(token_type)), ("text_lengths", pa.large_list(pa.int32())), ("label", pa.float32())]
+    return pa.schema([*own, ("source_row", pa.int64()), *offsets, *reader.extra.items()])
+
+
 def _blocks(rows: Iterator[CheckedRow]) -> Iterator[list[CheckedRow]]:
     while block := list(islice(rows, ROWS_PER_BATCH)):
         yield block
 
 
-def _record_batch(block: Sequence[CheckedRow], tokenizer: Any, schema: pa.Schema) -> pa.RecordBatch:
+def _record_batch(block: Sequence[CheckedRow], tokenizer: Any, schema: pa.Schema, reader: Reader) -> pa.RecordBatch:
     """Texts of a row stand one after the other in the flat token buffer: a0 b0 a1 b1 ..."""
-    num_texts = len(block[0].texts)
     texts = [text for row in block for text in row.texts]
     lengths = np.empty(len(texts), dtype=np.int64)
+    offsets: list[np.ndarray] = []
 
     def measured() -> Iterator[list[int]]:
-        for index, ids in enumerate(token_ids(tokenizer, texts)):
-            lengths[index] = len(ids)
-            yield ids
+        for index, encoding in enumerate(encodings(tokenizer, texts, offsets=reader.keeps_offsets)):
+            lengths[index] = len(encoding.ids)
+            if reader.keeps_offsets:
+                offsets.append(np.array(encoding.offsets, dtype=np.int32).reshape(-1))
+            yield encoding.ids
 
     value_type = schema.field("tokens").type.value_type
     tokens = flatten(measured(), np.dtype(value_type.to_pandas_dtype()))
-    lengths_by_row = lengths.reshape(len(block), num_texts)
-    offsets = np.concatenate(([0], np.cumsum(lengths_by_row.sum(axis=1))))
-    return pa.record_batch(
-        [
-            pa.LargeListArray.from_arrays(pa.array(offsets, pa.int64()), pa.array(tokens, value_type)),
-            pa.array(lengths_by_row[:, 0].astype(np.int32)),
-            pa.array(np.array([row.label for row in block], dtype=np.float32)),
-            pa.array(np.array([row.number for row in block], dtype=np.int64)),
-        ],
-        schema=schema,
-    )
+    text_offsets = np.concatenate(([0], np.cumsum([len(row.texts) for row in block])))
+    token_ends = np.concatenate(([0], np.cumsum(lengths)))
+    token_offsets = token_ends[text_offsets]
+    columns = {
+        "tokens": _lists(token_offsets, pa.array(tokens, value_type)),
+        "text_lengths": _lists(text_offsets, pa.array(lengths.astype(np.int32))),
+        "label": pa.array(np.array([row.label for row in block], dtype=np.float32)),
+        "source_row": pa.array(np.array([row.number for row in block], dtype=np.int64)),
+    }
+    if reader.keeps_offsets:
+        columns["token_offsets"] = _lists(2 * token_offsets, pa.array(np.concatenate(offsets) if offsets else [], pa.int32()))
+    for name, kind in reader.extra.items():
+        columns[name] = pa.array([row.extra[name] for row in block], kind)
+    return pa.record_batch([columns[name] for name in schema.names], schema=schema)
+
+
+def _lists(offsets: np.ndarray, values: pa.Array) -> pa.LargeListArray:
+    return pa.LargeListArray.from_arrays(pa.array(offsets, pa.int64()), values)
 
 
 def _left_out(skipped: dict[str, int]) -> str:

@@ -1,7 +1,9 @@
-"""Examples -> PackedBatch: gathers tokens from the prepared splits and lays sequences end to end, shortest first. Chooses nothing.
+"""Examples -> PackedBatch: gathers their sequences and lays them end to end, shortest first. Chooses nothing.
 
-Worked example: rows of lengths 5, 3, 4 are laid out as lengths 3, 4, 5 with cu_seqlens [0, 3, 7, 12] and
-position_ids 0 1 2 | 0 1 2 3 | 0 1 2 3 4.
+Worked example: sequences of lengths 5, 3, 4 are laid out as lengths 3, 4, 5 with cu_seqlens [0, 3, 7, 12] and
+position_ids 0 1 2 | 0 1 2 3 | 0 1 2 3 4; a target that pointed to token 6 (the second of length 3's) then points to token 1.
+
+Shape legend: B examples, S sequences, T tokens, K supervised rows, M terms.
 """
 
 from __future__ import annotations
@@ -11,61 +13,54 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from mtdnn_ds.batch import PackedBatch, SequenceTargets
+from mtdnn_ds.batch import PackedBatch, Targets
 from mtdnn_ds.batch.groups import attention_groups
-from mtdnn_ds.data.cache import PreparedSplit
-
-FILLER_TASK = -1
+from mtdnn_ds.data.examples import Examples, Gathered
+from mtdnn_ds.tasks.layout import HeadLayout
 
 
 def collate(
-    task_ids_S: np.ndarray,
-    rows_S: np.ndarray,
-    splits: Sequence[PreparedSplit],
+    index_B: np.ndarray,
+    examples_B: np.ndarray,
+    epochs_B: np.ndarray,
+    sets: Sequence[Examples],
     *,
-    max_length: int,
-    coefficients_N: np.ndarray,
+    layout: HeadLayout,
+    tasks: Sequence[int],
     filler_ids: np.ndarray,
 ) -> PackedBatch:
-    """One micro-batch of the given examples.
+    """One micro-batch of the given examples: number `examples_B[b]` of `sets[index_B[b]]`.
 
-    `task_ids_S` index `splits` (the run's tasks), `rows_S` their prepared rows; both may be empty, which gives one filler
-    sequence of `filler_ids` that no target refers to. Deterministic.
+    `tasks[i]` is the task that set i belongs to (evaluation has several sets of one task). No examples give one filler sequence
+    of `filler_ids` that no target refers to. Deterministic.
     """
-    if len(task_ids_S) == 0:
-        return _pack(
-            filler_ids,
-            np.zeros_like(filler_ids),
-            np.array([len(filler_ids)]),
-            np.array([FILLER_TASK]),
-            np.array([-1]),
-            np.zeros(1, dtype=np.float32),
-            coefficients_N,
-        )
-    tokens, types, lengths, labels, order = [], [], [], [], []
-    for task_id in np.unique(task_ids_S):
-        members = np.flatnonzero(task_ids_S == task_id)
-        split = splits[task_id]
-        input_ids, token_type_ids, lengths_of_task = split.gather(rows_S[members], max_length)
-        tokens.append(input_ids)
-        types.append(token_type_ids)
-        lengths.append(lengths_of_task)
-        labels.append(split.labels[rows_S[members]])
-        order.append(members)
-    members_S = np.concatenate(order)
-    lengths_S = np.concatenate(lengths).astype(np.int64)
+    members_of = {int(index): np.flatnonzero(index_B == index) for index in np.unique(index_B)}
+    gathered = {index: sets[index].gather(examples_B[members], epochs_B[members]) for index, members in members_of.items()}
+    if not gathered:
+        gathered[-1] = _filler(filler_ids)
+    parts = list(gathered.values())
+    lengths_S = np.concatenate([part.lengths for part in parts]).astype(np.int64)
+    owner_S = np.concatenate([members_of[index][part.examples] if index >= 0 else part.examples for index, part in gathered.items()])
     # Shortest first, so that sequences of similar length are neighbours; ties keep the step's own order.
-    shortest_first = np.lexsort((members_S, lengths_S))
-    index_T = ragged_index(lengths_S, shortest_first)
-    members_S = members_S[shortest_first]
-    return _pack(
-        np.concatenate(tokens)[index_T],
-        np.concatenate(types)[index_T],
-        lengths_S[shortest_first],
-        task_ids_S[members_S],
-        rows_S[members_S],
-        np.concatenate(labels)[shortest_first],
-        coefficients_N,
+    order = np.lexsort((np.arange(len(lengths_S)), owner_S, lengths_S))
+    index_T = ragged_index(lengths_S, order)
+    new_lengths_S = lengths_S[order]
+    cu_seqlens = np.concatenate(([0], np.cumsum(new_lengths_S)))
+    targets, unit_counts = _targets(gathered, members_of, tasks, layout, order, index_T)
+    groups, packed_to_padded = attention_groups(new_lengths_S)
+    return PackedBatch(
+        input_ids=_int64(np.concatenate([part.input_ids for part in parts])[index_T]),
+        token_type_ids=_int64(np.concatenate([part.token_type_ids for part in parts])[index_T]),
+        position_ids=_int64(np.arange(cu_seqlens[-1]) - np.repeat(cu_seqlens[:-1], new_lengths_S)),
+        cu_seqlens=torch.from_numpy(cu_seqlens.astype(np.int32)),
+        max_seqlen=int(new_lengths_S.max()),
+        attention_groups=groups,
+        packed_to_padded=packed_to_padded,
+        targets=targets,
+        unit_counts=unit_counts,
+        example_tasks=index_B.astype(np.int64),
+        example_rows=examples_B.astype(np.int64),
+        num_tokens=int(lengths_S.sum()) if len(index_B) else 0,
     )
 
 
@@ -77,33 +72,57 @@ def ragged_index(lengths_S: np.ndarray, order: np.ndarray) -> np.ndarray:
     return np.arange(new_lengths_S.sum()) + np.repeat(starts_S[order] - new_starts_S, new_lengths_S)
 
 
-def _pack(
-    input_ids_T: np.ndarray,
-    token_type_ids_T: np.ndarray,
-    lengths_S: np.ndarray,
-    task_ids_S: np.ndarray,
-    rows_S: np.ndarray,
-    labels_S: np.ndarray,
-    coefficients_N: np.ndarray,
-) -> PackedBatch:
-    cu_seqlens = np.concatenate(([0], np.cumsum(lengths_S)))
-    groups, packed_to_padded = attention_groups(lengths_S)
-    supervised = np.flatnonzero(task_ids_S != FILLER_TASK)
-    return PackedBatch(
-        input_ids=torch.from_numpy(np.ascontiguousarray(input_ids_T, dtype=np.int64)),
-        token_type_ids=torch.from_numpy(np.ascontiguousarray(token_type_ids_T, dtype=np.int64)),
-        position_ids=torch.from_numpy(np.arange(cu_seqlens[-1]) - np.repeat(cu_seqlens[:-1], lengths_S)),
-        cu_seqlens=torch.from_numpy(cu_seqlens.astype(np.int32)),
-        max_seqlen=int(lengths_S.max()),
-        attention_groups=groups,
-        packed_to_padded=packed_to_padded,
-        sequence=SequenceTargets(
-            rows=torch.from_numpy(supervised),
-            task_ids=torch.from_numpy(task_ids_S[supervised].astype(np.int64)),
-            labels=torch.from_numpy(labels_S[supervised].astype(np.float32)),
-        ),
-        loss_coefficients=torch.from_numpy(np.asarray(coefficients_N, dtype=np.float32)),
-        example_tasks=task_ids_S.astype(np.int64),
-        example_rows=rows_S.astype(np.int64),
-        num_tokens=int(lengths_S[supervised].sum()),
+def _filler(filler_ids: np.ndarray) -> Gathered:
+    one = np.zeros(1, dtype=np.int64)
+    return Gathered(
+        input_ids=filler_ids, token_type_ids=np.zeros_like(filler_ids), lengths=np.array([len(filler_ids)]), examples=one, targets=[]
     )
+
+
+def _targets(
+    gathered: dict[int, Gathered],
+    members_of: dict[int, np.ndarray],
+    tasks: Sequence[int],
+    layout: HeadLayout,
+    order: np.ndarray,
+    index_T: np.ndarray,
+) -> tuple[dict[str, Targets], np.ndarray]:
+    """Targets of every form, their rows pointing into the reordered sequences and tokens; and the units of each term."""
+    new_sequence, new_token = np.empty_like(order), np.empty_like(index_T)
+    new_sequence[order], new_token[index_T] = np.arange(len(order)), np.arange(len(index_T))
+    rows: dict[str, list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]] = {form: [] for form in layout.forms}
+    extras: dict[str, list[dict[str, np.ndarray]]] = {form: [] for form in layout.forms}
+    unit_counts = np.zeros(len(layout.terms))
+    sequences_before = tokens_before = 0
+    for index, part in gathered.items():
+        for term_id, own in zip(layout.terms_of(tasks[index]) if index >= 0 else (), part.targets, strict=True):
+            term = layout.terms[term_id]
+            moved = new_sequence[own.rows + sequences_before] if term.reads == "sequence" else new_token[own.rows + tokens_before]
+            examples = members_of[index][own.examples]
+            rows[term.form].append((moved, np.full(len(moved), term_id), own.labels, examples))
+            extras[term.form].append(dict(own.extra))
+            unit_counts[term_id] += len(np.unique(examples)) if term.unit == "example" else len(moved)
+        sequences_before += len(part.lengths)
+        tokens_before += len(part.input_ids)
+    return {form: _joined(rows[form], extras[form]) for form in layout.forms}, unit_counts
+
+
+def _joined(parts: list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]], extras: list[dict[str, np.ndarray]]) -> Targets:
+    """One form's targets of all terms, in the order of the tasks."""
+    nothing = np.zeros(0, dtype=np.int64)
+    rows, term_ids, labels, examples = (np.concatenate([nothing, *columns]) for columns in (zip(*parts, strict=True) if parts else [()] * 4))
+    # A group is a run of rows of one term and one example.
+    starts = np.flatnonzero((np.diff(term_ids, prepend=-1) != 0) | (np.diff(examples, prepend=-1) != 0))
+    groups = np.repeat(np.arange(len(starts)), np.diff(np.append(starts, len(rows))))
+    return Targets(
+        rows=_int64(rows),
+        term_ids=_int64(term_ids),
+        labels=torch.from_numpy(labels.astype(np.float32)),
+        groups=_int64(groups),
+        examples=examples[starts].astype(np.int64),
+        extra={name: torch.from_numpy(np.concatenate([extra[name] for extra in extras])) for name in (extras[0] if extras else ())},
+    )
+
+
+def _int64(values: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(values, dtype=np.int64))

@@ -81,14 +81,13 @@ def special_tokens(tokenizer: Any) -> SpecialTokens:
     )
 
 
-def token_ids(tokenizer: Any, texts: Sequence[str]) -> Iterable[list[int]]:
-    """Ids of each text: all of them, without special tokens."""
+def encodings(tokenizer: Any, texts: Sequence[str], *, offsets: bool = False) -> Iterable[Any]:
+    """An Encoding of each text with all its `ids`, without special tokens; with `offsets`, also each token's (start, end) in the text."""
     _make_plain(tokenizer)
+    backend = tokenizer.backend_tokenizer
+    encode = backend.encode_batch if offsets else backend.encode_batch_fast  # the fast one leaves offsets empty
     for start in range(0, len(texts), _TEXTS_PER_CALL):
-        for encoding in tokenizer.backend_tokenizer.encode_batch_fast(
-            list(texts[start : start + _TEXTS_PER_CALL]), add_special_tokens=False
-        ):
-            yield encoding.ids
+        yield from encode(list(texts[start : start + _TEXTS_PER_CALL]), add_special_tokens=False)
 
 
 def flatten(lists: Iterable[list[int]], dtype: np.dtype) -> np.ndarray:

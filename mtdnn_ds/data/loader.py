@@ -9,17 +9,18 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from mtdnn_ds.batch import PackedBatch
-from mtdnn_ds.data.cache import PreparedSplit
 from mtdnn_ds.data.collate import collate
+from mtdnn_ds.data.examples import Examples
 from mtdnn_ds.data.packing import Packing, pack
 from mtdnn_ds.data.plan import StepPlan
+from mtdnn_ds.tasks.layout import HeadLayout
 
 PREFETCHED_STEPS = 2
 
@@ -31,9 +32,9 @@ class StepBatches:
     step: int  # 1-based
     micro_batches: tuple[PackedBatch, ...]  # equal number on every rank
     task_counts: np.ndarray  # (N,) examples of each task in the whole step, all ranks
-    coefficients: np.ndarray  # (N,) float64, w_t / N_t
+    unit_counts: np.ndarray  # (M,) float64, supervised units of each term in this rank's micro-batches
     tokens: int  # real tokens, all ranks
-    sum_squared_lengths: int  # of all sequences, all ranks: what attention costs
+    sum_squared_lengths: int  # of all examples, all ranks: what attention costs, at most
     padding_efficiency: float  # real tokens / tokens that token-wise layers see, all ranks; below 1 only through fillers
     rank_imbalance: float  # largest rank's cost / mean cost
 
@@ -44,7 +45,6 @@ class LoaderSettings:
 
     rank: int
     world_size: int
-    max_length: int
     max_tokens_per_micro_batch: int
     hidden_size: int  # of the encoder, for the cost of attention
     filler_ids: np.ndarray  # a shortest valid sequence, for a rank without examples
@@ -61,16 +61,16 @@ class TrainLoader:
     def __init__(
         self,
         plan: StepPlan,
-        splits: Sequence[PreparedSplit],
+        sets: Sequence[Examples],
+        layout: HeadLayout,
         settings: LoaderSettings,
         *,
-        coefficients: Callable[[np.ndarray], np.ndarray],
         first_step: int,
         last_step: int,
     ) -> None:
         self.wait_seconds = 0.0
-        self._plan, self._splits, self._settings, self._coefficients = plan, splits, settings, coefficients
-        self._lengths = [split.lengths(settings.max_length) for split in splits]
+        self._plan, self._sets, self._layout, self._settings = plan, sets, layout, settings
+        self._lengths = [examples.lengths for examples in sets]
         self._steps = range(first_step, last_step + 1)
         self._ready: queue.Queue[StepBatches | BaseException | None] = queue.Queue(maxsize=PREFETCHED_STEPS)
         self._stop = threading.Event()
@@ -131,15 +131,14 @@ class TrainLoader:
         settings = self._settings
         lengths_B = example_lengths(examples.task_ids, examples.rows, self._lengths)
         packing = pack_examples(lengths_B, examples.task_ids, settings)
-        counts_N = np.bincount(examples.task_ids, minlength=len(self._splits))
-        coefficients_N = self._coefficients(counts_N)
         micro_batches = tuple(
             collate(
                 examples.task_ids[members],
                 examples.rows[members],
-                self._splits,
-                max_length=settings.max_length,
-                coefficients_N=coefficients_N,
+                examples.epochs[members],
+                self._sets,
+                layout=self._layout,
+                tasks=range(len(self._sets)),
                 filler_ids=settings.filler_ids,
             )
             for members in packing.micro_batches[settings.rank]
@@ -148,8 +147,8 @@ class TrainLoader:
         return StepBatches(
             step=step,
             micro_batches=tuple(batch.pin_memory() for batch in micro_batches) if settings.pin_memory else micro_batches,
-            task_counts=counts_N,
-            coefficients=coefficients_N,
+            task_counts=np.bincount(examples.task_ids, minlength=len(self._sets)),
+            unit_counts=np.sum([batch.unit_counts for batch in micro_batches], axis=0),
             tokens=packing.tokens,
             sum_squared_lengths=int((lengths_B**2).sum()),
             padding_efficiency=packing.tokens / (packing.tokens + fillers * len(settings.filler_ids)),
@@ -158,7 +157,7 @@ class TrainLoader:
 
 
 def example_lengths(task_ids_B: np.ndarray, rows_B: np.ndarray, lengths: Sequence[np.ndarray]) -> np.ndarray:
-    """Tokens of each example, (B,) int64; `lengths[t]` are task t's row lengths."""
+    """Tokens of each example, (B,) int64; `lengths[t]` are those of task t's."""
     lengths_B = np.empty(len(task_ids_B), dtype=np.int64)
     for task_id in np.unique(task_ids_B):
         members = task_ids_B == task_id
@@ -179,25 +178,23 @@ def pack_examples(lengths_B: np.ndarray, task_ids_B: np.ndarray, settings: Loade
 
 
 def evaluation_batches(
-    task_ids: Sequence[int], splits: Sequence[PreparedSplit], num_tasks: int, settings: LoaderSettings
+    tasks: Sequence[int], sets: Sequence[Examples], layout: HeadLayout, settings: LoaderSettings
 ) -> Iterator[PackedBatch]:
-    """Every row of every split exactly once over all ranks, as this rank's micro-batches; their number is equal on all ranks.
+    """Every example of every set exactly once over all ranks, as this rank's micro-batches; their number is equal on all ranks.
 
-    `splits[i]` belongs to task `task_ids[i]`. In a batch, `example_tasks` holds i (not the task), so that two splits of
-    one task stay apart; `sequence.task_ids` holds the task.
+    `sets[i]` belongs to task `tasks[i]`. In a batch, `example_tasks` holds i (not the task), so that two splits of one task stay apart.
     """
-    sizes = [split.num_rows for split in splits]
-    index_B = np.repeat(np.arange(len(splits), dtype=np.int32), sizes)
-    rows_B = np.concatenate([np.arange(size, dtype=np.int64) for size in sizes]) if sizes else np.zeros(0, dtype=np.int64)
-    lengths_B = example_lengths(index_B, rows_B, [split.lengths(settings.max_length) for split in splits])
-    task_of_split = np.asarray(task_ids, dtype=np.int64)
+    sizes = [examples.num_examples for examples in sets]
+    index_B = np.repeat(np.arange(len(sets), dtype=np.int32), sizes)
+    examples_B = np.concatenate([np.arange(size, dtype=np.int64) for size in sizes]) if sizes else np.zeros(0, dtype=np.int64)
+    lengths_B = example_lengths(index_B, examples_B, [examples.lengths for examples in sets])
     for members in pack_examples(lengths_B, index_B, settings).micro_batches[settings.rank]:
-        batch = collate(
+        yield collate(
             index_B[members],
-            rows_B[members],
-            splits,
-            max_length=settings.max_length,
-            coefficients_N=np.zeros(num_tasks),
+            examples_B[members],
+            np.zeros(len(members), dtype=np.int64),
+            sets,
+            layout=layout,
+            tasks=tasks,
             filler_ids=settings.filler_ids,
         )
-        yield batch.with_task_ids(task_of_split)

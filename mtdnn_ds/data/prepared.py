@@ -1,27 +1,49 @@
 """PreparedSplit: the rows of one (task, split), memory-mapped, gathered without a Python loop over examples. Does not build or find the cache.
 
-Shape legend: R rows of the split, S rows of one gather, T tokens of one gather.
+A row is some texts, a label and what its kind keeps beside them; data/examples/ makes training examples of rows.
+
+Shape legend: R rows of the split, S sequences of one gather, T tokens of one gather.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from mtdnn_ds.data.features import Template, kept_lengths, ragged_ranges, room_for_texts
+from mtdnn_ds.data.features import SpecialTokens, Template, kept_lengths, ragged_ranges, room_for_texts
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Shard:
-    """One record batch of the cache: row r's tokens are tokens[offsets[r] : offsets[r + 1]], text a first."""
+    """One record batch of the cache: row r's tokens are tokens[offsets[r] : offsets[r + 1]], its texts one after the other."""
 
     tokens: np.ndarray  # uint16 or int32, flat
     offsets: np.ndarray  # int64, one more than rows
-    first_lengths: np.ndarray  # int32, tokens of text a
+    text_lengths: np.ndarray  # int32, flat: tokens of each text
+    text_offsets: np.ndarray  # int64, one more than rows: row r's texts are text_lengths[text_offsets[r] : text_offsets[r + 1]]
     labels: np.ndarray  # float32
     source_rows: np.ndarray  # int64
+    extra: Mapping[str, Any]  # Arrow arrays that the task's kind keeps, see data/readers.py
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TextRange:
+    """Where the tokens of one text of each of S sequences stand: in shard `shard`, from `begin`, `length` of them. int64, (S,) each."""
+
+    shard: np.ndarray
+    begin: np.ndarray
+    length: np.ndarray
+
+    def first(self, num_kept: np.ndarray) -> TextRange:
+        """The first `num_kept` (S,) tokens of each."""
+        return TextRange(shard=self.shard, begin=self.begin, length=num_kept)
+
+    def last(self, num_kept: np.ndarray) -> TextRange:
+        """The last `num_kept` (S,) tokens of each."""
+        return TextRange(shard=self.shard, begin=self.begin + self.length - num_kept, length=num_kept)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,53 +53,99 @@ class PreparedSplit:
     task: str
     split: str
     num_rows: int
-    labels: np.ndarray  # (R,) float32, class id or score; NaN where the source has none
+    labels: np.ndarray  # (R,) float32, class id or score; NaN where the source or the kind has none
     source_rows: np.ndarray  # (R,) int64, line or row number in the source, as a person counts
     skipped: Mapping[str, int]  # rows left out, by reason
     fingerprint: str  # sha256 of the contents, how they are read, the tokenizer and the code's version
-    template: Template
-    truncates_left: bool
+    specials: SpecialTokens
+    num_texts: int  # of every row; 0 if rows differ
     rows_per_shard: int
     shards: tuple[Shard, ...]
+
+    @property
+    def template(self) -> Template:
+        """Of sequences that hold all texts of a row."""
+        return self.specials.pair if self.num_texts == 2 else self.specials.single
+
+    def row_lengths(self) -> np.ndarray:
+        """(R,) int64: tokens of all texts of each row, without special tokens."""
+        return np.concatenate([np.diff(shard.offsets) for shard in self.shards])
+
+    def texts_per_row(self) -> np.ndarray:
+        """(R,) int64: number of texts of each row."""
+        return np.concatenate([np.diff(shard.text_offsets) for shard in self.shards])
+
+    def text_lengths(self) -> np.ndarray:
+        """Tokens of every text of every row, end to end, int64."""
+        return np.concatenate([shard.text_lengths for shard in self.shards]).astype(np.int64)
+
+    def texts(self, rows_S: np.ndarray, numbers_S: np.ndarray) -> TextRange:
+        """Text number `numbers_S[s]` (from 0) of row `rows_S[s]`."""
+        rows_S, numbers_S = np.asarray(rows_S, dtype=np.int64), np.broadcast_to(np.asarray(numbers_S, dtype=np.int64), np.shape(rows_S))
+        shard_S, local_S = rows_S // self.rows_per_shard, rows_S % self.rows_per_shard
+        begin_S, length_S = np.empty_like(rows_S), np.empty_like(rows_S)
+        for index in np.unique(shard_S):
+            shard, members = self.shards[index], np.flatnonzero(shard_S == index)
+            local, number = local_S[members], numbers_S[members]
+            first_text = shard.text_offsets[local]
+            # Texts stand end to end: text n begins after texts 0 .. n - 1 of its row.
+            before = np.concatenate(([0], np.cumsum(shard.text_lengths[ragged_ranges(first_text, number)], dtype=np.int64)))
+            ends = np.cumsum(number)
+            begin_S[members] = shard.offsets[local] + before[ends] - before[ends - number]
+            length_S[members] = shard.text_lengths[first_text + number]
+        return TextRange(shard=shard_S, begin=begin_S, length=length_S)
+
+    def column(self, name: str, rows: np.ndarray) -> list[Any]:
+        """Values of a further column that the task's kind keeps, as Python values, in the order of `rows`."""
+        rows = np.asarray(rows, dtype=np.int64)
+        return [self.shards[row // self.rows_per_shard].extra[name][int(row % self.rows_per_shard)].as_py() for row in rows.tolist()]
 
     def lengths(self, max_length: int) -> np.ndarray:
         """(R,) int32: tokens of every row as `gather` would return it, special tokens included, at most `max_length`."""
         # Longest-first truncation keeps exactly as many tokens as fit, so the split of the row into two texts does not matter here.
-        total_R = np.concatenate([np.diff(shard.offsets) for shard in self.shards])
-        return (np.minimum(total_R, self._room(max_length)) + self.template.num_special).astype(np.int32)
+        room = room_for_texts(self.template, max_length)
+        return (np.minimum(self.row_lengths(), room) + self.template.num_special).astype(np.int32)
 
     def gather(self, rows: np.ndarray, max_length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """input_ids (T,) int64, token_type_ids (T,) int64, lengths (S,) int32 of `rows` (S,), end to end in their order."""
-        rows_S = np.asarray(rows, dtype=np.int64)
-        shard_S, local_S = rows_S // self.rows_per_shard, rows_S % self.rows_per_shard
-        members = [(self.shards[index], np.flatnonzero(shard_S == index)) for index in np.unique(shard_S)]
-        begin_S, first_S, total_S = (np.empty(len(rows_S), dtype=np.int64) for _ in range(3))
-        for shard, of_shard in members:
-            local = local_S[of_shard]
-            begin_S[of_shard] = shard.offsets[local]
-            first_S[of_shard] = shard.first_lengths[local]
-            total_S[of_shard] = shard.offsets[local + 1] - shard.offsets[local]
-        second_S = total_S - first_S
-        kept_first_S, kept_second_S = kept_lengths(first_S, second_S, self._room(max_length))
-        template = self.template
-        lengths_S = kept_first_S + kept_second_S + template.num_special
+        """input_ids (T,) int64, token_type_ids (T,) int64, lengths (S,) int32 of `rows` (S,), end to end in their order.
+
+        For rows of one or two texts, each row one sequence.
+        """
+        first = self.texts(rows, np.zeros(len(rows), dtype=np.int64))
+        if self.num_texts == 1:
+            return self.assemble(*self.truncated(first, None, max_length))
+        return self.assemble(*self.truncated(first, self.texts(rows, np.ones(len(rows), dtype=np.int64)), max_length))
+
+    def truncated(self, first: TextRange, second: TextRange | None, max_length: int) -> tuple[TextRange, TextRange | None]:
+        """Both texts cut so that a sequence of them has at most `max_length` tokens, as the tokenizer itself truncates: longest first."""
+        template = self.specials.single if second is None else self.specials.pair
+        other_S = np.zeros_like(first.length) if second is None else second.length
+        kept_first_S, kept_second_S = kept_lengths(first.length, other_S, room_for_texts(template, max_length))
+        if self.specials.truncates_left:
+            return first.last(kept_first_S), None if second is None else second.last(kept_second_S)
+        return first.first(kept_first_S), None if second is None else second.first(kept_second_S)
+
+    def assemble(self, first: TextRange, second: TextRange | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Sequences of the given tokens with the tokenizer's special ones: input_ids (T,), token_type_ids (T,) int64, lengths (S,) int32."""
+        template = self.specials.single if second is None else self.specials.pair
+        kept_second_S = np.zeros_like(first.length) if second is None else second.length
+        lengths_S = first.length + kept_second_S + template.num_special
 
         # Where each part of a sequence starts in the output: prefix, text a, middle, text b, suffix.
         prefix_S = np.cumsum(lengths_S) - lengths_S
         into_first_S = prefix_S + len(template.prefix)
-        middle_S = into_first_S + kept_first_S
+        middle_S = into_first_S + first.length
         into_second_S = middle_S + len(template.middle)
         suffix_S = into_second_S + kept_second_S
-        # Where the kept tokens start in the shard's flat buffer: at the text's start, or at its end if the left side is cut off.
-        from_first_S = begin_S + (first_S - kept_first_S if self.truncates_left else 0)
-        from_second_S = begin_S + first_S + (second_S - kept_second_S if self.truncates_left else 0)
 
         input_ids_T = np.empty(int(lengths_S.sum()), dtype=np.int64)
         token_type_ids_T = np.full_like(input_ids_T, template.first_type)
-        for shard, of_shard in members:
-            for into_S, from_S, kept_S in ((into_first_S, from_first_S, kept_first_S), (into_second_S, from_second_S, kept_second_S)):
-                kept = kept_S[of_shard]
-                input_ids_T[ragged_ranges(into_S[of_shard], kept)] = shard.tokens[ragged_ranges(from_S[of_shard], kept)]
+        for into_S, text in ((into_first_S, first), *(((into_second_S, second),) if second is not None else ())):
+            for index in np.unique(text.shard):
+                members = text.shard == index
+                kept = text.length[members]
+                source = ragged_ranges(text.begin[members], kept)
+                input_ids_T[ragged_ranges(into_S[members], kept)] = self.shards[index].tokens[source]
         token_type_ids_T[ragged_ranges(into_second_S, kept_second_S)] = template.second_type
         for start_S, ids, types in (
             (prefix_S, template.prefix, template.prefix_types),
@@ -88,6 +156,3 @@ class PreparedSplit:
             input_ids_T[positions] = np.array(ids, dtype=np.int64)
             token_type_ids_T[positions] = np.array(types, dtype=np.int64)
         return input_ids_T, token_type_ids_T, lengths_S.astype(np.int32)
-
-    def _room(self, max_length: int) -> int:
-        return room_for_texts(self.template, max_length)

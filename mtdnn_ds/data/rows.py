@@ -9,14 +9,15 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from mtdnn_ds.config.errors import DataError, did_you_mean
-from mtdnn_ds.data.sources import RowProblem, columns_of, iterate_rows, place_of, row_word
+from mtdnn_ds.data.sources import Cells, RowProblem, iterate_rows, place_of, row_word
 from mtdnn_ds.tasks.builtin import NO_GOLD_LABEL
-from mtdnn_ds.tasks.spec import Kind, Source
+from mtdnn_ds.tasks.custom import CustomKind
+from mtdnn_ds.tasks.spec import Source, TaskSpec
 
 _MAX_LISTED = 10
 _NO_GOLD_REASON = "no gold label"
@@ -26,34 +27,44 @@ LabelParser = Callable[[object], "float | RowProblem"]
 
 
 class CheckedRow(NamedTuple):
-    """One usable row. `label` is a class id or a score, NaN where the source has no labels."""
+    """One usable row. `label` is a class id or a score, NaN where the source or the kind has none."""
 
     number: int  # as a person would look it up, see data/sources.py
     texts: tuple[str, ...]
     label: float
+    extra: Mapping[str, Any] = {}  # what the kind keeps beside the texts: data/readers.py
+
+
+RowParser = Callable[[int, Cells], "CheckedRow | RowProblem"]
+"""(row number, cells: text columns, more_columns, label column if any) -> the row, or why it cannot be used."""
 
 
 def checked_rows(
     source: Source,
+    parse: RowParser,
     *,
-    kind: Kind,
-    labels: Sequence[str],
     on_bad_row: Literal["refuse", "skip"],
     skipped: Counter[str],
+    grouped: Callable[[Iterator[CheckedRow]], Iterator[CheckedRow]] | None = None,
 ) -> Iterator[CheckedRow]:
     """Usable rows in file order; left-out rows are counted by reason in `skipped`, complete once the iterator is exhausted.
 
-    Raises DataError, at the end of the source, if it has bad rows and `on_bad_row` is "refuse" (the first 10 are listed), or
-    if no row is left. Rows whose annotators did not agree (label words of `NO_GOLD_LABEL`) are left out in either mode.
+    `grouped` makes one row of several (ranking: all candidates of a question). Raises DataError, at the end of the source, if it has
+    bad rows and `on_bad_row` is "refuse" (the first 10 are listed), or if no row is left. Rows whose annotators did not agree (label
+    words of `NO_GOLD_LABEL`) are left out in either mode.
     """
-    parse = _label_parser(source, kind, labels)
-    num_texts = len(source.text_columns)
-    columns = columns_of(source)
+    rows = _usable_rows(source, parse, on_bad_row=on_bad_row, skipped=skipped)
+    return rows if grouped is None else grouped(rows)
+
+
+def _usable_rows(
+    source: Source, parse: RowParser, *, on_bad_row: Literal["refuse", "skip"], skipped: Counter[str]
+) -> Iterator[CheckedRow]:
     bad: list[str] = []
     num_bad = num_rows = num_good = 0
     for number, cells in iterate_rows(source):
         num_rows += 1
-        checked = cells if isinstance(cells, RowProblem) else _check(number, cells, num_texts, columns, parse)
+        checked = cells if isinstance(cells, RowProblem) else parse(number, cells)
         if isinstance(checked, CheckedRow):
             num_good += 1
             yield checked
@@ -76,20 +87,34 @@ def checked_rows(
         raise DataError(f"{place_of(source)}: " + (f"no usable row ({reasons})" if num_rows else "has no rows"))
 
 
-def _check(number: int, cells: tuple[object, ...], num_texts: int, columns: Sequence[str], parse: LabelParser) -> CheckedRow | RowProblem:
-    texts = cells[:num_texts]
-    for text, column in zip(texts, columns, strict=False):
-        if not isinstance(text, str):
-            return RowProblem("not a text", f"column '{column}' holds {_shown(text)}, not a text")
-        if not text.strip():
-            return RowProblem("empty text", f"column '{column}' is empty")
-        if half := _surrogate(text):
-            return RowProblem(
-                "half a character",
-                f"column '{column}' holds U+{ord(half):04X}, half of a character's two-part code; write the character whole",
-            )
-    label = parse(cells[num_texts] if len(cells) > num_texts else None)
-    return label if isinstance(label, RowProblem) else CheckedRow(number, texts, label)  # type: ignore[arg-type]
+def texts_and_label(spec: TaskSpec, source: Source) -> RowParser:
+    """The parser of kinds whose row is one or two texts and a class, a score, or what a kind of the user's own makes of the label cell."""
+    label_of = label_parser(spec, source)
+    num_texts = len(source.text_columns)
+
+    def parse(number: int, cells: Cells) -> CheckedRow | RowProblem:
+        texts = cells[:num_texts]
+        for text, column in zip(texts, source.text_columns, strict=True):
+            if problem := text_problem(text, column):
+                return problem
+        label = label_of(cells[-1] if source.label_column is not None else None)
+        return label if isinstance(label, RowProblem) else CheckedRow(number, texts, label)  # type: ignore[arg-type]
+
+    return parse
+
+
+def text_problem(text: object, column: str, *, may_be_empty: bool = False) -> RowProblem | None:
+    """Why a cell cannot be used as a text, or None."""
+    if not isinstance(text, str):
+        return RowProblem("not a text", f"column '{column}' holds {shown(text)}, not a text")
+    if not text.strip() and not may_be_empty:
+        return RowProblem("empty text", f"column '{column}' is empty")
+    if half := _surrogate(text):
+        return RowProblem(
+            "half a character",
+            f"column '{column}' holds U+{ord(half):04X}, half of a character's two-part code; write the character whole",
+        )
+    return None
 
 
 def _surrogate(text: str) -> str | None:
@@ -103,12 +128,30 @@ def _surrogate(text: str) -> str | None:
     return None
 
 
-def _label_parser(source: Source, kind: Kind, labels: Sequence[str]) -> LabelParser:
+def label_parser(spec: TaskSpec, source: Source) -> LabelParser:
+    """From a label cell to a class id or a score; NaN for every row of a source without labels."""
     if source.label_column is None:
         return lambda cell: math.nan
-    if kind == "regression":
-        return _parse_score
-    ids = _accepted_labels(labels, source.label_words or {})
+    if spec.custom is not None:
+        return _custom_label_parser(spec, spec.custom)
+    if not spec.labels:
+        return parse_score
+    return class_parser(spec.labels, source.label_words or {})
+
+
+def _custom_label_parser(spec: TaskSpec, kind: CustomKind) -> LabelParser:
+    def parse(cell: object) -> float | RowProblem:
+        try:
+            return float(kind.parse_label(cell, spec))
+        except (ValueError, TypeError) as error:
+            return RowProblem("bad label", f"label {shown(cell)}: {error}")
+
+    return parse
+
+
+def class_parser(labels: Sequence[str], label_words: Mapping[str, str]) -> LabelParser:
+    """From a class name, class id or label word to the class id."""
+    ids = _accepted_labels(labels, label_words)
 
     def parse_class(cell: object) -> float | RowProblem:
         word = _label_word(cell)
@@ -117,7 +160,7 @@ def _label_parser(source: Source, kind: Kind, labels: Sequence[str]) -> LabelPar
             return class_id if class_id >= 0 else RowProblem(_NO_GOLD_REASON, "no gold label")
         if word is None or not word.strip():
             return RowProblem("missing label", "the label is missing")
-        return RowProblem("unknown label", f"unknown label {_shown(cell)}{did_you_mean(word, labels)}")
+        return RowProblem("unknown label", f"unknown label {shown(cell)}{did_you_mean(word, labels)}")
 
     return parse_class
 
@@ -143,20 +186,20 @@ def _label_word(cell: object) -> str | None:
     return str(cell)
 
 
-def _parse_score(cell: object) -> float | RowProblem:
+def parse_score(cell: object) -> float | RowProblem:
     if cell is None or (isinstance(cell, str) and not cell.strip()):
         return RowProblem("missing label", "the score is missing")
     try:
         score = float(cell)  # type: ignore[arg-type]
     except (TypeError, ValueError):
-        return RowProblem("invalid score", f"score {_shown(cell)} is not a number")
+        return RowProblem("invalid score", f"score {shown(cell)} is not a number")
     except OverflowError:  # a whole number of JSON may have hundreds of digits
         score = math.inf
     if not abs(score) <= _LARGEST_SCORE:  # NaN compares false
-        return RowProblem("invalid score", f"score {_shown(cell)} is not a finite number")
+        return RowProblem("invalid score", f"score {shown(cell)} is not a finite number")
     return score
 
 
-def _shown(cell: object) -> str:
+def shown(cell: object) -> str:
     text = repr(cell)
     return text if len(text) <= 60 else text[:57] + "..."

@@ -39,7 +39,7 @@ _EMPTY_LINE = RowProblem("empty line", "an empty line")
 
 def columns_of(source: Source) -> tuple[str, ...]:
     """The columns that a row's cells come from, in their order."""
-    return source.text_columns + ((source.label_column,) if source.label_column is not None else ())
+    return source.text_columns + source.more_columns + ((source.label_column,) if source.label_column is not None else ())
 
 
 def place_of(source: Source) -> str:

@@ -1,11 +1,12 @@
-"""The objective, the one place that divides: L = sum_t w_t * (sum_i l_i) / N_t, with N_t counted over the whole step.
+"""The objective, the one place that divides: L = sum_t w_t sum_m (sum_i l_i) / U_m over tasks t and their terms m.
 
-The step plan knows N_t on every rank, so a micro-batch's share of L needs no communication and does not depend on how the
-step's examples were cut into ranks and micro-batches. `coefficients` below are w_t / N_t. Scales, with N = sum_t N_t:
+U_m is the number of term m's supervised units (examples, tokens) in the WHOLE step, over all ranks and micro-batches, so L does not
+depend on how the step's examples were cut. w_t comes from the examples N_t of the step, which the plan knows. `coefficients` below
+are w_t / U_m. For a task whose units are its examples, U = N_t. Scales, with N = sum_t N_t:
 
     examples     w_t = N_t / N                  every example counts the same                 coefficient 1 / N
     task_mean    w_t = 1 / number of tasks      every task present in the step counts the same
-    log_classes  w_t = N_t / (N log C_t)        Muppet (Aghajanyan et al. 2021, section 3.2); a regression's factor is 1
+    log_classes  w_t = N_t / (N log C_t)        Muppet (Aghajanyan et al. 2021, section 3.2); without classes the factor is 1
     explicit     w_t = s_t N_t / N              s_t is the number given for the task
 """
 
@@ -18,42 +19,45 @@ from typing import Literal
 import numpy as np
 from torch import Tensor
 
-from mtdnn_ds.losses.sequence import LossSum
+from mtdnn_ds.losses.sums import LossSum
 
 Scale = Literal["examples", "task_mean", "log_classes", "explicit"]
 
 
-def loss_coefficients(
-    counts_N: np.ndarray,
-    scale: Scale,
-    *,
-    num_classes: Sequence[int],
-    explicit: Sequence[float],
-) -> np.ndarray:
-    """w_t / N_t of each task for one step, (N,) float64; 0 for a task without examples in the step.
+def task_scales(counts_N: np.ndarray, scale: Scale, *, num_classes: Sequence[int], explicit: Sequence[float]) -> np.ndarray:
+    """w_t of each task for one step, (N,) float64; 0 for a task without examples in the step.
 
-    `counts_N` are the step's N_t over all ranks, `num_classes` is 1 for a regression, `explicit` the tasks' own factors.
+    `counts_N` are the step's N_t over all ranks, `num_classes` is 1 for a task without classes, `explicit` the tasks' own factors.
     """
     present_N = counts_N > 0
     factors_N = {
         "examples": lambda: np.ones(len(counts_N)),
         "task_mean": lambda: counts_N.sum() / (max(int(present_N.sum()), 1) * np.maximum(counts_N, 1)),
-        "log_classes": lambda: np.array([1.0 if classes == 1 else 1.0 / math.log(classes) for classes in num_classes]),
+        "log_classes": lambda: np.array([1.0 if classes < 2 else 1.0 / math.log(classes) for classes in num_classes]),
         "explicit": lambda: np.asarray(explicit, dtype=np.float64),
     }[scale]()
-    return np.where(present_N, factors_N / max(int(counts_N.sum()), 1), 0.0)
+    return np.where(present_N, factors_N * counts_N / max(int(counts_N.sum()), 1), 0.0)
 
 
-def micro_batch_loss(sums: LossSum, coefficients_N: Tensor) -> Tensor:
+def term_coefficients(scales_N: np.ndarray, units_M: np.ndarray, task_of_term: Sequence[int]) -> np.ndarray:
+    """w_t / U_m of each term, (M,) float64; 0 for a term without units in the step."""
+    return np.where(units_M > 0, scales_N[np.asarray(task_of_term)] / np.maximum(units_M, 1), 0.0)
+
+
+def micro_batch_loss(sums: LossSum, coefficients_M: Tensor) -> Tensor:
     """A micro-batch's share of the objective, a scalar: the shares of all ranks and micro-batches of a step add up to L."""
-    return (sums.total * coefficients_N).sum()
+    return (sums.total * coefficients_M).sum()
 
 
-def step_loss(totals_N: np.ndarray, coefficients_N: np.ndarray) -> float:
-    """L itself, from every task's loss sum over the whole step."""
-    return float((totals_N * coefficients_N).sum())
+def step_loss(totals_M: np.ndarray, coefficients_M: np.ndarray) -> float:
+    """L itself, from every term's loss sum over the whole step."""
+    return float((totals_M * coefficients_M).sum())
 
 
-def task_means(totals_N: np.ndarray, counts_N: np.ndarray, task_names: Sequence[str]) -> dict[str, float]:
-    """Mean loss of each task present in the step, for the log."""
-    return {name: float(total / count) for name, total, count in zip(task_names, totals_N, counts_N, strict=True) if count > 0}
+def task_means(totals_M: np.ndarray, units_M: np.ndarray, task_of_term: Sequence[int], num_tasks: int) -> np.ndarray:
+    """(N,) float64: the sum of each task's term means; NaN for a task without units in the step."""
+    means_N = np.full(num_tasks, np.nan)
+    for task, total, units in zip(task_of_term, totals_M, units_M, strict=True):
+        if units > 0:
+            means_N[task] = np.nan_to_num(means_N[task]) + total / units
+    return means_N

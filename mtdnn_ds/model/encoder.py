@@ -62,14 +62,14 @@ class PackedEncoder(nn.Module):
         names = ("hidden_dropout_prob", "hidden_dropout", "dropout")
         return next((float(getattr(self.config, name)) for name in names if getattr(self.config, name, None) is not None), 0.0)
 
-    def forward(self, batch: PackedBatch) -> tuple[Tensor, Tensor]:
-        """Hidden states of all tokens (T, D), and the pooled first tokens of the supervised sequences (K, D).
+    def forward(self, batch: PackedBatch) -> Tensor:
+        """Hidden states of all tokens, (T, D)."""
+        return self.hidden(batch)
 
-        A plain tuple: ZeRO-3's hooks find the tensors in tuples, not in a dataclass.
-        """
-        hidden_TD = self.hidden(batch)
-        first_token_K = batch.cu_seqlens[:-1].index_select(0, batch.sequence.rows)
-        return hidden_TD, self.pooler(hidden_TD.index_select(0, first_token_K)[:, None])
+    def pooled(self, hidden_TD: Tensor, batch: PackedBatch, sequences_K: Tensor) -> Tensor:
+        """What sequence heads read of the given sequences, (K, D)."""
+        first_token_K = batch.cu_seqlens[:-1].index_select(0, sequences_K)
+        return self.pooler(hidden_TD.index_select(0, first_token_K)[:, None])
 
     def hidden(self, batch: PackedBatch) -> Tensor:
         """Hidden states of all tokens, (T, D)."""
@@ -233,8 +233,9 @@ def _attention_dropout(config: PreTrainedConfig) -> float:
 
 def _freeze_unused(encoder: PackedEncoder) -> tuple[str, ...]:
     """Parameters without a part in the output would have no gradient, which breaks ZeRO: they are frozen, and a note says so."""
+    batch = probe_batch(encoder.model)
     with torch.enable_grad():
-        _, pooled = encoder(probe_batch(encoder.model))
+        pooled = encoder.pooled(encoder(batch), batch, torch.arange(batch.num_sequences))
     unused = unused_parameters(encoder, pooled)
     for name in unused:
         encoder.get_parameter(name).requires_grad_(False)

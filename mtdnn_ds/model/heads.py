@@ -1,59 +1,56 @@
-"""FusedSequenceHead: all sequence-level heads as one linear layer; each task reads its own columns. Not the losses.
+"""LinearBank: all terms of one head as one linear layer; each term reads its own columns. Not the losses.
 
-Shape legend: K supervised rows, D hidden, C columns of all tasks together, N tasks.
+Shape legend: K supervised rows, D hidden, C columns of all terms together, M terms of the run.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from mtdnn_ds.model.seeded import seeded_normal_
-from mtdnn_ds.tasks.layout import HeadLayout
 
 
-class FusedSequenceHead(nn.Module):
-    """logits = W dropout(pooled) + b, with W (C, D) for all tasks and a dropout probability per row's task.
+class LinearBank(nn.Module):
+    """outputs = W dropout(states) + b, with W (C, D) for all terms and a dropout probability per row's term.
 
-    One parameter bank, so every rank's graph holds every head in every micro-batch, whatever tasks its rows belong to. Task t's
-    weights are rows first_column[t] .. first_column[t] + num_outputs[t] - 1 of `weight` (HeadLayout).
+    One parameter bank, so every rank's graph holds every term in every micro-batch, whatever tasks its rows belong to. A term's
+    weights are rows first_column .. first_column + num_outputs - 1 of `weight` (HeadLayout).
     """
 
     def __init__(
         self,
         *,
         hidden_size: int,
-        layout: HeadLayout,
-        dropout_N: Sequence[float],
+        num_columns: int,
+        dropout_M: Sequence[float],
         initializer_range: float,
         seed: int,
-        first_score_N: Sequence[float] | None = None,
+        purpose: str,
+        first_bias: Mapping[int, float] | None = None,
     ) -> None:
-        """`dropout_N`: probability in [0, 1) before each task's head. Weights are drawn from N(0, initializer_range^2), biases are 0.
+        """`dropout_M`: probability in [0, 1) before each term's columns. Weights are drawn from N(0, initializer_range^2), biases are 0.
 
-        `first_score_N`: what each regression answers before it is trained, its bias (classifications ignore it).
+        `first_bias`: column -> its bias before training (what a regression answers at first).
         """
         super().__init__()
-        assert len(dropout_N) == len(layout.task_names), "one dropout probability per task"
-        self.layout = layout
-        self.weight = nn.Parameter(torch.empty(layout.num_columns, hidden_size))
-        self.bias = nn.Parameter(torch.zeros(layout.num_columns))
-        for task, score in enumerate(first_score_N or ()):
-            if layout.is_regression[task]:
-                self.bias.data[layout.first_column[task]] = score
-        seeded_normal_(self.weight, std=initializer_range, seed=seed, purpose="sequence_head")
-        self.has_dropout = any(probability > 0 for probability in dropout_N)
-        self.dropout_N: Tensor
-        self.register_buffer("dropout_N", torch.tensor(dropout_N, dtype=torch.float32), persistent=False)
+        self.weight = nn.Parameter(torch.empty(num_columns, hidden_size))
+        self.bias = nn.Parameter(torch.zeros(num_columns))
+        for column, value in (first_bias or {}).items():
+            self.bias.data[column] = value
+        seeded_normal_(self.weight, std=initializer_range, seed=seed, purpose=purpose)
+        self.has_dropout = any(probability > 0 for probability in dropout_M)
+        self.dropout_M: Tensor
+        self.register_buffer("dropout_M", torch.tensor(dropout_M, dtype=torch.float32), persistent=False)
 
-    def forward(self, pooled_KD: Tensor, task_ids_K: Tensor) -> Tensor:
-        """Logits (K, C) of every task for every row. K may be 0: the parameters then still get a gradient, of zeros."""
+    def forward(self, states_KD: Tensor, term_ids_K: Tensor) -> Tensor:
+        """Outputs (K, C) of every term for every row. K may be 0: the parameters then still get a gradient, of zeros."""
         if self.training and self.has_dropout:
-            pooled_KD = row_dropout(pooled_KD, self.dropout_N.index_select(0, task_ids_K))
-        return functional.linear(pooled_KD, self.weight, self.bias)
+            states_KD = row_dropout(states_KD, self.dropout_M.index_select(0, term_ids_K))
+        return functional.linear(states_KD, self.weight, self.bias)
 
 
 def row_dropout(rows_KD: Tensor, probability_K: Tensor) -> Tensor:

@@ -1,36 +1,71 @@
-"""MultiTaskModel: one encoder and the fused heads of all tasks in a single forward. Not the losses, not the engine."""
+"""MultiTaskModel: one encoder and the heads of all tasks in a single forward. Not the losses, not the engine.
+
+Shape legend: T packed tokens, K supervised rows of a head, D hidden, C columns of a head, M terms.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from mtdnn_ds.batch.packed import PackedBatch
+from mtdnn_ds.batch.packed import PackedBatch, Targets
 from mtdnn_ds.model.attention import resolve_backend
 from mtdnn_ds.model.encoder import PackedEncoder, load_encoder
-from mtdnn_ds.model.heads import FusedSequenceHead
-from mtdnn_ds.tasks.layout import HeadLayout
+from mtdnn_ds.model.heads import LinearBank
+from mtdnn_ds.model.seeded import derived_seed
+from mtdnn_ds.tasks.layout import BANKS, HeadLayout
+from mtdnn_ds.tasks.spec import TaskSpec
+
+Outputs = dict[str, Tensor]
 
 
 class MultiTaskModel(nn.Module):
-    """Packed micro-batch in, logits of all tasks out.
+    """Packed micro-batch in, outputs of all forms out.
 
     Everything happens in one forward, because ZeRO-3 gathers parameters by hooks on it; and every parameter is in the graph of
     every micro-batch, because ZeRO needs a gradient for each on every rank.
     """
 
-    def __init__(self, *, encoder: PackedEncoder, head: FusedSequenceHead) -> None:
+    def __init__(self, *, encoder: PackedEncoder, heads: Mapping[str, nn.Module], layout: HeadLayout) -> None:
+        """`heads`: one module for each of `layout.heads`, in that order, which is the order of every forward on every rank."""
         super().__init__()
+        assert tuple(heads) == layout.heads, (tuple(heads), layout.heads)
         self.encoder = encoder
-        self.head = head
+        self.heads = nn.ModuleDict(heads)
+        self.layout = layout
+        self.reads = {term.head: term.reads for term in layout.terms}
 
-    def forward(self, batch: PackedBatch) -> Tensor:
-        """Logits (K, C), float32: row k belongs to the sequence batch.sequence.rows[k], columns to tasks as in the HeadLayout."""
-        _, pooled_KD = self.encoder(batch)
-        return self.head(pooled_KD, batch.sequence.task_ids).float()
+    def forward(self, batch: PackedBatch, within: Callable[[MultiTaskModel, PackedBatch], Any] | None = None) -> Any:
+        """{form: (K, C)} of every form in `batch.targets`; or what `within(self, batch)` returns, computed inside this forward.
+
+        `within` may call `outputs` several times (regularisers do): under ZeRO-3 that works only inside the engine's forward.
+        """
+        return self.outputs(batch) if within is None else within(self, batch)
+
+    def outputs(self, batch: PackedBatch) -> Outputs:
+        """Outputs (K, C) float32 of each form: row k belongs to row k of its targets, columns to terms as in the HeadLayout."""
+        return self.read(self.encoder(batch), batch)
+
+    def read(self, hidden_TD: Tensor, batch: PackedBatch) -> Outputs:
+        """All heads on the hidden states of a micro-batch."""
+        outputs: Outputs = {}
+        for name, head in self.heads.items():
+            forms = self.layout.forms_of(name)
+            targets = [batch.targets[form] for form in forms]
+            sizes = [of_form.num_rows for of_form in targets]
+            parts = self._call(name, head, hidden_TD, batch, targets).float().split(sizes)
+            outputs.update(zip(forms, parts, strict=True))
+        return outputs
+
+    def _call(self, name: str, head: nn.Module, hidden_TD: Tensor, batch: PackedBatch, targets: Sequence[Targets]) -> Tensor:
+        """A head's outputs for the rows of all its forms end to end. Heads take plain tensors: ZeRO-3's hooks look for those."""
+        rows_K = torch.cat([of_form.rows for of_form in targets])
+        term_ids_K = torch.cat([of_form.term_ids for of_form in targets])
+        states_KD = self.encoder.pooled(hidden_TD, batch, rows_K) if self.reads[name] == "sequence" else hidden_TD.index_select(0, rows_K)
+        return head(states_KD, term_ids_K) if name in BANKS else head(states_KD)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -41,8 +76,8 @@ class MultiTaskModel(nn.Module):
 def build_model(
     *,
     encoder_path: str,
+    specs: Sequence[TaskSpec],
     layout: HeadLayout,
-    task_dropout: Sequence[float | None],
     attention: str = "auto",
     device_type: str = "cpu",
     compute_dtype: torch.dtype = torch.float32,
@@ -53,13 +88,13 @@ def build_model(
     trust_remote_code: bool = False,
     dropout: Literal["model", "none"] = "model",
     fused_layer_norm: bool = False,
-    first_score: Sequence[float] | None = None,
+    first_score: Mapping[str, float] | None = None,
 ) -> MultiTaskModel:
     """The whole model on the CPU, in training mode; equal on every rank for equal arguments.
 
     `encoder_path` is resolved (see resolve_encoder_path); `device_type` and `compute_dtype` are those of the training run, which
     decide the attention back end. A task's dropout of None means the encoder's own hidden dropout; dropout "none" overrides all.
-    `first_score`: what each regression answers before it is trained (FusedSequenceHead). Raises ConfigError.
+    `first_score`: task -> what its regression answers before it is trained. Raises ConfigError.
     """
     backend, reason = resolve_backend(attention, device_type, compute_dtype)
     encoder = load_encoder(
@@ -75,16 +110,52 @@ def build_model(
     )
     if encoder.packs:
         encoder.notes = (reason, *encoder.notes)
-    head = FusedSequenceHead(
-        hidden_size=encoder.hidden_size,
-        layout=layout,
-        dropout_N=[0.0 if dropout == "none" else encoder.hidden_dropout if own is None else own for own in task_dropout],
-        initializer_range=getattr(encoder.config, "initializer_range", 0.02),
-        seed=seed,
-        first_score_N=first_score,
-    )
-    head.to(parameter_dtype)
-    return MultiTaskModel(encoder=encoder, head=head).train()
+    task_dropout = [0.0 if dropout == "none" else encoder.hidden_dropout if spec.dropout is None else spec.dropout for spec in specs]
+    heads: dict[str, nn.Module] = {
+        name: _build_head(name, specs, layout, encoder=encoder, task_dropout=task_dropout, seed=seed, first_score=first_score or {})
+        for name in layout.heads
+    }
+    for head in heads.values():
+        head.to(parameter_dtype)
+    if not any(_reads_pooled(layout, name) for name in layout.heads):
+        encoder.pooler.requires_grad_(False)  # no head reads it: without a gradient it would break ZeRO
+    return MultiTaskModel(encoder=encoder, heads=heads, layout=layout).train()
+
+
+def _reads_pooled(layout: HeadLayout, head: str) -> bool:
+    return any(term.head == head and term.reads == "sequence" for term in layout.terms)
+
+
+def _build_head(
+    name: str,
+    specs: Sequence[TaskSpec],
+    layout: HeadLayout,
+    *,
+    encoder: PackedEncoder,
+    task_dropout: Sequence[float],
+    seed: int,
+    first_score: Mapping[str, float],
+) -> nn.Module:
+    initializer_range = getattr(encoder.config, "initializer_range", 0.02)
+    if name in BANKS:
+        return LinearBank(
+            hidden_size=encoder.hidden_size,
+            num_columns=layout.num_columns(name),
+            dropout_M=[task_dropout[term.task] for term in layout.terms],
+            initializer_range=initializer_range,
+            seed=seed,
+            purpose=f"{name}_head",
+            first_bias={
+                term.first_column: first_score[specs[term.task].name]
+                for term in layout.terms
+                if term.form == "score" and specs[term.task].name in first_score
+            },
+        )
+    custom = next(spec.custom for spec in specs if spec.kind == name)
+    assert custom is not None and custom.head is not None
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(derived_seed(seed, f"{name}_head"))
+        return custom.head(encoder.hidden_size, layout.num_columns(name))
 
 
 def parameter_groups(model: MultiTaskModel, weight_decay: float, head_lr_factor: float = 1.0) -> list[dict[str, Any]]:
@@ -103,7 +174,7 @@ def parameter_groups(model: MultiTaskModel, weight_decay: float, head_lr_factor:
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {(head, plain): [] for head in (False, True) for plain in (False, True)}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            is_head = head_lr_factor != 1.0 and name.startswith(("head.", "encoder.pooler."))
+            is_head = head_lr_factor != 1.0 and name.startswith(("heads.", "encoder.pooler."))
             is_plain = name in normalisation or name.split(".")[-1].endswith("bias") or "layernorm" in name.lower()
             groups[is_head, is_plain].append(parameter)
     return [

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from mtdnn_ds.batch.groups import attention_groups
-from mtdnn_ds.batch.packed import PackedBatch, SequenceTargets
+from mtdnn_ds.batch.packed import PackedBatch
 
 LENGTHS = np.array([3, 5])
 
 
 def probe_batch(model: PreTrainedModel) -> PackedBatch:
-    """Two sequences of 3 and 5 tokens that are not padding, both supervised by task 0."""
+    """Two sequences of 3 and 5 tokens that are not padding; nothing is supervised."""
     embeddings = model.get_input_embeddings()
     assert isinstance(embeddings, nn.Embedding)
     ids = [index for index in range(min(embeddings.num_embeddings, 64)) if index != model.config.pad_token_id]
@@ -30,8 +30,8 @@ def probe_batch(model: PreTrainedModel) -> PackedBatch:
         max_seqlen=5,
         attention_groups=groups,
         packed_to_padded=packed_to_padded,
-        sequence=SequenceTargets(rows=torch.tensor([0, 1]), task_ids=torch.tensor([0, 0]), labels=torch.zeros(2)),
-        loss_coefficients=torch.ones(1),
+        targets={},
+        unit_counts=np.zeros(0),
         example_tasks=np.zeros(2, dtype=np.int64),
         example_rows=np.arange(2),
         num_tokens=8,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from mtdnn_ds.tasks.spec import Kind, Source
 
@@ -28,6 +28,7 @@ class BuiltinTask:
     remote: Mapping[str, Source]  # the hub, or our own generator
     folder_setting: FolderSetting | None = None
     folder: Mapping[str, Source] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)  # of its kind (tasks/kinds.py), where the task fixes them
 
 
 _SPLITS = {"train": "train", "dev": "validation", "test": "test"}

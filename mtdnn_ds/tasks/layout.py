@@ -1,33 +1,135 @@
-"""HeadLayout: which columns of the fused sequence head belong to which task. Integers only; shared by model and losses."""
+"""Terms and their layout: which summands a task has in the objective, and which columns of which head each of them reads. Integers only.
+
+A term is one loss with one denominator. Most tasks have one; pretraining has two (masked tokens, next sentence), conversational question
+answering has two (span, answer type). A term's form says how outputs and labels become losses (losses/), and decides the head.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from mtdnn_ds.tasks.spec import TaskSpec
+
+Reads = Literal["sequence", "token"]
+Unit = Literal["row", "example"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Form:
+    """How a term's outputs become losses: the head that gives them, and whether a loss belongs to a supervised row or to a whole example."""
+
+    head: str
+    unit: Unit
+
+
+FORMS: Mapping[str, Form] = {
+    "class": Form(head="sequence", unit="row"),  # cross-entropy over the term's columns
+    "score": Form(head="sequence", unit="row"),  # squared error of its one column
+    "choice": Form(head="sequence", unit="example"),  # cross-entropy over the sequences of an example
+    "pairwise": Form(head="sequence", unit="example"),  # margin between the right sequences of an example and the others
+    "tag": Form(head="token", unit="row"),  # cross-entropy of each supervised token
+    "span": Form(head="token", unit="example"),  # cross-entropy of start and of end over the tokens of an example
+    "masked_token": Form(head="masked_lm", unit="row"),  # cross-entropy over the vocabulary
+    "san": Form(head="san", unit="row"),  # cross-entropy of averaged predictions, in log space
+    "cosine": Form(head="embedding", unit="example"),  # squared error of the cosine of two embeddings
+    "contrastive": Form(head="embedding", unit="example"),  # distance of two embeddings, with a margin
+}
+
+HEAD_READS: Mapping[str, Reads] = {"sequence": "sequence", "token": "token", "masked_lm": "token", "san": "sequence", "embedding": "sequence"}
+"""What a row of each head's targets indexes: a sequence or a token of the micro-batch. The order is that of heads in every forward."""
+
+BANKS = ("sequence", "token")
+"""Heads that are one linear layer for all their terms; in the other heads a term has columns only if it says so."""
+
+ANSWER_TYPES = ("span", "yes", "no", "unknown")
+"""Labels of the answer-type term of a conversational_span task."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Term:
+    """One term of the objective. It owns columns first_column .. first_column + num_outputs - 1 of its head."""
+
+    task: int  # index into the run's tasks
+    suffix: str  # "" for a task's first term
+    form: str
+    head: str
+    reads: Reads
+    unit: Unit
+    first_column: int
+    num_outputs: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HeadLayout:
-    """Task t owns columns first_column[t] .. first_column[t] + num_outputs[t] - 1 of the fused head."""
+    """The terms of all tasks, a task's own next to each other, in the order of the tasks."""
 
     task_names: tuple[str, ...]
-    first_column: tuple[int, ...]
-    num_outputs: tuple[int, ...]
-    is_regression: tuple[bool, ...]
+    terms: tuple[Term, ...]
 
     @property
-    def num_columns(self) -> int:
-        return sum(self.num_outputs)
+    def heads(self) -> tuple[str, ...]:
+        """Heads of the run, in the order in which every forward calls them."""
+        used = {term.head for term in self.terms}
+        return (*(head for head in HEAD_READS if head in used), *sorted(used - set(HEAD_READS)))
+
+    @property
+    def forms(self) -> tuple[str, ...]:
+        """Forms of the run, those of a head next to each other, in the order of `heads`."""
+        return tuple(form for head in self.heads for form in sorted({term.form for term in self.terms if term.head == head}))
+
+    def forms_of(self, head: str) -> tuple[str, ...]:
+        """The forms that read `head`, in the order of `forms`."""
+        return tuple(sorted({term.form for term in self.terms if term.head == head}))
+
+    def num_columns(self, head: str) -> int:
+        """Outputs of `head`, all its terms together."""
+        return sum(term.num_outputs for term in self.terms if term.head == head)
+
+    def terms_of(self, task: int) -> tuple[int, ...]:
+        """Indices of a task's terms."""
+        return tuple(index for index, term in enumerate(self.terms) if term.task == task)
+
+    @property
+    def task_of_term(self) -> tuple[int, ...]:
+        """Task index of each term."""
+        return tuple(term.task for term in self.terms)
+
+
+def terms_of_spec(spec: TaskSpec) -> tuple[tuple[str, str, int], ...]:
+    """(suffix, form, number of outputs) of each term of a task, its main one first."""
+    if spec.custom is not None:
+        return (("", spec.kind, spec.custom.num_outputs(spec)),)
+    num_labels = len(spec.labels)
+    return {
+        "classification": (("", "san" if spec.head == "san" else "class", num_labels),),
+        "regression": (("", "score", 1),),
+        "multiple_choice": (("", "choice", 1),),
+        "ranking": (("", "pairwise" if spec.objective == "pairwise" else "choice", 1),),
+        "token_classification": (("", "tag", num_labels),),
+        "span": (("", "span", 2),),
+        "conversational_span": (("", "span", 2), ("answer_type", "class", len(ANSWER_TYPES))),
+        "masked_lm": (("", "masked_token", 0), *((("next_sentence", "class", 2),) if spec.options.get("next_sentence") else ())),
+        "similarity": (("", "contrastive" if spec.objective == "contrastive" else "cosine", 0),),
+    }[spec.kind]
 
 
 def head_layout(specs: Sequence[TaskSpec]) -> HeadLayout:
-    """Columns in the order of `specs`."""
-    outputs = tuple(spec.num_outputs for spec in specs)
-    return HeadLayout(
-        task_names=tuple(spec.name for spec in specs),
-        first_column=tuple(sum(outputs[:index]) for index in range(len(outputs))),
-        num_outputs=outputs,
-        is_regression=tuple(spec.kind == "regression" for spec in specs),
-    )
+    """Columns of each head in the order of `specs`."""
+    terms: list[Term] = []
+    for task, spec in enumerate(specs):
+        for suffix, form, num_outputs in terms_of_spec(spec):
+            head, reads, unit = _head_of(spec, form)
+            first = sum(term.num_outputs for term in terms if term.head == head)
+            terms.append(
+                Term(task=task, suffix=suffix, form=form, head=head, reads=reads, unit=unit, first_column=first, num_outputs=num_outputs)
+            )
+    return HeadLayout(task_names=tuple(spec.name for spec in specs), terms=tuple(terms))
+
+
+def _head_of(spec: TaskSpec, form: str) -> tuple[str, Reads, Unit]:
+    if spec.custom is None:
+        return FORMS[form].head, HEAD_READS[FORMS[form].head], FORMS[form].unit
+    # A kind of the user's own reads columns of a bank, unless it brings a head.
+    return spec.kind if spec.custom.head is not None else spec.custom.reads, spec.custom.reads, "row"

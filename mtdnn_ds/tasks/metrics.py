@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mtdnn_ds.config.errors import TrainingError
+from mtdnn_ds.tasks.custom import CustomKind
 from mtdnn_ds.tasks.spec import Kind
 
 # sklearn and scipy are imported inside the functions: checking a recipe needs this table, but not their seconds of import.
@@ -63,52 +65,62 @@ def _is_constant(values: NDArray) -> bool:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Metric:
-    """Which tasks a metric fits, and how it is computed from (predictions, labels)."""
+    """Which tasks a metric fits, and how it is computed from (predictions, references); higher is better."""
 
-    kind: Kind
-    compute: Callable[[NDArray, NDArray], float]
+    kinds: tuple[Kind, ...]
+    compute: Callable[[Any, Any], float]
     binary_only: bool = False
 
 
 METRICS: Mapping[str, Metric] = {
-    "accuracy": Metric(kind="classification", compute=_accuracy),
-    "f1": Metric(kind="classification", compute=_f1, binary_only=True),
-    "macro_f1": Metric(kind="classification", compute=_macro_f1),
-    "matthews": Metric(kind="classification", compute=_matthews),
-    "pearson": Metric(kind="regression", compute=_pearson),
-    "spearman": Metric(kind="regression", compute=_spearman),
+    "accuracy": Metric(kinds=("classification", "multiple_choice", "ranking"), compute=_accuracy),
+    "f1": Metric(kinds=("classification",), compute=_f1, binary_only=True),
+    "macro_f1": Metric(kinds=("classification",), compute=_macro_f1),
+    "matthews": Metric(kinds=("classification",), compute=_matthews),
+    "pearson": Metric(kinds=("regression", "similarity"), compute=_pearson),
+    "spearman": Metric(kinds=("regression", "similarity"), compute=_spearman),
 }
-
-DEFAULT_METRICS: Mapping[Kind, tuple[str, ...]] = {"classification": ("accuracy",), "regression": ("pearson", "spearman")}
 
 
 def metric_misfit(name: str, kind: Kind, num_labels: int) -> str | None:
     """Why a known metric does not fit such a task, in the user's words; None if it fits."""
     metric = METRICS[name]
-    if metric.kind != kind:
+    if kind not in metric.kinds:
         fitting = ", ".join(
-            other for other in METRICS if METRICS[other].kind == kind and not (METRICS[other].binary_only and num_labels != 2)
+            other for other in METRICS if kind in METRICS[other].kinds and not (METRICS[other].binary_only and num_labels != 2)
         )
-        return f"metric '{name}' is for {metric.kind}, this task is {kind}; use {fitting}"
+        return f"metric '{name}' is for {' and '.join(metric.kinds)}, this task is {kind}; use {fitting}"
     if metric.binary_only and num_labels != 2:
         return f"metric '{name}' needs exactly 2 labels, this task has {num_labels}; use macro_{name}"
     return None
 
 
-def compute_metrics(names: Sequence[str], predictions: ArrayLike, labels: ArrayLike) -> dict[str, float]:
-    """Value of each metric. predictions, labels: (n,), n >= 1; class ids, or scores for a regression. Never NaN.
+def compute_metrics(names: Sequence[str], predictions: Any, references: Any, custom: CustomKind | None = None) -> dict[str, float]:
+    """Value of each metric. predictions, references: equally many, at least 1; arrays of numbers, or what the kind decodes. Never NaN.
 
-    Raises TrainingError if predictions are not finite: a diverged model must not look like a score of 0.
+    `custom` has the metrics of a kind of the user's own. Raises TrainingError if predicted numbers are not finite: a diverged model
+    must not look like a score of 0.
     """
-    predicted, known = np.asarray(predictions, dtype=np.float64), np.asarray(labels, dtype=np.float64)
-    assert predicted.shape == known.shape and predicted.ndim == 1 and len(predicted) > 0, (predicted.shape, known.shape)
+    assert len(predictions) == len(references) > 0, (len(predictions), len(references))
+    if _are_numbers(predictions):
+        predictions, references = _checked_numbers(predictions, references)
+        if custom is None and all("classification" in METRICS[name].kinds for name in names):
+            predictions, references = predictions.astype(np.int64), references.astype(np.int64)
+    functions = custom.metrics if custom is not None else {name: METRICS[name].compute for name in names}
+    return {name: float(functions[name](predictions, references)) for name in names}
+
+
+def _are_numbers(values: Any) -> bool:
+    return np.ndim(values[0]) == 0 and not isinstance(values[0], str)
+
+
+def _checked_numbers(predictions: ArrayLike, references: ArrayLike) -> tuple[NDArray, NDArray]:
+    predicted, known = np.asarray(predictions, dtype=np.float64), np.asarray(references, dtype=np.float64)
     assert bool(np.isfinite(known).all()), "rows without a label cannot be scored"
     num_bad = int((~np.isfinite(predicted)).sum())
     if num_bad:
         raise TrainingError(f"{num_bad} of {len(predicted)} predictions are not finite: the model has diverged; lower optimizer.lr")
-    if all(METRICS[name].kind == "classification" for name in names):
-        predicted, known = predicted.astype(np.int64), known.astype(np.int64)
-    return {name: METRICS[name].compute(predicted, known) for name in names}
+    return predicted, known
 
 
 def majority_baseline(kind: Kind, metrics: Sequence[str], labels: ArrayLike) -> dict[str, float]:

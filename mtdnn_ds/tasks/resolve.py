@@ -10,18 +10,20 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, Literal
 
 from mtdnn_ds.config.errors import ConfigError, did_you_mean
 from mtdnn_ds.config.recipe import DataSettings, Recipe, TaskSettings
 from mtdnn_ds.tasks.builtin import BUILTIN_TASKS, NO_GOLD_LABEL
-from mtdnn_ds.tasks.metrics import DEFAULT_METRICS, METRICS, metric_misfit
+from mtdnn_ds.tasks.kinds import KIND_OPTIONS, KINDS, KindFacts
+from mtdnn_ds.tasks.metrics import METRICS, metric_misfit
 from mtdnn_ds.tasks.spec import Format, Kind, Source, TaskSpec
 
 _FORMATS: Mapping[str, Format] = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".parquet": "parquet"}
 _TASK_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")  # becomes a folder name and a TensorBoard tag
 _SPLIT_NAME = re.compile(r"train|(dev|test)(_[A-Za-z0-9_]+)?")
 _COLUMN_NUMBER = re.compile(r"-?\d+")
-_USER_KEYS = ("kind", "files", "dataset", "hub", "splits", "text_columns", "label_column", "labels")
+_USER_KEYS = ("kind", "files", "dataset", "hub", "splits", "text_columns", "label_column", "labels", "choice_columns", "group_column")
 
 
 def resolve_tasks(recipe: Recipe) -> tuple[TaskSpec, ...]:
@@ -74,7 +76,12 @@ def _builtin_spec(name: str, settings: TaskSettings, data: DataSettings, problem
         dict(task.remote) if folder is None else _folder_splits(name, f"data.{task.folder_setting}", Path(folder).expanduser(), problems)
     )
     metrics = _metrics(name, settings, task.kind, len(task.labels), task.metrics, problems)
-    return TaskSpec(name=name, kind=task.kind, labels=task.labels, metrics=metrics, splits=splits, dropout=settings.dropout)
+    objective, head = _objective(name, settings, task.kind, problems), _head(name, settings, task.kind, splits, problems)
+    options = {**_options(name, settings, task.kind, problems), **task.options}
+    return TaskSpec(
+        name=name, kind=task.kind, labels=task.labels, metrics=metrics, splits=splits, dropout=settings.dropout,
+        head=head, objective=objective, options=options,
+    )  # fmt: skip
 
 
 def _folder_splits(name: str, key: str, folder: Path, problems: list[str]) -> dict[str, Source]:
@@ -97,24 +104,74 @@ def _user_task(name: str, settings: TaskSettings, problems: list[str]) -> TaskSp
         return None
     if _TASK_NAME.fullmatch(name) is None or name == "average":
         problems.append(f"{where}: a task name is made of letters, digits, '_' and '-', and is not 'average'")
-    for key in ("kind", "text_columns", "label_column"):
-        if getattr(settings, key) is None:
-            problems.append(f"{where}.{key}: missing; every task of your own needs it")
-    labels = _labels(where, settings, problems)
-    splits = _user_splits(where, settings, problems)
-    _check_columns(where, settings, problems)
-    if settings.kind is None:
+    if settings.kind is not None and settings.kind not in KINDS:
+        problems.append(f"{where}.kind={settings.kind}: unknown kind{did_you_mean(settings.kind, KINDS)}")
         return None
-    metrics = _metrics(name, settings, settings.kind, len(labels), DEFAULT_METRICS[settings.kind], problems)
-    return TaskSpec(name=name, kind=settings.kind, labels=labels, metrics=metrics, splits=splits, dropout=settings.dropout)
+    facts = KINDS.get(settings.kind or "")
+    for key in _needed_keys(settings, facts):
+        if getattr(settings, key) is None:
+            problems.append(f"{where}.{key}: missing; {_who_needs(key, settings)} needs it")
+    labels = _labels(where, settings, facts, problems)
+    splits = _user_splits(where, settings, facts, problems)
+    _check_columns(where, settings, facts, problems)
+    if settings.kind is None or facts is None:
+        return None
+    metrics = _metrics(name, settings, settings.kind, len(labels), facts.metrics, problems)
+    objective, head = _objective(name, settings, settings.kind, problems), _head(name, settings, settings.kind, splits, problems)
+    return TaskSpec(
+        name=name, kind=settings.kind, labels=labels, metrics=metrics, splits=splits, dropout=settings.dropout,
+        head=head, objective=objective, options=_options(name, settings, settings.kind, problems),
+    )  # fmt: skip
 
 
-def _labels(where: str, settings: TaskSettings, problems: list[str]) -> tuple[str, ...]:
+def _needed_keys(settings: TaskSettings, facts: KindFacts | None) -> tuple[str, ...]:
+    """What a task of the user's own cannot do without: columns only where a file is a table."""
+    if facts is not None and settings.files and all(Path(file).suffix.lower() in facts.formats for file in settings.files.values()):
+        return ("kind",)
+    has_label = facts is None or facts.has_label
+    return ("kind", "text_columns", *(("label_column",) if has_label else ()), *(facts.needs if facts else ()))
+
+
+def _who_needs(key: str, settings: TaskSettings) -> str:
+    return f"a {settings.kind}" if key in KIND_OPTIONS else "every task of your own"
+
+
+def _options(name: str, settings: TaskSettings, kind: Kind, problems: list[str]) -> dict[str, Any]:
+    """The kind's own settings, completed; settings of other kinds are problems."""
+    for key in KIND_OPTIONS:
+        if getattr(settings, key) is not None and key not in KINDS[kind].options:
+            owners = [other for other, facts in KINDS.items() if key in facts.options]
+            problems.append(f"tasks.{name}.{key}: has no effect on a {kind}; it belongs to {' and '.join(owners)}; remove it")
+    return {
+        key: default if getattr(settings, key) is None else getattr(settings, key) for key, default in KINDS[kind].options.items()
+    }
+
+
+def _objective(name: str, settings: TaskSettings, kind: Kind, problems: list[str]) -> str | None:
+    choices = KINDS[kind].objectives
+    if settings.objective is not None and settings.objective not in choices:
+        what = f"a {kind} has {', '.join(choices)}" if choices else f"a {kind} has only one loss; remove it"
+        problems.append(f"tasks.{name}.objective={settings.objective}: {what}")
+    return settings.objective or (choices[0] if choices else None)
+
+
+def _head(
+    name: str, settings: TaskSettings, kind: Kind, splits: Mapping[str, Source], problems: list[str]
+) -> Literal["linear", "san"]:
+    if settings.head == "san" and "san" not in KINDS[kind].heads:
+        problems.append(f"tasks.{name}.head=san: is for classification of pairs, this task is a {kind}; remove it")
+    elif settings.head == "san" and any(len(source.text_columns) != 2 for source in splits.values()):
+        problems.append(f"tasks.{name}.head=san: attends from one text to the other, and this task has one text; remove it")
+    return settings.head or "linear"
+
+
+def _labels(where: str, settings: TaskSettings, facts: KindFacts | None, problems: list[str]) -> tuple[str, ...]:
     labels = tuple(settings.labels or ())
-    if settings.kind == "classification" and not labels:
-        problems.append(f"{where}.labels: missing; a classification lists its label names, in class-id order")
-    if settings.kind == "regression" and labels:
-        problems.append(f"{where}.labels: a regression has no label names, its label_column holds numbers; remove the key")
+    if facts is not None and facts.has_classes and not labels:
+        problems.append(f"{where}.labels: missing; a {settings.kind} lists its label names, in class-id order")
+    if facts is not None and not facts.has_classes and labels:
+        why = ", its label_column holds numbers" if settings.kind in ("regression", "similarity") else ""
+        problems.append(f"{where}.labels: a {settings.kind} has no label names{why}; remove the key")
     if NO_GOLD_LABEL in labels:
         problems.append(f"{where}.labels: a label name is empty")
     repeated = sorted({label for label in labels if labels.count(label) > 1})
@@ -130,15 +187,20 @@ def _metrics(
     for metric in metrics:
         if metric not in METRICS:
             problems.append(f"tasks.{name}.metrics: unknown metric '{metric}'{did_you_mean(metric, METRICS)}")
-        elif (misfit := metric_misfit(metric, kind, num_labels)) is not None and (num_labels or kind == "regression"):
+        elif (misfit := metric_misfit(metric, kind, num_labels)) is not None and (num_labels or not KINDS[kind].has_classes):
             problems.append(f"tasks.{name}.metrics: {misfit}")
     if len(set(metrics)) < len(metrics):
         problems.append(f"tasks.{name}.metrics: a metric stands twice, which would count it twice in the task's score")
     return metrics
 
 
-def _check_columns(where: str, settings: TaskSettings, problems: list[str]) -> None:
+def _check_columns(where: str, settings: TaskSettings, facts: KindFacts | None, problems: list[str]) -> None:
     texts = settings.text_columns or []
+    if texts and facts is not None and not facts.texts[0] <= len(texts) <= facts.texts[1]:
+        wanted = str(facts.texts[0]) if facts.texts[0] == facts.texts[1] else f"{facts.texts[0]} or {facts.texts[1]}"
+        problems.append(f"{where}.text_columns: a {settings.kind} has {wanted}, not {len(texts)}")
+    if facts is not None and not facts.has_label and settings.label_column is not None:
+        problems.append(f"{where}.label_column: a {settings.kind} makes its own labels; remove the key")
     if len(set(texts)) < len(texts):
         problems.append(f"{where}.text_columns: '{texts[0]}' stands twice; a task with one text names one column")
     if settings.label_column in texts:
@@ -151,7 +213,7 @@ def _check_columns(where: str, settings: TaskSettings, problems: list[str]) -> N
         )
 
 
-def _user_splits(where: str, settings: TaskSettings, problems: list[str]) -> dict[str, Source]:
+def _user_splits(where: str, settings: TaskSettings, facts: KindFacts | None, problems: list[str]) -> dict[str, Source]:
     given = [key for key in ("files", "dataset", "hub") if getattr(settings, key) is not None]
     if len(given) != 1:
         what = f"{' and '.join(given)} are both given" if given else "no rows"
@@ -160,7 +222,7 @@ def _user_splits(where: str, settings: TaskSettings, problems: list[str]) -> dic
     if settings.files is not None:
         if settings.splits is not None:
             problems.append(f"{where}.splits: has no effect beside files, whose keys already name the splits; remove it")
-        splits = _file_splits(where, settings, settings.files, problems)
+        splits = _file_splits(where, settings, settings.files, {**_FORMATS, **(facts.formats if facts else {})}, problems)
         given_splits = set(settings.files)
     else:
         splits = _dataset_splits(where, settings, problems)
@@ -179,14 +241,16 @@ def _label_column(split: str, settings: TaskSettings) -> str | None:
     return None if split.startswith("test") else settings.label_column
 
 
-def _file_splits(where: str, settings: TaskSettings, files: Mapping[str, str], problems: list[str]) -> dict[str, Source]:
+def _file_splits(
+    where: str, settings: TaskSettings, files: Mapping[str, str], formats: Mapping[str, Format], problems: list[str]
+) -> dict[str, Source]:
     splits: dict[str, Source] = {}
     texts = tuple(settings.text_columns or ())
     for split, file in files.items():
         path = Path(file).expanduser()
-        form = _FORMATS.get(path.suffix.lower())
+        form = formats.get(path.suffix.lower())
         if form is None:
-            problems.append(f"{where}.files.{split}={file}: unknown file type '{path.suffix}'; use {', '.join(_FORMATS)}")
+            problems.append(f"{where}.files.{split}={file}: unknown file type '{path.suffix}'; use {', '.join(formats)}")
         elif not path.is_file():
             problems.append(f"{where}.files.{split}={file}: no such file (looked for {path.absolute()})")
         else:
@@ -195,7 +259,8 @@ def _file_splits(where: str, settings: TaskSettings, files: Mapping[str, str], p
                 path=str(path),
                 text_columns=texts,
                 label_column=_label_column(split, settings),
-                header=not all(_COLUMN_NUMBER.fullmatch(column) for column in texts),
+                more_columns=_more_columns(settings) if form in _FORMATS.values() else (),
+                header=not texts or not all(_COLUMN_NUMBER.fullmatch(column) for column in texts),
                 # A tab-separated file has no quoting (IANA text/tab-separated-values; GLUE's files rely on it), a CSV file has (RFC 4180).
                 quoted=form == "csv",
             )
@@ -245,7 +310,13 @@ def _dataset_source(form: str, path: str, config: str | None, split: str | None,
         split=split,
         text_columns=tuple(settings.text_columns or ()),
         label_column=_label_column(ours, settings),
+        more_columns=_more_columns(settings),
     )
+
+
+def _more_columns(settings: TaskSettings) -> tuple[str, ...]:
+    """Columns beside texts and label that the kind reads, each once."""
+    return (*(settings.choice_columns or ()), *((settings.group_column,) if settings.group_column else ()))
 
 
 def _saved_splits(folder: Path) -> tuple[str, ...] | None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
-Kind = Literal["classification", "regression"]
-Format = Literal["tsv", "csv", "jsonl", "parquet", "datasets", "hub", "generated"]
+from mtdnn_ds.tasks.custom import CustomKind
+
+Kind = str  # one of tasks/kinds.py, or a kind of the user's own
+Format = Literal["tsv", "csv", "jsonl", "parquet", "datasets", "hub", "generated", "text", "conll", "squad", "coqa", "quac"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -23,6 +25,7 @@ class Source:
     header: bool = True  # csv/tsv only: the first line names the columns
     quoted: bool = True  # csv/tsv only: CSV quoting (GLUE's files have none)
     label_words: Mapping[str, str] | None = None  # words in the file -> label names, where they differ; "" = no gold label, row left out
+    more_columns: tuple[str, ...] = ()  # further columns that the task's kind reads, after the texts (choices, groups)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,7 +33,7 @@ class TaskSpec:
     """One task of a run, resolved: nothing about it is left to look up.
 
     `splits` maps our split names to sources: "train", "dev", further evaluation splits "dev_NAME" (MNLI: "dev_mm"),
-    "test" (no labels needed). `labels` are in class-id order and empty for regression.
+    "test" (no labels needed). `labels` are in class-id order and empty where the kind has no classes.
     """
 
     name: str
@@ -40,11 +43,10 @@ class TaskSpec:
     splits: Mapping[str, Source]
     dropout: float | None = None  # before the head; None: the encoder's own
     loss_scale: float = 1.0  # explicit factor of this task in the objective
-
-    @property
-    def num_outputs(self) -> int:
-        """Columns of the fused head that belong to this task: one per class, one for a score."""
-        return len(self.labels) if self.kind == "classification" else 1
+    head: Literal["linear", "san"] = "linear"
+    objective: str | None = None  # which of its kind's losses, where there are several
+    options: Mapping[str, Any] = field(default_factory=dict)  # plain values of the kind's own settings (tasks/kinds.py lists them)
+    custom: CustomKind | None = None  # the record of a kind of the user's own
 
     @property
     def dev_splits(self) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 
@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from mtdnn_ds import dist
 from mtdnn_ds.batch import PackedBatch
 from mtdnn_ds.config.errors import ConfigError, TrainingError
-from mtdnn_ds.losses.objective import micro_batch_loss
-from mtdnn_ds.losses.sequence import ColumnTable, LossSum, sequence_losses, sum_by_task
+from mtdnn_ds.losses.forms import Losses, UnitLosses
+from mtdnn_ds.losses.objective import micro_batch_loss, term_coefficients
+from mtdnn_ds.tasks.layout import HeadLayout
 from mtdnn_ds.train.device import keep_freed_memory
 
 # Other ranks wait in a collective while rank 0 tokenizes; DeepSpeed's own limit of 10 minutes would end a first run on large data.
@@ -33,7 +34,9 @@ COLLECTIVE_TIMEOUT = timedelta(hours=2)
 class StepResult:
     """What one optimizer step did, equal on every rank."""
 
-    totals: np.ndarray  # (N,) float64, sum of each task's losses over the whole step
+    totals: np.ndarray  # (M,) float64, sum of each term's losses over the whole step
+    units: np.ndarray  # (M,) float64, number of each term's supervised units in the whole step
+    coefficients: np.ndarray  # (M,) float64, w_t / U_m
     grad_norm: float  # before clipping
     loss_scale: float  # 1 unless fp16
     skipped: int  # attempts that overflowed in fp16 before this step was applied
@@ -100,8 +103,10 @@ def optimizer_step(
     engine: Any,
     micro_batches: tuple[PackedBatch, ...],
     *,
-    table: ColumnTable,
-    task_names: tuple[str, ...],
+    unit_counts: np.ndarray,
+    task_scales: np.ndarray,
+    losses: Losses,
+    layout: HeadLayout,
     step: int,
     seed: int,
     fp16: bool,
@@ -110,31 +115,35 @@ def optimizer_step(
 ) -> StepResult:
     """Do step `step`: all micro-batches, one update. Collective: all ranks must call this with equally many micro-batches.
 
-    An fp16 overflow drops the update and lowers the loss scale; the same examples are then repeated, so plan, schedule and
-    step count never lose them. A loss or gradient that is not finite otherwise ends the run with TrainingError before the
-    weights change; `describe(task_id, row)` names an example.
+    `unit_counts` (M,) are this rank's, `task_scales` (N,) the step's w_t. An fp16 overflow drops the update and lowers the loss
+    scale; the same examples are then repeated, so plan, schedule and step count never lose them. A loss or gradient that is not
+    finite otherwise ends the run with TrainingError before the weights change; `describe(task_id, row)` names an example.
     """
+    units_M = dist.sum_tensor(torch.tensor(unit_counts, dtype=torch.float64, device=engine.device)).cpu().numpy()
+    coefficients_M = term_coefficients(task_scales, units_M, layout.task_of_term)
     skipped = 0
     while True:
         seed_step(seed, step)
         skipped_before = engine.skipped_steps
-        totals, losses = _forward_backward(engine, micro_batches, table=table, num_tasks=len(task_names))
+        totals, unit_losses = _forward_backward(engine, micro_batches, losses=losses, coefficients_M=coefficients_M)
         totals = dist.sum_tensor(totals)
         if not bool(torch.isfinite(totals).all()):
-            raise TrainingError(_not_finite(step, totals, losses, micro_batches, task_names, describe))
+            raise TrainingError(_not_finite(step, totals, unit_losses, micro_batches, layout, losses, describe))
         norm, scale = _gradient_norm(engine), _loss_scale(engine)
         if norm is not None and not math.isfinite(norm):
-            raise TrainingError(_bad_gradient(step, task_names))
+            raise TrainingError(_bad_gradient(step, layout.task_names))
         _update(engine, step, scale)
         if engine.skipped_steps == skipped_before:
             return StepResult(
                 totals=totals.double().cpu().numpy(),
+                units=units_M,
+                coefficients=coefficients_M,
                 grad_norm=float(engine.get_global_grad_norm()) if norm is None else norm,
                 loss_scale=scale,
                 skipped=skipped,
             )
         if not fp16:
-            raise TrainingError(_bad_gradient(step, task_names))
+            raise TrainingError(_bad_gradient(step, layout.task_names))
         skipped += 1
         say(f"step {step}: gradients overflowed in fp16 at loss scale {scale:g}; repeating its examples at {_loss_scale(engine):g}")
 
@@ -147,29 +156,24 @@ def _bad_gradient(step: int, task_names: tuple[str, ...]) -> str:
 
 
 def _forward_backward(
-    engine: Any, micro_batches: tuple[PackedBatch, ...], *, table: ColumnTable, num_tasks: int
-) -> tuple[Tensor, list[Tensor]]:
+    engine: Any, micro_batches: tuple[PackedBatch, ...], *, losses: Losses, coefficients_M: np.ndarray
+) -> tuple[Tensor, list[dict[str, UnitLosses]]]:
     world_size = dist.world_size()
-    totals = torch.zeros(num_tasks, device=engine.device)
-    losses: list[Tensor] = []
+    coefficients = torch.tensor(coefficients_M, dtype=torch.float32, device=engine.device)
+    totals = torch.zeros_like(coefficients)
+    unit_losses: list[dict[str, UnitLosses]] = []
     for index, host_batch in enumerate(micro_batches):
         batch = host_batch.to(engine.device)
         last = index == len(micro_batches) - 1
         engine.set_gradient_accumulation_boundary(last)
-        losses_K, sums = batch_losses(engine(batch), batch, table, num_tasks)
-        engine.backward(micro_batch_loss(sums, batch.loss_coefficients) * world_size, scale_wrt_gas=False)
+        of_batch = losses.of_batch(engine(batch), batch.targets)
+        sums = losses.sums(of_batch)
+        engine.backward(micro_batch_loss(sums, coefficients) * world_size, scale_wrt_gas=False)
         totals += sums.total.detach()
-        losses.append(losses_K.detach())
+        unit_losses.append({form: replace(part, losses=part.losses.detach()) for form, part in of_batch.items()})
         if not last:
             engine.step()  # counts the micro-batch; updates nothing before the boundary
-    return totals, losses
-
-
-def batch_losses(logits_KC: Tensor, batch: PackedBatch, table: ColumnTable, num_tasks: int) -> tuple[Tensor, LossSum]:
-    """Loss of each supervised row (K,) and the sums of each task."""
-    targets = batch.sequence
-    losses_K = sequence_losses(logits_KC, targets.task_ids, targets.labels, table)
-    return losses_K, sum_by_task(losses_K, targets.task_ids, num_tasks)
+    return totals, unit_losses
 
 
 def _update(engine: Any, step: int, scale: float) -> None:
@@ -198,17 +202,22 @@ def _gradient_norm(engine: Any) -> float | None:
 def _not_finite(
     step: int,
     totals: Tensor,
-    losses: list[Tensor],
+    unit_losses: list[dict[str, UnitLosses]],
     micro_batches: tuple[PackedBatch, ...],
-    task_names: tuple[str, ...],
+    layout: HeadLayout,
+    losses: Losses,
     describe: Callable[[int, int], str],
 ) -> str:
-    mine = []
-    for losses_K, batch in zip(losses, micro_batches, strict=True):
-        for supervised in torch.nonzero(~torch.isfinite(losses_K)).flatten().tolist():
-            sequence = int(batch.sequence.rows[supervised])
-            mine.append(describe(int(batch.example_tasks[sequence]), int(batch.example_rows[sequence])))
+    mine: list[str] = []
+    for of_batch, batch in zip(unit_losses, micro_batches, strict=True):
+        for form, part in of_batch.items():
+            targets = batch.targets[form]
+            for unit in torch.nonzero(~torch.isfinite(part.losses)).flatten().tolist():
+                example = targets.examples[unit if losses.per_example[form] else int(targets.groups[unit])]
+                name = describe(int(batch.example_tasks[example]), int(batch.example_rows[example]))
+                mine += [] if name in mine else [name]
     examples = [name for names in dist.gather(mine) for name in names]
-    tasks = [name for name, total in zip(task_names, totals.tolist(), strict=True) if not math.isfinite(total)]
+    bad = {layout.task_names[term.task] for term, total in zip(layout.terms, totals.tolist(), strict=True) if not math.isfinite(total)}
+    tasks = [name for name in layout.task_names if name in bad]
     listed = ", ".join(examples[:8]) + (f" and {len(examples) - 8} more" if len(examples) > 8 else "")
     return f"step {step}: the loss of {', '.join(tasks)} is not finite; examples: {listed}; the weights are unchanged by this step; lower optimizer.lr, or look at these rows"

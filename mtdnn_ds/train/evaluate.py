@@ -13,13 +13,15 @@ import numpy as np
 import torch
 
 from mtdnn_ds import dist
-from mtdnn_ds.data.cache import PreparedSplit
+from mtdnn_ds.data.examples import Examples, TermOutputs
 from mtdnn_ds.data.loader import LoaderSettings, evaluation_batches
+from mtdnn_ds.losses.readout import read_out
 from mtdnn_ds.tasks.layout import HeadLayout
 from mtdnn_ds.tasks.metrics import average, compute_metrics, task_score
 from mtdnn_ds.tasks.spec import TaskSpec
 
-Prepared = Mapping[str, Mapping[str, PreparedSplit]]
+ExamplesOf = Mapping[str, Mapping[str, Examples]]
+Wanted = Sequence[tuple[int, str]]  # task id, split
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,26 +37,27 @@ def evaluate(
     forward: Any,
     specs: Sequence[TaskSpec],
     layout: HeadLayout,
-    prepared: Prepared,
+    examples: ExamplesOf,
     settings: LoaderSettings,
     device: torch.device,
 ) -> Evaluation:
-    """Evaluate all dev splits of all tasks. `forward` is the engine or the bare model (PackedBatch -> logits (K, C)).
+    """Evaluate all dev splits of all tasks. `forward` is the engine or the bare model (PackedBatch -> {form: outputs}).
 
     Collective: all ranks must call this; every rank gets the same result.
     """
-    wanted = [(task_id, name) for task_id, spec in enumerate(specs) for name in spec.dev_splits if name in prepared[spec.name]]
+    wanted = [(task_id, name) for task_id, spec in enumerate(specs) for name in spec.dev_splits if name in examples[spec.name]]
     if not wanted:
         return Evaluation(metrics={}, scores={}, average=0.0)
-    outputs = predict(forward, wanted, specs, layout, prepared, settings, device)
-    return dist.on_main(lambda: _scored(wanted, outputs, specs, prepared))
+    outputs = predict(forward, wanted, specs, layout, examples, settings, device)
+    return dist.on_main(lambda: _scored(wanted, outputs, specs, examples))
 
 
-def _scored(wanted: Sequence[tuple[int, str]], outputs: Sequence[np.ndarray], specs: Sequence[TaskSpec], prepared: Prepared) -> Evaluation:
+def _scored(wanted: Wanted, outputs: Sequence[Sequence[TermOutputs]], specs: Sequence[TaskSpec], examples: ExamplesOf) -> Evaluation:
     metrics: dict[str, dict[str, float]] = {}
-    for (task_id, split), rows in zip(wanted, outputs, strict=True):
+    for (task_id, split), of_split in zip(wanted, outputs, strict=True):
         spec = specs[task_id]
-        values = compute_metrics(spec.metrics, decode(spec, rows), prepared[spec.name][split].labels)
+        decoded = examples[spec.name][split].decode(of_split)
+        values = compute_metrics(spec.metrics, decoded.predictions, decoded.references, spec.custom)
         metrics.setdefault(spec.name, {}).update({name + split.removeprefix("dev"): value for name, value in values.items()})
     scores = {name: task_score(values) for name, values in metrics.items()}
     return Evaluation(metrics=metrics, scores=scores, average=average(metrics))
@@ -62,44 +65,72 @@ def _scored(wanted: Sequence[tuple[int, str]], outputs: Sequence[np.ndarray], sp
 
 def predict(
     forward: Any,
-    wanted: Sequence[tuple[int, str]],
+    wanted: Wanted,
     specs: Sequence[TaskSpec],
     layout: HeadLayout,
-    prepared: Prepared,
+    examples: ExamplesOf,
     settings: LoaderSettings,
     device: torch.device,
-) -> list[np.ndarray]:
-    """The outputs (rows, num_outputs) float32 of each wanted (task id, split), in row order, on every rank.
+) -> list[list[TermOutputs]]:
+    """The outputs of each term of each wanted (task id, split), in the order of the split's examples, on every rank.
 
     Collective: all ranks must call this.
     """
-    splits = [prepared[specs[task_id].name][name] for task_id, name in wanted]
-    task_ids = [task_id for task_id, _ in wanted]
-    mine: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    sets = [examples[specs[task_id].name][name] for task_id, name in wanted]
+    tasks = [task_id for task_id, _ in wanted]
+    mine: list[_Rows] = []
     was_training = forward.training
     forward.eval()
     with torch.no_grad():
-        for batch in evaluation_batches(task_ids, splits, len(specs), settings):
-            logits_KC = forward(batch.to(device)).float().cpu().numpy()
-            supervised = batch.sequence.rows.numpy()
-            mine.append((batch.example_tasks[supervised], batch.example_rows[supervised], logits_KC))
+        for batch in evaluation_batches(tasks, sets, layout, settings):
+            outputs = forward(batch.to(device))
+            for form, targets in batch.targets.items():
+                examples_K = targets.examples[targets.groups.numpy()]
+                mine.append(
+                    _Rows(
+                        values=read_out(form, outputs[form]).float().cpu().numpy(),
+                        term_ids=targets.term_ids.numpy(),
+                        labels=targets.labels.numpy(),
+                        sets=batch.example_tasks[examples_K],
+                        examples=batch.example_rows[examples_K],
+                    )
+                )
     forward.train(was_training)
     gathered = [part for parts in dist.gather(mine) for part in parts]
-    outputs = [
-        np.full((split.num_rows, layout.num_outputs[task_id]), np.nan, dtype=np.float32)
-        for task_id, split in zip(task_ids, splits, strict=True)
+    return [
+        [_in_order(gathered, index, term_id, layout, of_set.num_examples) for term_id in layout.terms_of(task)]
+        for index, (task, of_set) in enumerate(zip(tasks, sets, strict=True))
     ]
-    seen = [np.zeros(split.num_rows, dtype=np.int64) for split in splits]
-    for index_K, rows_K, logits_KC in gathered:
-        for index in np.unique(index_K):
-            members = index_K == index
-            first = layout.first_column[task_ids[index]]
-            outputs[index][rows_K[members]] = logits_KC[members, first : first + layout.num_outputs[task_ids[index]]]
-            np.add.at(seen[index], rows_K[members], 1)
-    assert all((counts == 1).all() for counts in seen), "an example was evaluated not exactly once"
-    return outputs
 
 
-def decode(spec: TaskSpec, outputs: np.ndarray) -> np.ndarray:
-    """Class ids (rows,) int64, or scores (rows,) float32 for a regression."""
-    return outputs[:, 0] if spec.kind == "regression" else outputs.argmax(axis=1)
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Rows:
+    """One form's rows of one micro-batch on the host."""
+
+    values: np.ndarray  # (K, C)
+    term_ids: np.ndarray  # (K,)
+    labels: np.ndarray  # (K,)
+    sets: np.ndarray  # (K,) which of the evaluated splits
+    examples: np.ndarray  # (K,) example of it
+
+
+def _in_order(gathered: Sequence[_Rows], index: int, term_id: int, layout: HeadLayout, num_examples: int) -> TermOutputs:
+    """Rows of one term in one split, by example; rows of an example keep their order."""
+    term = layout.terms[term_id]
+    columns = slice(term.first_column, term.first_column + term.num_outputs) if term.num_outputs else slice(None)
+    values, labels, examples = [], [], []
+    for rows in gathered:
+        members = np.flatnonzero((rows.sets == index) & (rows.term_ids == term_id))
+        if members.size:
+            values.append(rows.values[members, columns])
+            labels.append(rows.labels[members])
+            examples.append(rows.examples[members])
+    examples_K = np.concatenate([np.zeros(0, dtype=np.int64), *examples])
+    order = np.argsort(examples_K, kind="stable")
+    counts = np.bincount(examples_K, minlength=num_examples)
+    assert len(np.unique(examples_K)) == num_examples or term.suffix, "an example was evaluated not exactly once"
+    return TermOutputs(
+        values=np.concatenate(values)[order] if values else np.zeros((0, max(term.num_outputs, 1)), dtype=np.float32),
+        labels=np.concatenate([np.zeros(0, dtype=np.float32), *labels])[order],
+        offsets=np.concatenate(([0], np.cumsum(counts))),
+    )

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+import numpy as np
+
 from mtdnn_ds.tasks.metrics import majority_baseline
+from mtdnn_ds.tasks.spec import TaskSpec
 from mtdnn_ds.train.evaluate import Evaluation
 from mtdnn_ds.train.progress import TaskResult, format_results
 from mtdnn_ds.train.run_folder import RunFolder
@@ -27,15 +30,20 @@ def task_results(data: RunData, evaluation: Evaluation, best: Mapping[str, Mappi
     for spec in data.specs:
         if spec.name not in evaluation.metrics:
             continue
-        prepared = data.prepared[spec.name]
+        examples = data.examples[spec.name]
         rows.append(
             TaskResult(
                 task=spec.name,
-                num_rows=sum(prepared[name].num_rows for name in spec.dev_splits),
+                num_rows=sum(examples[name].split.num_rows for name in spec.dev_splits),
                 metrics=evaluation.metrics[spec.name],
-                majority_baseline=majority_baseline(spec.kind, spec.metrics, prepared[spec.dev_splits[0]].labels)[spec.metrics[0]],
+                majority_baseline=_baseline(spec, examples[spec.dev_splits[0]].split.labels),
                 best_value=best[spec.name]["score"] if spec.name in best else None,
                 best_step=int(best[spec.name]["step"]) if spec.name in best else None,
             )
         )
     return rows
+
+
+def _baseline(spec: TaskSpec, labels: np.ndarray) -> float | None:
+    """The first metric of always giving the same answer, where the kind has one."""
+    return majority_baseline(spec.kind, spec.metrics, labels)[spec.metrics[0]] if spec.kind in ("classification", "regression") else None

@@ -14,7 +14,8 @@ from mtdnn_ds import dist
 from mtdnn_ds.config.encoder_path import resolve_encoder_path
 from mtdnn_ds.config.errors import ConfigError
 from mtdnn_ds.config.recipe import Recipe
-from mtdnn_ds.data.cache import PreparedSplit, prepare
+from mtdnn_ds.data.cache import prepare
+from mtdnn_ds.data.examples import Examples, make_examples
 from mtdnn_ds.data.features import load_tokenizer, special_tokens
 from mtdnn_ds.data.loader import LoaderSettings
 from mtdnn_ds.data.plan import StepPlan, steps_for_epochs
@@ -32,15 +33,15 @@ class RunData:
 
     specs: tuple[TaskSpec, ...]
     layout: HeadLayout
-    prepared: dict[str, dict[str, PreparedSplit]]  # task -> split
+    examples: dict[str, dict[str, Examples]]  # task -> split
 
     @property
-    def train_splits(self) -> tuple[PreparedSplit, ...]:
-        return tuple(self.prepared[spec.name]["train"] for spec in self.specs)
+    def train_sets(self) -> tuple[Examples, ...]:
+        return tuple(self.examples[spec.name]["train"] for spec in self.specs)
 
     @property
     def train_sizes(self) -> dict[str, int]:
-        return {spec.name: self.prepared[spec.name]["train"].num_rows for spec in self.specs}
+        return {spec.name: self.examples[spec.name]["train"].num_examples for spec in self.specs}
 
     def metric_names(self, spec: TaskSpec) -> list[str]:
         """Names of a task's metrics as evaluations report them: those of a second dev split have its suffix."""
@@ -49,8 +50,7 @@ class RunData:
     def describe(self, task_id: int, row: int) -> str:
         """A training example as its user would look it up."""
         spec = self.specs[task_id]
-        split = self.prepared[spec.name]["train"]
-        return f"{spec.name} {spec.splits['train'].path} row {int(split.source_rows[row])}"
+        return f"{spec.name} {spec.splits['train'].path} row {self.examples[spec.name]['train'].source_row(row)}"
 
 
 def prepare_run_data(recipe: Recipe, specs: Sequence[TaskSpec], say: Say) -> RunData:
@@ -60,8 +60,8 @@ def prepare_run_data(recipe: Recipe, specs: Sequence[TaskSpec], say: Say) -> Run
     """
     tokenizer_path = resolve_encoder_path(recipe.encoder.tokenizer or recipe.encoder.path)
 
-    def run(build: bool, speak: Say) -> dict[str, dict[str, PreparedSplit]]:
-        return prepare(
+    def run(build: bool, speak: Say) -> dict[str, dict[str, Examples]]:
+        prepared = prepare(
             specs,
             tokenizer_path=tokenizer_path,
             cache_dir=recipe.data.cache_dir,
@@ -71,6 +71,12 @@ def prepare_run_data(recipe: Recipe, specs: Sequence[TaskSpec], say: Say) -> Run
             say=speak,
             trust_remote_code=recipe.encoder.trust_remote_code,
         )
+        return {
+            spec.name: {
+                name: make_examples(spec, split, max_length=recipe.encoder.max_length) for name, split in prepared[spec.name].items()
+            }
+            for spec in specs
+        }
 
     def build_on_main() -> None:
         run(True, say)
@@ -81,7 +87,7 @@ def prepare_run_data(recipe: Recipe, specs: Sequence[TaskSpec], say: Say) -> Run
 
     dist.on_main(build_on_main)
     dist.on_all(build_on_node)
-    return RunData(specs=tuple(specs), layout=head_layout(specs), prepared=run(False, lambda text: None))
+    return RunData(specs=tuple(specs), layout=head_layout(specs), examples=run(False, lambda text: None))
 
 
 def total_steps(recipe: Recipe, sizes: dict[str, int]) -> int:
@@ -100,7 +106,7 @@ def build_plan(recipe: Recipe, data: RunData) -> StepPlan:
         raise ConfigError(
             f"schedule.warmup={recipe.schedule.warmup:g}: {warmup_steps:,} steps of warm-up, but the run has {steps:,}; lower it, or train longer"
         )
-    contents = "\n".join(f"{spec.name} {data.prepared[spec.name]['train'].fingerprint}" for spec in data.specs)
+    contents = "\n".join(f"{spec.name} {data.examples[spec.name]['train'].split.fingerprint}" for spec in data.specs)
     return StepPlan(
         sizes=data.train_sizes,
         rates=recipe.mixture.rates,
@@ -132,7 +138,6 @@ def loader_settings(recipe: Recipe, *, hidden_size: int, world_size: int, rank: 
     return LoaderSettings(
         rank=rank,
         world_size=world_size,
-        max_length=recipe.encoder.max_length,
         max_tokens_per_micro_batch=recipe.batch.max_tokens_per_micro_batch,
         hidden_size=hidden_size,
         filler_ids=np.array(template.prefix + template.suffix, dtype=np.int64),
@@ -146,8 +151,8 @@ def run_model(recipe: Recipe, data: RunData, *, device: torch.device, compute_dt
     encoder = recipe.encoder
     model = build_model(
         encoder_path=resolve_encoder_path(encoder.path, sha256=encoder.sha256),
+        specs=data.specs,
         layout=data.layout,
-        task_dropout=[spec.dropout for spec in data.specs],
         attention=encoder.attention,
         device_type=device.type,
         compute_dtype=compute_dtype,
@@ -158,7 +163,11 @@ def run_model(recipe: Recipe, data: RunData, *, device: torch.device, compute_dt
         dropout=recipe.train.dropout,
         fused_layer_norm=encoder.fused_layer_norm,
         # From 0, the squared errors of scores like STS-B's (0 to 5) would be ten times every other loss, and fill the clipped gradient.
-        first_score=[float(split.labels.mean(dtype=np.float64)) for split in data.train_splits],
+        first_score={
+            spec.name: float(examples.split.labels.mean(dtype=np.float64))
+            for spec, examples in zip(data.specs, data.train_sets, strict=True)
+            if spec.kind == "regression"
+        },
     )
     most = model.encoder.max_positions
     if encoder.max_length > most:

@@ -17,8 +17,8 @@ from mtdnn_ds.config.load import dump_recipe
 from mtdnn_ds.config.recipe import Recipe
 from mtdnn_ds.data.loader import LoaderSettings, StepBatches, TrainLoader
 from mtdnn_ds.data.plan import StepPlan
-from mtdnn_ds.losses.objective import loss_coefficients, step_loss, task_means
-from mtdnn_ds.losses.sequence import ColumnTable, column_table
+from mtdnn_ds.losses.forms import Losses, build_losses
+from mtdnn_ds.losses.objective import step_loss, task_means, task_scales
 from mtdnn_ds.model.multitask import MultiTaskModel, parameter_groups
 from mtdnn_ds.tasks.spec import TaskSpec
 from mtdnn_ds.train import checkpoint
@@ -47,7 +47,7 @@ class Run:
     data: RunData
     plan: StepPlan
     settings: LoaderSettings
-    table: ColumnTable
+    losses: Losses
     engine: Any
     cost: StepCost
     precision: str
@@ -109,7 +109,7 @@ def _start(
         data=data,
         plan=plan,
         settings=settings,
-        table=column_table(data.layout, engine.device),
+        losses=build_losses(data.layout, data.specs, engine.device),
         engine=engine,
         cost=step_cost(model.encoder.config, precision=deepspeed.precision, device=device),
         precision=deepspeed.precision,
@@ -167,9 +167,9 @@ def _all_steps(run: Run) -> None:
     recipe, state, total_steps = run.recipe, run.state, run.plan.total_steps
     loader = TrainLoader(
         run.plan,
-        run.data.train_splits,
+        run.data.train_sets,
+        run.data.layout,
         run.settings,
-        coefficients=lambda counts_N: _coefficients(run, counts_N),
         first_step=state.step + 1,
         last_step=total_steps,
     )
@@ -185,12 +185,12 @@ def _all_steps(run: Run) -> None:
                 )
 
 
-def _coefficients(run: Run, counts_N: np.ndarray) -> np.ndarray:
+def _task_scales(run: Run, counts_N: np.ndarray) -> np.ndarray:
     scale = run.recipe.loss.scale
-    return loss_coefficients(
+    return task_scales(
         counts_N,
         scale if isinstance(scale, str) else "explicit",
-        num_classes=run.data.layout.num_outputs,
+        num_classes=[len(spec.labels) for spec in run.data.specs],
         explicit=[spec.loss_scale for spec in run.data.specs],
     )
 
@@ -202,8 +202,10 @@ def _one_step(run: Run, batches: StepBatches, loader: TrainLoader) -> None:
     result = optimizer_step(
         run.engine,
         batches.micro_batches,
-        table=run.table,
-        task_names=run.data.layout.task_names,
+        unit_counts=batches.unit_counts,
+        task_scales=_task_scales(run, batches.task_counts),
+        losses=run.losses,
+        layout=run.data.layout,
         step=batches.step,
         seed=run.recipe.train.seed,
         fp16=run.precision == "fp16",
@@ -232,12 +234,13 @@ def _learning_rate(run: Run, step: int) -> float:
 
 
 def _record(run: Run, batches: StepBatches, result: StepResult, *, lr: float, seconds: float, waited: float) -> StepRecord:
-    names = run.data.layout.task_names
-    counts_N = batches.task_counts
+    layout, counts_N = run.data.layout, batches.task_counts
+    names = layout.task_names
+    means_N = task_means(result.totals, result.units, layout.task_of_term, len(names))
     return StepRecord(
         step=batches.step,
-        loss=step_loss(result.totals, batches.coefficients),
-        task_loss=task_means(result.totals, counts_N, names),
+        loss=step_loss(result.totals, result.coefficients),
+        task_loss={name: float(mean) for name, mean in zip(names, means_N, strict=True) if not np.isnan(mean)},
         task_examples={name: int(count) for name, count in zip(names, counts_N, strict=True) if count},
         lr=lr,
         grad_norm=result.grad_norm,
@@ -258,7 +261,7 @@ def _record(run: Run, batches: StepBatches, result: StepResult, *, lr: float, se
 
 def _evaluate(run: Run) -> None:
     state = run.state
-    evaluation = evaluate(run.engine, run.data.specs, run.data.layout, run.data.prepared, run.settings, run.engine.device)
+    evaluation = evaluate(run.engine, run.data.specs, run.data.layout, run.data.examples, run.settings, run.engine.device)
     state.evaluation, state.evaluated_at = evaluation, state.step
     if not evaluation.metrics:
         run.progress.say_once("no task has a dev split: nothing is evaluated, and no best checkpoint is kept")

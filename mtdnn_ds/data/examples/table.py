@@ -1,0 +1,23 @@
+"""Which examples a kind of task has. One table; the families are in the files beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from mtdnn_ds.data.examples.base import Examples
+from mtdnn_ds.data.examples.texts import TextExamples
+from mtdnn_ds.data.prepared import PreparedSplit
+from mtdnn_ds.tasks.spec import TaskSpec
+
+Maker = Callable[..., Examples]
+
+EXAMPLES: Mapping[str, Maker] = {
+    "classification": TextExamples,
+    "regression": TextExamples,
+}
+
+
+def make_examples(spec: TaskSpec, split: PreparedSplit, *, max_length: int) -> Examples:
+    """The examples of a split in sequences of at most `max_length` tokens."""
+    maker = TextExamples if spec.custom is not None else EXAMPLES[spec.kind]
+    return maker(spec, split, max_length=max_length)

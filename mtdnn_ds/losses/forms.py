@@ -1,0 +1,90 @@
+"""The loss of each form (tasks/layout.py), and all losses of a micro-batch. Sums, never means.
+
+Shape legend: K supervised rows, U supervised units of a form (rows or examples), C columns of the head, M terms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mtdnn_ds.batch import Targets
+from mtdnn_ds.losses.rows import class_losses, masked_token_losses, score_losses
+from mtdnn_ds.losses.sums import LossSum, TermTable, own_outputs, sum_by_term, term_table
+from mtdnn_ds.tasks.layout import HeadLayout
+from mtdnn_ds.tasks.spec import TaskSpec
+
+FormLoss = Callable[[Tensor, Targets, TermTable], Tensor]
+
+FORM_LOSSES: Mapping[str, FormLoss] = {
+    "class": class_losses,
+    "score": score_losses,
+    "tag": class_losses,
+    "masked_token": masked_token_losses,
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class UnitLosses:
+    """Losses of one form's supervised units."""
+
+    losses: Tensor  # (U,) float32
+    term_ids: Tensor  # (U,) int64
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Losses:
+    """The loss functions of a run; made once, by `build_losses`."""
+
+    table: TermTable
+    functions: Mapping[str, FormLoss]
+    per_example: Mapping[str, bool]  # form -> whether its units are examples
+
+    def of_batch(self, outputs: Mapping[str, Tensor], targets: Mapping[str, Targets]) -> dict[str, UnitLosses]:
+        """Losses of every supervised unit, by form. `outputs[form]`: (K, C) of the form's rows."""
+        result = {}
+        for form, of_form in targets.items():
+            losses = self.functions[form](outputs[form], of_form, self.table)
+            result[form] = UnitLosses(losses=losses, term_ids=unit_terms(of_form) if self.per_example[form] else of_form.term_ids)
+        return result
+
+    def sums(self, losses: Mapping[str, UnitLosses]) -> LossSum:
+        """Sum and count of each term over all forms."""
+        parts = [sum_by_term(of_form.losses, of_form.term_ids, self.table.num_terms) for of_form in losses.values()]
+        return LossSum(total=torch.stack([part.total for part in parts]).sum(0), count=torch.stack([part.count for part in parts]).sum(0))
+
+
+def build_losses(layout: HeadLayout, specs: tuple[TaskSpec, ...], device: torch.device | str) -> Losses:
+    """The losses of a run's terms on a device."""
+    functions = dict(FORM_LOSSES)
+    functions.update({spec.kind: _custom(spec.custom.loss) for spec in specs if spec.custom is not None})
+    return Losses(
+        table=term_table(layout, device),
+        functions={form: functions[form] for form in layout.forms},
+        per_example={term.form: term.unit == "example" for term in layout.terms},
+    )
+
+
+def unit_terms(targets: Targets) -> Tensor:
+    """Term of each example of a form, (G,): that of its first row."""
+    is_first_K = torch.ones_like(targets.groups, dtype=torch.bool)
+    is_first_K[1:] = targets.groups[1:] != targets.groups[:-1]
+    return targets.term_ids.new_zeros(len(targets.examples)).index_add_(0, targets.groups, targets.term_ids * is_first_K)
+
+
+def _custom(loss: Callable[[Tensor, Tensor], Tensor]) -> FormLoss:
+    # All tasks of one kind of a user's own have equally many outputs, unless its num_outputs asks the spec: then rows are sliced by term.
+    def of_rows(outputs_KC: Tensor, targets: Targets, table: TermTable) -> Tensor:
+        own_KO = own_outputs(outputs_KC, targets.term_ids, table)
+        losses_K = own_KO.new_zeros(len(own_KO))
+        for term in range(table.num_terms):
+            members = torch.nonzero(targets.term_ids == term).flatten()
+            width = int(table.is_output[term].sum())
+            if members.numel():
+                losses_K = losses_K.index_copy(0, members, loss(own_KO[members, :width], targets.labels[members]).float())
+        return losses_K + 0 * own_KO.sum()  # a micro-batch without rows keeps the head in the graph
+
+    return of_rows

@@ -1,0 +1,23 @@
+"""What evaluation keeps of each form's outputs: small enough to leave the device. Not predictions (data/examples/ decodes)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+
+def _best_token(outputs_KV: Tensor) -> Tensor:
+    """The likeliest token of each masked position, (K, 1): the vocabulary's scores would fill the host's memory."""
+    return outputs_KV.argmax(dim=1, keepdim=True) if len(outputs_KV) else outputs_KV.new_zeros((0, 1))
+
+
+READOUTS: Mapping[str, Callable[[Tensor], Tensor]] = {"masked_token": _best_token}
+"""Forms whose outputs are reduced, each to (K, R); all others keep the head's columns."""
+
+
+def read_out(form: str, outputs_KC: Tensor) -> Tensor:
+    """(K, R): what is kept of the outputs of one micro-batch."""
+    with torch.no_grad():
+        return READOUTS[form](outputs_KC) if form in READOUTS else outputs_KC

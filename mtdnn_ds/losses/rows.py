@@ -1,0 +1,33 @@
+"""Losses of supervised rows one by one: classes, scores, tags, masked tokens. In float32 whatever the dtype of the outputs.
+
+Shape legend: K supervised rows, C columns of the head, O most outputs of one term, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from mtdnn_ds.batch import Targets
+from mtdnn_ds.losses.sums import TermTable, own_outputs
+
+
+def class_losses(outputs_KC: Tensor, targets: Targets, table: TermTable) -> Tensor:
+    """Cross-entropy over the term's columns, (K,); labels are class ids."""
+    return -class_log_probabilities(outputs_KC, targets, table).gather(1, targets.labels.long()[:, None]).squeeze(1)
+
+
+def class_log_probabilities(outputs_KC: Tensor, targets: Targets, table: TermTable) -> Tensor:
+    """(K, O): log-softmax over each row's own columns; -inf where its term has fewer than O."""
+    outputs_KO = own_outputs(outputs_KC, targets.term_ids, table)
+    return outputs_KO.masked_fill(~table.is_output[targets.term_ids], float("-inf")).log_softmax(dim=1)
+
+
+def score_losses(outputs_KC: Tensor, targets: Targets, table: TermTable) -> Tensor:
+    """Squared error of the term's one column, (K,)."""
+    return (own_outputs(outputs_KC, targets.term_ids, table)[:, 0] - targets.labels) ** 2
+
+
+def masked_token_losses(outputs_KV: Tensor, targets: Targets, table: TermTable) -> Tensor:
+    """Cross-entropy over the vocabulary, (K,); labels are token ids."""
+    return cross_entropy(outputs_KV.float(), targets.labels.long(), reduction="none")
