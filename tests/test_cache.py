@@ -271,7 +271,7 @@ from tests.test_cache import file_spec
 from pathlib import Path
 cache.ROWS_PER_BATCH = 8
 original = cache._record_batch
-def dies(block, tokenizer, schema):
+def dies(block, tokenizer, schema, reader):
     if block[0].number > 24:
         os.kill(os.getpid(), signal.SIGKILL)
     return original(block, tokenizer, schema)

@@ -20,7 +20,7 @@ from mtdnn_ds.config.deepspeed_check import key_problems
 from mtdnn_ds.config.load import load_recipe
 from mtdnn_ds.config.schema import field_docs
 from mtdnn_ds.data.plan import StepPlan, steps_for_epochs
-from mtdnn_ds.losses.objective import loss_coefficients
+from mtdnn_ds.losses.objective import task_scales, term_coefficients
 from mtdnn_ds.tasks.builtin import BUILTIN_TASKS
 from mtdnn_ds.tasks.metrics import METRICS
 from mtdnn_ds.tasks.resolve import resolve_tasks
@@ -222,7 +222,8 @@ def test_worked_example_of_loss_scales() -> None:
     for scale, *cells in rows_under("docs/mixing.md", "A step with 24 examples"):
         explicit = yaml.safe_load(scale) if scale.startswith("{") else {}
         factors = [explicit.get(task, 1.0) for task in ("mnli", "sst2", "stsb")]
-        coefficients = loss_coefficients(counts, "explicit" if explicit else scale, num_classes=(3, 2, 1), explicit=factors)  # type: ignore[arg-type]
+        scales = task_scales(counts, "explicit" if explicit else scale, num_classes=(3, 2, 0), explicit=factors)  # type: ignore[arg-type]
+        coefficients = term_coefficients(scales, counts, (0, 1, 2))
         for cell, coefficient, count in zip(cells, coefficients, counts, strict=True):
             share, factor = numbers(cell)
             assert share == pytest.approx(coefficient * count, abs=5.01e-5)

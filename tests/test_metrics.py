@@ -69,11 +69,11 @@ def test_misfits_name_what_fits() -> None:
     assert metric_misfit("f1", "classification", 3) == "metric 'f1' needs exactly 2 labels, this task has 3; use macro_f1"
     assert (
         metric_misfit("accuracy", "regression", 0)
-        == "metric 'accuracy' is for classification, this task is regression; use pearson, spearman"
+        == "metric 'accuracy' is for classification, multiple_choice, ranking; this task is regression, use pearson, spearman"
     )
     assert (
         metric_misfit("pearson", "classification", 3)
-        == "metric 'pearson' is for regression, this task is classification; use accuracy, macro_f1, matthews"
+        == "metric 'pearson' is for regression, similarity; this task is classification, use accuracy, macro_f1, matthews"
     )
     assert metric_misfit("f1", "classification", 2) is None
 

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -29,9 +30,10 @@ from mtdnn_ds.batch.packed import PackedBatch
 from mtdnn_ds.config.encoder_path import resolve_encoder_path
 from mtdnn_ds.config.errors import ConfigError
 from mtdnn_ds.model.encoder import PackedEncoder, load_encoder
-from mtdnn_ds.model.heads import FusedSequenceHead, row_dropout
+from mtdnn_ds.model.heads import LinearBank, row_dropout
 from mtdnn_ds.model.multitask import MultiTaskModel, build_model, parameter_groups
-from mtdnn_ds.tasks.layout import HeadLayout
+from mtdnn_ds.tasks.layout import head_layout
+from mtdnn_ds.tasks.spec import TaskSpec
 
 SIZES = dict(vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, max_position_embeddings=40)
 # ELECTRA with narrower embeddings; DeBERTa with its relative positions; RoBERTa with its positions after the padding id.
@@ -47,7 +49,21 @@ CONFIGS = {
     ),
 }
 LENGTHS = [2, 5, 5, 9, 30]
-LAYOUT = HeadLayout(task_names=("nli", "sts"), first_column=(0, 3), num_outputs=(3, 1), is_regression=(False, True))
+SPECS = (
+    TaskSpec(name="nli", kind="classification", labels=("yes", "maybe", "no"), metrics=("accuracy",), splits={}),
+    TaskSpec(name="sts", kind="regression", labels=(), metrics=("pearson",), splits={}),
+)
+LAYOUT = head_layout(SPECS)
+
+
+def built(folder: Path, *dropouts: float | None, **settings: Any) -> MultiTaskModel:
+    """The model of both tasks, with a dropout for each."""
+    specs = [dataclasses.replace(spec, dropout=dropout) for spec, dropout in zip(SPECS, dropouts, strict=True)]
+    return build_model(encoder_path=str(folder), specs=specs, layout=LAYOUT, **settings)
+
+
+def bank(**changes: Any) -> LinearBank:
+    return LinearBank(**{**dict(hidden_size=8, num_columns=4, dropout_M=[0.0, 0.0], initializer_range=0.02, seed=0, purpose="x"), **changes})
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +102,7 @@ def test_hidden_states_and_gradients_equal_hugging_face(folders: dict[str, Path]
     batch = packed_batch(LENGTHS)
     assert ours.packs == (name not in ("deberta", "modernbert"))
     weights = torch.randn(sum(LENGTHS), 32, generator=torch.Generator().manual_seed(5))
-    hidden, _ = ours(batch)
+    hidden = ours(batch)
     expected = theirs_on_padded_input(theirs, batch)
     torch.testing.assert_close(hidden, expected, atol=1e-5, rtol=1e-5)
     (hidden * weights).sum().backward()
@@ -107,10 +123,10 @@ def test_hidden_states_and_gradients_equal_hugging_face(folders: dict[str, Path]
 
 def test_logits_equal_bert_for_sequence_classification(minilm: Path) -> None:
     theirs = BertForSequenceClassification.from_pretrained(minilm, num_labels=3, dtype=torch.float32).eval()
-    ours = build_model(encoder_path=str(minilm), layout=LAYOUT, task_dropout=[None, None]).eval()
+    ours = built(minilm, None, None).eval()
     with torch.no_grad():
-        ours.head.weight[:3] = theirs.classifier.weight.normal_(0, 1, generator=torch.Generator().manual_seed(0))
-        ours.head.bias[:3] = theirs.classifier.bias.normal_(0, 1, generator=torch.Generator().manual_seed(1))
+        ours.heads["sequence"].weight[:3] = theirs.classifier.weight.normal_(0, 1, generator=torch.Generator().manual_seed(0))
+        ours.heads["sequence"].bias[:3] = theirs.classifier.bias.normal_(0, 1, generator=torch.Generator().manual_seed(1))
         batch = packed_batch([4, 9, 17, 18, 60], vocabulary=30522)
         sequences = batch.input_ids.split([4, 9, 17, 18, 60])
         types = batch.token_type_ids.split([4, 9, 17, 18, 60])
@@ -119,7 +135,7 @@ def test_logits_equal_bert_for_sequence_classification(minilm: Path) -> None:
         expected = theirs(
             input_ids=pad(sequences, batch_first=True), token_type_ids=pad(types, batch_first=True), attention_mask=mask
         ).logits
-        torch.testing.assert_close(ours(batch)[:, :3], expected, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(ours(batch)["class"][:, :3], expected[::2], atol=1e-5, rtol=1e-5)  # even sequences are classified
 
 
 def test_pooler_of_the_checkpoint_is_kept_and_a_missing_one_is_told(folders: dict[str, Path], tmp_path: Path) -> None:
@@ -177,7 +193,8 @@ def test_limits_of_the_position_table(folders: dict[str, Path]) -> None:
 
 def gradients(encoder: PackedEncoder, batch: PackedBatch) -> list[torch.Tensor]:
     torch.manual_seed(7)
-    hidden, pooled = encoder(batch)
+    hidden = encoder(batch)
+    pooled = encoder.pooled(hidden, batch, torch.arange(len(LENGTHS)))
     (hidden.square().sum() + pooled.sum()).backward()
     return [parameter.grad for parameter in encoder.parameters()]
 
@@ -197,9 +214,9 @@ def test_dropout_none_switches_every_dropout_off(folders: dict[str, Path]) -> No
     batch = packed_batch(LENGTHS)
     for name in CONFIGS:
         encoder = load_encoder(str(folders[name]), attention="grouped", dropout="none").train()
-        assert torch.equal(encoder(batch)[0], encoder(batch)[0])
+        assert torch.equal(encoder(batch), encoder(batch))
     noisy = load_encoder(str(folders["bert"]), attention="grouped", dropout="model").train()
-    assert not torch.equal(noisy(batch)[0], noisy(batch)[0])
+    assert not torch.equal(noisy(batch), noisy(batch))
 
 
 def test_varlen_says_that_attention_dropout_is_lost(folders: dict[str, Path]) -> None:
@@ -218,12 +235,14 @@ def test_fused_layer_norm_without_apex_is_refused(folders: dict[str, Path]) -> N
 @pytest.mark.parametrize("name", list(CONFIGS))
 @pytest.mark.parametrize("rows", [[], [0, 3]])
 def test_every_parameter_has_a_gradient_in_every_micro_batch(folders: dict[str, Path], name: str, rows: list[int]) -> None:
-    model = build_model(encoder_path=str(folders[name]), layout=LAYOUT, task_dropout=[None, 0.2])
-    batch = packed_batch(LENGTHS if rows else [2], rows=rows)
-    logits = model(batch)
-    assert logits.shape == (len(rows), 4)
-    assert logits.dtype == torch.float32
-    (logits.sum() * 0).backward()
+    model = built(folders[name], None, 0.2)
+    outputs = model(packed_batch(LENGTHS if rows else [2], rows=rows))
+    assert {form: tuple(of_form.shape) for form, of_form in outputs.items()} == {
+        "class": (sum(row % 2 == 0 for row in rows), 4),
+        "score": (sum(row % 2 for row in rows), 4),
+    }
+    assert all(of_form.dtype == torch.float32 for of_form in outputs.values())
+    sum(of_form.sum() * 0 for of_form in outputs.values()).backward()  # type: ignore[union-attr]
     for key, parameter in model.named_parameters():
         assert parameter.requires_grad, key
         assert parameter.grad is not None, key
@@ -231,7 +250,7 @@ def test_every_parameter_has_a_gradient_in_every_micro_batch(folders: dict[str, 
 
 
 def test_fused_head_equals_one_linear_layer_per_task() -> None:
-    head = FusedSequenceHead(hidden_size=8, layout=LAYOUT, dropout_N=[0.0, 0.0], initializer_range=0.02, seed=0)
+    head = bank()
     pooled = torch.randn(5, 8, generator=torch.Generator().manual_seed(0))
     nli, sts = torch.nn.Linear(8, 3), torch.nn.Linear(8, 1)
     with torch.no_grad():
@@ -245,7 +264,7 @@ def test_fused_head_equals_one_linear_layer_per_task() -> None:
 
 
 def test_head_weights_come_from_the_seed() -> None:
-    heads = [FusedSequenceHead(hidden_size=1000, layout=LAYOUT, dropout_N=[0, 0], initializer_range=0.05, seed=seed) for seed in (0, 0, 1)]
+    heads = [bank(hidden_size=1000, initializer_range=0.05, seed=seed) for seed in (0, 0, 1)]
     assert torch.equal(heads[0].weight, heads[1].weight)
     assert not torch.equal(heads[0].weight, heads[2].weight)
     assert abs(heads[0].weight.std().item() - 0.05) < 0.003  # 4000 draws: standard error 0.0006
@@ -262,7 +281,7 @@ def test_each_row_has_its_tasks_dropout() -> None:
 
 
 def test_head_dropout_follows_the_rows_task_and_stops_in_evaluation() -> None:
-    head = FusedSequenceHead(hidden_size=64, layout=LAYOUT, dropout_N=[0.0, 0.5], initializer_range=1.0, seed=0)
+    head = bank(hidden_size=64, dropout_M=[0.0, 0.5], initializer_range=1.0)
     rows, task_ids = torch.ones(2, 64), torch.tensor([0, 1])
     torch.manual_seed(0)
     trained, trained_again, evaluated = head(rows, task_ids), head(rows, task_ids), head.eval()(rows, task_ids)
@@ -271,20 +290,17 @@ def test_head_dropout_follows_the_rows_task_and_stops_in_evaluation() -> None:
 
 
 def test_a_task_without_dropout_of_its_own_has_the_encoders(folders: dict[str, Path]) -> None:
-    model = build_model(encoder_path=str(folders["bert"]), layout=LAYOUT, task_dropout=[None, 0.3])
-    torch.testing.assert_close(model.head.dropout_N, torch.tensor([0.1, 0.3]))
-    assert build_model(encoder_path=str(folders["bert"]), layout=LAYOUT, task_dropout=[None, 0.3], dropout="none").head.has_dropout is False
+    torch.testing.assert_close(built(folders["bert"], None, 0.3).heads["sequence"].dropout_M, torch.tensor([0.1, 0.3]))
+    assert built(folders["bert"], None, 0.3, dropout="none").heads["sequence"].has_dropout is False
 
 
-def test_a_regression_starts_at_its_first_score() -> None:
-    head = FusedSequenceHead(hidden_size=8, layout=LAYOUT, dropout_N=[0.0, 0.0], initializer_range=0.02, seed=0, first_score_N=[9.0, 2.5])
-    expected = [0.0] * LAYOUT.num_columns
-    expected[LAYOUT.first_column[LAYOUT.is_regression.index(True)]] = [9.0, 2.5][LAYOUT.is_regression.index(True)]
-    assert head.bias.tolist() == expected
+def test_a_regression_starts_at_its_first_score(folders: dict[str, Path]) -> None:
+    model = built(folders["bert"], None, None, first_score={"sts": 2.5})
+    assert model.heads["sequence"].bias.tolist() == [0.0, 0.0, 0.0, 2.5]
 
 
 def test_no_decay_on_biases_and_norms_in_the_models_order(folders: dict[str, Path]) -> None:
-    model = build_model(encoder_path=str(folders["bert"]), layout=LAYOUT, task_dropout=[0.0, 0.0])
+    model = built(folders["bert"], 0.0, 0.0)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     decayed, plain = parameter_groups(model, 0.01)
     assert (decayed["weight_decay"], plain["weight_decay"]) == (0.01, 0.0)
@@ -293,7 +309,7 @@ def test_no_decay_on_biases_and_norms_in_the_models_order(folders: dict[str, Pat
     assert len(decayed_names) == 2 * 6 + 3 + 1 + 1
     assert len(plain_names) == 2 * (6 + 2 * 2) + 2 + 1 + 1
     assert plain_names[:2] == ["encoder.model.embeddings.LayerNorm.weight", "encoder.model.embeddings.LayerNorm.bias"]
-    assert decayed_names[-1] == "head.weight" and plain_names[-1] == "head.bias"
+    assert decayed_names[-1] == "heads.sequence.weight" and plain_names[-1] == "heads.sequence.bias"
     assert decayed_names + plain_names == sorted(decayed_names, key=list(names.values()).index) + sorted(
         plain_names, key=list(names.values()).index
     )
@@ -308,9 +324,9 @@ def test_encoder_keeps_hugging_face_names_and_weights(folders: dict[str, Path]) 
 
 
 def test_half_precision_parameters(folders: dict[str, Path]) -> None:
-    model = build_model(encoder_path=str(folders["bert"]), layout=LAYOUT, task_dropout=[0.1, 0.1], parameter_dtype=torch.bfloat16)
+    model = built(folders["bert"], 0.1, 0.1, parameter_dtype=torch.bfloat16)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
-    logits = model(packed_batch(LENGTHS))
+    logits = model(packed_batch(LENGTHS))["class"]
     assert logits.dtype == torch.float32 and bool(logits.isfinite().all())
 
 
@@ -338,9 +354,9 @@ def test_encoder_path_errors_say_what_to_do(tmp_path: Path) -> None:
 
 def test_tiny_encoder_of_the_fixtures_loads_as_a_model(tmp_path: Path, minilm: Path) -> None:
     folder = write_tiny_encoder(tmp_path, minilm)
-    model = build_model(encoder_path=str(folder), layout=LAYOUT, task_dropout=[0.0, 0.0])
+    model = built(folder, 0.0, 0.0)
     assert isinstance(model, MultiTaskModel)
     assert model.notes[0].startswith("attention back end grouped (flash: ")
     batch = dataclasses.replace(packed_batch(LENGTHS), token_type_ids=torch.zeros(sum(LENGTHS), dtype=torch.int64))
-    assert model(batch).shape == (5, 4)
+    assert model(batch)["class"].shape == (3, 4)
     assert hashlib.sha256((folder / "vocab.txt").read_bytes()).digest() == hashlib.sha256((minilm / "vocab.txt").read_bytes()).digest()

@@ -17,11 +17,11 @@ import pytest
 from mtdnn_ds.config.errors import DataError
 from mtdnn_ds.config.recipe import DataSettings
 from mtdnn_ds.data import quickstart
-from mtdnn_ds.data.rows import CheckedRow, checked_rows
+from mtdnn_ds.data.rows import CheckedRow, checked_rows, texts_and_label
 from mtdnn_ds.data.sources import fingerprint, iterate_rows
 from mtdnn_ds.tasks.builtin import BUILTIN_TASKS
 from mtdnn_ds.tasks.resolve import builtin_task
-from mtdnn_ds.tasks.spec import Kind, Source
+from mtdnn_ds.tasks.spec import Kind, Source, TaskSpec
 
 LABELS = ("negative", "positive")
 
@@ -30,7 +30,8 @@ def read(
     source: Source, *, kind: Kind = "classification", labels: tuple[str, ...] = LABELS, on_bad_row: Literal["refuse", "skip"] = "refuse"
 ) -> tuple[list[CheckedRow], dict[str, int]]:
     skipped: Counter[str] = Counter()
-    return list(checked_rows(source, kind=kind, labels=labels, on_bad_row=on_bad_row, skipped=skipped)), dict(skipped)
+    spec = TaskSpec(name="mine", kind=kind, labels=labels, metrics=(), splits={"train": source})
+    return list(checked_rows(source, texts_and_label(spec, source), on_bad_row=on_bad_row, skipped=skipped)), dict(skipped)
 
 
 def refusal(source: Source, **options: Any) -> str:

@@ -168,11 +168,11 @@ USER_CASES: dict[str, tuple[dict[str, Any], str]] = {
     "empty label": ({"labels": ["a", ""]}, "tasks.mine.labels: a label name is empty"),
     "unknown metric": (
         {"metrics": ["acuracy"]},
-        "tasks.mine.metrics: unknown metric 'acuracy'; did you mean 'accuracy'? (known: accuracy, f1, macro_f1, matthews, pearson, spearman)",
+        "tasks.mine.metrics: unknown metric 'acuracy'; did you mean 'accuracy'? (known: accuracy, f1, macro_f1, matthews)",
     ),
     "metric of another kind": (
         {"metrics": ["pearson"]},
-        "tasks.mine.metrics: metric 'pearson' is for regression, this task is classification; use accuracy, f1, macro_f1, matthews",
+        "tasks.mine.metrics: metric 'pearson' is for regression, similarity; this task is classification, use accuracy, f1, macro_f1, matthews",
     ),
     "metric twice": (
         {"metrics": ["f1", "f1"]},

@@ -89,7 +89,7 @@ def metric_misfit(name: str, kind: Kind, num_labels: int) -> str | None:
         fitting = ", ".join(
             other for other in METRICS if kind in METRICS[other].kinds and not (METRICS[other].binary_only and num_labels != 2)
         )
-        return f"metric '{name}' is for {' and '.join(metric.kinds)}, this task is {kind}; use {fitting}"
+        return f"metric '{name}' is for {', '.join(metric.kinds)}; this task is {kind}, use {fitting}"
     if metric.binary_only and num_labels != 2:
         return f"metric '{name}' needs exactly 2 labels, this task has {num_labels}; use macro_{name}"
     return None

@@ -186,12 +186,16 @@ def _metrics(
     metrics = tuple(settings.metrics or default)
     for metric in metrics:
         if metric not in METRICS:
-            problems.append(f"tasks.{name}.metrics: unknown metric '{metric}'{did_you_mean(metric, METRICS)}")
+            problems.append(f"tasks.{name}.metrics: unknown metric '{metric}'{did_you_mean(metric, _metrics_for(kind))}")
         elif (misfit := metric_misfit(metric, kind, num_labels)) is not None and (num_labels or not KINDS[kind].has_classes):
             problems.append(f"tasks.{name}.metrics: {misfit}")
     if len(set(metrics)) < len(metrics):
         problems.append(f"tasks.{name}.metrics: a metric stands twice, which would count it twice in the task's score")
     return metrics
+
+
+def _metrics_for(kind: Kind) -> list[str]:
+    return [name for name, metric in METRICS.items() if kind in metric.kinds]
 
 
 def _check_columns(where: str, settings: TaskSettings, facts: KindFacts | None, problems: list[str]) -> None:
