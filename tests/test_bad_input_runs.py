@@ -17,11 +17,11 @@ import yaml
 from processes import ROOT, run_command, write_json
 
 from mtdnn_ds.cli import main
-from mtdnn_ds.commands.evaluate import load_weights
 from mtdnn_ds.config.errors import CheckpointError, ConfigError
 from mtdnn_ds.config.load import load_recipe
 from mtdnn_ds.tasks.resolve import resolve_tasks
 from mtdnn_ds.train.checkpoint import find_checkpoint, open_checkpoint, resume_from, write_manifest
+from mtdnn_ds.train.loaded_run import load_weights
 from mtdnn_ds.train.setup import build_plan, prepare_run_data, run_model, settings_dict
 from mtdnn_ds.train.state import RunState, check_fit
 from mtdnn_ds.train.weights import read_weights

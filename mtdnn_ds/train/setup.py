@@ -147,7 +147,10 @@ def loader_settings(recipe: Recipe, *, hidden_size: int, world_size: int, rank: 
 
 
 def run_model(recipe: Recipe, data: RunData, *, device: torch.device, compute_dtype: torch.dtype) -> MultiTaskModel:
-    """The recipe's model on the CPU in float32; the engine moves and casts it. Raises ConfigError if the encoder cannot serve it."""
+    """The recipe's model on the CPU in float32; the engine moves and casts it. Raises ConfigError if the encoder cannot serve it.
+
+    `data.examples` may lack tasks (regressions then answer 0 at first): the weights may come from a checkpoint.
+    """
     encoder = recipe.encoder
     model = build_model(
         encoder_path=resolve_encoder_path(encoder.path, sha256=encoder.sha256),
@@ -164,9 +167,9 @@ def run_model(recipe: Recipe, data: RunData, *, device: torch.device, compute_dt
         fused_layer_norm=encoder.fused_layer_norm,
         # From 0, the squared errors of scores like STS-B's (0 to 5) would be ten times every other loss, and fill the clipped gradient.
         first_score={
-            spec.name: float(examples.split.labels.mean(dtype=np.float64))
-            for spec, examples in zip(data.specs, data.train_sets, strict=True)
-            if spec.kind == "regression"
+            spec.name: float(data.examples[spec.name]["train"].split.labels.mean(dtype=np.float64))
+            for spec in data.specs
+            if spec.kind == "regression" and spec.name in data.examples
         },
     )
     most = model.encoder.max_positions

@@ -1,0 +1,110 @@
+"""A finished run as a model: run folder + checkpoint -> recipe, tasks, weights in a MultiTaskModel. Trains nothing, needs no engine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mtdnn_ds import dist
+from mtdnn_ds.config.errors import CheckpointError, ConfigError, did_you_mean
+from mtdnn_ds.config.load import load_recipe
+from mtdnn_ds.config.recipe import Recipe
+from mtdnn_ds.tasks.resolve import resolve_tasks
+from mtdnn_ds.tasks.spec import TaskSpec
+from mtdnn_ds.train.checkpoint import find_checkpoint, open_checkpoint
+from mtdnn_ds.train.run_folder import RunFolder
+from mtdnn_ds.train.weights import WEIGHTS, read_weights
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from mtdnn_ds.data.loader import LoaderSettings
+    from mtdnn_ds.model.multitask import MultiTaskModel
+    from mtdnn_ds.tasks.layout import HeadLayout
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FinishedRun:
+    """What a run folder says of itself, and the weights that were asked for."""
+
+    folder: RunFolder
+    recipe: Recipe  # the run's own, to be computed in float32 on any machine
+    specs: tuple[TaskSpec, ...]
+    weights_folder: Path  # best/NAME or checkpoints/step_N
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoadedRun:
+    """A finished run's model on a device, and how micro-batches for it are cut."""
+
+    specs: tuple[TaskSpec, ...]
+    layout: HeadLayout
+    model: MultiTaskModel
+    settings: LoaderSettings
+    device: torch.device
+
+
+def find_run(run_dir: str, checkpoint: str, *, run_setting: str = "--run_dir", checkpoint_setting: str = "--checkpoint") -> FinishedRun:
+    """The run in `run_dir` with its `checkpoint` (latest, step_N, best/TASK, best/average). Reads no weights.
+
+    Raises ConfigError and CheckpointError in the words of the settings that named the two.
+    """
+    folder = RunFolder(Path(run_dir))
+    if not folder.recipe.is_file():
+        raise ConfigError(f"{run_setting} {run_dir}: not a run folder (recipe.yaml is missing); give the --output_dir of a training run")
+    weights_folder = _find_weights(folder, checkpoint, checkpoint_setting)
+    recipe = load_recipe(str(folder.recipe), {})
+    # Back ends that need half precision or CUDA change no weights.
+    encoder = recipe.encoder.model_copy(update={"attention": "auto", "fused_layer_norm": False})
+    recipe = recipe.model_copy(update={"encoder": encoder})
+    return FinishedRun(folder=folder, recipe=recipe, specs=resolve_tasks(recipe), weights_folder=weights_folder)
+
+
+def load_run(found: FinishedRun, *, device: torch.device) -> LoadedRun:
+    """The run's model in float32, with its weights; needs none of the run's data. Raises CheckpointError if the weights do not fit."""
+    import torch  # with transformers, seconds: a wrong folder is refused before
+
+    from mtdnn_ds.tasks.layout import head_layout
+    from mtdnn_ds.train.setup import RunData, loader_settings, run_model
+
+    layout = head_layout(found.specs)
+    model = run_model(found.recipe, RunData(specs=found.specs, layout=layout, examples={}), device=device, compute_dtype=torch.float32)
+    load_weights(model, read_weights(found.weights_folder), found.weights_folder)
+    settings = loader_settings(
+        found.recipe, hidden_size=model.encoder.hidden_size, rank=dist.rank(), world_size=dist.world_size(), device=device
+    )
+    return LoadedRun(specs=found.specs, layout=layout, model=model.to(device), settings=settings, device=device)
+
+
+def load_weights(model: nn.Module, weights: Mapping[str, Tensor], folder: Path) -> None:
+    """Put `weights` into `model`, all of them. Raises CheckpointError naming what does not fit."""
+    expected = model.state_dict()
+    wrong = [f"{name} is missing" for name in expected if name not in weights]
+    wrong += [f"{name} is not part of this model" for name in weights if name not in expected]
+    wrong += [
+        f"{name} is {tuple(weights[name].shape)} there and {tuple(expected[name].shape)} in the model"
+        for name in expected
+        if name in weights and weights[name].shape != expected[name].shape
+    ]
+    if wrong:
+        raise CheckpointError([f"{folder}: {line}" for line in wrong[:8]])
+    model.load_state_dict(weights)
+
+
+def _find_weights(folder: RunFolder, checkpoint: str, setting: str) -> Path:
+    """The folder that `checkpoint` names. Raises CheckpointError listing what there is."""
+    if checkpoint == "latest":
+        found = find_checkpoint(folder.checkpoints)
+        if found is None:
+            raise CheckpointError(f"{folder.checkpoints}: no checkpoint there yet; train first, or give {setting} best/average")
+        return found.path
+    known = {f"best/{path.parent.name}": path.parent for path in sorted(folder.best.glob(f"*/{WEIGHTS}"))}
+    known |= {path.name: path for path in sorted(folder.checkpoints.glob("step_*"))}
+    if checkpoint not in known:
+        raise CheckpointError(f"{setting} {checkpoint}: not in {folder.path}{did_you_mean(checkpoint, [*known, 'latest'])}")
+    if checkpoint.startswith("step_"):
+        open_checkpoint(known[checkpoint])
+    return known[checkpoint]
