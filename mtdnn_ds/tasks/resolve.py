@@ -5,7 +5,6 @@ Only existence of files and folders is looked at here; what is in them is checke
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import replace
@@ -17,12 +16,10 @@ from mtdnn_ds.config.recipe import DataSettings, Recipe, TaskSettings
 from mtdnn_ds.tasks.builtin import BUILTIN_TASKS, NO_GOLD_LABEL
 from mtdnn_ds.tasks.kinds import KIND_OPTIONS, KINDS, KindFacts
 from mtdnn_ds.tasks.metrics import METRICS, metric_misfit
-from mtdnn_ds.tasks.spec import Format, Kind, Source, TaskSpec
+from mtdnn_ds.tasks.spec import Kind, Source, TaskSpec
+from mtdnn_ds.tasks.user_sources import COLUMN_NUMBER, user_splits
 
-_FORMATS: Mapping[str, Format] = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".parquet": "parquet"}
 _TASK_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")  # becomes a folder name and a TensorBoard tag
-_SPLIT_NAME = re.compile(r"train|(dev|test)(_[A-Za-z0-9_]+)?")
-_COLUMN_NUMBER = re.compile(r"-?\d+")
 _USER_KEYS = ("kind", "files", "dataset", "hub", "splits", "text_columns", "label_column", "labels", "choice_columns", "group_column")
 
 
@@ -112,7 +109,7 @@ def _user_task(name: str, settings: TaskSettings, problems: list[str]) -> TaskSp
         if getattr(settings, key) is None:
             problems.append(f"{where}.{key}: missing; {_who_needs(key, settings)} needs it")
     labels = _labels(where, settings, facts, problems)
-    splits = _user_splits(where, settings, facts, problems)
+    splits = user_splits(where, settings, facts, problems)
     _check_columns(where, settings, facts, problems)
     if settings.kind is None or facts is None:
         return None
@@ -142,9 +139,7 @@ def _options(name: str, settings: TaskSettings, kind: Kind, problems: list[str])
         if getattr(settings, key) is not None and key not in KINDS[kind].options:
             owners = [other for other, facts in KINDS.items() if key in facts.options]
             problems.append(f"tasks.{name}.{key}: has no effect on a {kind}; it belongs to {' and '.join(owners)}; remove it")
-    return {
-        key: default if getattr(settings, key) is None else getattr(settings, key) for key, default in KINDS[kind].options.items()
-    }
+    return {key: default if getattr(settings, key) is None else getattr(settings, key) for key, default in KINDS[kind].options.items()}
 
 
 def _objective(name: str, settings: TaskSettings, kind: Kind, problems: list[str]) -> str | None:
@@ -155,9 +150,7 @@ def _objective(name: str, settings: TaskSettings, kind: Kind, problems: list[str
     return settings.objective or (choices[0] if choices else None)
 
 
-def _head(
-    name: str, settings: TaskSettings, kind: Kind, splits: Mapping[str, Source], problems: list[str]
-) -> Literal["linear", "san"]:
+def _head(name: str, settings: TaskSettings, kind: Kind, splits: Mapping[str, Source], problems: list[str]) -> Literal["linear", "san"]:
     if settings.head == "san" and "san" not in KINDS[kind].heads:
         problems.append(f"tasks.{name}.head=san: is for classification of pairs, this task is a {kind}; remove it")
     elif settings.head == "san" and any(len(source.text_columns) != 2 for source in splits.values()):
@@ -210,121 +203,8 @@ def _check_columns(where: str, settings: TaskSettings, facts: KindFacts | None, 
     if settings.label_column in texts:
         problems.append(f"{where}.label_column: '{settings.label_column}' is a text column too, so the model would read its answer")
     columns = [*texts, *([settings.label_column] if settings.label_column else [])]
-    numbered = [column for column in columns if _COLUMN_NUMBER.fullmatch(column)]
+    numbered = [column for column in columns if COLUMN_NUMBER.fullmatch(column)]
     if settings.files and 0 < len(numbered) < len(columns):
         problems.append(
             f"{where}: columns are given both by number and by name; numbers (0, 1, -1 ...) are for files without a header, names for files with one"
         )
-
-
-def _user_splits(where: str, settings: TaskSettings, facts: KindFacts | None, problems: list[str]) -> dict[str, Source]:
-    given = [key for key in ("files", "dataset", "hub") if getattr(settings, key) is not None]
-    if len(given) != 1:
-        what = f"{' and '.join(given)} are both given" if given else "no rows"
-        problems.append(f"{where}: {what}; give exactly one of files, dataset, hub")
-        return {}
-    if settings.files is not None:
-        if settings.splits is not None:
-            problems.append(f"{where}.splits: has no effect beside files, whose keys already name the splits; remove it")
-        splits = _file_splits(where, settings, settings.files, {**_FORMATS, **(facts.formats if facts else {})}, problems)
-        given_splits = set(settings.files)
-    else:
-        splits = _dataset_splits(where, settings, problems)
-        given_splits = set(splits) if settings.splits is None else set(settings.splits)
-    place = f"{where}.files" if settings.files is not None else f"{where}.splits"
-    for split in sorted(given_splits):
-        if _SPLIT_NAME.fullmatch(split) is None:
-            problems.append(f"{place}.{split}: unknown split; use train, dev, dev_NAME, test or test_NAME")
-    if "train" not in given_splits and (settings.files is not None or given_splits):
-        problems.append(f"{place}: has no train split; a task of a run is trained")
-    return splits
-
-
-def _label_column(split: str, settings: TaskSettings) -> str | None:
-    """Test splits are predicted, so their labels are never read; a labelled test set can be named dev_test."""
-    return None if split.startswith("test") else settings.label_column
-
-
-def _file_splits(
-    where: str, settings: TaskSettings, files: Mapping[str, str], formats: Mapping[str, Format], problems: list[str]
-) -> dict[str, Source]:
-    splits: dict[str, Source] = {}
-    texts = tuple(settings.text_columns or ())
-    for split, file in files.items():
-        path = Path(file).expanduser()
-        form = formats.get(path.suffix.lower())
-        if form is None:
-            problems.append(f"{where}.files.{split}={file}: unknown file type '{path.suffix}'; use {', '.join(formats)}")
-        elif not path.is_file():
-            problems.append(f"{where}.files.{split}={file}: no such file (looked for {path.absolute()})")
-        else:
-            splits[split] = Source(
-                format=form,
-                path=str(path),
-                text_columns=texts,
-                label_column=_label_column(split, settings),
-                more_columns=_more_columns(settings) if form in _FORMATS.values() else (),
-                header=not texts or not all(_COLUMN_NUMBER.fullmatch(column) for column in texts),
-                # A tab-separated file has no quoting (IANA text/tab-separated-values; GLUE's files rely on it), a CSV file has (RFC 4180).
-                quoted=form == "csv",
-            )
-    return splits
-
-
-def _dataset_splits(where: str, settings: TaskSettings, problems: list[str]) -> dict[str, Source]:
-    path, config, form = "", None, "hub"
-    if settings.hub is not None:
-        path, _, name = settings.hub.partition(":")
-        config = name or None
-    elif settings.dataset is not None:
-        path, form = str(Path(settings.dataset).expanduser()), "datasets"
-    try:
-        theirs = _saved_splits(Path(path)) if form == "datasets" else None
-    except (ValueError, KeyError, TypeError):
-        problems.append(
-            f"{where}.dataset={settings.dataset}: its dataset_dict.json is not readable; save the dataset again with save_to_disk"
-        )
-        return {}
-    if form == "datasets" and theirs is None:
-        problems.append(
-            f"{where}.dataset={settings.dataset}: not a folder written by datasets' save_to_disk (no dataset_dict.json, no state.json)"
-        )
-        return {}
-    named = settings.splits
-    if theirs == ():  # one Dataset instead of a DatasetDict
-        if named is not None:
-            problems.append(f"{where}.splits: {settings.dataset} holds one Dataset without splits, which becomes train; remove the key")
-            return {}
-        return {"train": _dataset_source(form, path, None, None, "train", settings)}
-    if named is None:
-        known = f" (it has: {', '.join(theirs)})" if theirs else ""
-        problems.append(f"{where}.splits: missing; say which of its splits is what, e.g. {{train: train, dev: validation}}{known}")
-        return {}
-    for ours, split in named.items():
-        if theirs is not None and split not in theirs:
-            problems.append(f"{where}.splits.{ours}={split}: {settings.dataset} has no split '{split}'{did_you_mean(split, theirs)}")
-    return {ours: _dataset_source(form, path, config, split, ours, settings) for ours, split in named.items()}
-
-
-def _dataset_source(form: str, path: str, config: str | None, split: str | None, ours: str, settings: TaskSettings) -> Source:
-    return Source(
-        format="datasets" if form == "datasets" else "hub",
-        path=path,
-        config=config,
-        split=split,
-        text_columns=tuple(settings.text_columns or ()),
-        label_column=_label_column(ours, settings),
-        more_columns=_more_columns(settings),
-    )
-
-
-def _more_columns(settings: TaskSettings) -> tuple[str, ...]:
-    """Columns beside texts and label that the kind reads, each once."""
-    return (*(settings.choice_columns or ()), *((settings.group_column,) if settings.group_column else ()))
-
-
-def _saved_splits(folder: Path) -> tuple[str, ...] | None:
-    """Split names of a saved DatasetDict; () for a saved Dataset; None if the folder is neither."""
-    if (folder / "dataset_dict.json").is_file():
-        return tuple(json.loads((folder / "dataset_dict.json").read_text(encoding="utf-8"))["splits"])
-    return () if (folder / "state.json").is_file() else None

@@ -1,0 +1,130 @@
+"""Sources of a user's own task: from files, a saved dataset or a hub name to one Source for each split. Opens no data file."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from mtdnn_ds.config.errors import did_you_mean
+from mtdnn_ds.config.recipe import TaskSettings
+from mtdnn_ds.tasks.kinds import KindFacts
+from mtdnn_ds.tasks.spec import Format, Source
+
+_FORMATS: Mapping[str, Format] = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".parquet": "parquet"}
+_SPLIT_NAME = re.compile(r"train|(dev|test)(_[A-Za-z0-9_]+)?")
+COLUMN_NUMBER = re.compile(r"-?\d+")
+
+
+def user_splits(where: str, settings: TaskSettings, facts: KindFacts | None, problems: list[str]) -> dict[str, Source]:
+    given = [key for key in ("files", "dataset", "hub") if getattr(settings, key) is not None]
+    if len(given) != 1:
+        what = f"{' and '.join(given)} are both given" if given else "no rows"
+        problems.append(f"{where}: {what}; give exactly one of files, dataset, hub")
+        return {}
+    if settings.files is not None:
+        if settings.splits is not None:
+            problems.append(f"{where}.splits: has no effect beside files, whose keys already name the splits; remove it")
+        splits = _file_splits(where, settings, settings.files, {**_FORMATS, **(facts.formats if facts else {})}, problems)
+        given_splits = set(settings.files)
+    else:
+        splits = _dataset_splits(where, settings, problems)
+        given_splits = set(splits) if settings.splits is None else set(settings.splits)
+    place = f"{where}.files" if settings.files is not None else f"{where}.splits"
+    for split in sorted(given_splits):
+        if _SPLIT_NAME.fullmatch(split) is None:
+            problems.append(f"{place}.{split}: unknown split; use train, dev, dev_NAME, test or test_NAME")
+    if "train" not in given_splits and (settings.files is not None or given_splits):
+        problems.append(f"{place}: has no train split; a task of a run is trained")
+    return splits
+
+
+def _label_column(split: str, settings: TaskSettings) -> str | None:
+    """Test splits are predicted, so their labels are never read; a labelled test set can be named dev_test."""
+    return None if split.startswith("test") else settings.label_column
+
+
+def _file_splits(
+    where: str, settings: TaskSettings, files: Mapping[str, str], formats: Mapping[str, Format], problems: list[str]
+) -> dict[str, Source]:
+    splits: dict[str, Source] = {}
+    texts = tuple(settings.text_columns or ())
+    for split, file in files.items():
+        path = Path(file).expanduser()
+        form = formats.get(path.suffix.lower())
+        if form is None:
+            problems.append(f"{where}.files.{split}={file}: unknown file type '{path.suffix}'; use {', '.join(formats)}")
+        elif not path.is_file():
+            problems.append(f"{where}.files.{split}={file}: no such file (looked for {path.absolute()})")
+        else:
+            splits[split] = Source(
+                format=form,
+                path=str(path),
+                text_columns=texts,
+                label_column=_label_column(split, settings),
+                more_columns=_more_columns(settings) if form in _FORMATS.values() else (),
+                header=not texts or not all(COLUMN_NUMBER.fullmatch(column) for column in texts),
+                # A tab-separated file has no quoting (IANA text/tab-separated-values; GLUE's files rely on it), a CSV file has (RFC 4180).
+                quoted=form == "csv",
+            )
+    return splits
+
+
+def _dataset_splits(where: str, settings: TaskSettings, problems: list[str]) -> dict[str, Source]:
+    path, config, form = "", None, "hub"
+    if settings.hub is not None:
+        path, _, name = settings.hub.partition(":")
+        config = name or None
+    elif settings.dataset is not None:
+        path, form = str(Path(settings.dataset).expanduser()), "datasets"
+    try:
+        theirs = _saved_splits(Path(path)) if form == "datasets" else None
+    except (ValueError, KeyError, TypeError):
+        problems.append(
+            f"{where}.dataset={settings.dataset}: its dataset_dict.json is not readable; save the dataset again with save_to_disk"
+        )
+        return {}
+    if form == "datasets" and theirs is None:
+        problems.append(
+            f"{where}.dataset={settings.dataset}: not a folder written by datasets' save_to_disk (no dataset_dict.json, no state.json)"
+        )
+        return {}
+    named = settings.splits
+    if theirs == ():  # one Dataset instead of a DatasetDict
+        if named is not None:
+            problems.append(f"{where}.splits: {settings.dataset} holds one Dataset without splits, which becomes train; remove the key")
+            return {}
+        return {"train": _dataset_source(form, path, None, None, "train", settings)}
+    if named is None:
+        known = f" (it has: {', '.join(theirs)})" if theirs else ""
+        problems.append(f"{where}.splits: missing; say which of its splits is what, e.g. {{train: train, dev: validation}}{known}")
+        return {}
+    for ours, split in named.items():
+        if theirs is not None and split not in theirs:
+            problems.append(f"{where}.splits.{ours}={split}: {settings.dataset} has no split '{split}'{did_you_mean(split, theirs)}")
+    return {ours: _dataset_source(form, path, config, split, ours, settings) for ours, split in named.items()}
+
+
+def _dataset_source(form: str, path: str, config: str | None, split: str | None, ours: str, settings: TaskSettings) -> Source:
+    return Source(
+        format="datasets" if form == "datasets" else "hub",
+        path=path,
+        config=config,
+        split=split,
+        text_columns=tuple(settings.text_columns or ()),
+        label_column=_label_column(ours, settings),
+        more_columns=_more_columns(settings),
+    )
+
+
+def _more_columns(settings: TaskSettings) -> tuple[str, ...]:
+    """Columns beside texts and label that the kind reads, each once."""
+    return (*(settings.choice_columns or ()), *((settings.group_column,) if settings.group_column else ()))
+
+
+def _saved_splits(folder: Path) -> tuple[str, ...] | None:
+    """Split names of a saved DatasetDict; () for a saved Dataset; None if the folder is neither."""
+    if (folder / "dataset_dict.json").is_file():
+        return tuple(json.loads((folder / "dataset_dict.json").read_text(encoding="utf-8"))["splits"])
+    return () if (folder / "state.json").is_file() else None
