@@ -14,7 +14,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from mtdnn_ds.config.errors import DataError, did_you_mean
-from mtdnn_ds.data.sources import Cells, RowProblem, iterate_rows, place_of, row_word
+from mtdnn_ds.data.lines import Cells, RowProblem
+from mtdnn_ds.data.sources import iterate_rows, place_of, row_word
 from mtdnn_ds.tasks.builtin import NO_GOLD_LABEL
 from mtdnn_ds.tasks.custom import CustomKind
 from mtdnn_ds.tasks.spec import Source, TaskSpec

@@ -7,33 +7,21 @@ its first), else the 1-based row.
 
 from __future__ import annotations
 
-import codecs
 import csv
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from mtdnn_ds.config.errors import DataError, did_you_mean
 from mtdnn_ds.data import quickstart
+from mtdnn_ds.data.lines import NOT_UTF8, Cells, RawRow, RowProblem, lines_of
+from mtdnn_ds.data.text_file import documents_in
 from mtdnn_ds.tasks.spec import Source
 
 _ROWS_PER_READ = 1024
-_TEXT_FORMATS = ("tsv", "csv", "jsonl")
-
-
-class RowProblem(NamedTuple):
-    """Why a row cannot be used: a reason to count by, and what exactly is wrong."""
-
-    reason: str
-    detail: str
-
-
-Cells = tuple[object, ...]
-RawRow = tuple[int, Cells | RowProblem]
-
-_NOT_UTF8 = RowProblem("invalid UTF-8", "not valid UTF-8; convert the file, e.g. with iconv -t UTF-8")
+_TEXT_FORMATS = ("tsv", "csv", "jsonl", "text")
 _EMPTY_LINE = RowProblem("empty line", "an empty line")
 
 
@@ -64,6 +52,8 @@ def iterate_rows(source: Source) -> Iterator[RawRow]:
         raise DataError(f"{source.path}: no such file")
     if source.format == "parquet":
         return _parquet_rows(source)
+    if source.format == "text":
+        return documents_in(source.path)
     return _json_rows(source) if source.format == "jsonl" else _table_rows(source)
 
 
@@ -89,21 +79,6 @@ def fingerprint(source: Source) -> str:
 # Text files
 
 
-def _lines(path: str, broken: set[int]) -> Iterator[str]:
-    r"""Lines with their ends, cut at \n only (a text may hold U+2028). Numbers of lines that are not UTF-8 go into `broken`."""
-    with Path(path).open("rb") as file:
-        for number, line in enumerate(file, 1):
-            if number == 1:
-                if line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-                    raise DataError(f"{path}: is UTF-16; save it as UTF-8")
-                line = line.removeprefix(codecs.BOM_UTF8)
-            try:
-                yield line.decode("utf-8")
-            except UnicodeDecodeError:
-                broken.add(number)
-                yield line.decode("utf-8", errors="surrogateescape")
-
-
 def _without_trailing_blanks(records: Iterable[tuple[int, list[str] | RowProblem]]) -> Iterator[tuple[int, list[str] | RowProblem]]:
     """Empty lines ([]) at the end of a file are no rows; before another row they are bad ones."""
     blank: list[int] = []
@@ -119,14 +94,14 @@ def _without_trailing_blanks(records: Iterable[tuple[int, list[str] | RowProblem
 def _plain_records(source: Source) -> Iterator[tuple[int, list[str] | RowProblem]]:
     broken: set[int] = set()
     separator = "\t" if source.format == "tsv" else ","
-    for number, line in enumerate(_lines(source.path, broken), 1):
+    for number, line in enumerate(lines_of(source.path, broken), 1):
         text = line.removesuffix("\n").removesuffix("\r")
-        yield number, _NOT_UTF8 if number in broken else (text.split(separator) if text else [])
+        yield number, NOT_UTF8 if number in broken else (text.split(separator) if text else [])
 
 
 def _quoted_records(source: Source) -> Iterator[tuple[int, list[str] | RowProblem]]:
     broken: set[int] = set()
-    reader = csv.reader(_lines(source.path, broken), delimiter="\t" if source.format == "tsv" else ",", strict=True)
+    reader = csv.reader(lines_of(source.path, broken), delimiter="\t" if source.format == "tsv" else ",", strict=True)
     while True:
         first = reader.line_num + 1
         try:
@@ -135,7 +110,7 @@ def _quoted_records(source: Source) -> Iterator[tuple[int, list[str] | RowProble
             return
         except csv.Error as error:
             record = RowProblem("not valid CSV", f"not valid CSV ({error}); is a double quote left open?")
-        yield first, _NOT_UTF8 if broken.intersection(range(first, reader.line_num + 1)) else record
+        yield first, NOT_UTF8 if broken.intersection(range(first, reader.line_num + 1)) else record
 
 
 def _table_rows(source: Source) -> Iterator[RawRow]:
@@ -181,12 +156,12 @@ def _require_columns(source: Source, columns: Sequence[str], known: Sequence[str
 def _json_rows(source: Source) -> Iterator[RawRow]:
     columns = columns_of(source)
     broken: set[int] = set()
-    lines = ((number, [line] if line.strip() else []) for number, line in enumerate(_lines(source.path, broken), 1))
+    lines = ((number, [line] if line.strip() else []) for number, line in enumerate(lines_of(source.path, broken), 1))
     for number, record in _without_trailing_blanks(lines):
         if isinstance(record, RowProblem):
             yield number, record
         elif number in broken:
-            yield number, _NOT_UTF8
+            yield number, NOT_UTF8
         else:
             yield number, _json_cells(record[0], columns)
 
