@@ -8,17 +8,11 @@ With a = ceil(sqrt(size)), b = ceil(size / a) fewer than a of the a*b values lie
 
 from __future__ import annotations
 
-import hashlib
-
 import numpy as np
 
+from mtdnn_ds.data.counter_hash import epoch_keys, words
+
 _ROUNDS = 8  # 4 are enough for large domains (Luby and Rackoff 1988); 8 also make all orders of 3 rows equally frequent
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # SplitMix64 (Steele, Lea, Flood 2014): the increment of its counter
-
-
-def stream_of(name: str) -> int:
-    """The permutation stream of a task: depends on its name alone, so adding a task to a run does not reshuffle the others."""
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
 
 
 def permute(
@@ -40,7 +34,7 @@ def permute(
     value_B, size_B, epoch_B, stream_B = (np.broadcast_to(array, shape).astype(np.uint64).reshape(-1) for array in arrays)
     assert value_B.size == 0 or bool((value_B < size_B).all()), "positions must lie in [0, size)"
 
-    key_B = _mix(_mix(stream_B + _mix(np.array([seed], np.uint64))) + epoch_B)
+    key_B = epoch_keys(seed, stream_B, epoch_B)
     row_B = _network(value_B, size_B, key_B)
     outside = np.flatnonzero(row_B >= size_B)
     while outside.size:
@@ -55,22 +49,9 @@ def _network(value_B: np.ndarray, size_B: np.ndarray, key_B: np.ndarray) -> np.n
     b_B = (size_B + a_B - np.uint64(1)) // a_B
     left_B, right_B = np.divmod(value_B, b_B)
     for number in range(_ROUNDS):
-        round_key_B = _mix(key_B + np.array([number], np.uint64) * _GOLDEN)
+        round_key_B = words(key_B, np.array([number], np.uint64))
         if number % 2 == 0:
-            left_B = (left_B + _hash(right_B, round_key_B) % a_B) % a_B
+            left_B = (left_B + words(round_key_B, right_B) % a_B) % a_B
         else:
-            right_B = (right_B + _hash(left_B, round_key_B) % b_B) % b_B
+            right_B = (right_B + words(round_key_B, left_B) % b_B) % b_B
     return left_B * b_B + right_B
-
-
-def _hash(digit_B: np.ndarray, key_B: np.ndarray) -> np.ndarray:
-    """Output number `digit` of the SplitMix64 generator that starts at `key`."""
-    return _mix(key_B + digit_B * _GOLDEN)
-
-
-def _mix(word: np.ndarray) -> np.ndarray:
-    """SplitMix64's step: add the increment, then its finalizer; a bijection on 64-bit words."""
-    word = word + _GOLDEN
-    word = (word ^ (word >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    word = (word ^ (word >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return word ^ (word >> np.uint64(31))

@@ -29,7 +29,8 @@ import numpy as np
 
 from mtdnn_ds.config.errors import CheckpointError, ConfigError
 from mtdnn_ds.data.apportion import CYCLE, MAX_UNITS_PER_STEP, Apportionment, largest_remainder, quantise
-from mtdnn_ds.data.permutation import permute, stream_of
+from mtdnn_ds.data.counter_hash import stream_of
+from mtdnn_ds.data.permutation import permute
 from mtdnn_ds.data.rates import annealed_alpha, task_rates
 
 MIXINGS = ("per_example", "per_micro_batch", "per_step", "sequential")
