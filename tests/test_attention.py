@@ -47,6 +47,7 @@ def packed_batch(lengths: list[int], *, one_group_each: bool = False, vocabulary
         unit_counts=np.zeros(2),
         example_tasks=np.zeros(len(lengths), dtype=np.int64),
         example_rows=np.arange(len(lengths)),
+        sequence_examples=np.arange(len(lengths)),
         num_tokens=sum(lengths),
     )
 

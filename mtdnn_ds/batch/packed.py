@@ -65,6 +65,7 @@ class PackedBatch:
     unit_counts: np.ndarray  # (M,) float64 on the host: supervised units of each term
     example_tasks: np.ndarray  # (B,) int64 on the host, index into the run's tasks (evaluation: into the splits)
     example_rows: np.ndarray  # (B,) int64 on the host, example of the split
+    sequence_examples: np.ndarray  # (S,) int64 on the host, index into B; -1 for a filler
     num_tokens: int  # real tokens, without fillers
 
     @property

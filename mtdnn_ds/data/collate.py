@@ -60,6 +60,7 @@ def collate(
         unit_counts=unit_counts,
         example_tasks=index_B.astype(np.int64),
         example_rows=examples_B.astype(np.int64),
+        sequence_examples=owner_S[order] if len(index_B) else np.full(1, -1),
         num_tokens=int(lengths_S.sum()) if len(index_B) else 0,
     )
 

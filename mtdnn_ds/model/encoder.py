@@ -3,7 +3,7 @@
 Weights keep Hugging Face's names below `model.`; only the pooler moves out, because it has to see the first token of each
 sequence, not of the packed row.
 
-Shape legend: T packed tokens, S sequences, K supervised rows, D hidden, L longest sequence.
+Shape legend: T packed tokens, S sequences, K supervised rows, D hidden, E word embeddings, L longest sequence.
 """
 
 from __future__ import annotations
@@ -57,34 +57,49 @@ class PackedEncoder(nn.Module):
         return int(self.config.hidden_size)
 
     @property
+    def embedding_size(self) -> int:
+        """Width of the word embeddings, E."""
+        return int(self.model.get_input_embeddings().embedding_dim)
+
+    @property
     def hidden_dropout(self) -> float:
         """The encoder's own dropout of hidden states, the default before a head. Encoders name it differently."""
         names = ("hidden_dropout_prob", "hidden_dropout", "dropout")
         return next((float(getattr(self.config, name)) for name in names if getattr(self.config, name, None) is not None), 0.0)
 
-    def forward(self, batch: PackedBatch) -> Tensor:
-        """Hidden states of all tokens, (T, D)."""
-        return self.hidden(batch)
+    def forward(self, batch: PackedBatch, noise_TE: Tensor | None = None) -> Tensor:
+        """Hidden states of all tokens, (T, D); `noise_TE` is added to their word embeddings."""
+        return self.hidden(batch, noise_TE)
 
     def pooled(self, hidden_TD: Tensor, batch: PackedBatch, sequences_K: Tensor) -> Tensor:
         """What sequence heads read of the given sequences, (K, D)."""
         first_token_K = batch.cu_seqlens[:-1].index_select(0, sequences_K)
         return self.pooler(hidden_TD.index_select(0, first_token_K)[:, None])
 
-    def hidden(self, batch: PackedBatch) -> Tensor:
-        """Hidden states of all tokens, (T, D)."""
+    def hidden(self, batch: PackedBatch, noise_TE: Tensor | None = None) -> Tensor:
+        """Hidden states of all tokens, (T, D); `noise_TE` is added to their word embeddings."""
         types = batch.token_type_ids if self._has_token_types else torch.zeros_like(batch.token_type_ids)
         if self.packs:
             optional = {"token_type_ids": types[None]} if self._accepts_token_types else {}
             positions = batch.position_ids + self.position_offset
+            words = self._words(batch.input_ids[None], None if noise_TE is None else noise_TE[None])
             layout = attention_layout(batch, self.attention)
-            return self.model(input_ids=batch.input_ids[None], position_ids=positions[None], packed_layout=layout, **optional)[0][0]
+            return self.model(**words, position_ids=positions[None], packed_layout=layout, **optional)[0][0]
         group, packed_to_padded = padded_group(batch)
         padding_id = batch.input_ids.new_full((1,), self.config.pad_token_id or 0)
         ids_SL = torch.cat([batch.input_ids, padding_id])[group.padded_to_packed]
         is_token_SL = (group.padded_to_packed < batch.input_ids.numel()).long()
         optional = {"token_type_ids": torch.cat([types, types.new_zeros(1)])[group.padded_to_packed]} if self._accepts_token_types else {}
-        return unpad(self.model(input_ids=ids_SL, attention_mask=is_token_SL, **optional)[0], group, packed_to_padded)
+        noise_SLE = None if noise_TE is None else torch.cat([noise_TE, noise_TE.new_zeros(1, noise_TE.shape[1])])[group.padded_to_packed]
+        hidden_SLD = self.model(**self._words(ids_SL, noise_SLE), attention_mask=is_token_SL, **optional)[0]
+        return unpad(hidden_SLD, group, packed_to_padded)
+
+    def _words(self, ids: Tensor, noise: Tensor | None) -> dict[str, Tensor]:
+        """What the model is told of its tokens: their ids, or their word embeddings with `noise` added."""
+        if noise is None:
+            return {"input_ids": ids}
+        embeddings = self.model.get_input_embeddings()(ids)
+        return {"inputs_embeds": embeddings + noise.to(embeddings.dtype)}
 
 
 def load_encoder(

@@ -34,6 +34,7 @@ def probe_batch(model: PreTrainedModel) -> PackedBatch:
         unit_counts=np.zeros(0),
         example_tasks=np.zeros(2, dtype=np.int64),
         example_rows=np.arange(2),
+        sequence_examples=np.arange(2),
         num_tokens=8,
     )
 
