@@ -34,11 +34,12 @@ from mtdnn_ds.config.encoder_path import resolve_encoder_path
 from mtdnn_ds.config.recipe import DataSettings
 from mtdnn_ds.data.cache import prepare
 from mtdnn_ds.data.collate import collate
-from mtdnn_ds.losses.objective import micro_batch_loss
-from mtdnn_ds.losses.sequence import ColumnTable, column_table, sequence_losses, sum_by_task
+from mtdnn_ds.data.examples import make_examples
+from mtdnn_ds.losses.forms import Losses, build_losses
 from mtdnn_ds.model.multitask import MultiTaskModel, build_model
 from mtdnn_ds.tasks.layout import HeadLayout, head_layout
 from mtdnn_ds.tasks.resolve import builtin_task
+from mtdnn_ds.tasks.spec import TaskSpec
 from mtdnn_ds.train.device import keep_freed_memory
 from mtdnn_ds.train.throughput import encoder_flops
 
@@ -81,11 +82,12 @@ class PaddedModel(nn.Module):
         self.encoder: Any = AutoModel.from_pretrained(folder, dtype=dtype, **off)
         self.encoder.pooler.load_state_dict(ours.encoder.pooler.state_dict())
         self.dropout = nn.Dropout(self.encoder.config.hidden_dropout_prob)
-        self.heads = nn.ModuleList(nn.Linear(self.encoder.config.hidden_size, outputs, dtype=dtype) for outputs in layout.num_outputs)
-        self.is_regression = layout.is_regression
-        for head, first, outputs in zip(self.heads, layout.first_column, layout.num_outputs, strict=True):
-            columns = slice(first, first + outputs)
-            head.load_state_dict({"weight": ours.head.weight[columns].detach(), "bias": ours.head.bias[columns].detach()})
+        self.heads = nn.ModuleList(nn.Linear(self.encoder.config.hidden_size, term.num_outputs, dtype=dtype) for term in layout.terms)
+        self.is_regression = [term.form == "score" for term in layout.terms]
+        bank: Any = ours.heads["sequence"]
+        for head, term in zip(self.heads, layout.terms, strict=True):
+            columns = slice(term.first_column, term.first_column + term.num_outputs)
+            head.load_state_dict({"weight": bank.weight[columns].detach(), "bias": bank.bias[columns].detach()})
 
     def loss(self, batch: PaddedBatch) -> Tensor:
         """Mean over all examples of the batch."""
@@ -103,43 +105,46 @@ class PaddedModel(nn.Module):
 
 def padded(batch: PackedBatch, device: torch.device) -> PaddedBatch:
     lengths = batch.cu_seqlens.diff().tolist()
-    task_ids = batch.sequence.task_ids
+    task_ids, labels = torch.full((len(lengths),), -1), torch.zeros(len(lengths))
+    for targets in batch.targets.values():  # every sequence is one example of one task
+        task_ids[targets.rows], labels[targets.rows] = targets.term_ids, targets.labels
     return PaddedBatch(
         input_ids=pad_sequence(batch.input_ids.split(lengths), batch_first=True).to(device),
         token_type_ids=pad_sequence(batch.token_type_ids.split(lengths), batch_first=True).to(device),
         attention_mask=pad_sequence([torch.ones(length, dtype=torch.int64) for length in lengths], batch_first=True).to(device),
         rows_of_task={int(task_id): torch.nonzero(task_ids == task_id)[:, 0].to(device) for task_id in task_ids.unique()},
-        labels=batch.sequence.labels.to(device),
+        labels=labels.to(device),
     )
 
 
-def packed_loss(model: MultiTaskModel, batch: PackedBatch, table: ColumnTable) -> Tensor:
-    targets = batch.sequence
-    losses_K = sequence_losses(model(batch), targets.task_ids, targets.labels, table)
-    return micro_batch_loss(sum_by_task(losses_K, targets.task_ids, len(batch.loss_coefficients)), batch.loss_coefficients)
+def packed_loss(model: MultiTaskModel, batch: PackedBatch, losses: Losses) -> Tensor:
+    """Mean over all examples of the batch."""
+    return losses.sums(losses.of_batch(model(batch), batch.targets)).total.sum() / batch.num_sequences
 
 
-def make_batches(arguments: argparse.Namespace, tokenizer_path: str) -> tuple[list[PackedBatch], HeadLayout]:
+def make_batches(arguments: argparse.Namespace, tokenizer_path: str) -> tuple[list[PackedBatch], tuple[TaskSpec, ...]]:
     """`steps` batches of `batch` examples; every dev row of every task is equally likely."""
-    specs = [builtin_task(name, DataSettings.model_validate({"glue_dir": arguments.glue_dir})) for name in arguments.tasks.split(",")]
+    data = DataSettings.model_validate({"glue_dir": arguments.glue_dir})
+    specs = tuple(builtin_task(name, data) for name in arguments.tasks.split(","))
     prepared = prepare(specs, tokenizer_path=tokenizer_path, cache_dir=arguments.cache_dir, splits=("dev",))
-    splits = [prepared[spec.name]["dev"] for spec in specs]
-    owner = np.repeat(np.arange(len(splits)), [split.num_rows for split in splits])
-    row = np.concatenate([np.arange(split.num_rows) for split in splits])
+    sets = [make_examples(spec, prepared[spec.name]["dev"], max_length=arguments.max_length, seed=arguments.seed) for spec in specs]
+    owner = np.repeat(np.arange(len(sets)), [examples.num_examples for examples in sets])
+    row = np.concatenate([np.arange(examples.num_examples) for examples in sets])
     chosen = np.random.default_rng(arguments.seed).choice(len(owner), size=(arguments.steps, arguments.batch), replace=False)
-    same_for_every_example = np.full(len(splits), 1 / arguments.batch)
+    layout = head_layout(specs)
     batches = [
         collate(
             owner[members],
             row[members],
-            splits,
-            max_length=arguments.max_length,
-            coefficients_N=same_for_every_example,
+            np.zeros(len(members), dtype=np.int64),
+            sets,
+            layout=layout,
+            tasks=range(len(sets)),
             filler_ids=np.zeros(0, dtype=np.int64),  # no batch is empty
         )
         for members in chosen
     ]
-    return batches, head_layout(specs)
+    return batches, specs
 
 
 def encoder_folder(name: str, scratch: Path, seed: int) -> str:
@@ -157,14 +162,15 @@ def encoder_folder(name: str, scratch: Path, seed: int) -> str:
 
 
 def build_sides(
-    arguments: argparse.Namespace, folder: str, batches: Sequence[PackedBatch], layout: HeadLayout, device: torch.device
+    arguments: argparse.Namespace, folder: str, batches: Sequence[PackedBatch], specs: tuple[TaskSpec, ...], device: torch.device
 ) -> list[Side]:
     """Both sides, after their losses on the first batch were found equal."""
     dtype = DTYPES[arguments.dtype]
+    layout = head_layout(specs)
     ours = build_model(
         encoder_path=folder,
+        specs=specs,
         layout=layout,
-        task_dropout=[None] * len(layout.task_names),
         device_type=device.type,
         compute_dtype=dtype,
         parameter_dtype=dtype,
@@ -176,22 +182,20 @@ def build_sides(
         print(note)
     ours.to(device).eval()
     theirs.to(device).eval()
-    table = column_table(layout, device)
+    losses = build_losses(layout, specs, device)
     on_device = [batch.to(device) for batch in batches]
     padded_batches = [padded(batch, device) for batch in batches]
     with torch.no_grad():
-        losses = packed_loss(ours, on_device[0], table).item(), theirs.loss(padded_batches[0]).item()
-    if abs(losses[0] - losses[1]) > LARGEST_LOSS_DIFFERENCE[arguments.dtype]:
-        raise SystemExit(
-            f"the two sides do not compute the same: loss {losses[0]:.6f} (ours) and {losses[1]:.6f} (theirs) on the same batch"
-        )
-    print(f"same loss on the first batch: {losses[0]:.6f} (ours) {losses[1]:.6f} (theirs)")
+        first = packed_loss(ours, on_device[0], losses).item(), theirs.loss(padded_batches[0]).item()
+    if abs(first[0] - first[1]) > LARGEST_LOSS_DIFFERENCE[arguments.dtype]:
+        raise SystemExit(f"the two sides do not compute the same: loss {first[0]:.6f} (ours) and {first[1]:.6f} (theirs) on the same batch")
+    print(f"same loss on the first batch: {first[0]:.6f} (ours) {first[1]:.6f} (theirs)")
     ours.train()
     theirs.train()
     return [
         Side(
             name="ours",
-            loss=lambda index: packed_loss(ours, on_device[index], table),
+            loss=lambda index: packed_loss(ours, on_device[index], losses),
             optimizer=torch.optim.AdamW(ours.parameters(), lr=1e-5),
         ),
         Side(
@@ -247,11 +251,11 @@ def main() -> None:
         keep_freed_memory()  # for both sides
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     tokenizer_path = MINILM if arguments.encoder == "minilm" or arguments.encoder.startswith("bert_large:") else arguments.encoder
-    batches, layout = make_batches(arguments, resolve_encoder_path(tokenizer_path))
+    batches, specs = make_batches(arguments, resolve_encoder_path(tokenizer_path))
     with tempfile.TemporaryDirectory() as scratch:
         folder = encoder_folder(arguments.encoder, Path(scratch), arguments.seed)
         config = AutoConfig.from_pretrained(folder)
-        sides = build_sides(arguments, folder, batches, layout, device)
+        sides = build_sides(arguments, folder, batches, specs, device)
     seconds = measure(sides, len(batches), warmup=arguments.warmup, repeats=arguments.repeats, device=device)
     report(arguments, batches, seconds, config, device)
 

@@ -274,7 +274,7 @@ original = cache._record_batch
 def dies(block, tokenizer, schema, reader):
     if block[0].number > 24:
         os.kill(os.getpid(), signal.SIGKILL)
-    return original(block, tokenizer, schema)
+    return original(block, tokenizer, schema, reader)
 cache._record_batch = dies
 prepare([file_spec(Path(sys.argv[1]))], tokenizer_path=sys.argv[2], cache_dir=sys.argv[3])
 """

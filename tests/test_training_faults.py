@@ -105,7 +105,7 @@ def test_each_rank_holds_one_task_alone(split_tasks: Path) -> None:
     recipe = load_recipe(str(split_tasks / "recipe.yaml"), {})
     data = prepare_run_data(recipe, resolve_tasks(recipe), lambda text: None)
     plan = build_plan(recipe, data)
-    lengths = [split.lengths(48) for split in data.train_splits]
+    lengths = [examples.lengths for examples in data.train_sets]
     for step in range(1, 7):
         examples = plan.step(step)
         packing = pack(
