@@ -27,7 +27,7 @@ import numpy as np
 import pyarrow as pa
 
 from mtdnn_ds.config.errors import ConfigError, DataError, UserError
-from mtdnn_ds.data.features import SpecialTokens, encodings, flatten, load_tokenizer, special_tokens, tokenizer_hash
+from mtdnn_ds.data.features import SpecialTokens, encodings, flatten, load_tokenizer, special_tokens, tokenizer_hash, word_starts
 from mtdnn_ds.data.prepared import PreparedSplit, Shard
 from mtdnn_ds.data.readers import Reader, reader_of
 from mtdnn_ds.data.rows import CheckedRow, checked_rows
@@ -257,8 +257,9 @@ def _write(job: _Job, aside: Path, tokenizer: Any, on_bad_row: OnBadRow) -> dict
 def _schema(tokenizer: Any, reader: Reader) -> pa.Schema:
     token_type = pa.uint16() if len(tokenizer) <= 2**16 else pa.int32()
     offsets = [("token_offsets", pa.large_list(pa.int32()))] if reader.keeps_offsets else []
+    words = [("word_starts", pa.large_list(pa.uint8()))] if reader.keeps_words else []
     own = [("tokens", pa.large_list(token_type)), ("text_lengths", pa.large_list(pa.int32())), ("label", pa.float32())]
-    return pa.schema([*own, ("source_row", pa.int64()), *offsets, *reader.extra.items()])
+    return pa.schema([*own, ("source_row", pa.int64()), *offsets, *words, *reader.extra.items()])
 
 
 def _blocks(rows: Iterator[CheckedRow]) -> Iterator[list[CheckedRow]]:
@@ -271,12 +272,15 @@ def _record_batch(block: Sequence[CheckedRow], tokenizer: Any, schema: pa.Schema
     texts = [text for row in block for text in row.texts]
     lengths = np.empty(len(texts), dtype=np.int64)
     offsets: list[np.ndarray] = []
+    words: list[np.ndarray] = []
 
     def measured() -> Iterator[list[int]]:
-        for index, encoding in enumerate(encodings(tokenizer, texts, offsets=reader.keeps_offsets)):
+        for index, encoding in enumerate(encodings(tokenizer, texts, offsets=reader.keeps_offsets or reader.keeps_words)):
             lengths[index] = len(encoding.ids)
             if reader.keeps_offsets:
                 offsets.append(np.array(encoding.offsets, dtype=np.int32).reshape(-1))
+            if reader.keeps_words:
+                words.append(word_starts(encoding))
             yield encoding.ids
 
     value_type = schema.field("tokens").type.value_type
@@ -292,6 +296,8 @@ def _record_batch(block: Sequence[CheckedRow], tokenizer: Any, schema: pa.Schema
     }
     if reader.keeps_offsets:
         columns["token_offsets"] = _lists(2 * token_offsets, pa.array(np.concatenate(offsets) if offsets else [], pa.int32()))
+    if reader.keeps_words:
+        columns["word_starts"] = _lists(token_offsets, pa.array(np.concatenate(words) if words else [], pa.uint8()))
     for name, kind in reader.extra.items():
         columns[name] = pa.array([row.extra[name] for row in block], kind)
     return pa.record_batch([columns[name] for name in schema.names], schema=schema)

@@ -39,11 +39,14 @@ class Template:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SpecialTokens:
-    """Templates of one and of two texts, and the side at which the tokenizer truncates."""
+    """Templates of one and of two texts, the side at which the tokenizer truncates, and which of its ids are special."""
 
     single: Template
     pair: Template
     truncates_left: bool
+    num_ids: int  # ids 0 .. num_ids - 1
+    special_ids: tuple[int, ...]  # rising
+    mask_id: int | None
 
 
 def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> Any:
@@ -78,16 +81,25 @@ def special_tokens(tokenizer: Any) -> SpecialTokens:
         single=_template(tokenizer.backend_tokenizer.encode("a"), typed),
         pair=_template(tokenizer.backend_tokenizer.encode("a", "a"), typed),
         truncates_left=tokenizer.truncation_side == "left",
+        num_ids=len(tokenizer),
+        special_ids=tuple(sorted(set(tokenizer.all_special_ids))),
+        mask_id=tokenizer.mask_token_id,
     )
 
 
 def encodings(tokenizer: Any, texts: Sequence[str], *, offsets: bool = False) -> Iterable[Any]:
-    """An Encoding of each text with all its `ids`, without special tokens; with `offsets`, also each token's (start, end) in the text."""
+    """An Encoding of each text with all its `ids`, without special tokens; with `offsets`, also each token's (start, end) and word."""
     _make_plain(tokenizer)
     backend = tokenizer.backend_tokenizer
-    encode = backend.encode_batch if offsets else backend.encode_batch_fast  # the fast one leaves offsets empty
+    encode = backend.encode_batch if offsets else backend.encode_batch_fast  # the fast one leaves offsets and words empty
     for start in range(0, len(texts), _TEXTS_PER_CALL):
         yield from encode(list(texts[start : start + _TEXTS_PER_CALL]), add_special_tokens=False)
+
+
+def word_starts(encoding: Any) -> np.ndarray:
+    """(tokens,) uint8: 1 where a token begins a word as the tokenizer cuts words, before it cuts them into pieces."""
+    words = encoding.word_ids
+    return np.fromiter((index == 0 or word is None or word != words[index - 1] for index, word in enumerate(words)), np.uint8, len(words))
 
 
 def flatten(lists: Iterable[list[int]], dtype: np.dtype) -> np.ndarray:
