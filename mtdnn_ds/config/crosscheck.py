@@ -5,14 +5,31 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from mtdnn_ds.config.errors import did_you_mean
+from mtdnn_ds.config.freeze import freeze_problems
 from mtdnn_ds.config.recipe import Recipe
 
-# setting -> (the setting that decides, the value under which the former has an effect)
-ONLY_WITH: dict[str, tuple[str, str]] = {
-    "mixture.temperature": ("mixture.rates", "temperature"),
-    "mixture.cap": ("mixture.rates", "cap"),
-    "mixture.anneal_to": ("mixture.rates", "annealed"),
-    "schedule.power": ("schedule.name", "polynomial"),
+# setting -> (the setting that decides, the values under which the former has an effect)
+ONLY_WITH: dict[str, tuple[str, tuple[str, ...]]] = {
+    "sharing.groups": ("sharing.mode", ("soft", "low_rank")),
+    "sharing.penalty": ("sharing.mode", ("soft", "low_rank")),
+    "sharing.rank": ("sharing.mode", ("low_rank",)),
+    "mixture.temperature": ("mixture.rates", ("temperature",)),
+    "mixture.cap": ("mixture.rates", ("cap",)),
+    "mixture.anneal_to": ("mixture.rates", ("annealed",)),
+    "schedule.power": ("schedule.name", ("polynomial",)),
+    "loss.scale_lr": ("loss.scale", ("uncertainty", "famo")),
+    "loss.scale_window": ("loss.scale", ("dwa",)),
+    "loss.scale_temperature": ("loss.scale", ("dwa",)),
+    "regularizer.tasks": ("regularizer.name", ("smart", "freelb", "r_drop")),
+    "regularizer.weight": ("regularizer.name", ("smart", "r_drop")),
+    "regularizer.steps": ("regularizer.name", ("smart", "freelb")),
+    "regularizer.noise_std": ("regularizer.name", ("smart",)),
+    "regularizer.norm": ("regularizer.name", ("smart", "freelb")),
+    "regularizer.norm_per": ("regularizer.name", ("smart", "freelb")),
+    "regularizer.step_size": ("regularizer.name", ("smart", "freelb")),
+    "regularizer.radius": ("regularizer.name", ("smart", "freelb")),
+    "regularizer.proximal_weight": ("regularizer.name", ("smart",)),
+    "regularizer.proximal_momentum": ("regularizer.name", ("smart",)),
 }
 
 
@@ -21,7 +38,7 @@ def cross_check(recipe: Recipe) -> list[str]:
 
     Whether a setting was written counts, not its value: `mixture.temperature: 2` beside `rates: uniform` is a mistake too.
     """
-    return [*_without_effect(recipe), *_lengths(recipe), *_task_names(recipe)]
+    return [*_without_effect(recipe), *_lengths(recipe), *_task_names(recipe), *_samples(recipe), *_sharing(recipe), *freeze_problems(recipe.train.freeze)]
 
 
 def is_without_effect(recipe: Recipe, section: str, key: str) -> bool:
@@ -31,12 +48,16 @@ def is_without_effect(recipe: Recipe, section: str, key: str) -> bool:
         return recipe.schedule.name == "constant"
     if name == "encoder.sha256":
         return recipe.encoder.random_init
-    decider, needed = ONLY_WITH.get(name, ("", ""))
-    return bool(decider) and _value(recipe, decider) != needed
+    if section == "init":
+        return recipe.init.run is None
+    if section == "distillation":
+        return recipe.distillation.teachers is None
+    decider, needed = ONLY_WITH.get(name, ("", ()))
+    return bool(decider) and _value(recipe, decider) not in needed
 
 
 def _without_effect(recipe: Recipe) -> Iterator[str]:
-    for section in ("encoder", "mixture", "schedule"):
+    for section in ("encoder", "init", "sharing", "mixture", "schedule", "distillation"):
         settings = getattr(recipe, section)
         for key in sorted(settings.model_fields_set):
             if getattr(settings, key) is not None and is_without_effect(recipe, section, key):
@@ -48,9 +69,13 @@ def _why(recipe: Recipe, name: str, value: object) -> str:
         return f"{name}={value}: has no effect with schedule.name=constant; remove it, or choose linear, cosine or polynomial"
     if name == "encoder.sha256":
         return f"{name}: has no effect with encoder.random_init, which reads no weights; remove one of the two"
+    if name.startswith("init."):
+        return f"{name}={value}: has no effect without init.run; remove it, or name the run folder to start from"
+    if name.startswith("distillation."):
+        return f"{name}: has no effect without distillation.teachers; remove it, or name the run folders to learn from"
     decider, needed = ONLY_WITH[name]
     actual = _value(recipe, decider)
-    return f"{name}={value}: has no effect with {decider}={actual if isinstance(actual, str) else 'a mapping'}; remove it, or set {decider} to {needed}"
+    return f"{name}={value}: has no effect with {decider}={actual if isinstance(actual, str) else 'a mapping'}; remove it, or set {decider} to {' or '.join(needed)}"
 
 
 def _lengths(recipe: Recipe) -> Iterator[str]:
@@ -71,10 +96,37 @@ def _task_names(recipe: Recipe) -> Iterator[str]:
             for name in value:
                 if name not in recipe.tasks:
                     yield f"{setting}.{name}: there is no task '{name}' in the run{did_you_mean(name, names)}; remove it, or add the task"
+    for name in recipe.distillation.tasks or ():
+        if name not in recipe.tasks:
+            yield f"distillation.tasks: there is no task '{name}' in the run{did_you_mean(name, names)}; remove it, or add the task"
     if isinstance(recipe.mixture.rates, dict):
         missing = [name for name in names if name not in recipe.mixture.rates]
         if missing:
             yield f"mixture.rates: no rate for {', '.join(missing)}; with rates of your own every task needs one"
+
+
+def _samples(recipe: Recipe) -> Iterator[str]:
+    for name, task in recipe.tasks.items():
+        if task.sample_seed is not None and task.train_fraction is None:
+            yield f"tasks.{name}.sample_seed={task.sample_seed}: has no effect without tasks.{name}.train_fraction; remove it, or set the latter"
+
+
+def _sharing(recipe: Recipe) -> Iterator[str]:
+    if recipe.sharing.mode == "hard":
+        return
+    groups, names = recipe.sharing.groups, list(recipe.tasks)
+    if groups is not None:
+        grouped = [(group, task) for group, tasks in groups.items() for task in tasks]
+        for group, task in grouped:
+            if task not in recipe.tasks:
+                yield f"sharing.groups.{group}: there is no task '{task}' in the run{did_you_mean(task, names)}; remove it, or add the task"
+        for name in names:
+            owners = [group for group, task in grouped if task == name]
+            if len(owners) != 1:
+                what = f"is in {' and '.join(owners)}" if owners else "is in none of them"
+                yield f"sharing.groups: task '{name}' {what}; put it into exactly one"
+    if recipe.sharing.mode == "soft" and len(names if groups is None else groups) < 2:
+        yield "sharing.mode=soft: with one group there is nothing to share; set sharing.mode to hard, or make a second group"
 
 
 def _value(recipe: Recipe, name: str) -> object:

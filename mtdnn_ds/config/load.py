@@ -60,7 +60,7 @@ def dump_recipe(recipe: Recipe) -> str:
     values = recipe.model_dump(mode="json")
     resolved = {section: _written(recipe, section, settings) for section, settings in values.items()}
     resolved["tasks"] = {name: {key: value for key, value in task.items() if value is not None} for name, task in values["tasks"].items()}
-    return dump_yaml(resolved)
+    return dump_yaml({section: settings for section, settings in resolved.items() if settings})
 
 
 def _written(recipe: Recipe, section: str, settings: dict[str, Any]) -> dict[str, Any]:

@@ -64,15 +64,45 @@ class TaskSettings(Section):
     group_column: str | None = Field(
         None, description="ranking: rows with the same value are candidates of one query; default: the first text column"
     )
-    stride: int | None = Field(None, ge=0, description="span, conversational_span: tokens that neighbouring windows share; default 128")
+    stride: int | None = Field(None, ge=0, description="span, conversational_span: tokens that neighbouring windows share; default a third of encoder.max_length")
     max_answer_tokens: int | None = Field(None, ge=1, description="span, conversational_span: longest answer; default 30")
     null_threshold: float | None = Field(
-        None, description="span: no answer where its score exceeds the best span's by more than this; default 0"
+        None, description="span: no answer where its score exceeds the best span's by more than this; needed where questions have no answer (squad_v2: 0)"
     )
     history_turns: int | None = Field(None, ge=0, description="conversational_span: earlier turns before the question; default 2")
     masking: Literal["whole_word", "piece"] | None = Field(None, description="masked_lm: what is masked together; default whole_word")
     mask_rate: Annotated[float, Field(gt=0, lt=1)] | None = Field(None, description="masked_lm: share of tokens predicted; default 0.15")
     next_sentence: bool | None = Field(None, description="masked_lm: also predict whether the second segment follows the first; default false")
+    train_fraction: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        None, description="share of the training examples that is used, rounded down, sampled with every class kept; default: all"
+    )
+    sample_seed: Annotated[int, Field(ge=0, lt=2**32)] | None = Field(None, description="of train_fraction's sample; default 0")
+
+
+class InitSettings(Section):
+    """Weights of an earlier run to begin with, instead of those of encoder.path and new heads."""
+
+    run: str | None = Field(None, description="run folder whose encoder, pooler and heads this run begins with; its encoder must be the same")
+    checkpoint: str = Field("latest", description="latest, step_N, best/average or best/TASK of that run")
+    heads: Literal["matching", "none"] = Field(
+        "matching", description="matching: heads of tasks with the same name, labels and loss are taken too; none: all heads are new"
+    )
+
+
+class SharingSettings(Section):
+    """Which weights of the encoder the tasks share."""
+
+    mode: Literal["hard", "soft", "low_rank"] = Field(
+        "hard",
+        description="hard: one encoder for all; soft: a copy for each group, drawn to the copies' mean; low_rank: one encoder and a low-rank change of it for each group",
+    )
+    groups: dict[str, Annotated[list[str], Field(min_length=1)]] | None = Field(
+        None, description="for soft and low_rank: group -> its tasks; default: every task is a group of its own"
+    )
+    penalty: float = Field(
+        0.01, ge=0, description="for soft and low_rank: factor of half the squared distance from the copies' mean, or of the low-rank changes"
+    )
+    rank: int = Field(8, ge=1, description="for low_rank: rank of a group's change of a linear layer")
 
 
 class MixtureSettings(Section):
@@ -115,7 +145,44 @@ class ScheduleSettings(Section):
 
 
 class LossSettings(Section):
-    scale: Literal["examples", "task_mean", "log_classes"] | dict[str, Positive] = "examples"
+    scale: (
+        Literal["examples", "task_mean", "log_classes", "uncertainty", "dwa", "random", "famo"] | dict[str, Positive]
+    ) = "examples"
+    scale_lr: Positive | None = Field(
+        None, description="for scale=uncertainty or famo: step size of the learned scales; default 0.01 for uncertainty, 0.025 for famo"
+    )
+    scale_window: int = Field(50, ge=1, description="for scale=dwa: steps whose mean losses are compared with those of as many steps before")
+    scale_temperature: Positive = Field(2.0, description="for scale=dwa: the higher, the more equal the scales")
+
+
+class RegularizerSettings(Section):
+    """What is added to the losses: docs/regularizers.md. A setting belongs to the names that its description begins with."""
+
+    name: Literal["none", "smart", "freelb", "r_drop"] = "none"
+    tasks: list[str] | None = Field(None, min_length=1, description="the tasks it applies to; default: all that it has a rule for")
+    weight: Positive = Field(1.0, description="smart, r_drop: factor of the divergence of two predictions")
+    steps: int | None = Field(None, ge=1, description="smart: ascent steps, default 1; freelb: passes over the perturbed input, default 3")
+    noise_std: Positive = Field(1e-3, description="smart: standard deviation of the noise that the ascent begins with")
+    norm: Literal["inf", "l2"] | None = Field(None, description="smart, freelb: norm of gradient and noise; default inf for smart, l2 for freelb")
+    norm_per: Literal["token", "sequence"] | None = Field(
+        None, description="smart, freelb: what the norm is taken of; default token for smart, sequence for freelb"
+    )
+    step_size: Positive | None = Field(None, description="smart, freelb: length of an ascent step; default 0.01 for smart, 0.1 for freelb")
+    radius: Positive | None = Field(None, description="smart, freelb: largest norm of the noise; default 0.01 for smart, 0.4 for freelb")
+    proximal_weight: float = Field(0.0, ge=0, description="smart: factor of the Bregman proximal point term; 0 = off")
+    proximal_momentum: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.99, description="smart with proximal_weight: share of itself that the averaged model keeps in each step"
+    )
+
+
+class DistillationSettings(Section):
+    """Finished runs whose answers on the training examples the tasks learn beside their labels."""
+
+    teachers: list[str] | None = Field(None, min_length=1, description="run folders to learn from; several: the mean of their answers")
+    checkpoint: str = Field("best/average", description="which weights of each teacher: best/average, best/TASK, step_N or latest")
+    tasks: list[str] | None = Field(None, min_length=1, description="tasks that learn from them; default: all that a teacher has too")
+    temperature: Positive = Field(2.0, description="both sides' scores of classes are divided by it before their softmax")
+    weight: Fraction = Field(0.5, description="of the teachers' answers in the loss; the labels have 1 - weight")
 
 
 class TrainSettings(Section):
@@ -126,6 +193,7 @@ class TrainSettings(Section):
     eval_every: int = Field(0, ge=0, description="steps between evaluations; 0 = only at the end")
     save_every: int = Field(0, ge=0, description="steps between checkpoints; 0 = only at the end")
     keep_last: int = Field(2, ge=1, description="checkpoints kept")
+    freeze: list[str] = Field([], description="parts that stay as they are: embeddings, encoder.layer.0-5, encoder, pooler, heads, heads.NAME")
 
     @model_validator(mode="after")
     def _one_length(self) -> TrainSettings:
@@ -146,6 +214,9 @@ class DataSettings(Section):
     glue_dir: str | None = Field(None, description="folder in the official GLUE layout (CoLA/train.tsv, ...)")
     snli_dir: str | None = Field(None, description="folder with SNLI's train.tsv, dev.tsv, test.tsv")
     scitail_dir: str | None = Field(None, description="SciTail's tsv_format folder")
+    squad_dir: str | None = Field(None, description="folder with SQuAD's train-v1.1.json, dev-v1.1.json, train-v2.0.json, dev-v2.0.json")
+    coqa_dir: str | None = Field(None, description="folder with CoQA's coqa-train-v1.0.json, coqa-dev-v1.0.json")
+    quac_dir: str | None = Field(None, description="folder with QuAC's train_v0.2.json, val_v0.2.json")
     cache_dir: str = ".cache/mtdnn_ds"
     on_bad_row: Literal["refuse", "skip"] = "refuse"
 
@@ -155,10 +226,14 @@ class Recipe(Section):
 
     encoder: EncoderSettings
     tasks: Annotated[dict[str, TaskSettings], BeforeValidator(_none_to_empty), BeforeValidator(_names_to_mapping), Field(min_length=1)]
+    init: InitSettings = InitSettings()
+    sharing: SharingSettings = SharingSettings()
     mixture: MixtureSettings = MixtureSettings()
     batch: BatchSettings = BatchSettings()
     optimizer: OptimizerSettings = OptimizerSettings()
     schedule: ScheduleSettings = ScheduleSettings()
     loss: LossSettings = LossSettings()
+    regularizer: RegularizerSettings = RegularizerSettings()
+    distillation: DistillationSettings = DistillationSettings()
     train: TrainSettings
     data: DataSettings = DataSettings()

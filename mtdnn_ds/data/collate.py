@@ -9,14 +9,17 @@ Shape legend: B examples, S sequences, T tokens, K supervised rows, M terms.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 
 from mtdnn_ds.batch import PackedBatch, Targets
 from mtdnn_ds.batch.groups import attention_groups
+from mtdnn_ds.data.copies import parts_of_copies
 from mtdnn_ds.data.examples import Examples, Gathered
 from mtdnn_ds.tasks.layout import HeadLayout
+from mtdnn_ds.tasks.sharing import HARD, Sharing
 
 
 def collate(
@@ -28,27 +31,31 @@ def collate(
     layout: HeadLayout,
     tasks: Sequence[int],
     filler_ids: np.ndarray,
+    sharing: Sharing = HARD,
 ) -> PackedBatch:
     """One micro-batch of the given examples: number `examples_B[b]` of `sets[index_B[b]]`.
 
-    `tasks[i]` is the task that set i belongs to (evaluation has several sets of one task). No examples give one filler sequence
-    of `filler_ids` that no target refers to. Deterministic.
+    `tasks[i]` is the task that set i belongs to (evaluation has several sets of one task). An encoder without examples (each
+    copy, with soft `sharing`) gets one filler sequence of `filler_ids` that no target refers to. Deterministic.
     """
     members_of = {int(index): np.flatnonzero(index_B == index) for index in np.unique(index_B)}
     gathered = {index: sets[index].gather(examples_B[members], epochs_B[members]) for index, members in members_of.items()}
-    if not gathered:
-        gathered[-1] = _filler(filler_ids)
+    copy_of = {index: sharing.copy_of(tasks[index]) for index in gathered}
+    for copy in set(range(sharing.num_copies)) - set(copy_of.values()):
+        gathered[-1 - copy], copy_of[-1 - copy] = _filler(filler_ids), copy
     parts = list(gathered.values())
     lengths_S = np.concatenate([part.lengths for part in parts]).astype(np.int64)
     owner_S = np.concatenate([members_of[index][part.examples] if index >= 0 else part.examples for index, part in gathered.items()])
+    index_S = np.repeat(list(gathered), [len(part.lengths) for part in parts])
+    copy_S = np.array([copy_of[index] for index in index_S.tolist()])
     # Shortest first, so that sequences of similar length are neighbours; ties keep the step's own order.
-    order = np.lexsort((np.arange(len(lengths_S)), owner_S, lengths_S))
+    order = np.lexsort((np.arange(len(lengths_S)), owner_S, lengths_S, copy_S))
     index_T = ragged_index(lengths_S, order)
     new_lengths_S = lengths_S[order]
     cu_seqlens = np.concatenate(([0], np.cumsum(new_lengths_S)))
     targets, unit_counts = _targets(gathered, members_of, tasks, layout, order, index_T)
-    groups, packed_to_padded = attention_groups(new_lengths_S)
-    return PackedBatch(
+    groups, packed_to_padded = attention_groups(new_lengths_S) if sharing.mode != "soft" else ((), _int64(()))
+    batch = PackedBatch(
         input_ids=_int64(np.concatenate([part.input_ids for part in parts])[index_T]),
         token_type_ids=_int64(np.concatenate([part.token_type_ids for part in parts])[index_T]),
         position_ids=_int64(np.arange(cu_seqlens[-1]) - np.repeat(cu_seqlens[:-1], new_lengths_S)),
@@ -60,9 +67,16 @@ def collate(
         unit_counts=unit_counts,
         example_tasks=index_B.astype(np.int64),
         example_rows=examples_B.astype(np.int64),
-        sequence_examples=owner_S[order] if len(index_B) else np.full(1, -1),
-        num_tokens=int(lengths_S.sum()) if len(index_B) else 0,
+        sequence_examples=owner_S[order],
+        num_tokens=int(lengths_S[owner_S >= 0].sum()),
+        sequence_groups=_groups(index_S[order], tasks, sharing) if sharing.mode == "low_rank" else None,
     )
+    return replace(batch, parts=parts_of_copies(batch, copy_S[order])) if sharing.mode == "soft" else batch
+
+
+def _groups(index_S: np.ndarray, tasks: Sequence[int], sharing: Sharing) -> torch.Tensor:
+    """Group of tasks of each sequence; a filler's is the first."""
+    return _int64([sharing.group_of_task[tasks[index]] if index >= 0 else 0 for index in index_S.tolist()])
 
 
 def ragged_index(lengths_S: np.ndarray, order: np.ndarray) -> np.ndarray:
@@ -74,9 +88,12 @@ def ragged_index(lengths_S: np.ndarray, order: np.ndarray) -> np.ndarray:
 
 
 def _filler(filler_ids: np.ndarray) -> Gathered:
-    one = np.zeros(1, dtype=np.int64)
     return Gathered(
-        input_ids=filler_ids, token_type_ids=np.zeros_like(filler_ids), lengths=np.array([len(filler_ids)]), examples=one, targets=[]
+        input_ids=filler_ids,
+        token_type_ids=np.zeros_like(filler_ids),
+        lengths=np.array([len(filler_ids)]),
+        examples=np.array([-1]),
+        targets=[],
     )
 
 
@@ -121,9 +138,26 @@ def _joined(parts: list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]], 
         labels=torch.from_numpy(labels.astype(np.float32)),
         groups=_int64(groups),
         examples=examples[starts].astype(np.int64),
-        extra={name: torch.from_numpy(np.concatenate([extra[name] for extra in extras])) for name in (extras[0] if extras else ())},
+        extra={
+            name: torch.from_numpy(_joined_extra([extra.get(name) for extra in extras], [len(part[0]) for part in parts]))
+            for name in sorted({name for extra in extras for name in extra})
+        },
     )
 
 
-def _int64(values: np.ndarray) -> torch.Tensor:
+def _joined_extra(columns: list[np.ndarray | None], num_rows: list[int]) -> np.ndarray:
+    """One further column of all terms. What some lack (soft targets of a task without a teacher, of fewer classes) is NaN."""
+    given = [column for column in columns if column is not None]
+    shape = np.max([column.shape[1:] for column in given], axis=0).astype(int).tolist()
+    if len(given) == len(columns) and all(list(column.shape[1:]) == shape for column in given):
+        return np.concatenate(given)
+    joined = np.full((sum(num_rows), *shape), np.nan, dtype=given[0].dtype)
+    ends = np.cumsum(num_rows)
+    for column, end in zip(columns, ends, strict=True):
+        if column is not None:
+            joined[(slice(end - len(column), end), *(slice(0, size) for size in column.shape[1:]))] = column
+    return joined
+
+
+def _int64(values: np.ndarray | Sequence[int]) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(values, dtype=np.int64))

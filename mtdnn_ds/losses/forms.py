@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from mtdnn_ds.batch import Targets
+from mtdnn_ds.losses.distillation import Distillation, distilled
 from mtdnn_ds.losses.rows import class_losses, masked_token_losses, score_losses
+from mtdnn_ds.losses.san import san_losses
 from mtdnn_ds.losses.sums import LossSum, TermTable, own_outputs, sum_by_term, term_table
 from mtdnn_ds.tasks.layout import HeadLayout
 from mtdnn_ds.tasks.spec import TaskSpec
@@ -24,6 +26,7 @@ FORM_LOSSES: Mapping[str, FormLoss] = {
     "score": score_losses,
     "tag": class_losses,
     "masked_token": masked_token_losses,
+    "san": san_losses,
 }
 
 
@@ -57,10 +60,14 @@ class Losses:
         return LossSum(total=torch.stack([part.total for part in parts]).sum(0), count=torch.stack([part.count for part in parts]).sum(0))
 
 
-def build_losses(layout: HeadLayout, specs: tuple[TaskSpec, ...], device: torch.device | str) -> Losses:
-    """The losses of a run's terms on a device."""
+def build_losses(
+    layout: HeadLayout, specs: tuple[TaskSpec, ...], device: torch.device | str, distillation: Distillation | None = None
+) -> Losses:
+    """The losses of a run's terms on a device; with `distillation`, rows with soft targets learn those too."""
     functions = dict(FORM_LOSSES)
     functions.update({spec.kind: _custom(spec.custom.loss) for spec in specs if spec.custom is not None})
+    if distillation is not None:
+        functions = {form: distilled(form, function, distillation) for form, function in functions.items()}
     return Losses(
         table=term_table(layout, device),
         functions={form: functions[form] for form in layout.forms},

@@ -14,6 +14,7 @@ from mtdnn_ds.tasks.spec import TaskSpec
 
 Reads = Literal["sequence", "token"]
 Unit = Literal["row", "example"]
+Answer = Literal["classes", "rows", "number"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -22,17 +23,18 @@ class Form:
 
     head: str
     unit: Unit
+    answer: Answer | None = None  # what another model can teach: probabilities of a row's classes or of an example's rows, a number; or nothing
 
 
 FORMS: Mapping[str, Form] = {
-    "class": Form(head="sequence", unit="row"),  # cross-entropy over the term's columns
-    "score": Form(head="sequence", unit="row"),  # squared error of its one column
-    "choice": Form(head="sequence", unit="example"),  # cross-entropy over the sequences of an example
+    "class": Form(head="sequence", unit="row", answer="classes"),  # cross-entropy over the term's columns
+    "score": Form(head="sequence", unit="row", answer="number"),  # squared error of its one column
+    "choice": Form(head="sequence", unit="example", answer="rows"),  # cross-entropy over the sequences of an example
     "pairwise": Form(head="sequence", unit="example"),  # margin between the right sequences of an example and the others
-    "tag": Form(head="token", unit="row"),  # cross-entropy of each supervised token
+    "tag": Form(head="token", unit="row", answer="classes"),  # cross-entropy of each supervised token
     "span": Form(head="token", unit="example"),  # cross-entropy of start and of end over the tokens of an example
     "masked_token": Form(head="masked_lm", unit="row"),  # cross-entropy over the vocabulary
-    "san": Form(head="san", unit="row"),  # cross-entropy of averaged predictions, in log space
+    "san": Form(head="san", unit="row", answer="classes"),  # cross-entropy of averaged predictions, in log space
     "cosine": Form(head="embedding", unit="example"),  # squared error of the cosine of two embeddings
     "contrastive": Form(head="embedding", unit="example"),  # distance of two embeddings, with a margin
 }
@@ -59,6 +61,11 @@ class Term:
     unit: Unit
     first_column: int
     num_outputs: int
+
+    @property
+    def columns(self) -> range:
+        """The columns it owns."""
+        return range(self.first_column, self.first_column + self.num_outputs)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

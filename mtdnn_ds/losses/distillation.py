@@ -1,0 +1,91 @@
+"""Distillation: units that have soft targets learn them beside their labels. Wraps the loss of a form; which teachers there are is not known here.
+
+With p the teachers' probabilities at temperature T, q the model's at the same temperature, and w the weight:
+
+    classes   w T^2 KL(p || q) + (1 - w) l       l is the form's own loss. The gradient of KL(p || q) shrinks as 1 / T^2, which the
+    rows      the same, over an example's rows   factor undoes (Hinton et al. 2015, arXiv:1503.02531, section 2)
+    number    w (y - teacher's score)^2 + (1 - w) (y - label)^2
+
+Outputs that are log-probabilities (SAN) serve as they are: softmax(log q / T) is q at temperature T.
+
+Shape legend: K supervised rows, U supervised units (rows or examples), C columns of the head, O most outputs of one term.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mtdnn_ds.batch import Targets
+from mtdnn_ds.losses.sums import TermTable, own_outputs
+from mtdnn_ds.tasks.layout import FORMS, Answer
+
+FormLoss = Callable[[Tensor, Targets, TermTable], Tensor]
+SoftLoss = Callable[[Tensor, Tensor, Targets, TermTable, float], Tensor]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Distillation:
+    """How soft targets and labels are mixed."""
+
+    temperature: float  # above 0
+    weight: float  # 0..1, of the soft targets
+
+
+def distilled(form: str, hard: FormLoss, distillation: Distillation) -> FormLoss:
+    """The loss of a form whose targets may have extra["soft"] (K, O); rows that are NaN there have only their label."""
+    answer = FORMS[form].answer if form in FORMS else None
+    if answer is None:
+        return hard
+    soft_loss, weight = SOFT_LOSSES[answer], distillation.weight
+
+    def of_units(outputs_KC: Tensor, targets: Targets, table: TermTable) -> Tensor:
+        hard_U = hard(outputs_KC, targets, table)
+        soft_KO = targets.extra.get("soft")
+        if soft_KO is None:  # no task with a teacher in this micro-batch
+            return hard_U
+        taught_U = ~_by_unit(answer, soft_KO[:, 0].isnan().float(), targets).bool()
+        soft_U = soft_loss(outputs_KC, soft_KO.nan_to_num(0.0), targets, table, distillation.temperature)
+        return torch.where(taught_U, weight * soft_U + (1 - weight) * hard_U, hard_U)
+
+    return of_units
+
+
+def class_divergence(outputs_KC: Tensor, soft_KO: Tensor, targets: Targets, table: TermTable, temperature: float) -> Tensor:
+    """T^2 KL(p || q) over each row's own columns, (K,)."""
+    is_output_KO = table.is_output[targets.term_ids]
+    scores_KO = own_outputs(outputs_KC, targets.term_ids, table).masked_fill(~is_output_KO, float("-inf")) / temperature
+    # Soft targets are as wide as the widest term among the rows that have some.
+    log_q_KO = scores_KO.log_softmax(dim=1).masked_fill(~is_output_KO, 0.0)[:, : soft_KO.shape[1]]
+    return temperature**2 * (torch.xlogy(soft_KO, soft_KO) - soft_KO * log_q_KO).sum(dim=1)
+
+
+def row_divergence(outputs_KC: Tensor, soft_K1: Tensor, targets: Targets, table: TermTable, temperature: float) -> Tensor:
+    """T^2 KL(p || q) over the rows of each example, (G,)."""
+    scores_K, soft_K = own_outputs(outputs_KC, targets.term_ids, table)[:, 0] / temperature, soft_K1[:, 0]
+    log_q_K = scores_K - _log_sum_exp(scores_K, targets)[targets.groups]
+    return temperature**2 * _by_unit("rows", torch.xlogy(soft_K, soft_K) - soft_K * log_q_K, targets)
+
+
+def squared_difference(outputs_KC: Tensor, soft_K1: Tensor, targets: Targets, table: TermTable, temperature: float) -> Tensor:
+    """Squared difference to the teachers' score, (K,). A score has no temperature."""
+    return (own_outputs(outputs_KC, targets.term_ids, table)[:, 0] - soft_K1[:, 0]) ** 2
+
+
+SOFT_LOSSES: Mapping[Answer, SoftLoss] = {"classes": class_divergence, "rows": row_divergence, "number": squared_difference}
+
+
+def _by_unit(answer: Answer, values_K: Tensor, targets: Targets) -> Tensor:
+    """Sums over the rows of each example (G,) where the form's units are examples, else the values as they are."""
+    if answer != "rows":
+        return values_K
+    return values_K.new_zeros(len(targets.examples)).index_add(0, targets.groups, values_K)
+
+
+def _log_sum_exp(scores_K: Tensor, targets: Targets) -> Tensor:
+    """(G,): over the rows of each example."""
+    highest_G = scores_K.new_full((len(targets.examples),), float("-inf")).scatter_reduce(0, targets.groups, scores_K.detach(), "amax")
+    return highest_G + _by_unit("rows", (scores_K - highest_G[targets.groups]).exp(), targets).log()
