@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from mtdnn_ds.batch.packed import PackedBatch, Targets
 from mtdnn_ds.model.attention import resolve_backend
+from mtdnn_ds.model.custom import build_custom_heads
 from mtdnn_ds.model.encoder import PackedEncoder, load_encoder
 from mtdnn_ds.model.heads import LinearBank
-from mtdnn_ds.model.seeded import derived_seed
+from mtdnn_ds.model.san import PREDICTION_DROPOUT, SanBank
 from mtdnn_ds.tasks.layout import BANKS, HeadLayout
 from mtdnn_ds.tasks.spec import TaskSpec
 
@@ -45,9 +46,12 @@ class MultiTaskModel(nn.Module):
         """
         return self.outputs(batch) if within is None else within(self, batch)
 
-    def outputs(self, batch: PackedBatch) -> Outputs:
-        """Outputs (K, C) float32 of each form: row k belongs to row k of its targets, columns to terms as in the HeadLayout."""
-        return self.read(self.encoder(batch), batch)
+    def outputs(self, batch: PackedBatch, noise_TE: Tensor | None = None) -> Outputs:
+        """Outputs (K, C) float32 of each form: row k belongs to row k of its targets, columns to terms as in the HeadLayout.
+
+        `noise_TE` is added to the word embeddings.
+        """
+        return self.read(self.encoder(batch, noise_TE), batch)
 
     def read(self, hidden_TD: Tensor, batch: PackedBatch) -> Outputs:
         """All heads on the hidden states of a micro-batch."""
@@ -64,8 +68,13 @@ class MultiTaskModel(nn.Module):
         """A head's outputs for the rows of all its forms end to end. Heads take plain tensors: ZeRO-3's hooks look for those."""
         rows_K = torch.cat([of_form.rows for of_form in targets])
         term_ids_K = torch.cat([of_form.term_ids for of_form in targets])
+        # Rows of each of the head's terms, on the host; for heads with parameters per term, whose units are their rows.
+        sizes = [int(batch.unit_counts[index]) for index, term in enumerate(self.layout.terms) if term.head == name]
+        if name == "san":
+            segments_K4 = targets[0].extra["segments"] if rows_K.numel() else rows_K.new_zeros((0, 4))
+            return head(hidden_TD, batch.cu_seqlens[:-1].index_select(0, rows_K), segments_K4, term_ids_K, sizes, batch.max_seqlen)
         states_KD = self.encoder.pooled(hidden_TD, batch, rows_K) if self.reads[name] == "sequence" else hidden_TD.index_select(0, rows_K)
-        return head(states_KD, term_ids_K) if name in BANKS else head(states_KD)
+        return head(states_KD, term_ids_K) if name in BANKS else head(states_KD, term_ids_K, sizes)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -112,7 +121,9 @@ def build_model(
         encoder.notes = (reason, *encoder.notes)
     task_dropout = [0.0 if dropout == "none" else encoder.hidden_dropout if spec.dropout is None else spec.dropout for spec in specs]
     heads: dict[str, nn.Module] = {
-        name: _build_head(name, specs, layout, encoder=encoder, task_dropout=task_dropout, seed=seed, first_score=first_score or {})
+        name: _build_head(
+            name, specs, layout, encoder=encoder, task_dropout=task_dropout, dropout=dropout, seed=seed, first_score=first_score or {}
+        )
         for name in layout.heads
     }
     for head in heads.values():
@@ -123,7 +134,7 @@ def build_model(
 
 
 def _reads_pooled(layout: HeadLayout, head: str) -> bool:
-    return any(term.head == head and term.reads == "sequence" for term in layout.terms)
+    return head != "san" and any(term.head == head and term.reads == "sequence" for term in layout.terms)
 
 
 def _build_head(
@@ -133,15 +144,18 @@ def _build_head(
     *,
     encoder: PackedEncoder,
     task_dropout: Sequence[float],
+    dropout: Literal["model", "none"],
     seed: int,
     first_score: Mapping[str, float],
 ) -> nn.Module:
+    dropout_M = [task_dropout[term.task] for term in layout.terms]
+    columns = {index: term.columns for index, term in enumerate(layout.terms) if term.head == name}
     initializer_range = getattr(encoder.config, "initializer_range", 0.02)
     if name in BANKS:
         return LinearBank(
             hidden_size=encoder.hidden_size,
             num_columns=layout.num_columns(name),
-            dropout_M=[task_dropout[term.task] for term in layout.terms],
+            dropout_M=dropout_M,
             initializer_range=initializer_range,
             seed=seed,
             purpose=f"{name}_head",
@@ -151,11 +165,29 @@ def _build_head(
                 if term.form == "score" and specs[term.task].name in first_score
             },
         )
-    custom = next(spec.custom for spec in specs if spec.kind == name)
+    if name == "san":
+        return SanBank(
+            hidden_size=encoder.hidden_size,
+            columns=columns,
+            num_terms_of_run=len(layout.terms),
+            dropout_M=dropout_M,
+            prediction_dropout=0.0 if dropout == "none" else PREDICTION_DROPOUT,
+            initializer_range=initializer_range,
+            seed=seed,
+        )
+    owners = [specs[layout.terms[term].task] for term in columns]
+    custom = owners[0].custom
     assert custom is not None and custom.head is not None
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(derived_seed(seed, f"{name}_head"))
-        return custom.head(encoder.hidden_size, layout.num_columns(name))
+    return build_custom_heads(
+        custom.head,
+        kind=custom.name,
+        tasks=[spec.name for spec in owners],
+        hidden_size=encoder.hidden_size,
+        columns=columns,
+        dropout_M=dropout_M,
+        dropout=dropout,
+        seed=seed,
+    )
 
 
 def parameter_groups(model: MultiTaskModel, weight_decay: float, head_lr_factor: float = 1.0) -> list[dict[str, Any]]:

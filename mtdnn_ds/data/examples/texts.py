@@ -22,8 +22,18 @@ class TextExamples:
     def gather(self, examples_B: np.ndarray, epochs_B: np.ndarray) -> Gathered:
         input_ids, token_type_ids, lengths = self.split.gather(examples_B, self.max_length)
         every = np.arange(len(examples_B))
-        targets = TargetRows(rows=every, labels=self.split.labels[examples_B], examples=every)
+        extra = {"segments": self._segments(examples_B)} if self.spec.head == "san" else {}
+        targets = TargetRows(rows=every, labels=self.split.labels[examples_B], examples=every, extra=extra)
         return Gathered(input_ids=input_ids, token_type_ids=token_type_ids, lengths=lengths, examples=every, targets=[targets])
+
+    def _segments(self, examples_B: np.ndarray) -> np.ndarray:
+        """(B, 4) int64: start and length of text a and of text b, as truncated, from the start of their sequence."""
+        template, number_B = self.split.specials.pair, np.zeros(len(examples_B), dtype=np.int64)
+        whole_a, whole_b = self.split.texts(examples_B, number_B), self.split.texts(examples_B, number_B + 1)
+        first, second = self.split.truncated(whole_a, whole_b, self.max_length)
+        assert second is not None
+        start_a_B = np.full_like(first.length, len(template.prefix))
+        return np.stack([start_a_B, first.length, start_a_B + first.length + len(template.middle), second.length], axis=1)
 
     def decode(self, outputs: Sequence[TermOutputs]) -> Decoded:
         (own,) = outputs
