@@ -100,6 +100,16 @@ class PreparedSplit:
         rows = np.asarray(rows, dtype=np.int64)
         return [self.shards[row // self.rows_per_shard].extra[name][int(row % self.rows_per_shard)].as_py() for row in rows.tolist()]
 
+    def token_column(self, name: str, text: TextRange) -> np.ndarray:
+        """Values of a further column that has one for each token, of the tokens of `text` end to end."""
+        into_S = np.cumsum(text.length) - text.length
+        values = np.empty(int(text.length.sum()), dtype=self.shards[0].extra[name].type.value_type.to_pandas_dtype())
+        for index in np.unique(text.shard):
+            members = text.shard == index
+            kept, column = text.length[members], self.shards[index].extra[name].values.to_numpy(zero_copy_only=True)
+            values[ragged_ranges(into_S[members], kept)] = column[ragged_ranges(text.begin[members], kept)]
+        return values
+
     def lengths(self, max_length: int) -> np.ndarray:
         """(R,) int32: tokens of every row as `gather` would return it, special tokens included, at most `max_length`."""
         # Longest-first truncation keeps exactly as many tokens as fit, so the split of the row into two texts does not matter here.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from mtdnn_ds.data.examples.base import Examples
+from mtdnn_ds.data.examples.documents import DocumentExamples
 from mtdnn_ds.data.examples.texts import TextExamples
 from mtdnn_ds.data.prepared import PreparedSplit
 from mtdnn_ds.tasks.spec import TaskSpec
@@ -14,10 +15,14 @@ Maker = Callable[..., Examples]
 EXAMPLES: Mapping[str, Maker] = {
     "classification": TextExamples,
     "regression": TextExamples,
+    "masked_lm": DocumentExamples,
 }
 
+DRAWN = ("masked_lm",)
+"""Kinds whose examples are drawn anew in every epoch, and so need the run's seed."""
 
-def make_examples(spec: TaskSpec, split: PreparedSplit, *, max_length: int) -> Examples:
-    """The examples of a split in sequences of at most `max_length` tokens."""
+
+def make_examples(spec: TaskSpec, split: PreparedSplit, *, max_length: int, seed: int = 0) -> Examples:
+    """The examples of a split in sequences of at most `max_length` tokens. `seed`: of the run, for kinds that draw masks."""
     maker = TextExamples if spec.custom is not None else EXAMPLES[spec.kind]
-    return maker(spec, split, max_length=max_length)
+    return maker(spec, split, max_length=max_length, **({"seed": seed} if spec.kind in DRAWN else {}))
