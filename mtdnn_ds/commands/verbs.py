@@ -77,6 +77,38 @@ VERBS: dict[str, Verb] = {
             from_launcher=True,
         ),
         Verb(
+            name="adapt",
+            summary="fine-tune a run's encoder and the plain one on samples of a task, and compare them",
+            flags=(
+                Flag(name="run_dir", help="run folder of a multi-task run", required=True),
+                Flag(name="task", help="the task to adapt to: a built-in one, or one of the recipe's", required=True),
+                Flag(name="fractions", help="shares of the training examples", default="0.001,0.01,0.1,1"),
+                Flag(name="samplings", help="samples drawn for each share", default="5"),
+                Flag(name="checkpoint", help="of the run: best/average, best/TASK, step_N or latest", default="best/average"),
+                Flag(name="epochs", help="passes over each sample, unless --train.steps or --train.epochs is given", default="5"),
+                Flag(name="min_steps", help="fewest steps of a run, for samples smaller than a step", default="50"),
+                Flag(name="recipe", help="where settings and own tasks come from; default: the run's recipe.yaml"),
+                _DEEPSPEED,
+                Flag(name="output_dir", help="folder of the experiment; default: runs/adapt_TASK"),
+                _LOG_LEVEL,
+            ),
+            positional="run_dir",
+            from_launcher=True,
+        ),
+        Verb(
+            name="compare",
+            summary="train a recipe's tasks alone, in sequence and together on one budget, and compare them",
+            flags=(
+                _RECIPE,
+                Flag(name="seeds", help="runs of each way, with seeds from train.seed on", default="3"),
+                _DEEPSPEED,
+                Flag(name="output_dir", help="folder of the experiment; default: runs/compare_NAME of the recipe's file"),
+                _LOG_LEVEL,
+            ),
+            positional="recipe",
+            from_launcher=True,
+        ),
+        Verb(
             name="evaluate",
             summary="score a run's checkpoint on every development split",
             flags=(
