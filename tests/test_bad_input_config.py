@@ -44,7 +44,7 @@ RECIPES = {
     "too large": (BASE + "mixture: {rates: annealed, anneal_to: 2}\n", "FILE: mixture.anneal_to=2: must be at most 1"),
     "dropout of one": ("encoder: {path: e}\ntasks: {a: {dropout: 1.0}}\ntrain: {steps: 1}\n", "FILE: tasks.a.dropout=1.0: must be below 1"),
     "wrong word": (BASE + "optimizer: {name: adam}\n", "optimizer.name='adam': must be one of adamw, torch_adamw, adamax, lamb, apex_adam; did you mean 'adamw'?"),
-    "wrong word or mapping": (BASE + "loss: {scale: none}\n", "loss.scale='none': must be one of examples, task_mean, log_classes, or a mapping of task names"),
+    "wrong word or mapping": (BASE + "loss: {scale: none}\n", "loss.scale='none': must be one of examples, task_mean, log_classes, uncertainty, dwa, random, famo, or a mapping of task names"),
     "negative rate": (BASE + "mixture: {rates: {cola: -1, rte: 1}}\n", "FILE: mixture.rates.cola=-1: must be above 0"),
     "number as a name": ("encoder: {path: e}\ntasks: {1: {}}\ntrain: {steps: 1}\n", "FILE: tasks.1: a name must be text; write it in quotes"),
     "duplicate key": (BASE + "train: {steps: 2}\n", "FILE:4: key 'train' is given twice; keep one"),
@@ -71,7 +71,7 @@ RECIPES = {
 FLAGS = {
     "unknown setting": ("train.setps", "1", "unknown setting '--train.setps'; did you mean '--train.steps'?"),
     "unknown section": ("trian.steps", "1", "unknown setting '--trian.steps'; did you mean '--train.steps'?"),
-    "nothing close": ("foo.bar", "1", "unknown setting '--foo.bar'; (known: batch, data, encoder, loss, mixture"),
+    "nothing close": ("foo.bar", "1", "unknown setting '--foo.bar'; (known: batch, data, distillation, encoder, init, loss, mixture"),
     "a section": ("train", "5", "--train: is a section; name one of its settings, e.g. --train.steps"),
     "a whole task": ("tasks.cola", "5", "--tasks.cola: is a section; name one of its settings, e.g. --tasks.cola.kind"),
     "task not in the run": ("tasks.col.dropout", "0.1", "--tasks.col.dropout: task 'col' is not in the run; did you mean 'cola'?"),

@@ -21,16 +21,19 @@ ONLY_WITH: dict[str, tuple[str, tuple[str, ...]]] = {
     "loss.scale_window": ("loss.scale", ("dwa",)),
     "loss.scale_temperature": ("loss.scale", ("dwa",)),
     "regularizer.tasks": ("regularizer.name", ("smart", "freelb", "r_drop")),
-    "regularizer.weight": ("regularizer.name", ("smart", "r_drop")),
-    "regularizer.steps": ("regularizer.name", ("smart", "freelb")),
+    "regularizer.factor": ("regularizer.name", ("smart", "r_drop")),
+    "regularizer.ascent_steps": ("regularizer.name", ("smart", "freelb")),
     "regularizer.noise_std": ("regularizer.name", ("smart",)),
     "regularizer.norm": ("regularizer.name", ("smart", "freelb")),
     "regularizer.norm_per": ("regularizer.name", ("smart", "freelb")),
     "regularizer.step_size": ("regularizer.name", ("smart", "freelb")),
     "regularizer.radius": ("regularizer.name", ("smart", "freelb")),
-    "regularizer.proximal_weight": ("regularizer.name", ("smart",)),
+    "regularizer.proximal_factor": ("regularizer.name", ("smart",)),
     "regularizer.proximal_momentum": ("regularizer.name", ("smart",)),
 }
+
+# regularizer.name -> its default norm and what that is taken of
+USUAL_NORMS: dict[str, tuple[str, str]] = {"smart": ("inf", "token"), "freelb": ("l2", "sequence")}
 
 
 def cross_check(recipe: Recipe) -> list[str]:
@@ -52,12 +55,14 @@ def is_without_effect(recipe: Recipe, section: str, key: str) -> bool:
         return recipe.init.run is None
     if section == "distillation":
         return recipe.distillation.teachers is None
+    if name == "regularizer.proximal_momentum" and recipe.regularizer.name == "smart":
+        return recipe.regularizer.proximal_factor == 0
     decider, needed = ONLY_WITH.get(name, ("", ()))
     return bool(decider) and _value(recipe, decider) not in needed
 
 
 def _without_effect(recipe: Recipe) -> Iterator[str]:
-    for section in ("encoder", "init", "sharing", "mixture", "schedule", "distillation"):
+    for section in ("encoder", "init", "sharing", "mixture", "schedule", "loss", "regularizer", "distillation"):
         settings = getattr(recipe, section)
         for key in sorted(settings.model_fields_set):
             if getattr(settings, key) is not None and is_without_effect(recipe, section, key):
@@ -73,6 +78,8 @@ def _why(recipe: Recipe, name: str, value: object) -> str:
         return f"{name}={value}: has no effect without init.run; remove it, or name the run folder to start from"
     if name.startswith("distillation."):
         return f"{name}: has no effect without distillation.teachers; remove it, or name the run folders to learn from"
+    if name == "regularizer.proximal_momentum" and recipe.regularizer.name == "smart":
+        return f"{name}={value}: has no effect with regularizer.proximal_factor=0; remove it, or set regularizer.proximal_factor"
     decider, needed = ONLY_WITH[name]
     actual = _value(recipe, decider)
     return f"{name}={value}: has no effect with {decider}={actual if isinstance(actual, str) else 'a mapping'}; remove it, or set {decider} to {' or '.join(needed)}"
@@ -96,9 +103,10 @@ def _task_names(recipe: Recipe) -> Iterator[str]:
             for name in value:
                 if name not in recipe.tasks:
                     yield f"{setting}.{name}: there is no task '{name}' in the run{did_you_mean(name, names)}; remove it, or add the task"
-    for name in recipe.distillation.tasks or ():
-        if name not in recipe.tasks:
-            yield f"distillation.tasks: there is no task '{name}' in the run{did_you_mean(name, names)}; remove it, or add the task"
+    for setting, some in (("distillation.tasks", recipe.distillation.tasks), ("regularizer.tasks", recipe.regularizer.tasks)):
+        for name in some or ():
+            if name not in recipe.tasks:
+                yield f"{setting}: there is no task '{name}' in the run{did_you_mean(name, names)}; remove it, or add the task"
     if isinstance(recipe.mixture.rates, dict):
         missing = [name for name in names if name not in recipe.mixture.rates]
         if missing:
@@ -127,6 +135,19 @@ def _sharing(recipe: Recipe) -> Iterator[str]:
                 yield f"sharing.groups: task '{name}' {what}; put it into exactly one"
     if recipe.sharing.mode == "soft" and len(names if groups is None else groups) < 2:
         yield "sharing.mode=soft: with one group there is nothing to share; set sharing.mode to hard, or make a second group"
+
+
+def _regularizer(recipe: Recipe) -> Iterator[str]:
+    settings, usual = recipe.regularizer, USUAL_NORMS.get(recipe.regularizer.name)
+    if settings.name == "r_drop" and recipe.train.dropout == "none":
+        yield "regularizer.name=r_drop: without dropout both passes are equal and it has no effect; remove train.dropout=none, or the regularizer"
+    if usual is not None and ((settings.norm or usual[0]), (settings.norm_per or usual[1])) != usual:
+        missing = [name for name in ("step_size", "radius") if getattr(settings, name) is None]
+        if missing:
+            yield (
+                f"regularizer.{' and regularizer.'.join(missing)}: the defaults of {settings.name} are lengths in the {usual[0]} norm of "
+                f"a {usual[1]}; with another norm give your own"
+            )
 
 
 def _value(recipe: Recipe, name: str) -> object:

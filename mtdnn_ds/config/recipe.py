@@ -160,8 +160,8 @@ class RegularizerSettings(Section):
 
     name: Literal["none", "smart", "freelb", "r_drop"] = "none"
     tasks: list[str] | None = Field(None, min_length=1, description="the tasks it applies to; default: all that it has a rule for")
-    weight: Positive = Field(1.0, description="smart, r_drop: factor of the divergence of two predictions")
-    steps: int | None = Field(None, ge=1, description="smart: ascent steps, default 1; freelb: passes over the perturbed input, default 3")
+    factor: Positive = Field(1.0, description="smart, r_drop: factor of the divergence of two predictions")
+    ascent_steps: int | None = Field(None, ge=1, description="smart: ascent steps, default 1; freelb: passes over the perturbed input, default 3")
     noise_std: Positive = Field(1e-3, description="smart: standard deviation of the noise that the ascent begins with")
     norm: Literal["inf", "l2"] | None = Field(None, description="smart, freelb: norm of gradient and noise; default inf for smart, l2 for freelb")
     norm_per: Literal["token", "sequence"] | None = Field(
@@ -169,9 +169,9 @@ class RegularizerSettings(Section):
     )
     step_size: Positive | None = Field(None, description="smart, freelb: length of an ascent step; default 0.01 for smart, 0.1 for freelb")
     radius: Positive | None = Field(None, description="smart, freelb: largest norm of the noise; default 0.01 for smart, 0.4 for freelb")
-    proximal_weight: float = Field(0.0, ge=0, description="smart: factor of the Bregman proximal point term; 0 = off")
+    proximal_factor: float = Field(0.0, ge=0, description="smart: factor of the Bregman proximal point term; 0 = off")
     proximal_momentum: Annotated[float, Field(ge=0, lt=1)] = Field(
-        0.99, description="smart with proximal_weight: share of itself that the averaged model keeps in each step"
+        0.99, description="smart with proximal_factor: share of itself that the averaged model keeps in each step"
     )
 
 
