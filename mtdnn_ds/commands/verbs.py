@@ -109,6 +109,13 @@ VERBS: dict[str, Verb] = {
             from_launcher=True,
         ),
         Verb(
+            name="distill",
+            summary="store what a recipe's teachers answer on its training examples, and score them, before any training",
+            flags=(_RECIPE, _LOG_LEVEL),
+            positional="recipe",
+            from_launcher=True,
+        ),
+        Verb(
             name="evaluate",
             summary="score a run's checkpoint on every development split",
             flags=(

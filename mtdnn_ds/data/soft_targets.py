@@ -39,9 +39,13 @@ class RowsByExample:
     offsets: np.ndarray  # (E + 1,) int64
 
 
-def soft_file(cache_dir: str, task: str, identity: Mapping[str, Any]) -> Path:
-    """Where the outputs that `identity` (plain values) decides are stored."""
-    key = hashlib.sha256(json.dumps([VERSION, dict(identity)], sort_keys=True).encode()).hexdigest()
+def soft_key(identity: Mapping[str, Any]) -> str:
+    """A name for outputs that `identity`, made of plain values, decides."""
+    return hashlib.sha256(json.dumps([VERSION, dict(identity)], sort_keys=True).encode()).hexdigest()
+
+
+def soft_file(cache_dir: str, task: str, key: str) -> Path:
+    """Where the outputs of one teacher for one task are stored."""
     return Path(cache_dir).expanduser() / f"{task}-train-{key[:16]}.soft.safetensors"
 
 

@@ -49,10 +49,11 @@ def evaluate(
     if not wanted:
         return Evaluation(metrics={}, scores={}, average=0.0)
     outputs = predict(forward, wanted, specs, layout, examples, settings, device)
-    return dist.on_main(lambda: _scored(wanted, outputs, specs, examples))
+    return dist.on_main(lambda: scored(wanted, outputs, specs, examples))
 
 
-def _scored(wanted: Wanted, outputs: Sequence[Sequence[TermOutputs]], specs: Sequence[TaskSpec], examples: ExamplesOf) -> Evaluation:
+def scored(wanted: Wanted, outputs: Sequence[Sequence[TermOutputs]], specs: Sequence[TaskSpec], examples: ExamplesOf) -> Evaluation:
+    """Metrics of the outputs of each wanted (task id, split)."""
     metrics: dict[str, dict[str, float]] = {}
     for (task_id, split), of_split in zip(wanted, outputs, strict=True):
         spec = specs[task_id]

@@ -5,6 +5,7 @@ runs/NAME/best/TASK and runs/NAME/best/average each hold model.safetensors (name
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -91,6 +92,16 @@ def read_weights(folder: Path) -> dict[str, torch.Tensor]:
 
         return dict(get_fp32_state_dict_from_zero_checkpoint(str(folder.parent), tag=folder.name))
     raise CheckpointError(f"{folder}: neither {WEIGHTS} nor {shard.name} is there; give best/TASK, best/average or checkpoints/step_N")
+
+
+def weights_sha256(weights: Mapping[str, torch.Tensor]) -> str:
+    """sha256 of names, types, shapes and values: equal for the same weights in best/NAME and in a checkpoint."""
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        tensor = weights[name].contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def _on_cpu(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
