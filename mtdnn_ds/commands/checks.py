@@ -48,9 +48,17 @@ class Problems:
 
 
 def checked_run(
-    recipe: str, deepspeed_config: str, overrides: Mapping[str, str], *, world_size: int, also: Callable[[], None] = lambda: None
+    recipe: str,
+    deepspeed_config: str,
+    overrides: Mapping[str, str],
+    *,
+    world_size: int,
+    goes_on: bool = False,
+    also: Callable[[], None] = lambda: None,
 ) -> CheckedRun:
     """The run that a recipe file, a DeepSpeed JSON file and flags describe. `also` is one more check of the caller's.
+
+    `goes_on`: from a checkpoint of its own, so that nothing is wanted of the run that it began with.
 
     Raises ConfigError with every problem of all of them.
     """
@@ -61,6 +69,10 @@ def checked_run(
     specs = resolved = None
     if settings is not None:
         specs = problems.check(lambda: resolve_tasks(settings))
+        if specs is not None and (settings.train.freeze or settings.init.run is not None):
+            problems.check(lambda: _preflight(settings, specs, goes_on=goes_on))
+        if specs is not None and settings.distillation.teachers is not None:
+            problems.check(lambda: _teachers(settings, specs))
         for path in {settings.encoder.path, settings.encoder.tokenizer or settings.encoder.path}:
             problems.check(lambda path=path: resolve_encoder_path(path))  # type: ignore[misc]
     if settings is not None and json is not None:
@@ -76,6 +88,18 @@ def _json(path: str) -> dict[str, object]:
     if wrong := key_problems(json, path):
         raise ConfigError(wrong)
     return json
+
+
+def _preflight(settings: Recipe, specs: tuple[TaskSpec, ...], *, goes_on: bool) -> None:
+    from mtdnn_ds.train.preflight import preflight
+
+    preflight(settings, specs, goes_on=goes_on)
+
+
+def _teachers(settings: Recipe, specs: tuple[TaskSpec, ...]) -> None:
+    from mtdnn_ds.train.teachers import find_teachers
+
+    find_teachers(settings, specs)
 
 
 def _resolved(json: dict[str, object], settings: Recipe, source: str, world_size: int) -> ResolvedDeepSpeed:

@@ -17,7 +17,12 @@ def run(*, recipe: str, deepspeed_config: str, output_dir: str | None, resume: s
     configure_logging(log_level, dist.rank())  # type: ignore[arg-type]
     folder = Path(output_dir) if output_dir else run_folder_of(resume) or Path("runs") / Path(recipe).stem
     checked = checked_run(
-        recipe, deepspeed_config, overrides, world_size=dist.world_size(), also=lambda: refuse_used_folder(folder, resume)
+        recipe,
+        deepspeed_config,
+        overrides,
+        world_size=dist.world_size(),
+        goes_on=resume != "none" and any((folder / "checkpoints").glob("step_*")),
+        also=lambda: refuse_used_folder(folder, resume),
     )
 
     from mtdnn_ds.train.engine import stop_distributed

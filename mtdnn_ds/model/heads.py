@@ -21,6 +21,8 @@ class LinearBank(nn.Module):
     weights are rows first_column .. first_column + num_outputs - 1 of `weight` (HeadLayout).
     """
 
+    per_column = ("weight", "bias")  # dimension 0 counts columns: what a later run takes over of a term
+
     def __init__(
         self,
         *,

@@ -55,7 +55,7 @@ def find_run(run_dir: str, checkpoint: str, *, run_setting: str = "--run_dir", c
     folder = RunFolder(Path(run_dir))
     if not folder.recipe.is_file():
         raise ConfigError(f"{run_setting} {run_dir}: not a run folder (recipe.yaml is missing); give the --output_dir of a training run")
-    weights_folder = _find_weights(folder, checkpoint, checkpoint_setting)
+    weights_folder = find_weights(folder, checkpoint, checkpoint_setting)
     recipe = load_recipe(str(folder.recipe), {})
     # Back ends that need half precision or CUDA change no weights.
     encoder = recipe.encoder.model_copy(update={"attention": "auto", "fused_layer_norm": False})
@@ -94,15 +94,20 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], folder: Path) 
     model.load_state_dict(weights)
 
 
-def _find_weights(folder: RunFolder, checkpoint: str, setting: str) -> Path:
+def checkpoint_folders(folder: RunFolder) -> dict[str, Path]:
+    """Every name that --checkpoint knows in a run, but for `latest`, with its folder. Opens none of them."""
+    best = {f"best/{path.parent.name}": path.parent for path in sorted(folder.best.glob(f"*/{WEIGHTS}"))}
+    return best | {path.name: path for path in sorted(folder.checkpoints.glob("step_*"))}
+
+
+def find_weights(folder: RunFolder, checkpoint: str, setting: str) -> Path:
     """The folder that `checkpoint` names. Raises CheckpointError listing what there is."""
     if checkpoint == "latest":
         found = find_checkpoint(folder.checkpoints)
         if found is None:
             raise CheckpointError(f"{folder.checkpoints}: no checkpoint there yet; train first, or give {setting} best/average")
         return found.path
-    known = {f"best/{path.parent.name}": path.parent for path in sorted(folder.best.glob(f"*/{WEIGHTS}"))}
-    known |= {path.name: path for path in sorted(folder.checkpoints.glob("step_*"))}
+    known = checkpoint_folders(folder)
     if checkpoint not in known:
         raise CheckpointError(f"{setting} {checkpoint}: not in {folder.path}{did_you_mean(checkpoint, [*known, 'latest'])}")
     if checkpoint.startswith("step_"):

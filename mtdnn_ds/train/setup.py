@@ -16,11 +16,14 @@ from mtdnn_ds.config.errors import ConfigError
 from mtdnn_ds.config.recipe import Recipe
 from mtdnn_ds.data.cache import prepare
 from mtdnn_ds.data.examples import Examples, make_examples
+from mtdnn_ds.data.examples.sampled import sampled, train_labels
 from mtdnn_ds.data.features import load_tokenizer, special_tokens
 from mtdnn_ds.data.loader import LoaderSettings
 from mtdnn_ds.data.plan import StepPlan, steps_for_epochs
+from mtdnn_ds.data.prepared import PreparedSplit
 from mtdnn_ds.model.multitask import MultiTaskModel, build_model
 from mtdnn_ds.tasks.layout import HeadLayout, head_layout
+from mtdnn_ds.tasks.sharing import Sharing, share
 from mtdnn_ds.tasks.spec import TaskSpec
 from mtdnn_ds.train.schedule import num_warmup_steps
 
@@ -71,12 +74,7 @@ def prepare_run_data(recipe: Recipe, specs: Sequence[TaskSpec], say: Say) -> Run
             say=speak,
             trust_remote_code=recipe.encoder.trust_remote_code,
         )
-        return {
-            spec.name: {
-                name: make_examples(spec, split, max_length=recipe.encoder.max_length) for name, split in prepared[spec.name].items()
-            }
-            for spec in specs
-        }
+        return {spec.name: {name: _examples(recipe, spec, name, split) for name, split in prepared[spec.name].items()} for spec in specs}
 
     def build_on_main() -> None:
         run(True, say)
@@ -88,6 +86,13 @@ def prepare_run_data(recipe: Recipe, specs: Sequence[TaskSpec], say: Say) -> Run
     dist.on_main(build_on_main)
     dist.on_all(build_on_node)
     return RunData(specs=tuple(specs), layout=head_layout(specs), examples=run(False, lambda text: None))
+
+
+def _examples(recipe: Recipe, spec: TaskSpec, name: str, split: PreparedSplit) -> Examples:
+    examples, settings = make_examples(spec, split, max_length=recipe.encoder.max_length, seed=recipe.train.seed), recipe.tasks[spec.name]
+    if name != "train" or settings.train_fraction is None:
+        return examples
+    return sampled(examples, spec, fraction=settings.train_fraction, seed=settings.sample_seed or 0)
 
 
 def total_steps(recipe: Recipe, sizes: dict[str, int]) -> int:
@@ -141,9 +146,16 @@ def loader_settings(recipe: Recipe, *, hidden_size: int, world_size: int, rank: 
         max_tokens_per_micro_batch=recipe.batch.max_tokens_per_micro_batch,
         hidden_size=hidden_size,
         filler_ids=np.array(template.prefix + template.suffix, dtype=np.int64),
+        sharing=recipe_sharing(recipe),
         one_task_per_micro_batch=recipe.mixture.mixing == "per_micro_batch",
         pin_memory=device.type == "cuda",
     )
+
+
+def recipe_sharing(recipe: Recipe) -> Sharing:
+    """How the recipe's tasks share the encoder."""
+    settings = recipe.sharing
+    return share(list(recipe.tasks), mode=settings.mode, groups=settings.groups, penalty=settings.penalty, rank=settings.rank)
 
 
 def run_model(recipe: Recipe, data: RunData, *, device: torch.device, compute_dtype: torch.dtype) -> MultiTaskModel:
@@ -165,9 +177,10 @@ def run_model(recipe: Recipe, data: RunData, *, device: torch.device, compute_dt
         trust_remote_code=encoder.trust_remote_code,
         dropout=recipe.train.dropout,
         fused_layer_norm=encoder.fused_layer_norm,
+        sharing=recipe_sharing(recipe),
         # From 0, the squared errors of scores like STS-B's (0 to 5) would be ten times every other loss, and fill the clipped gradient.
         first_score={
-            spec.name: float(data.examples[spec.name]["train"].split.labels.mean(dtype=np.float64))
+            spec.name: float(train_labels(data.examples[spec.name]["train"]).mean(dtype=np.float64))
             for spec in data.specs
             if spec.kind == "regression" and spec.name in data.examples
         },

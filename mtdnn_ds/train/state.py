@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from mtdnn_ds.config.errors import CheckpointError
@@ -23,6 +24,9 @@ FREE_SETTINGS = (
     "encoder.attention",
     "encoder.gradient_checkpointing",
     "encoder.sha256",
+    "distillation.teachers",  # RunState.teachers says whether they answer alike
+    "distillation.checkpoint",
+    "distillation.tasks",
 )
 
 
@@ -34,6 +38,7 @@ class RunState:
     recipe: dict[str, Any]
     plan: dict[str, Any]
     topology: dict[str, Any]
+    teachers: dict[str, str] = field(default_factory=dict)  # task -> fingerprint of its teachers' answers (train/distillation.py)
     best: dict[str, dict[str, float]] = field(default_factory=dict)  # task or "average" -> {"score", "step"}
     evaluation: Evaluation | None = None  # the last one
     evaluated_at: int = 0  # its step
@@ -52,8 +57,15 @@ def check_fit(name: str, saved: Mapping[str, Any], wanted: RunState, plan: StepP
     theirs, ours = flat({**saved["recipe"], "topology": saved["topology"]}), flat({**wanted.recipe, "topology": wanted.topology})
     problems = []
     for key in sorted(theirs.keys() | ours.keys()):
-        if theirs.get(key) != ours.get(key) and not key.startswith(FREE_SETTINGS):
+        if _place(key, theirs.get(key)) != _place(key, ours.get(key)) and not key.startswith(FREE_SETTINGS):
             problems.append(f"{name}: {key} was {theirs.get(key)!r} when it was saved and is {ours.get(key)!r} now")
+    theirs, ours = saved.get("teachers", {}), wanted.teachers
+    for task in sorted(theirs.keys() | ours.keys()):
+        if theirs.get(task) != ours.get(task):
+            problems.append(
+                f"{name}: the teachers of '{task}' were {theirs.get(task)} when it was saved and are {ours.get(task)} now: "
+                "their weights, or how they read the examples, have changed"
+            )
     if problems:
         raise CheckpointError(
             [
@@ -65,6 +77,11 @@ def check_fit(name: str, saved: Mapping[str, Any], wanted: RunState, plan: StepP
         raise CheckpointError(
             f"{name}: its plan stands at step {saved['plan']['step']}, its weights at step {saved['step']}; use another checkpoint"
         )
+
+
+def _place(key: str, value: Any) -> Any:
+    """A run that this one began with is known by its folder's name: folders may move."""
+    return Path(value).name if key == "init.run" and value is not None else value
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,15 +17,20 @@ from mtdnn_ds.config.load import dump_recipe
 from mtdnn_ds.config.recipe import Recipe
 from mtdnn_ds.data.loader import LoaderSettings, StepBatches, TrainLoader
 from mtdnn_ds.data.plan import StepPlan
+from mtdnn_ds.losses.distillation import Distillation
 from mtdnn_ds.losses.forms import Losses, build_losses
 from mtdnn_ds.losses.objective import step_loss, task_means, task_scales
+from mtdnn_ds.model.freeze import freeze
 from mtdnn_ds.model.multitask import MultiTaskModel, parameter_groups
 from mtdnn_ds.tasks.spec import TaskSpec
 from mtdnn_ds.train import checkpoint
+from mtdnn_ds.train.distillation import find_lessons, fingerprints, taught
 from mtdnn_ds.train.engine import StepResult, optimizer_step, set_learning_rate, start_distributed, start_engine
 from mtdnn_ds.train.evaluate import evaluate
+from mtdnn_ds.train.init import begin_with, find_source
 from mtdnn_ds.train.monitor import EvalRecord, Event, RunMonitor, StepRecord, check_monitors
 from mtdnn_ds.train.optimizer import build_optimizer
+from mtdnn_ds.train.penalty import SharingPenalty, sharing_penalty
 from mtdnn_ds.train.progress import Progress
 from mtdnn_ds.train.results import show_results
 from mtdnn_ds.train.run_folder import RunFolder, write_run_files
@@ -49,21 +54,33 @@ class Run:
     settings: LoaderSettings
     losses: Losses
     engine: Any
+    penalty: SharingPenalty | None
     cost: StepCost
     precision: str
     state: RunState
     progress: Progress
     monitor: RunMonitor | None  # rank 0 only
+    evaluate_after: Collection[int]  # steps
 
 
-def train(recipe: Recipe, specs: Sequence[TaskSpec], deepspeed: ResolvedDeepSpeed, *, output_dir: Path, resume: str) -> None:
+def train(
+    recipe: Recipe,
+    specs: Sequence[TaskSpec],
+    deepspeed: ResolvedDeepSpeed,
+    *,
+    output_dir: Path,
+    resume: str,
+    evaluate_after: Collection[int] = (),
+    quiet: bool = False,
+) -> None:
     """Train a recipe to its last step, from the beginning or from a checkpoint. Collective: every rank calls this.
 
+    `evaluate_after`: steps beside those of train.eval_every. `quiet`: nothing is printed; the run folder is the same.
     Raises UserErrors: ConfigError, DataError and CheckpointError before the first step, TrainingError after it.
     """
     check_monitors(deepspeed.config)
     device = start_distributed()
-    run = _start(recipe, specs, deepspeed, device=device, output_dir=output_dir, resume=resume)
+    run = _start(recipe, specs, deepspeed, device=device, output_dir=output_dir, resume=resume, evaluate_after=evaluate_after, quiet=quiet)
     succeeded = False
     try:
         _all_steps(run)
@@ -76,23 +93,34 @@ def train(recipe: Recipe, specs: Sequence[TaskSpec], deepspeed: ResolvedDeepSpee
 
 
 def _start(
-    recipe: Recipe, specs: Sequence[TaskSpec], deepspeed: ResolvedDeepSpeed, *, device: torch.device, output_dir: Path, resume: str
+    recipe: Recipe,
+    specs: Sequence[TaskSpec],
+    deepspeed: ResolvedDeepSpeed,
+    *,
+    device: torch.device,
+    output_dir: Path,
+    resume: str,
+    evaluate_after: Collection[int],
+    quiet: bool,
 ) -> Run:
-    folder = RunFolder(output_dir)
-    say = Progress(num_steps=0, is_main=dist.is_main()).say
+    folder, speaks = RunFolder(output_dir), dist.is_main() and not quiet
+    say = Progress(num_steps=0, is_main=speaks).say
     for note in deepspeed.notes:
         say(note)
     found = checkpoint.resume_from(resume, folder.path, say)
+    source = find_source(recipe) if found is None else None
     data = prepare_run_data(recipe, specs, say)
     plan = build_plan(recipe, data)
     for note in idle_tasks(plan):
         say(note)
+    lessons = find_lessons(recipe, data, say)
     topology = {"world_size": dist.world_size(), "zero_stage": deepspeed.zero_stage, "precision": deepspeed.precision}
-    state = RunState(step=0, recipe=settings_dict(recipe), plan=plan.state_dict(0), topology=topology)
+    state = RunState(step=0, recipe=settings_dict(recipe), plan=plan.state_dict(0), topology=topology, teachers=fingerprints(lessons))
     if found is not None:
         check_fit(str(found.path), found.run_state, state, plan)
+    taught_data = taught(recipe, data, lessons, device=device, say=say)
     model = run_model(recipe, data, device=device, compute_dtype=COMPUTE_DTYPES[deepspeed.precision])
-    for note in model.notes:
+    for note in (*model.notes, *freeze(model, recipe.train.freeze), *([] if source is None else [begin_with(model, specs, source)])):
         say(note)
     settings = loader_settings(recipe, hidden_size=model.encoder.hidden_size, rank=dist.rank(), world_size=dist.world_size(), device=device)
     engine = _engine(recipe, model, deepspeed, say=say)
@@ -106,17 +134,23 @@ def _start(
     return Run(
         recipe=recipe,
         folder=folder,
-        data=data,
+        data=taught_data,
         plan=plan,
         settings=settings,
-        losses=build_losses(data.layout, data.specs, engine.device),
+        losses=build_losses(data.layout, data.specs, engine.device, _distillation(recipe) if lessons else None),
         engine=engine,
+        penalty=sharing_penalty(engine, settings.sharing),
         cost=step_cost(model.encoder.config, precision=deepspeed.precision, device=device),
         precision=deepspeed.precision,
         state=state,
-        progress=Progress(num_steps=plan.total_steps, first_step=state.step, is_main=dist.is_main()),
+        progress=Progress(num_steps=plan.total_steps, first_step=state.step, is_main=speaks),
         monitor=monitor,
+        evaluate_after=evaluate_after,
     )
+
+
+def _distillation(recipe: Recipe) -> Distillation:
+    return Distillation(temperature=recipe.distillation.temperature, weight=recipe.distillation.weight)
 
 
 def _open_folder(
@@ -177,7 +211,7 @@ def _all_steps(run: Run) -> None:
         for batches in loader:
             _one_step(run, batches, loader)
             step = state.step
-            if step == total_steps or (recipe.train.eval_every and step % recipe.train.eval_every == 0):
+            if step == total_steps or step in run.evaluate_after or (recipe.train.eval_every and step % recipe.train.eval_every == 0):
                 _evaluate(run)
             if step == total_steps or (recipe.train.save_every and step % recipe.train.save_every == 0):
                 checkpoint.save_checkpoint(
@@ -211,6 +245,7 @@ def _one_step(run: Run, batches: StepBatches, loader: TrainLoader) -> None:
         fp16=run.precision == "fp16",
         describe=run.data.describe,
         say=run.progress.say,
+        penalty=run.penalty,
     )
     run.state.step = batches.step
     run.state.plan = run.plan.state_dict(batches.step)
@@ -239,7 +274,8 @@ def _record(run: Run, batches: StepBatches, result: StepResult, *, lr: float, se
     means_N = task_means(result.totals, result.units, layout.task_of_term, len(names))
     return StepRecord(
         step=batches.step,
-        loss=step_loss(result.totals, result.coefficients),
+        loss=step_loss(result.totals, result.coefficients) + result.penalty,
+        penalty=result.penalty,
         task_loss={name: float(mean) for name, mean in zip(names, means_N, strict=True) if not np.isnan(mean)},
         task_examples={name: int(count) for name, count in zip(names, counts_N, strict=True) if count},
         lr=lr,

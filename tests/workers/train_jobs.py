@@ -19,8 +19,11 @@ def main(jobs_file: str) -> None:
     for job in json.loads(Path(jobs_file).read_text()):
         if dist.is_main():
             print(f"== {Path(job['output_dir']).name}", flush=True)
-        checked = checked_run(job["recipe"], job["deepspeed_config"], job.get("overrides", {}), world_size=dist.world_size())
-        train(checked.recipe, checked.specs, checked.deepspeed, output_dir=Path(job["output_dir"]), resume=job.get("resume", "none"))
+        resume, overrides = job.get("resume", "none"), job.get("overrides", {})
+        checked = checked_run(
+            job["recipe"], job["deepspeed_config"], overrides, world_size=dist.world_size(), goes_on=resume != "none"
+        )
+        train(checked.recipe, checked.specs, checked.deepspeed, output_dir=Path(job["output_dir"]), resume=resume)
     stop_distributed()
 
 

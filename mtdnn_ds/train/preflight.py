@@ -1,0 +1,81 @@
+"""What can be found wrong with a recipe's init and train.freeze before any work: from run folders and encoder configs. Reads no weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mtdnn_ds.config.encoder_path import resolve_encoder_path
+from mtdnn_ds.config.errors import ConfigError, did_you_mean
+from mtdnn_ds.config.freeze import freeze_problems, layers_of
+from mtdnn_ds.config.load import load_recipe
+from mtdnn_ds.config.recipe import Recipe
+from mtdnn_ds.tasks.layout import head_layout
+from mtdnn_ds.tasks.resolve import resolve_tasks
+from mtdnn_ds.tasks.spec import TaskSpec
+from mtdnn_ds.train.loaded_run import checkpoint_folders
+from mtdnn_ds.train.run_folder import RunFolder
+
+# What weights and the meaning of their rows depend on; everything else is found when they are read.
+_COMPARED = ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size", "type_vocab_size")
+
+
+def preflight(recipe: Recipe, specs: Sequence[TaskSpec], *, goes_on: bool) -> None:
+    """Raise ConfigError with everything wrong with `train.freeze` and, unless the run goes on from a checkpoint of its own, with `init`."""
+    problems: list[str] = []
+    if recipe.train.freeze:
+        by_number = any(layers_of(part) for part in recipe.train.freeze)
+        num_layers = getattr(_config(recipe), "num_hidden_layers", None) if by_number else None
+        problems += freeze_problems(recipe.train.freeze, num_layers=num_layers, heads=head_layout(specs).heads)
+    if recipe.init.run is not None and not goes_on:
+        problems += _init_problems(recipe, recipe.init.run)
+    if problems:
+        raise ConfigError(problems)
+
+
+def encoder_differences(ours: Recipe, theirs: Recipe) -> list[str]:
+    """Why weights of `theirs` cannot be those of `ours`: one line for each setting of the encoder, with both values."""
+    if (ours.encoder.path, ours.encoder.tokenizer) == (theirs.encoder.path, theirs.encoder.tokenizer):
+        return []
+    try:
+        our_config, their_config = _config(ours), _config(theirs)
+    except (ConfigError, OSError, ValueError):
+        return []  # its folder is gone; weights that do not fit are refused when they are read
+    pairs = [(name, getattr(our_config, name, None), getattr(their_config, name, None)) for name in _COMPARED]
+    lines = [f"{name} is {there} there and {here} here" for name, here, there in pairs if here != there]
+    return lines or _vocabulary_difference(ours, theirs)
+
+
+def _vocabulary_difference(ours: Recipe, theirs: Recipe) -> list[str]:
+    from mtdnn_ds.data.features import load_tokenizer
+
+    paths = [recipe.encoder.tokenizer or recipe.encoder.path for recipe in (theirs, ours)]
+    there, here = (load_tokenizer(resolve_encoder_path(path)).get_vocab() for path in paths)
+    return [] if there == here else [f"the vocabulary is that of {paths[0]} there and that of {paths[1]} here"]
+
+
+def _init_problems(recipe: Recipe, run: str) -> list[str]:
+    folder = RunFolder(Path(run))
+    if not folder.recipe.is_file():
+        return [f"init.run={run}: not a run folder (recipe.yaml is missing); give the --output_dir of a training run"]
+    try:
+        theirs = load_recipe(str(folder.recipe), {})
+        if recipe.init.heads == "matching":
+            resolve_tasks(theirs)
+    except ConfigError as error:
+        hint = "" if recipe.init.heads == "none" else "; mend that recipe, or set init.heads to none"
+        return [f"init.run={run}: {problem}{hint}" for problem in error.problems]
+    known = checkpoint_folders(folder)
+    if recipe.init.checkpoint != "latest" and recipe.init.checkpoint not in known:
+        return [f"init.checkpoint={recipe.init.checkpoint}: not in {run}{did_you_mean(recipe.init.checkpoint, [*known, 'latest'])}"]
+    if not known:
+        return [f"init.run={run}: it has no checkpoint yet; let it train first"]
+    wrong = encoder_differences(recipe, theirs)
+    return [f"init.run={run}: {line}; start from a run with this encoder, or set encoder.path to {theirs.encoder.path}" for line in wrong]
+
+
+def _config(recipe: Recipe) -> Any:
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(resolve_encoder_path(recipe.encoder.path), trust_remote_code=recipe.encoder.trust_remote_code)
