@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from mtdnn_ds.data.plan import StepPlan
     from mtdnn_ds.train.trials import Scores, Trial
 
-ALONE, SEQUENCE, AFTER_BLOCK, TOGETHER = "alone", "in sequence", "in sequence, after its own block", "together"
+ALONE, AFTER_BLOCK, SEQUENCE, TOGETHER = "alone", "in sequence, after its own block", "in sequence, at the end", "together"
 
 
 def run(

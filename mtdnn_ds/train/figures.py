@@ -20,7 +20,7 @@ def draw_adaptation(
     `curves`: start -> training examples -> one score a sampling. As figure 4 of MT-DNN (Liu et al. 2019).
     """
     figure, axes = _figure()
-    for (start, points), color, marker in zip(curves.items(), COLORS, MARKERS, strict=False):
+    for number, ((start, points), color, marker) in enumerate(zip(curves.items(), COLORS, MARKERS, strict=False)):
         sizes = sorted(points)
         means = [float(np.mean(points[size])) for size in sizes]
         axes.fill_between(
@@ -30,7 +30,10 @@ def draw_adaptation(
             axes.plot([size] * len(points[size]), points[size], linestyle="none", marker=".", color=color, alpha=0.6, markersize=4)
         axes.plot(sizes, means, color=color, marker=marker, label=start)
         for size, mean in zip(sizes, means, strict=True):
-            axes.annotate(f"{mean:.3f}", (size, mean), textcoords="offset points", xytext=(4, 6), fontsize=8, color=color)
+            axes.annotate(
+                f"{mean:.3f}", (size, mean), textcoords="offset points", xytext=(6, -13 if number else 7), fontsize=8, color=color,
+                bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 0.5},
+            )  # fmt: skip
     if baseline is not None:
         axes.axhline(baseline, color="0.5", linestyle=":", lw=1, label="most frequent label")
     axes.set_xscale("log")
