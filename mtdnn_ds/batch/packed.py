@@ -51,7 +51,8 @@ class PackedBatch:
     """One micro-batch. Every rank's batch runs every head, with K = 0 rows if need be.
 
     A rank that has no examples left for a micro-batch gets one filler sequence that no target refers to, so that
-    every parameter stays in every graph; `num_tokens` counts real tokens only.
+    every parameter stays in every graph; `num_tokens` counts real tokens only. Where tasks have copies of the encoder, the
+    sequences of each copy lie next to each other, a copy without sequences has a filler, and `parts` are what the copies read.
     """
 
     input_ids: Tensor  # (T,) int64
@@ -59,14 +60,16 @@ class PackedBatch:
     position_ids: Tensor  # (T,) int64, from 0 in each sequence
     cu_seqlens: Tensor  # (S+1,) int32
     max_seqlen: int
-    attention_groups: tuple[AttentionGroup, ...]  # in packed order of their sequences; cover every sequence once
-    packed_to_padded: Tensor  # (T,) int64, index into the groups' padded rows laid end to end
+    attention_groups: tuple[AttentionGroup, ...]  # in packed order of their sequences; cover every sequence once; none where there are parts
+    packed_to_padded: Tensor  # (T,) int64, index into the groups' padded rows laid end to end; (0,) where there are parts
     targets: Mapping[str, Targets]  # form -> targets; every form of the run, in HeadLayout's order
     unit_counts: np.ndarray  # (M,) float64 on the host: supervised units of each term
     example_tasks: np.ndarray  # (B,) int64 on the host, index into the run's tasks (evaluation: into the splits)
     example_rows: np.ndarray  # (B,) int64 on the host, example of the split
     sequence_examples: np.ndarray  # (S,) int64 on the host, index into B; -1 for a filler
     num_tokens: int  # real tokens, without fillers
+    parts: tuple[PackedBatch, ...] = ()  # soft sharing: each copy's sequences, without targets; end to end they are this batch's
+    sequence_groups: Tensor | None = None  # low-rank sharing: (S,) int64, group of tasks that each sequence belongs to
 
     @property
     def num_sequences(self) -> int:

@@ -110,6 +110,7 @@ def sample_steps(recipe: Recipe, data: RunData, plan: StepPlan, *, world_size: i
     """Pack up to SAMPLED_STEPS steps as a run on `world_size` ranks would."""
     import torch
 
+    from mtdnn_ds.data.copies import num_fillers
     from mtdnn_ds.data.loader import example_lengths, pack_examples
     from mtdnn_ds.train.setup import loader_settings
 
@@ -123,7 +124,7 @@ def sample_steps(recipe: Recipe, data: RunData, plan: StepPlan, *, world_size: i
         lengths_B = example_lengths(examples.task_ids, examples.rows, lengths)
         packing = pack_examples(lengths_B, examples.task_ids, settings)
         bins = [members for rank in packing.micro_batches for members in rank]
-        fillers = sum(len(members) == 0 for members in bins) * len(settings.filler_ids)
+        fillers = num_fillers(packing, examples.task_ids, settings.sharing) * len(settings.filler_ids)
         most_tokens = max(most_tokens, *(int(lengths_B[members].sum()) for members in bins))
         rows.append(
             (

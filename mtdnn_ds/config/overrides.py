@@ -143,7 +143,7 @@ def _forget_dependents(result: Overridden, path: tuple[str, ...], value: Any, gi
         settings = result.values.get(section)
         if (
             decider == ".".join(path[:2])
-            and value != needed
+            and value not in needed
             and (section, key) not in given
             and isinstance(settings, dict)
             and key in settings

@@ -17,10 +17,12 @@ import numpy as np
 
 from mtdnn_ds.batch import PackedBatch
 from mtdnn_ds.data.collate import collate
+from mtdnn_ds.data.copies import num_fillers
 from mtdnn_ds.data.examples import Examples
 from mtdnn_ds.data.packing import Packing, pack
 from mtdnn_ds.data.plan import StepPlan
 from mtdnn_ds.tasks.layout import HeadLayout
+from mtdnn_ds.tasks.sharing import HARD, Sharing
 
 PREFETCHED_STEPS = 2
 
@@ -47,7 +49,8 @@ class LoaderSettings:
     world_size: int
     max_tokens_per_micro_batch: int
     hidden_size: int  # of the encoder, for the cost of attention
-    filler_ids: np.ndarray  # a shortest valid sequence, for a rank without examples
+    filler_ids: np.ndarray  # a shortest valid sequence, for an encoder without examples
+    sharing: Sharing = HARD
     one_task_per_micro_batch: bool = False
     pin_memory: bool = False
 
@@ -140,10 +143,11 @@ class TrainLoader:
                 layout=self._layout,
                 tasks=range(len(self._sets)),
                 filler_ids=settings.filler_ids,
+                sharing=settings.sharing,
             )
             for members in packing.micro_batches[settings.rank]
         )
-        fillers = sum(len(members) == 0 for rank in packing.micro_batches for members in rank)
+        filler_tokens = num_fillers(packing, examples.task_ids, settings.sharing) * len(settings.filler_ids)
         return StepBatches(
             step=step,
             micro_batches=tuple(batch.pin_memory() for batch in micro_batches) if settings.pin_memory else micro_batches,
@@ -151,7 +155,7 @@ class TrainLoader:
             unit_counts=np.sum([batch.unit_counts for batch in micro_batches], axis=0),
             tokens=packing.tokens,
             sum_squared_lengths=int((lengths_B**2).sum()),
-            padding_efficiency=packing.tokens / (packing.tokens + fillers * len(settings.filler_ids)),
+            padding_efficiency=packing.tokens / (packing.tokens + filler_tokens),
             rank_imbalance=packing.rank_imbalance,
         )
 
@@ -197,4 +201,5 @@ def evaluation_batches(
             layout=layout,
             tasks=tasks,
             filler_ids=settings.filler_ids,
+            sharing=settings.sharing,
         )

@@ -42,6 +42,7 @@ class AttentionLayout:
     groups: tuple[AttentionGroup, ...]  # grouped and padded only
     padded_to_packed: Tensor  # (P,) int64, all groups end to end; T stands for a zero row
     packed_to_padded: Tensor  # (T,) int64, its inverse
+    token_groups: Tensor | None  # (T,) int64, low-rank sharing: each token's group of tasks
 
 
 def attention_layout(batch: PackedBatch, backend: Backend) -> AttentionLayout:
@@ -57,6 +58,9 @@ def attention_layout(batch: PackedBatch, backend: Backend) -> AttentionLayout:
         groups=groups,
         padded_to_packed=torch.cat([group.padded_to_packed.flatten() for group in groups]),
         packed_to_padded=packed_to_padded,
+        token_groups=None
+        if batch.sequence_groups is None
+        else batch.sequence_groups.repeat_interleave(batch.cu_seqlens.diff(), output_size=batch.input_ids.numel()),
     )
 
 

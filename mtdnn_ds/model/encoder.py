@@ -12,7 +12,7 @@ import sys
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from inspect import signature
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -144,7 +144,7 @@ def load_encoder(
     replace_dropout(encoder)
     if fused_layer_norm:
         fuse_layer_norms(encoder)
-    _set_checkpointing(model, gradient_checkpointing)
+    set_checkpointing(model, gradient_checkpointing)
     encoder.notes = notes
     return encoder.to(dtype).train()
 
@@ -155,7 +155,7 @@ def _load_model(
     """The Hugging Face model in float32, and the names of the parameters that its checkpoint lacks."""
     missing: Collection[str] = ()
     try:
-        with _quiet_transformers(), torch.random.fork_rng(devices=[]):
+        with quiet_transformers(), torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(derived_seed(seed, "encoder"))
             config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
             _refuse_other_architectures(config, path)
@@ -259,11 +259,12 @@ def _freeze_unused(encoder: PackedEncoder) -> tuple[str, ...]:
     )
 
 
-def _set_checkpointing(model: PreTrainedModel, wanted: bool) -> None:
+def set_checkpointing(model: PreTrainedModel, wanted: bool, **settings: Any) -> None:
+    """Switches the recomputation of layers in the backward pass on or off; `settings` go to torch.utils.checkpoint."""
     if wanted and not model.supports_gradient_checkpointing:
         raise ConfigError(f"encoder.gradient_checkpointing: {type(model).__name__} does not support it; set it to false")
     if wanted:
-        model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+        model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False, **settings})
     elif model.is_activation_checkpointing:  # switched on by the checkpoint's config
         model.activation_checkpointing_disable()
 
@@ -288,7 +289,7 @@ def fuse_layer_norms(module: nn.Module) -> None:
 
 
 @contextmanager
-def _quiet_transformers() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """Silences the table of missing and unexpected weights (we check them ourselves) and the progress bar."""
     verbosity, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
     hf_logging.set_verbosity_error()

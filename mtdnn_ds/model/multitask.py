@@ -13,11 +13,16 @@ from torch import Tensor, nn
 
 from mtdnn_ds.batch.packed import PackedBatch, Targets
 from mtdnn_ds.model.attention import resolve_backend
+from mtdnn_ds.model.copies import CopiedEncoder
 from mtdnn_ds.model.custom import build_custom_heads
 from mtdnn_ds.model.encoder import PackedEncoder, load_encoder
 from mtdnn_ds.model.heads import LinearBank
+from mtdnn_ds.model.masked_lm import MaskedLMHead, build_masked_lm_head
+from mtdnn_ds.model.mean_pooler import MeanPooler
 from mtdnn_ds.model.san import PREDICTION_DROPOUT, SanBank
+from mtdnn_ds.model.sharing import share_encoder
 from mtdnn_ds.tasks.layout import BANKS, HeadLayout
+from mtdnn_ds.tasks.sharing import HARD, Sharing
 from mtdnn_ds.tasks.spec import TaskSpec
 
 Outputs = dict[str, Tensor]
@@ -30,7 +35,7 @@ class MultiTaskModel(nn.Module):
     every micro-batch, because ZeRO needs a gradient for each on every rank.
     """
 
-    def __init__(self, *, encoder: PackedEncoder, heads: Mapping[str, nn.Module], layout: HeadLayout) -> None:
+    def __init__(self, *, encoder: PackedEncoder | CopiedEncoder, heads: Mapping[str, nn.Module], layout: HeadLayout) -> None:
         """`heads`: one module for each of `layout.heads`, in that order, which is the order of every forward on every rank."""
         super().__init__()
         assert tuple(heads) == layout.heads, (tuple(heads), layout.heads)
@@ -73,13 +78,22 @@ class MultiTaskModel(nn.Module):
         if name == "san":
             segments_K4 = targets[0].extra["segments"] if rows_K.numel() else rows_K.new_zeros((0, 4))
             return head(hidden_TD, batch.cu_seqlens[:-1].index_select(0, rows_K), segments_K4, term_ids_K, sizes, batch.max_seqlen)
+        if name == "masked_lm":
+            return head(hidden_TD.index_select(0, rows_K))
+        if name == "embedding":
+            return head(hidden_TD, batch.cu_seqlens, rows_K)
         states_KD = self.encoder.pooled(hidden_TD, batch, rows_K) if self.reads[name] == "sequence" else hidden_TD.index_select(0, rows_K)
         return head(states_KD, term_ids_K) if name in BANKS else head(states_KD, term_ids_K, sizes)
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What a run says once, at start."""
-        return self.encoder.notes
+        return (*self.encoder.notes, *(note for head in self.heads.values() for note in getattr(head, "notes", ())))
+
+    @property
+    def borrowed(self) -> tuple[tuple[nn.Module, nn.Parameter], ...]:
+        """Parameters that a module reads in its forward although another one owns them: ZeRO-3 has to be told."""
+        return tuple((head, head.tied_weight) for head in self.heads.values() if isinstance(head, MaskedLMHead))
 
 
 def build_model(
@@ -98,6 +112,7 @@ def build_model(
     dropout: Literal["model", "none"] = "model",
     fused_layer_norm: bool = False,
     first_score: Mapping[str, float] | None = None,
+    sharing: Sharing = HARD,
 ) -> MultiTaskModel:
     """The whole model on the CPU, in training mode; equal on every rank for equal arguments.
 
@@ -121,7 +136,9 @@ def build_model(
         encoder.notes = (reason, *encoder.notes)
     task_dropout = [0.0 if dropout == "none" else encoder.hidden_dropout if spec.dropout is None else spec.dropout for spec in specs]
     heads: dict[str, nn.Module] = {
-        name: _build_head(
+        name: build_masked_lm_head(encoder, None if random_init else encoder_path, seed=seed, trust_remote_code=trust_remote_code)
+        if name == "masked_lm"
+        else _build_head(
             name, specs, layout, encoder=encoder, task_dropout=task_dropout, dropout=dropout, seed=seed, first_score=first_score or {}
         )
         for name in layout.heads
@@ -130,11 +147,11 @@ def build_model(
         head.to(parameter_dtype)
     if not any(_reads_pooled(layout, name) for name in layout.heads):
         encoder.pooler.requires_grad_(False)  # no head reads it: without a gradient it would break ZeRO
-    return MultiTaskModel(encoder=encoder, heads=heads, layout=layout).train()
+    return MultiTaskModel(encoder=share_encoder(encoder, sharing, seed=seed), heads=heads, layout=layout).train()
 
 
 def _reads_pooled(layout: HeadLayout, head: str) -> bool:
-    return head != "san" and any(term.head == head and term.reads == "sequence" for term in layout.terms)
+    return head not in ("san", "embedding") and any(term.head == head and term.reads == "sequence" for term in layout.terms)
 
 
 def _build_head(
@@ -165,6 +182,8 @@ def _build_head(
                 if term.form == "score" and specs[term.task].name in first_score
             },
         )
+    if name == "embedding":
+        return MeanPooler()
     if name == "san":
         return SanBank(
             hidden_size=encoder.hidden_size,
@@ -206,7 +225,7 @@ def parameter_groups(model: MultiTaskModel, weight_decay: float, head_lr_factor:
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {(head, plain): [] for head in (False, True) for plain in (False, True)}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            is_head = head_lr_factor != 1.0 and name.startswith(("heads.", "encoder.pooler."))
+            is_head = head_lr_factor != 1.0 and (name.startswith("heads.") or ".pooler." in name)
             is_plain = name in normalisation or name.split(".")[-1].endswith("bias") or "layernorm" in name.lower()
             groups[is_head, is_plain].append(parameter)
     return [

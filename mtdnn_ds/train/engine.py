@@ -25,6 +25,7 @@ from mtdnn_ds.losses.forms import Losses, UnitLosses
 from mtdnn_ds.losses.objective import micro_batch_loss, term_coefficients
 from mtdnn_ds.tasks.layout import HeadLayout
 from mtdnn_ds.train.device import keep_freed_memory
+from mtdnn_ds.train.penalty import SharingPenalty
 
 # Other ranks wait in a collective while rank 0 tokenizes; DeepSpeed's own limit of 10 minutes would end a first run on large data.
 COLLECTIVE_TIMEOUT = timedelta(hours=2)
@@ -40,6 +41,7 @@ class StepResult:
     grad_norm: float  # before clipping
     loss_scale: float  # 1 unless fp16
     skipped: int  # attempts that overflowed in fp16 before this step was applied
+    penalty: float  # of sharing, part of the objective
 
 
 def start_distributed() -> torch.device:
@@ -84,6 +86,8 @@ def start_engine(model: nn.Module, optimizer: torch.optim.Optimizer, config: dic
     import deepspeed
 
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config, dist_init_required=False)
+    for module, parameter in getattr(model, "borrowed", ()):
+        deepspeed.zero.register_external_parameter(module, parameter)  # ZeRO-3 then gathers it for this module too
     return engine
 
 
@@ -112,6 +116,7 @@ def optimizer_step(
     fp16: bool,
     describe: Callable[[int, int], str],
     say: Callable[[str], None],
+    penalty: SharingPenalty | None = None,
 ) -> StepResult:
     """Do step `step`: all micro-batches, one update. Collective: all ranks must call this with equally many micro-batches.
 
@@ -125,6 +130,8 @@ def optimizer_step(
     while True:
         seed_step(seed, step)
         skipped_before = engine.skipped_steps
+        if penalty is not None:
+            penalty.begin(_loss_scale(engine))
         totals, unit_losses = _forward_backward(engine, micro_batches, losses=losses, coefficients_M=coefficients_M)
         totals = dist.sum_tensor(totals)
         if not bool(torch.isfinite(totals).all()):
@@ -141,6 +148,7 @@ def optimizer_step(
                 grad_norm=float(engine.get_global_grad_norm()) if norm is None else norm,
                 loss_scale=scale,
                 skipped=skipped,
+                penalty=0.0 if penalty is None else penalty.value(),
             )
         if not fp16:
             raise TrainingError(_bad_gradient(step, layout.task_names))

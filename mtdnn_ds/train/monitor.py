@@ -43,6 +43,7 @@ class StepRecord:
     rank_imbalance: float  # cost of the busiest rank / mean cost, at least 1
     micro_batches: int  # of one rank
     seconds: float
+    penalty: float = 0.0  # of soft and low-rank sharing, contained in the loss
     mfu: float | None = None  # fraction of the peak FLOP/s; None where the peak is unknown
     wait_fraction: float = 0.0  # fraction of `seconds` in which rank 0 waited for data
 
@@ -52,6 +53,7 @@ class StepRecord:
     def scalars(self) -> list[tuple[str, float | None]]:
         return [
             ("loss", self.loss),
+            ("penalty", self.penalty),
             *((f"loss/{task}", loss) for task, loss in self.task_loss.items()),
             *((f"examples/{task}", count) for task, count in self.task_examples.items()),
             ("lr", self.lr),

@@ -1,0 +1,99 @@
+"""Low-rank sharing: W x + b becomes W x + b + B_g A_g x in every linear layer of the encoder, for a token of group g. Not the penalty.
+
+The form is LoRA's (Hu et al. 2021, arXiv:2106.09685, section 4.1) with alpha = r: A_g is drawn, B_g starts at 0, so training starts from
+the shared encoder. Unlike there W and b are trained too. The changes of all N groups are one matrix product each way:
+B (m * (A x)) with A (N r, D_in), B (D_out, N r), and m keeping the r values of the token's own group.
+
+Shape legend: T packed tokens, S sequences, N groups, r rank, R = N r.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from mtdnn_ds.config.errors import ConfigError
+from mtdnn_ds.model.attention import AttentionLayout
+from mtdnn_ds.model.encoder import PackedEncoder, set_checkpointing
+from mtdnn_ds.model.seeded import seeded_normal_
+from mtdnn_ds.tasks.sharing import Sharing
+
+DELTA = "delta"  # name of the module below its linear layer
+
+
+class LowRankDelta(nn.Module):
+    """The changes of one linear layer. Row g r + i of `factors` (R, D_in + D_out) holds row i of A_g, then column i of B_g.
+
+    One parameter instead of two, so that the penalty's gradient, which needs both factors, can be added wherever it gets a gradient.
+    """
+
+    def __init__(self, linear: nn.Linear, sharing: Sharing, *, seed: int, purpose: str) -> None:
+        """A is drawn from N(0, 1 / D_in), so that A x is of the size of x's values; B is 0."""
+        super().__init__()
+        self.in_features, self.num_groups, self.rank = linear.in_features, len(sharing.groups), sharing.rank
+        factors = torch.zeros(self.num_groups * self.rank, linear.in_features + linear.out_features)
+        seeded_normal_(factors[:, : linear.in_features], std=linear.in_features**-0.5, seed=seed, purpose=purpose)
+        self.factors = nn.Parameter(factors.to(linear.weight.dtype))
+
+    def forward(self, input_TD: Tensor, own_TR: Tensor) -> Tensor:
+        """B_g A_g x of each token, (..., T, D_out); `own_TR` is true for the r values of a token's own group."""
+        a_RD, b_RD = self.factors.tensor_split([self.in_features], dim=1)
+        return (functional.linear(input_TD, a_RD) * own_TR) @ b_RD
+
+
+class _TokenGroups:
+    """Which of the R values belong to each token of the micro-batch that is running."""
+
+    def __init__(self, num_groups: int, rank: int) -> None:
+        self.group_of_value = torch.arange(num_groups).repeat_interleave(rank)
+        self.own_TR: Tensor | None = None
+
+    def read(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Before the encoder's forward: from the layout that travels with the tokens."""
+        layout: AttentionLayout = kwargs["packed_layout"]
+        assert layout.token_groups is not None, "a micro-batch for low-rank sharing says which group its sequences belong to"
+        self.group_of_value = self.group_of_value.to(layout.token_groups.device)
+        self.own_TR = layout.token_groups[:, None] == self.group_of_value
+
+    def change(self, linear: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        """After a linear layer's forward: its output with the changes added."""
+        return output + linear.get_submodule(DELTA)(args[0], self.own_TR)
+
+    def checkpoint_contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        """Contexts of a checkpointed layer's forward and of its repetition, which may come after another micro-batch's forward."""
+        return nullcontext(), self._as_before(self.own_TR)
+
+    @contextmanager
+    def _as_before(self, own_TR: Tensor | None) -> Any:
+        present, self.own_TR = self.own_TR, own_TR
+        yield
+        self.own_TR = present
+
+
+def add_low_rank(encoder: PackedEncoder, sharing: Sharing, *, seed: int) -> None:
+    """Gives every linear layer below the pooler a LowRankDelta, as a child module; the layer's own parameters keep their names.
+
+    Raises ConfigError where the encoder cannot serve it.
+    """
+    if not encoder.packs:
+        raise ConfigError(f"sharing.mode=low_rank: the encoder does not run on packed tokens ({encoder.notes[-1]}); use soft or hard")
+    linears = {name: module for name, module in encoder.model.named_modules() if isinstance(module, nn.Linear)}
+    most = min(min(linear.weight.shape) for linear in linears.values())
+    if sharing.rank > most:
+        raise ConfigError(f"sharing.rank={sharing.rank}: a linear layer of the encoder has rank {most} at most; set it lower")
+    groups = _TokenGroups(len(sharing.groups), sharing.rank)
+    encoder.model.register_forward_pre_hook(groups.read, with_kwargs=True)
+    for name, linear in linears.items():
+        linear.add_module(DELTA, LowRankDelta(linear, sharing, seed=seed, purpose=f"{DELTA}.{name}"))
+        linear.register_forward_hook(groups.change)
+    if encoder.model.is_activation_checkpointing:
+        set_checkpointing(encoder.model, True, context_fn=groups.checkpoint_contexts)
+    size = sum(linear.get_submodule(DELTA).get_parameter("factors").numel() for linear in linears.values()) / 1e6
+    note = f"low-rank sharing: changes of rank {sharing.rank} for {', '.join(sharing.groups)} on {len(linears)} linear layers, {size:,.1f} M parameters"
+    encoder.notes = (*encoder.notes, note)

@@ -1,0 +1,54 @@
+"""Sharing: which groups of tasks have encoder weights of their own. A record without tensors; model/ builds from it, data/ lays out by it.
+
+hard      one encoder for all tasks
+soft      a copy of the encoder for each group; a penalty draws the copies to their mean
+low_rank  one encoder, and for each group a change of low rank of every linear layer; a penalty draws the changes to zero
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+Mode = Literal["hard", "soft", "low_rank"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sharing:
+    """How the tasks of a run share the encoder."""
+
+    mode: Mode
+    groups: tuple[str, ...]  # names, in the order of their weights
+    group_of_task: tuple[int, ...]  # index into groups, of each of the run's tasks; empty with hard sharing
+    penalty: float = 0.0
+    rank: int = 0  # low_rank only
+
+    @property
+    def num_copies(self) -> int:
+        """Whole encoders of the run."""
+        return len(self.groups) if self.mode == "soft" else 1
+
+    def copy_of(self, task: int) -> int:
+        """Which of them a task's sequences run through."""
+        return self.group_of_task[task] if self.mode == "soft" else 0
+
+
+HARD = Sharing(mode="hard", groups=("all",), group_of_task=())
+
+
+def share(
+    tasks: Sequence[str], *, mode: Mode = "hard", groups: Mapping[str, Sequence[str]] | None = None, penalty: float = 0.0, rank: int = 0
+) -> Sharing:
+    """The sharing of a run's tasks. `groups` holds each task once (config/crosscheck.py); None makes each task a group of its own."""
+    if mode == "hard":
+        return HARD
+    members = {name: (name,) for name in tasks} if groups is None else groups
+    group_of = {task: index for index, own in enumerate(members.values()) for task in own}
+    return Sharing(
+        mode=mode,
+        groups=tuple(members),
+        group_of_task=tuple(group_of[task] for task in tasks),
+        penalty=penalty,
+        rank=rank if mode == "low_rank" else 0,
+    )
