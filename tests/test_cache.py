@@ -270,12 +270,12 @@ from mtdnn_ds.data.cache import prepare
 from tests.test_cache import file_spec
 from pathlib import Path
 cache.ROWS_PER_BATCH = 8
-original = cache._record_batch
+original = cache.record_batch
 def dies(block, tokenizer, schema, reader):
     if block[0].number > 24:
         os.kill(os.getpid(), signal.SIGKILL)
     return original(block, tokenizer, schema, reader)
-cache._record_batch = dies
+cache.record_batch = dies
 prepare([file_spec(Path(sys.argv[1]))], tokenizer_path=sys.argv[2], cache_dir=sys.argv[3])
 """
 

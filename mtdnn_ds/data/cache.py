@@ -16,9 +16,8 @@ import os
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,10 +26,11 @@ import numpy as np
 import pyarrow as pa
 
 from mtdnn_ds.config.errors import ConfigError, DataError, UserError
-from mtdnn_ds.data.features import SpecialTokens, encodings, flatten, load_tokenizer, special_tokens, tokenizer_hash, word_starts
+from mtdnn_ds.data.features import SpecialTokens, load_tokenizer, special_tokens, tokenizer_hash
 from mtdnn_ds.data.prepared import PreparedSplit, Shard
-from mtdnn_ds.data.readers import Reader, reader_of
-from mtdnn_ds.data.rows import CheckedRow, checked_rows
+from mtdnn_ds.data.readers import reader_of
+from mtdnn_ds.data.record_batches import blocks, record_batch, schema_of
+from mtdnn_ds.data.rows import checked_rows
 from mtdnn_ds.data.sources import fingerprint, place_of
 from mtdnn_ds.tasks.spec import Source, TaskSpec
 
@@ -223,15 +223,15 @@ def _build(job: _Job, tokenizer: Any, on_bad_row: OnBadRow, say: Callable[[str],
 
 def _write(job: _Job, aside: Path, tokenizer: Any, on_bad_row: OnBadRow) -> dict[str, Any]:
     reader = reader_of(job.spec)
-    schema = _schema(tokenizer, reader)
+    schema = schema_of(tokenizer, reader)
     skipped: Counter[str] = Counter()
     rows = checked_rows(job.source, reader.parser(job.spec, job.source), on_bad_row=on_bad_row, skipped=skipped, grouped=reader.grouped)
     num_rows = num_tokens = 0
     text_counts: set[int] = set()
     path = aside / "tokens.arrow"
     with path.open("wb") as file, pa.ipc.new_file(file, schema) as writer:
-        for block in _blocks(rows):
-            batch = _record_batch(block, tokenizer, schema, reader)
+        for block in blocks(rows, ROWS_PER_BATCH):
+            batch = record_batch(block, tokenizer, schema, reader)
             writer.write_batch(batch)
             num_rows += batch.num_rows
             num_tokens += len(batch.column("tokens").values)
@@ -252,59 +252,6 @@ def _write(job: _Job, aside: Path, tokenizer: Any, on_bad_row: OnBadRow) -> dict
     for written in (path, aside / "meta.json", aside):
         _sync(written)
     return meta
-
-
-def _schema(tokenizer: Any, reader: Reader) -> pa.Schema:
-    token_type = pa.uint16() if len(tokenizer) <= 2**16 else pa.int32()
-    offsets = [("token_offsets", pa.large_list(pa.int32()))] if reader.keeps_offsets else []
-    words = [("word_starts", pa.large_list(pa.uint8()))] if reader.keeps_words else []
-    own = [("tokens", pa.large_list(token_type)), ("text_lengths", pa.large_list(pa.int32())), ("label", pa.float32())]
-    return pa.schema([*own, ("source_row", pa.int64()), *offsets, *words, *reader.extra.items()])
-
-
-def _blocks(rows: Iterator[CheckedRow]) -> Iterator[list[CheckedRow]]:
-    while block := list(islice(rows, ROWS_PER_BATCH)):
-        yield block
-
-
-def _record_batch(block: Sequence[CheckedRow], tokenizer: Any, schema: pa.Schema, reader: Reader) -> pa.RecordBatch:
-    """Texts of a row stand one after the other in the flat token buffer: a0 b0 a1 b1 ..."""
-    texts = [text for row in block for text in row.texts]
-    lengths = np.empty(len(texts), dtype=np.int64)
-    offsets: list[np.ndarray] = []
-    words: list[np.ndarray] = []
-
-    def measured() -> Iterator[list[int]]:
-        for index, encoding in enumerate(encodings(tokenizer, texts, offsets=reader.keeps_offsets or reader.keeps_words)):
-            lengths[index] = len(encoding.ids)
-            if reader.keeps_offsets:
-                offsets.append(np.array(encoding.offsets, dtype=np.int32).reshape(-1))
-            if reader.keeps_words:
-                words.append(word_starts(encoding))
-            yield encoding.ids
-
-    value_type = schema.field("tokens").type.value_type
-    tokens = flatten(measured(), np.dtype(value_type.to_pandas_dtype()))
-    text_offsets = np.concatenate(([0], np.cumsum([len(row.texts) for row in block])))
-    token_ends = np.concatenate(([0], np.cumsum(lengths)))
-    token_offsets = token_ends[text_offsets]
-    columns = {
-        "tokens": _lists(token_offsets, pa.array(tokens, value_type)),
-        "text_lengths": _lists(text_offsets, pa.array(lengths.astype(np.int32))),
-        "label": pa.array(np.array([row.label for row in block], dtype=np.float32)),
-        "source_row": pa.array(np.array([row.number for row in block], dtype=np.int64)),
-    }
-    if reader.keeps_offsets:
-        columns["token_offsets"] = _lists(2 * token_offsets, pa.array(np.concatenate(offsets) if offsets else [], pa.int32()))
-    if reader.keeps_words:
-        columns["word_starts"] = _lists(token_offsets, pa.array(np.concatenate(words) if words else [], pa.uint8()))
-    for name, kind in reader.extra.items():
-        columns[name] = pa.array([row.extra[name] for row in block], kind)
-    return pa.record_batch([columns[name] for name in schema.names], schema=schema)
-
-
-def _lists(offsets: np.ndarray, values: pa.Array) -> pa.LargeListArray:
-    return pa.LargeListArray.from_arrays(pa.array(offsets, pa.int64()), values)
 
 
 def _left_out(skipped: dict[str, int]) -> str:

@@ -110,6 +110,10 @@ class PreparedSplit:
             values[ragged_ranges(into_S[members], kept)] = column[ragged_ranges(text.begin[members], kept)]
         return values
 
+    def list_values(self, name: str) -> np.ndarray:
+        """Values of a further column of lists, those of all rows end to end."""
+        return np.concatenate([shard.extra[name].values.to_numpy() for shard in self.shards])
+
     def lengths(self, max_length: int) -> np.ndarray:
         """(R,) int32: tokens of every row as `gather` would return it, special tokens included, at most `max_length`."""
         # Longest-first truncation keeps exactly as many tokens as fit, so the split of the row into two texts does not matter here.

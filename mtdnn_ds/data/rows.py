@@ -39,6 +39,9 @@ class CheckedRow(NamedTuple):
 RowParser = Callable[[int, Cells], "CheckedRow | RowProblem"]
 """(row number, cells: text columns, more_columns, label column if any) -> the row, or why it cannot be used."""
 
+GroupRows = Callable[[Iterator[CheckedRow], "Counter[str]"], Iterator[CheckedRow]]
+"""Makes one row of several; counts the rows that it leaves out, by reason."""
+
 
 def checked_rows(
     source: Source,
@@ -46,7 +49,7 @@ def checked_rows(
     *,
     on_bad_row: Literal["refuse", "skip"],
     skipped: Counter[str],
-    grouped: Callable[[Iterator[CheckedRow]], Iterator[CheckedRow]] | None = None,
+    grouped: GroupRows | None = None,
 ) -> Iterator[CheckedRow]:
     """Usable rows in file order; left-out rows are counted by reason in `skipped`, complete once the iterator is exhausted.
 
@@ -55,12 +58,18 @@ def checked_rows(
     words of `NO_GOLD_LABEL`) are left out in either mode.
     """
     rows = _usable_rows(source, parse, on_bad_row=on_bad_row, skipped=skipped)
-    return rows if grouped is None else grouped(rows)
+    if grouped is None:
+        yield from rows
+        return
+    num_good = 0
+    for row in grouped(rows, skipped):
+        num_good += 1
+        yield row
+    if num_good == 0:
+        raise DataError(_no_usable_row(source, skipped))
 
 
-def _usable_rows(
-    source: Source, parse: RowParser, *, on_bad_row: Literal["refuse", "skip"], skipped: Counter[str]
-) -> Iterator[CheckedRow]:
+def _usable_rows(source: Source, parse: RowParser, *, on_bad_row: Literal["refuse", "skip"], skipped: Counter[str]) -> Iterator[CheckedRow]:
     bad: list[str] = []
     num_bad = num_rows = num_good = 0
     for number, cells in iterate_rows(source):
@@ -84,8 +93,12 @@ def _usable_rows(
         )
         raise DataError("\n".join([head, *bad]))
     if num_good == 0:
-        reasons = "; ".join(f"{count:,} left out: {reason}" for reason, count in sorted(skipped.items()))
-        raise DataError(f"{place_of(source)}: " + (f"no usable row ({reasons})" if num_rows else "has no rows"))
+        raise DataError(_no_usable_row(source, skipped) if num_rows else f"{place_of(source)}: has no rows")
+
+
+def _no_usable_row(source: Source, skipped: Counter[str]) -> str:
+    reasons = "; ".join(f"{count:,} left out: {reason}" for reason, count in sorted(skipped.items()))
+    return f"{place_of(source)}: no usable row ({reasons})"
 
 
 def texts_and_label(spec: TaskSpec, source: Source) -> RowParser:
@@ -155,7 +168,7 @@ def class_parser(labels: Sequence[str], label_words: Mapping[str, str]) -> Label
     ids = _accepted_labels(labels, label_words)
 
     def parse_class(cell: object) -> float | RowProblem:
-        word = _label_word(cell)
+        word = label_word(cell)
         class_id = None if word is None else ids.get(word)
         if class_id is not None:
             return class_id if class_id >= 0 else RowProblem(_NO_GOLD_REASON, "no gold label")
@@ -178,7 +191,7 @@ def _is_integer(word: str) -> bool:
     return word.removeprefix("-").isdecimal()
 
 
-def _label_word(cell: object) -> str | None:
+def label_word(cell: object) -> str | None:
     """A cell as a word: 1, 1.0 (how a column with gaps stores it) and true are "1"; None and NaN are missing."""
     if cell is None or (isinstance(cell, float) and math.isnan(cell)):
         return None

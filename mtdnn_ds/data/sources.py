@@ -11,17 +11,21 @@ import csv
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from mtdnn_ds.config.errors import DataError, did_you_mean
 from mtdnn_ds.data import quickstart
+from mtdnn_ds.data.conll import sentences_in
+from mtdnn_ds.data.conversations import conversation_file, conversation_table
 from mtdnn_ds.data.lines import NOT_UTF8, Cells, RawRow, RowProblem, lines_of
+from mtdnn_ds.data.nested import squad_questions
 from mtdnn_ds.data.text_file import documents_in
 from mtdnn_ds.tasks.spec import Source
 
 _ROWS_PER_READ = 1024
-_TEXT_FORMATS = ("tsv", "csv", "jsonl", "text")
+_TEXT_FORMATS = ("tsv", "csv", "jsonl", "text", "conll")
 _EMPTY_LINE = RowProblem("empty line", "an empty line")
 
 
@@ -38,12 +42,16 @@ def place_of(source: Source) -> str:
 
 
 def row_word(source: Source) -> str:
-    """What a row number counts: lines or rows."""
+    """What a row number counts: lines, rows, or the questions of nested sources."""
+    if source.nested or source.format in ("squad", "conversations"):
+        return "question"
     return "line" if source.format in _TEXT_FORMATS else "row"
 
 
 def iterate_rows(source: Source) -> Iterator[RawRow]:
     """Every row, in file order. Raises DataError if the source as a whole cannot be read or lacks a column."""
+    if source.nested:
+        return conversation_table(source, columns_of(source), iterate_rows(replace(source, nested=False)))
     if source.format == "generated":
         return ((number, (*texts, label)) for number, (texts, label) in enumerate(quickstart.generate(source.path, source.split or ""), 1))
     if source.format in ("hub", "datasets"):
@@ -54,6 +62,12 @@ def iterate_rows(source: Source) -> Iterator[RawRow]:
         return _parquet_rows(source)
     if source.format == "text":
         return documents_in(source.path)
+    if source.format == "conll":
+        return sentences_in(source)
+    if source.format == "squad":
+        return squad_questions(source)
+    if source.format == "conversations":
+        return conversation_file(source)
     return _json_rows(source) if source.format == "jsonl" else _table_rows(source)
 
 
@@ -231,7 +245,7 @@ def _dataset_rows(source: Source) -> Iterator[RawRow]:
     columns = columns_of(source)
     _require_columns(source, columns, dataset.column_names)
     # A ClassLabel column holds ids of the dataset's own name list: rows carry the names, so that no order is assumed. -1 is "none".
-    names = [getattr(dataset.features[column], "names", None) for column in columns]
+    names = [_class_names(dataset.features[column]) for column in columns]
     number = 0
     for batch in dataset.select_columns(list(columns)).with_format(None).iter(batch_size=_ROWS_PER_READ):
         for cells in zip(*(batch[column] for column in columns), strict=True):
@@ -239,7 +253,14 @@ def _dataset_rows(source: Source) -> Iterator[RawRow]:
             yield number, tuple(_class_name(cell, known) if known else cell for cell, known in zip(cells, names, strict=True))
 
 
+def _class_names(feature: Any) -> Sequence[str] | None:
+    """Names of a ClassLabel, or of a list of them."""
+    return getattr(feature, "names", None) or getattr(getattr(feature, "feature", None), "names", None)
+
+
 def _class_name(cell: object, names: Sequence[str]) -> object:
+    if isinstance(cell, list):
+        return [_class_name(each, names) for each in cell]
     return names[cell] if isinstance(cell, int) and 0 <= cell < len(names) else cell
 
 
@@ -266,7 +287,7 @@ def _load_hub(source: Source) -> Any:
     except Exception as error:  # no network, no such name, no access, no such split: errors of many libraries
         raise DataError(
             f"{place_of(source)}: cannot be loaded from the Hugging Face hub ({_first_line(error)}); check the name and the connection"
-            f" (private data: run hf auth login), or use local files: data.glue_dir, data.snli_dir or data.scitail_dir for built-in tasks, files for your own"
+            f" (private data: run hf auth login), or use local files: the data.*_dir settings for built-in tasks, files for your own"
         ) from error
 
 

@@ -1,0 +1,81 @@
+"""Examples of token_classification: a sentence is a sequence of its words' tokens, and the first token of each word has the word's label.
+
+A word without a token (invisible characters) and a word cut off by max_length have no supervised token; evaluation counts them as O. A
+sentence without any token at all is no example, but its words are scored too.
+
+Shape legend: R rows of the split, E examples, N words of all rows, B examples asked for, T tokens, K supervised words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from mtdnn_ds.config.errors import DataError
+from mtdnn_ds.data.examples.base import Decoded, Gathered, TargetRows, TermOutputs
+from mtdnn_ds.data.features import ragged_ranges, room_for_texts
+from mtdnn_ds.data.prepared import PreparedSplit
+from mtdnn_ds.data.rows_words import UNKNOWN_TAG
+from mtdnn_ds.tasks.spec import TaskSpec
+
+
+class WordExamples:
+    """Sentences as the first `max_length` tokens, special ones included."""
+
+    def __init__(self, spec: TaskSpec, split: PreparedSplit, *, max_length: int) -> None:
+        self.spec, self.split = spec, split
+        template = split.specials.single
+        row_lengths_R = split.row_lengths()
+        kept_R = np.minimum(row_lengths_R, room_for_texts(template, max_length))
+        self._rows_E = np.flatnonzero(kept_R)
+        self._kept_E = kept_R[self._rows_E]
+        if not self._rows_E.size:
+            raise DataError(f"{split.task}/{split.split}: no word has a token")
+        self.num_examples = len(self._rows_E)
+        self.lengths = self._kept_E + template.num_special
+        self._prefix_length = len(template.prefix)
+
+        word_lengths_N = split.text_lengths()
+        row_of_N = np.repeat(np.arange(split.num_rows), split.texts_per_row())
+        row_begins_R = np.cumsum(row_lengths_R) - row_lengths_R
+        position_N = np.cumsum(word_lengths_N) - word_lengths_N - row_begins_R[row_of_N]  # of a word's first token in its row
+        self._supervised = np.flatnonzero((word_lengths_N > 0) & (position_N < kept_R[row_of_N]))
+        self._positions = position_N[self._supervised]
+        self._labels = split.list_values("tags")[self._supervised].astype(np.float32)
+        self._labels[self._labels == UNKNOWN_TAG] = np.nan
+        self._counts_E = np.bincount(row_of_N[self._supervised], minlength=split.num_rows)[self._rows_E]
+        self._begins_E = np.cumsum(self._counts_E) - self._counts_E
+
+    def gather(self, examples_B: np.ndarray, epochs_B: np.ndarray) -> Gathered:
+        rows_B = self._rows_E[examples_B]
+        # The words of a row stand end to end, so a row's tokens are those from its first word on.
+        tokens = self.split.texts(rows_B, np.zeros_like(rows_B)).first(self._kept_E[examples_B])
+        input_ids, token_type_ids, lengths = self.split.assemble(tokens, None)
+        every, counts_B = np.arange(len(rows_B)), self._counts_E[examples_B]
+        words_K = ragged_ranges(self._begins_E[examples_B], counts_B)
+        first_token_B = np.cumsum(lengths) - lengths + self._prefix_length
+        targets = TargetRows(
+            rows=np.repeat(first_token_B, counts_B) + self._positions[words_K],
+            labels=self._labels[words_K],
+            examples=np.repeat(every, counts_B),
+        )
+        return Gathered(input_ids=input_ids, token_type_ids=token_type_ids, lengths=lengths, examples=every, targets=[targets])
+
+    def decode(self, outputs: Sequence[TermOutputs]) -> Decoded:
+        """Label names of the words of every row, predicted and right; no right ones where the split has no labels."""
+        (own,) = outputs
+        names = np.array(self.spec.labels, dtype=object)
+        tags_N = self.split.list_values("tags").astype(np.int64)
+        predicted_N = np.full_like(tags_N, self.spec.labels.index("O"))
+        predicted_N[self._supervised] = own.values.argmax(axis=1)
+        ends = np.cumsum(self.split.texts_per_row())[:-1]
+        predictions = [each.tolist() for each in np.split(names[predicted_N], ends)]
+        known = bool((tags_N != UNKNOWN_TAG).all())
+        return Decoded(
+            predictions=predictions,
+            references=[each.tolist() for each in np.split(names[tags_N], ends)] if known else [[] for _ in predictions],
+        )
+
+    def source_row(self, example: int) -> int:
+        return int(self.split.source_rows[self._rows_E[example]])

@@ -1,0 +1,48 @@
+"""Rows of words with a tag each (token_classification), from lists of words and tags, whatever file they come from. Cuts no word into tokens."""
+
+from __future__ import annotations
+
+import math
+
+from mtdnn_ds.data.lines import Cells, RowProblem
+from mtdnn_ds.data.rows import CheckedRow, LabelParser, RowParser, class_parser, shown, text_problem
+from mtdnn_ds.tasks.spec import Source, TaskSpec
+
+UNKNOWN_TAG = -1
+
+
+def words_and_tags(spec: TaskSpec, source: Source) -> RowParser:
+    """The parser of sentences: a row's texts are its words, extra["tags"] their class ids (UNKNOWN_TAG without a label column)."""
+    column = source.text_columns[0]
+    tag_of = class_parser(spec.labels, source.label_words or {})
+
+    def parse(number: int, cells: Cells) -> CheckedRow | RowProblem:
+        words = cells[0]
+        if not isinstance(words, list):
+            return RowProblem("not a list of words", f"column '{column}' holds {shown(words)}, not a list of words")
+        for position, word in enumerate(words, 1):
+            # A word may be blank (some corpora have invisible ones): it has no tokens and counts as O.
+            if problem := text_problem(word, column, may_be_empty=True):
+                return RowProblem(problem.reason, f"word {position}: {problem.detail}")
+        if not any(word.strip() for word in words):
+            return RowProblem("empty text", f"column '{column}' has no word")
+        if source.label_column is None:
+            return CheckedRow(number, tuple(words), math.nan, {"tags": [UNKNOWN_TAG] * len(words)})
+        tags = _tags(words, cells[-1], source.label_column, tag_of)
+        return tags if isinstance(tags, RowProblem) else CheckedRow(number, tuple(words), math.nan, {"tags": tags})
+
+    return parse
+
+
+def _tags(words: list[str], cell: object, column: str, tag_of: LabelParser) -> list[int] | RowProblem:
+    if not isinstance(cell, list):
+        return RowProblem("not a list of tags", f"column '{column}' holds {shown(cell)}, not a list of tags")
+    if len(cell) != len(words):
+        return RowProblem("wrong number of tags", f"{len(cell)} tags for {len(words)} words")
+    tags: list[int] = []
+    for position, (word, each) in enumerate(zip(words, cell, strict=True), 1):
+        tag = tag_of(each)
+        if isinstance(tag, RowProblem):
+            return RowProblem(tag.reason, f"word {position} ({shown(word)}): {tag.detail}")
+        tags.append(int(tag))
+    return tags

@@ -1,0 +1,75 @@
+"""What single kinds ask of their settings beyond the table in tasks/kinds.py. Opens no data file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from mtdnn_ds.config.errors import did_you_mean
+from mtdnn_ds.config.recipe import TaskSettings
+from mtdnn_ds.tasks.spec import Kind
+from mtdnn_ds.tasks.user_sources import COLUMN_NUMBER
+
+
+def kind_problems(where: str, settings: TaskSettings, labels: Sequence[str]) -> list[str]:
+    """Problems of a task of the user's own; `where` is "tasks.NAME"."""
+    check = _CHECKS.get(settings.kind or "")
+    return [f"{where}.{problem}" for problem in check(settings, labels)] if check is not None else []
+
+
+def _token_classification(settings: TaskSettings, labels: Sequence[str]) -> Iterator[str]:
+    wrong = [label for label in labels if label != "O" and not (label[:2] in ("B-", "I-") and label[2:])]
+    if wrong:
+        yield f"labels: '{wrong[0]}' is no BIO label; they are O, and B-NAME and I-NAME for each kind of entity"
+    if labels and "O" not in labels:
+        yield "labels: O is missing, the label of words outside every entity"
+    missing = [f"{other}-{label[2:]}" for label in labels for other in ("B", "I") if label[:2] in ("B-", "I-") and label[2:]]
+    missing = [label for label in dict.fromkeys(missing) if label not in labels]
+    if missing:
+        yield f"labels: {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing; every kind of entity has B-NAME and I-NAME"
+    suffixes = {split: Path(file).suffix.lower() for split, file in (settings.files or {}).items()}
+    for split, suffix in suffixes.items():
+        if suffix in (".csv", ".tsv"):
+            yield f"files.{split}={(settings.files or {})[split]}: its cells are texts, not lists of words; use .conll, .jsonl or .parquet"
+    if ".conll" in suffixes.values():
+        for key, columns in (("text_columns", settings.text_columns), ("label_column", [settings.label_column])):
+            named = [column for column in columns or () if column is not None and COLUMN_NUMBER.fullmatch(column) is None]
+            if named:
+                yield f"{key}={named[0]}: columns of a .conll file have numbers; remove the key (word 0, tag -1, the last), or give a number"
+
+
+def _multiple_choice(settings: TaskSettings, labels: Sequence[str]) -> Iterator[str]:
+    choices = settings.choice_columns or []
+    taken = {column: "a text" for column in settings.text_columns or ()} | (
+        {settings.label_column: "the label"} if settings.label_column else {}
+    )
+    for column in dict.fromkeys(choices):
+        if choices.count(column) > 1:
+            yield f"choice_columns: '{column}' stands twice"
+        if column in taken:
+            yield f"choice_columns: '{column}' is the column of {taken[column]} too"
+
+
+def _ranking(settings: TaskSettings, labels: Sequence[str]) -> Iterator[str]:
+    if settings.relevant_label is not None and labels and settings.relevant_label not in labels:
+        yield f"relevant_label={settings.relevant_label}: not one of the labels{did_you_mean(settings.relevant_label, labels)}"
+    columns = [*(settings.text_columns or ()), settings.label_column]
+    if settings.group_column is not None and settings.group_column in columns:
+        yield f"group_column: '{settings.group_column}' is a text or the label already; name another column, or remove it to group by the first text"
+
+
+def _similarity(settings: TaskSettings, labels: Sequence[str]) -> Iterator[str]:
+    if settings.score_range is None:
+        return
+    if settings.objective == "contrastive":
+        yield "score_range: has no effect with objective=contrastive, whose labels are 0 and 1; remove it"
+    elif settings.score_range[0] >= settings.score_range[1]:
+        yield f"score_range={settings.score_range}: the score of cosine 0 must be below that of cosine 1"
+
+
+_CHECKS: Mapping[Kind, Callable[[TaskSettings, Sequence[str]], Iterator[str]]] = {
+    "token_classification": _token_classification,
+    "multiple_choice": _multiple_choice,
+    "ranking": _ranking,
+    "similarity": _similarity,
+}
