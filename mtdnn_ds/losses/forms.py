@@ -12,10 +12,14 @@ import torch
 from torch import Tensor
 
 from mtdnn_ds.batch import Targets
+from mtdnn_ds.losses.candidates import choice_losses, pairwise_losses
+from mtdnn_ds.losses.custom import custom_losses
 from mtdnn_ds.losses.distillation import Distillation, distilled
+from mtdnn_ds.losses.pairs import contrastive_losses, cosine_losses
 from mtdnn_ds.losses.rows import class_losses, masked_token_losses, score_losses
 from mtdnn_ds.losses.san import san_losses
-from mtdnn_ds.losses.sums import LossSum, TermTable, own_outputs, sum_by_term, term_table
+from mtdnn_ds.losses.span import span_losses
+from mtdnn_ds.losses.sums import LossSum, TermTable, sum_by_term, term_table
 from mtdnn_ds.tasks.layout import HeadLayout
 from mtdnn_ds.tasks.spec import TaskSpec
 
@@ -24,9 +28,14 @@ FormLoss = Callable[[Tensor, Targets, TermTable], Tensor]
 FORM_LOSSES: Mapping[str, FormLoss] = {
     "class": class_losses,
     "score": score_losses,
+    "choice": choice_losses,
+    "pairwise": pairwise_losses,
     "tag": class_losses,
+    "span": span_losses,
     "masked_token": masked_token_losses,
     "san": san_losses,
+    "cosine": cosine_losses,
+    "contrastive": contrastive_losses,
 }
 
 
@@ -64,8 +73,7 @@ def build_losses(
     layout: HeadLayout, specs: tuple[TaskSpec, ...], device: torch.device | str, distillation: Distillation | None = None
 ) -> Losses:
     """The losses of a run's terms on a device; with `distillation`, rows with soft targets learn those too."""
-    functions = dict(FORM_LOSSES)
-    functions.update({spec.kind: _custom(spec.custom.loss) for spec in specs if spec.custom is not None})
+    functions = {**FORM_LOSSES, **{spec.kind: custom_losses(spec.custom, layout) for spec in specs if spec.custom is not None}}
     if distillation is not None:
         functions = {form: distilled(form, function, distillation) for form, function in functions.items()}
     return Losses(
@@ -80,18 +88,3 @@ def unit_terms(targets: Targets) -> Tensor:
     is_first_K = torch.ones_like(targets.groups, dtype=torch.bool)
     is_first_K[1:] = targets.groups[1:] != targets.groups[:-1]
     return targets.term_ids.new_zeros(len(targets.examples)).index_add_(0, targets.groups, targets.term_ids * is_first_K)
-
-
-def _custom(loss: Callable[[Tensor, Tensor], Tensor]) -> FormLoss:
-    # All tasks of one kind of a user's own have equally many outputs, unless its num_outputs asks the spec: then rows are sliced by term.
-    def of_rows(outputs_KC: Tensor, targets: Targets, table: TermTable) -> Tensor:
-        own_KO = own_outputs(outputs_KC, targets.term_ids, table)
-        losses_K = own_KO.new_zeros(len(own_KO))
-        for term in range(table.num_terms):
-            members = torch.nonzero(targets.term_ids == term).flatten()
-            width = int(table.is_output[term].sum())
-            if members.numel():
-                losses_K = losses_K.index_copy(0, members, loss(own_KO[members, :width], targets.labels[members]).float())
-        return losses_K + 0 * own_KO.sum()  # a micro-batch without rows keeps the head in the graph
-
-    return of_rows
