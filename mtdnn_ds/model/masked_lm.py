@@ -67,7 +67,8 @@ def build_masked_lm_head(encoder: PackedEncoder, path: str | None, *, seed: int,
     embedding = encoder.model.get_input_embeddings()
     if not isinstance(embedding, nn.Embedding):
         raise ConfigError(f"masked_lm: the word embeddings of {type(encoder.model).__name__} are no table of vectors to tie a decoder to")
-    head = MaskedLMHead(embedding, encoder.config, seed=seed)
+    with torch.random.fork_rng(devices=[]):  # nn.Linear draws before it is drawn anew from the seed
+        head = MaskedLMHead(embedding, encoder.config, seed=seed)
     reason = "" if path is None else _take_own(head, path, trust_remote_code=trust_remote_code)
     if reason:
         head.notes = (f"masked_lm: {reason}: a new head is drawn from the seed, its decoder tied to the word embeddings",)
