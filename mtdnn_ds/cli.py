@@ -165,10 +165,11 @@ def _unknown_flags(verb: Verb, overrides: dict[str, str]) -> list[str]:
     own = [flag.name for flag in verb.flags]
     problems = []
     for name in list(overrides):
-        if verb.takes_settings and ("." in name or name == "tasks"):
+        is_setting = "." in name or name in ("tasks", "plugins")
+        if verb.takes_settings and is_setting:
             continue
         del overrides[name]
-        if not verb.takes_settings and ("." in name or name == "tasks"):
+        if not verb.takes_settings and is_setting:
             problems.append(f"--{name}: {verb.name} takes no settings; they come from the run's recipe.yaml; remove it")
         else:
             problems.append(_unknown_flag(name, own, verb.takes_settings))
@@ -189,10 +190,10 @@ def _recipe_problems(verb: Verb, values: dict[str, Any], overrides: dict[str, st
     """What is wrong with the recipe too, so that one message holds everything."""
     if not verb.takes_settings or not values.get("recipe"):
         return []
-    from mtdnn_ds.config.load import load_recipe
+    from mtdnn_ds.config.stages import load_runs
 
     try:
-        load_recipe(values["recipe"], overrides)
+        load_runs(values["recipe"], overrides)
     except ConfigError as error:
         return list(error.problems)
     return []

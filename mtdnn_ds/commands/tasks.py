@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
+from mtdnn_ds.commands.checks import checked_tasks
 from mtdnn_ds.config.errors import ConfigError, UserError
-from mtdnn_ds.config.load import load_recipe
 from mtdnn_ds.config.overrides import parse_text
 from mtdnn_ds.config.recipe import DataSettings
 from mtdnn_ds.config.schema import annotation_at, unknown_setting
 from mtdnn_ds.tasks.builtin import BUILTIN_TASKS
-from mtdnn_ds.tasks.resolve import builtin_task, resolve_tasks
+from mtdnn_ds.tasks.custom import CustomKind
+from mtdnn_ds.tasks.plugins import load_plugins
+from mtdnn_ds.tasks.resolve import builtin_task
 from mtdnn_ds.tasks.spec import Source, TaskSpec
 
 _FILE_WIDTH = 140  # columns, where no terminal says how wide it is
@@ -24,19 +26,38 @@ _MANY_ROWS = 10_000_000  # counting stops here: the table is for orientation
 
 
 def run(*, recipe: str | None, overrides: Mapping[str, str]) -> int:
-    """Print the table; returns the exit code. Without a recipe only data.* may be overridden, to say where files are."""
+    """Print the table; returns the exit code. Without a recipe only data.* may be overridden, to say where files are, and plugins."""
     problems: list[str] = []
-    specs = resolve_tasks(load_recipe(recipe, overrides)) if recipe is not None else _builtin_specs(overrides, problems)
+    own_kinds = load_plugins(parse_text(overrides["plugins"], list[str])) if recipe is None and "plugins" in overrides else {}
+    stages = checked_tasks(recipe, overrides) if recipe is not None else ()
+    staged = any(stage.name for stage, _ in stages)
+    specs = _distinct(of_stage for _, of_stage in stages) if recipe is not None else _builtin_specs(overrides, problems)
     table = Table(title="built-in tasks" if recipe is None else f"tasks of {recipe}", title_justify="left", box=SIMPLE)
-    for heading in ("task", "kind", "labels", "metrics", "rows"):
+    for heading in ("task", "kind", "labels", "metrics", "rows", *(("stages",) if staged else ())):
         table.add_column(heading, no_wrap=heading in ("task", "kind"), overflow="fold")
     for spec in specs:
-        table.add_row(spec.name, spec.kind, _labels(spec), ", ".join(spec.metrics), _rows(spec, problems))
+        own = [stage.name for stage, of_stage in stages if any(_same_rows(spec, other) for other in of_stage)]
+        table.add_row(spec.name, spec.kind, _labels(spec), ", ".join(spec.metrics), _rows(spec, problems), *([", ".join(own)] if staged else []))
     console = Console(width=None if sys.stdout.isatty() else _FILE_WIDTH)
     console.print(table)
+    if own_kinds:
+        console.print(_kinds_table(own_kinds))
     for problem in problems:
         console.print(problem, markup=False, highlight=False, soft_wrap=True)
     return 0
+
+
+def _distinct(of_stages: Iterable[Sequence[TaskSpec]]) -> list[TaskSpec]:
+    """Tasks of all stages, each once; stages may differ in what the table does not show."""
+    specs: list[TaskSpec] = []
+    for spec in (spec for of_stage in of_stages for spec in of_stage):
+        if not any(_same_rows(spec, other) for other in specs):
+            specs.append(spec)
+    return specs
+
+
+def _same_rows(spec: TaskSpec, other: TaskSpec) -> bool:
+    return (spec.name, spec.splits, spec.metrics, spec.labels) == (other.name, other.splits, other.metrics, other.labels)
 
 
 def _builtin_specs(overrides: Mapping[str, str], problems: list[str]) -> Sequence[TaskSpec]:
@@ -56,6 +77,8 @@ def _data_settings(overrides: Mapping[str, str]) -> DataSettings:
     values = {}
     for name, text in overrides.items():
         path = tuple(name.split("."))
+        if name == "plugins":
+            continue
         if path[0] != "data":
             wrong.append(f"--{name}: has an effect with --recipe only; without it, data.glue_dir and other data.* settings have one")
         elif len(path) != 2 or annotation_at(path) is None:
@@ -67,7 +90,19 @@ def _data_settings(overrides: Mapping[str, str]) -> DataSettings:
     return DataSettings.model_validate(values)
 
 
+def _kinds_table(kinds: Mapping[str, CustomKind]) -> Table:
+    table = Table(title="kinds of your own", title_justify="left", box=SIMPLE)
+    for heading in ("kind", "reads", "head", "label names", "metrics"):
+        table.add_column(heading, no_wrap=heading == "kind", overflow="fold")
+    for name, kind in kinds.items():
+        head, names = "linear" if kind.head is None else "its own", "listed by the task" if kind.has_labels else "none"
+        table.add_row(name, kind.reads, head, names, ", ".join(kind.metrics))
+    return table
+
+
 def _labels(spec: TaskSpec) -> str:
+    if spec.custom is not None and not spec.labels:
+        return "as its kind reads them"
     return ", ".join(spec.labels) if spec.labels else "a number"
 
 

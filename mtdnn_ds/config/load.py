@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from mtdnn_ds.config.crosscheck import cross_check, is_without_effect
 from mtdnn_ds.config.errors import ConfigError
 from mtdnn_ds.config.messages import plain_problems
-from mtdnn_ds.config.overrides import apply_overrides
+from mtdnn_ds.config.overrides import Overridden, apply_overrides
 from mtdnn_ds.config.recipe import Recipe
 from mtdnn_ds.config.schema import field_docs
 from mtdnn_ds.config.yaml_text import dump_yaml, parse_yaml, read_text
@@ -31,20 +31,11 @@ def load_recipe(path: str, overrides: Mapping[str, str]) -> Recipe:
     A flag may replace a setting it contradicts (train.steps for train.epochs, one rate for a named policy); that is logged.
     Raises ConfigError with every problem of file and flags.
     """
-    values = parse_yaml(read_text(path, "recipe"), path)
-    if values is None:
-        raise ConfigError(f"{path}: the recipe is empty; it needs at least encoder.path, tasks and train.steps")
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path}: a recipe is a mapping of sections (encoder, tasks, ...), not a {type(values).__name__}")
+    values = read_values(path)
+    if "stages" in values:
+        raise ConfigError(f"{path}: has stages, each a run of its own; only tasks, prepare, plan and train take such a recipe")
     overridden = apply_overrides(values, overrides, path)
-    problems = list(overridden.problems)
-    recipe: Recipe | None = None
-    try:
-        recipe = Recipe.model_validate(overridden.values)
-    except ValidationError as error:
-        problems += plain_problems(error, source=path, flags=overridden.flags)
-    if recipe is not None:
-        problems += [f"{path}: {line}" for line in cross_check(recipe)]
+    recipe, problems = checked_values(overridden, path)
     if recipe is None or problems:
         raise ConfigError(problems)
     for note in overridden.notes:
@@ -52,15 +43,41 @@ def load_recipe(path: str, overrides: Mapping[str, str]) -> Recipe:
     return recipe
 
 
+def read_values(path: str) -> dict[str, Any]:
+    """The plain values of the recipe in `path`, unchecked."""
+    values = parse_yaml(read_text(path, "recipe"), path)
+    if values is None:
+        raise ConfigError(f"{path}: the recipe is empty; it needs at least encoder.path, tasks and train.steps")
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: a recipe is a mapping of sections (encoder, tasks, ...), not a {type(values).__name__}")
+    return values
+
+
+def checked_values(overridden: Overridden, source: str) -> tuple[Recipe | None, list[str]]:
+    """The recipe that the values are, as far as they are one, and every problem of values and flags."""
+    problems = list(overridden.problems)
+    try:
+        recipe = Recipe.model_validate(overridden.values)
+    except ValidationError as error:
+        return None, [*problems, *plain_problems(error, source=source, flags=overridden.flags)]
+    return recipe, [*problems, *(f"{source}: {line}" for line in cross_check(recipe))]
+
+
 def dump_recipe(recipe: Recipe) -> str:
     """The fully resolved recipe as YAML: every default written out, except settings that another setting makes meaningless.
 
     load_recipe of this text gives an equal recipe.
     """
+    return dump_yaml(resolved_values(recipe))
+
+
+def resolved_values(recipe: Recipe) -> dict[str, Any]:
+    """Sections and settings as dump_recipe writes them."""
     values = recipe.model_dump(mode="json")
+    plugins = values.pop("plugins")
     resolved = {section: _written(recipe, section, settings) for section, settings in values.items()}
     resolved["tasks"] = {name: {key: value for key, value in task.items() if value is not None} for name, task in values["tasks"].items()}
-    return dump_yaml({section: settings for section, settings in resolved.items() if settings})
+    return {section: settings for section, settings in {**resolved, "plugins": plugins}.items() if settings}
 
 
 def _written(recipe: Recipe, section: str, settings: dict[str, Any]) -> dict[str, Any]:

@@ -64,6 +64,10 @@ class TaskSettings(Section):
     group_column: str | None = Field(
         None, description="ranking: rows with the same value are candidates of one query; default: the first text column"
     )
+    relevant_label: str | None = Field(None, description="ranking: the label of relevant candidates; default: the last of labels")
+    score_range: list[float] | None = Field(
+        None, min_length=2, max_length=2, description="similarity by cosine: the scores that a cosine of 0 and of 1 stand for; default [0, 1]"
+    )
     stride: int | None = Field(None, ge=0, description="span, conversational_span: tokens that neighbouring windows share; default a third of encoder.max_length")
     max_answer_tokens: int | None = Field(None, ge=1, description="span, conversational_span: longest answer; default 30")
     null_threshold: float | None = Field(
@@ -214,6 +218,7 @@ class DataSettings(Section):
     glue_dir: str | None = Field(None, description="folder in the official GLUE layout (CoLA/train.tsv, ...)")
     snli_dir: str | None = Field(None, description="folder with SNLI's train.tsv, dev.tsv, test.tsv")
     scitail_dir: str | None = Field(None, description="SciTail's tsv_format folder")
+    wnut_dir: str | None = Field(None, description="folder with WNUT-17's train.conll, dev.conll, test.conll")
     squad_dir: str | None = Field(None, description="folder with SQuAD's train-v1.1.json, dev-v1.1.json, train-v2.0.json, dev-v2.0.json")
     coqa_dir: str | None = Field(None, description="folder with CoQA's coqa-train-v1.0.json, coqa-dev-v1.0.json")
     quac_dir: str | None = Field(None, description="folder with QuAC's train_v0.2.json, val_v0.2.json")
@@ -226,6 +231,7 @@ class Recipe(Section):
 
     encoder: EncoderSettings
     tasks: Annotated[dict[str, TaskSettings], BeforeValidator(_none_to_empty), BeforeValidator(_names_to_mapping), Field(min_length=1)]
+    plugins: list[str] = Field([], description="Python files with task kinds of your own, which are run: docs/own_kind.md")
     init: InitSettings = InitSettings()
     sharing: SharingSettings = SharingSettings()
     mixture: MixtureSettings = MixtureSettings()

@@ -103,6 +103,7 @@ def _key(spec: TaskSpec, source: Source, hashed_tokenizer: str, on_bad_row: OnBa
     how_read = {name: value for name, value in asdict(source).items() if name not in ("path", "config", "split")}
     reading = {name: value for name, value in spec.options.items() if name in reader_of(spec).options}
     identity = [CODE_VERSION, fingerprint(source), how_read, spec.kind, spec.labels, reading, hashed_tokenizer, on_bad_row]
+    identity += [] if spec.custom is None else [spec.custom.fingerprint]  # its file says what a label cell means
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 

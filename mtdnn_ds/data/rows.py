@@ -156,9 +156,13 @@ def label_parser(spec: TaskSpec, source: Source) -> LabelParser:
 def _custom_label_parser(spec: TaskSpec, kind: CustomKind) -> LabelParser:
     def parse(cell: object) -> float | RowProblem:
         try:
-            return float(kind.parse_label(cell, spec))
-        except (ValueError, TypeError) as error:
-            return RowProblem("bad label", f"label {shown(cell)}: {error}")
+            label = float(kind.parse_label(cell, spec))
+        except Exception as error:  # whatever the user's own code raises is said, with its row
+            said = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+            return RowProblem("bad label", f"label {shown(cell)}: {said}")
+        if not math.isfinite(label):
+            return RowProblem("bad label", f"label {shown(cell)}: parse_label of kind {kind.name} gave {label}")
+        return label
 
     return parse
 

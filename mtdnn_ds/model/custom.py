@@ -25,7 +25,7 @@ class CustomHeads(nn.Module):
     def __init__(self, heads: Sequence[nn.Module], *, columns: Mapping[int, range], dropout_M: Sequence[float]) -> None:
         """`columns`: term id -> its columns, one entry for each of `heads` in their order; `dropout_M`: of every term of the run."""
         super().__init__()
-        self.heads = nn.ModuleList(heads)
+        self.of_tasks = nn.ModuleList(heads)
         self.columns = tuple(columns.values())
         self.has_dropout = any(dropout_M[term] > 0 for term in columns)
         self.dropout_M: Tensor
@@ -40,7 +40,7 @@ class CustomHeads(nn.Module):
         num_columns = self.columns[-1].stop
         parts = [
             functional.pad(head(rows_KD), (own.start, num_columns - own.stop))
-            for head, own, rows_KD in zip(self.heads, self.columns, states_KD.split(grouped.sizes), strict=True)
+            for head, own, rows_KD in zip(self.of_tasks, self.columns, states_KD.split(grouped.sizes), strict=True)
         ]
         return torch.cat(parts)[grouped.back]
 

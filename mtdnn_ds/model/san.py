@@ -37,6 +37,10 @@ PREDICTION_DROPOUT = 0.1
 class SanBank(nn.Module):
     """Parameters of all terms in banks whose first dimension counts the terms; columns of `classifier` as in the HeadLayout."""
 
+    # What dimension 0 counts: a later run takes over those of a term.
+    per_column = ("classifier",)
+    per_term = ("summary", "attention", "input_weight", "state_weight", "input_bias", "state_bias")
+
     def __init__(
         self,
         *,
@@ -108,7 +112,7 @@ class SanBank(nn.Module):
 
     def _steps(self, memory_KLD: Tensor, in_a_KL: Tensor, in_b_KL: Tensor, kept_KD: Tensor | None, grouped: RowsByTerm) -> Tensor:
         """[s_k; x_k; |s_k - x_k|; s_k * x_k] of every step, (K, S, 4 D)."""
-        banks = (self.summary, self.attention, self.input_weight, self.state_weight, self.input_bias, self.state_bias)
+        banks = (getattr(self, name) for name in self.per_term)
         # unbind, once: its backward pass joins the terms' gradients, where indexing would add up whole banks of zeros.
         summary, attention, input_weight, state_weight, input_bias, state_bias = (
             {term: slices[term].float() for term in grouped.present} for slices in (bank.unbind(0) for bank in banks)

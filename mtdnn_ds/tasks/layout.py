@@ -139,4 +139,4 @@ def _head_of(spec: TaskSpec, form: str) -> tuple[str, Reads, Unit]:
     if spec.custom is None:
         return FORMS[form].head, HEAD_READS[FORMS[form].head], FORMS[form].unit
     # A kind of the user's own reads columns of a bank, unless it brings a head.
-    return spec.kind if spec.custom.head is not None else spec.custom.reads, spec.custom.reads, "row"
+    return spec.custom.reads if spec.custom.head is None else f"{spec.kind}_head", spec.custom.reads, "row"

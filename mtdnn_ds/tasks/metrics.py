@@ -14,14 +14,17 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mtdnn_ds.config.errors import TrainingError
+from mtdnn_ds.tasks.answer_metrics import coqa_f1, exact_match, quac_f1, token_f1
 from mtdnn_ds.tasks.custom import CustomKind
+from mtdnn_ds.tasks.list_metrics import entity_f1, entity_precision, entity_recall, first_relevant_ranks, mean_reciprocal_rank
 from mtdnn_ds.tasks.spec import Kind
 
 # sklearn and scipy are imported inside the functions: checking a recipe needs this table, but not their seconds of import.
 
 
-def _accuracy(predictions: NDArray, labels: NDArray) -> float:
-    return float(np.mean(predictions == labels))
+def _accuracy(predictions: Any, labels: Any) -> float:
+    # Candidates of queries have scores: the best one must be relevant. All others have classes or numbers of choices.
+    return float(np.mean(predictions == labels if _are_numbers(predictions) else first_relevant_ranks(predictions, labels) == 1))
 
 
 def _f1(predictions: NDArray, labels: NDArray) -> float:
@@ -63,6 +66,14 @@ def _is_constant(values: NDArray) -> bool:
     return float(np.ptp(values)) <= 1e-12 * float(np.max(np.abs(values)))
 
 
+def _masked_accuracy(predictions: Sequence[NDArray], labels: Sequence[NDArray]) -> float:
+    return _accuracy(predictions[0], labels[0])
+
+
+def _next_sentence_accuracy(predictions: Sequence[NDArray], labels: Sequence[NDArray]) -> float:
+    return _accuracy(predictions[1], labels[1])
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Metric:
     """Which tasks a metric fits, and how it is computed from (predictions, references); higher is better."""
@@ -79,6 +90,16 @@ METRICS: Mapping[str, Metric] = {
     "matthews": Metric(kinds=("classification",), compute=_matthews),
     "pearson": Metric(kinds=("regression", "similarity"), compute=_pearson),
     "spearman": Metric(kinds=("regression", "similarity"), compute=_spearman),
+    "mrr": Metric(kinds=("ranking",), compute=mean_reciprocal_rank),
+    "entity_f1": Metric(kinds=("token_classification",), compute=entity_f1),
+    "entity_precision": Metric(kinds=("token_classification",), compute=entity_precision),
+    "entity_recall": Metric(kinds=("token_classification",), compute=entity_recall),
+    "masked_accuracy": Metric(kinds=("masked_lm",), compute=_masked_accuracy),
+    "next_sentence_accuracy": Metric(kinds=("masked_lm",), compute=_next_sentence_accuracy),
+    "exact_match": Metric(kinds=("span",), compute=exact_match),
+    "token_f1": Metric(kinds=("span",), compute=token_f1),
+    "coqa_f1": Metric(kinds=("conversational_span",), compute=coqa_f1),
+    "quac_f1": Metric(kinds=("conversational_span",), compute=quac_f1),
 }
 
 
@@ -106,8 +127,16 @@ def compute_metrics(names: Sequence[str], predictions: Any, references: Any, cus
         predictions, references = _checked_numbers(predictions, references)
         if custom is None and all("classification" in METRICS[name].kinds for name in names):
             predictions, references = predictions.astype(np.int64), references.astype(np.int64)
-    functions = custom.metrics if custom is not None else {name: METRICS[name].compute for name in names}
-    return {name: float(functions[name](predictions, references)) for name in names}
+    if custom is not None:
+        return {name: _own_metric(custom, name, predictions, references) for name in names}
+    return {name: float(METRICS[name].compute(predictions, references)) for name in names}
+
+
+def _own_metric(kind: CustomKind, name: str, predictions: Any, references: Any) -> float:
+    value = kind.metrics[name](predictions, references)
+    if np.ndim(value) != 0 or not np.isfinite(float(value)):
+        raise TrainingError(f"kind {kind.name}: metric '{name}' of {len(predictions)} predictions is {value}; it must be a finite number")
+    return float(value)
 
 
 def _are_numbers(values: Any) -> bool:

@@ -14,8 +14,12 @@ from typing import Any, Literal
 from mtdnn_ds.config.errors import ConfigError, did_you_mean
 from mtdnn_ds.config.recipe import DataSettings, Recipe, TaskSettings
 from mtdnn_ds.tasks.builtin import BUILTIN_TASKS, NO_GOLD_LABEL
+from mtdnn_ds.tasks.custom import CustomKind
+from mtdnn_ds.tasks.kind_checks import kind_problems
 from mtdnn_ds.tasks.kinds import KIND_OPTIONS, KINDS, KindFacts
 from mtdnn_ds.tasks.metrics import METRICS, metric_misfit
+from mtdnn_ds.tasks.own_kinds import NO_FACTS, num_outputs_problem, own_facts, own_metric_problems
+from mtdnn_ds.tasks.plugins import load_plugins
 from mtdnn_ds.tasks.spec import Kind, Source, TaskSpec
 from mtdnn_ds.tasks.user_sources import COLUMN_NUMBER, user_splits
 
@@ -23,9 +27,16 @@ _TASK_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")  # becomes a folder name a
 _USER_KEYS = ("kind", "files", "dataset", "hub", "splits", "text_columns", "label_column", "labels", "choice_columns", "group_column")
 
 
-def resolve_tasks(recipe: Recipe) -> tuple[TaskSpec, ...]:
-    """Specs of the recipe's tasks, in its order, every one of them trainable. Raises one ConfigError with every problem."""
+def resolve_tasks(recipe: Recipe, *, own_kinds: Mapping[str, CustomKind] | None = None) -> tuple[TaskSpec, ...]:
+    """Specs of the recipe's tasks, in its order, every one of them trainable. Raises one ConfigError with every problem.
+
+    `own_kinds`: kinds of the user's own, instead of those in the recipe's plugin files, which are run.
+    """
     problems: list[str] = []
+    try:
+        own_kinds = load_plugins(recipe.plugins) if own_kinds is None else own_kinds
+    except ConfigError as error:
+        problems += error.problems
     specs: list[TaskSpec] = []
     scales = recipe.loss.scale if isinstance(recipe.loss.scale, dict) else {}
     for key, named in (("loss.scale", scales), ("mixture.rates", recipe.mixture.rates)):
@@ -35,7 +46,7 @@ def resolve_tasks(recipe: Recipe) -> tuple[TaskSpec, ...]:
             ]
     for name, settings in recipe.tasks.items():
         before = len(problems)
-        spec = _builtin(name, settings, recipe.data, problems) if name in BUILTIN_TASKS else _user_task(name, settings, problems)
+        spec = _builtin(name, settings, recipe.data, problems) if name in BUILTIN_TASKS else _user_task(name, settings, own_kinds, problems)
         if spec is not None and len(problems) == before:
             specs.append(replace(spec, loss_scale=scales.get(name, 1.0)))
     if problems:
@@ -74,7 +85,7 @@ def _builtin_spec(name: str, settings: TaskSettings, data: DataSettings, problem
     )
     metrics = _metrics(name, settings, task.kind, len(task.labels), task.metrics, problems)
     objective, head = _objective(name, settings, task.kind, problems), _head(name, settings, task.kind, splits, problems)
-    options = {**_options(name, settings, task.kind, problems), **task.options}
+    options = _options(name, settings, task.kind, problems, task.options)
     return TaskSpec(
         name=name, kind=task.kind, labels=task.labels, metrics=metrics, splits=splits, dropout=settings.dropout,
         head=head, objective=objective, options=options,
@@ -92,7 +103,10 @@ def _folder_splits(name: str, key: str, folder: Path, problems: list[str]) -> di
     return {split: source for split, source in sources.items() if Path(source.path).is_file()}
 
 
-def _user_task(name: str, settings: TaskSettings, problems: list[str]) -> TaskSpec | None:
+def _user_task(
+    name: str, settings: TaskSettings, own_kinds: Mapping[str, CustomKind] | None, problems: list[str]
+) -> TaskSpec | None:
+    """`own_kinds` None: their files cannot be used, which has been said."""
     where = f"tasks.{name}"
     if all(getattr(settings, key) is None for key in _USER_KEYS):
         problems.append(
@@ -101,24 +115,33 @@ def _user_task(name: str, settings: TaskSettings, problems: list[str]) -> TaskSp
         return None
     if _TASK_NAME.fullmatch(name) is None or name == "average":
         problems.append(f"{where}: a task name is made of letters, digits, '_' and '-', and is not 'average'")
-    if settings.kind is not None and settings.kind not in KINDS:
-        problems.append(f"{where}.kind={settings.kind}: unknown kind{did_you_mean(settings.kind, KINDS)}")
+    custom = (own_kinds or {}).get(settings.kind or "")
+    if settings.kind is not None and settings.kind not in KINDS and custom is None:
+        if own_kinds is not None:
+            known = did_you_mean(settings.kind, [*KINDS, *own_kinds])
+            problems.append(f"{where}.kind={settings.kind}: unknown kind{known}; a kind of your own comes from a file that plugins names")
         return None
-    facts = KINDS.get(settings.kind or "")
+    facts = KINDS.get(settings.kind or "") if custom is None else own_facts(custom)
     for key in _needed_keys(settings, facts):
         if getattr(settings, key) is None:
             problems.append(f"{where}.{key}: missing; {_who_needs(key, settings)} needs it")
     labels = _labels(where, settings, facts, problems)
     splits = user_splits(where, settings, facts, problems)
     _check_columns(where, settings, facts, problems)
+    problems += kind_problems(where, settings, labels)
     if settings.kind is None or facts is None:
         return None
-    metrics = _metrics(name, settings, settings.kind, len(labels), facts.metrics, problems)
+    options = _options(name, settings, settings.kind, problems)
+    default = (*facts.metrics, *_metrics_of_options(name, settings, facts, options, problems))
+    metrics = _metrics(name, settings, settings.kind, len(labels), default, problems, custom)
     objective, head = _objective(name, settings, settings.kind, problems), _head(name, settings, settings.kind, splits, problems)
-    return TaskSpec(
-        name=name, kind=settings.kind, labels=labels, metrics=metrics, splits=splits, dropout=settings.dropout,
-        head=head, objective=objective, options=_options(name, settings, settings.kind, problems),
+    spec = TaskSpec(
+        name=name, kind=settings.kind, labels=labels, metrics=metrics, splits=splits, dropout=_dropout(name, settings, facts, problems),
+        head=head, objective=objective, options=options, custom=custom,
     )  # fmt: skip
+    if custom is not None and (labels or not custom.has_labels) and (problem := num_outputs_problem(spec)) is not None:
+        problems.append(problem)
+    return spec
 
 
 def _needed_keys(settings: TaskSettings, facts: KindFacts | None) -> tuple[str, ...]:
@@ -133,17 +156,38 @@ def _who_needs(key: str, settings: TaskSettings) -> str:
     return f"a {settings.kind}" if key in KIND_OPTIONS else "every task of your own"
 
 
-def _options(name: str, settings: TaskSettings, kind: Kind, problems: list[str]) -> dict[str, Any]:
-    """The kind's own settings, completed; settings of other kinds are problems."""
+def _options(
+    name: str, settings: TaskSettings, kind: Kind, problems: list[str], of_task: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """The kind's own settings, completed by those `of_task` and the kind's defaults; settings of other kinds are problems."""
     for key in KIND_OPTIONS:
-        if getattr(settings, key) is not None and key not in KINDS[kind].options:
+        if getattr(settings, key) is not None and key not in KINDS.get(kind, NO_FACTS).options:
             owners = [other for other, facts in KINDS.items() if key in facts.options]
             problems.append(f"tasks.{name}.{key}: has no effect on a {kind}; it belongs to {' and '.join(owners)}; remove it")
-    return {key: default if getattr(settings, key) is None else getattr(settings, key) for key, default in KINDS[kind].options.items()}
+    defaults = {**KINDS.get(kind, NO_FACTS).options, **(of_task or {})}
+    return {key: default if getattr(settings, key, None) is None else getattr(settings, key) for key, default in defaults.items()}
+
+
+def _dropout(name: str, settings: TaskSettings, facts: KindFacts, problems: list[str]) -> float | None:
+    if facts.has_dropout:
+        return settings.dropout
+    if settings.dropout is not None:
+        problems.append(f"tasks.{name}.dropout: has no effect on a {settings.kind}, whose head has none; remove it")
+    return 0.0
+
+
+def _metrics_of_options(
+    name: str, settings: TaskSettings, facts: KindFacts, options: Mapping[str, Any], problems: list[str]
+) -> tuple[str, ...]:
+    """Metrics of the options that are on; one of an option that is off is a problem."""
+    for option, metric in facts.option_metrics.items():
+        if not options[option] and metric in (settings.metrics or ()):
+            problems.append(f"tasks.{name}.metrics: '{metric}' needs tasks.{name}.{option}: true; remove the metric, or set it")
+    return tuple(metric for option, metric in facts.option_metrics.items() if options[option])
 
 
 def _objective(name: str, settings: TaskSettings, kind: Kind, problems: list[str]) -> str | None:
-    choices = KINDS[kind].objectives
+    choices = KINDS.get(kind, NO_FACTS).objectives
     if settings.objective is not None and settings.objective not in choices:
         what = f"a {kind} has {', '.join(choices)}" if choices else f"a {kind} has only one loss; remove it"
         problems.append(f"tasks.{name}.objective={settings.objective}: {what}")
@@ -151,7 +195,7 @@ def _objective(name: str, settings: TaskSettings, kind: Kind, problems: list[str
 
 
 def _head(name: str, settings: TaskSettings, kind: Kind, splits: Mapping[str, Source], problems: list[str]) -> Literal["linear", "san"]:
-    if settings.head == "san" and "san" not in KINDS[kind].heads:
+    if settings.head == "san" and "san" not in KINDS.get(kind, NO_FACTS).heads:
         problems.append(f"tasks.{name}.head=san: is for classification of pairs, this task is a {kind}; remove it")
     elif settings.head == "san" and any(len(source.text_columns) != 2 for source in splits.values()):
         problems.append(f"tasks.{name}.head=san: attends from one text to the other, and this task has one text; remove it")
@@ -174,10 +218,17 @@ def _labels(where: str, settings: TaskSettings, facts: KindFacts | None, problem
 
 
 def _metrics(
-    name: str, settings: TaskSettings, kind: Kind, num_labels: int, default: tuple[str, ...], problems: list[str]
+    name: str,
+    settings: TaskSettings,
+    kind: Kind,
+    num_labels: int,
+    default: tuple[str, ...],
+    problems: list[str],
+    custom: CustomKind | None = None,
 ) -> tuple[str, ...]:
     metrics = tuple(settings.metrics or default)
-    for metric in metrics:
+    problems += [] if custom is None else own_metric_problems(name, settings, custom)
+    for metric in metrics if custom is None else ():
         if metric not in METRICS:
             problems.append(f"tasks.{name}.metrics: unknown metric '{metric}'{did_you_mean(metric, _metrics_for(kind))}")
         elif (misfit := metric_misfit(metric, kind, num_labels)) is not None and (num_labels or not KINDS[kind].has_classes):

@@ -38,7 +38,7 @@ class TextExamples:
     def decode(self, outputs: Sequence[TermOutputs]) -> Decoded:
         (own,) = outputs
         if self.spec.custom is not None:
-            predictions = np.asarray(self.spec.custom.predict(own.values))
+            predictions = self.spec.custom.predictions(own.values)
         else:
             predictions = own.values.argmax(axis=1) if self.spec.labels else own.values[:, 0]
         return Decoded(predictions=predictions, references=own.labels)
