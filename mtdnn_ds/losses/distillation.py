@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from mtdnn_ds.batch import Targets
+from mtdnn_ds.losses.groups import group_log_softmax, group_sum
 from mtdnn_ds.losses.sums import TermTable, own_outputs
 from mtdnn_ds.tasks.layout import FORMS, Answer
 
@@ -47,14 +48,15 @@ def distilled(form: str, hard: FormLoss, distillation: Distillation) -> FormLoss
         soft_KO = targets.extra.get("soft")
         if soft_KO is None:  # no task with a teacher in this micro-batch
             return hard_U
-        taught_U = ~_by_unit(answer, soft_KO[:, 0].isnan().float(), targets).bool()
+        untaught_K = soft_KO[:, 0].isnan().float()
+        untaught_U = (group_sum(untaught_K, targets) if answer == "rows" else untaught_K).bool()
         soft_U = soft_loss(outputs_KC, soft_KO.nan_to_num(0.0), targets, table, distillation.temperature)
-        return torch.where(taught_U, weight * soft_U + (1 - weight) * hard_U, hard_U)
+        return torch.where(untaught_U, hard_U, weight * soft_U + (1 - weight) * hard_U)
 
     return of_units
 
 
-def class_divergence(outputs_KC: Tensor, soft_KO: Tensor, targets: Targets, table: TermTable, temperature: float) -> Tensor:
+def soft_class_losses(outputs_KC: Tensor, soft_KO: Tensor, targets: Targets, table: TermTable, temperature: float) -> Tensor:
     """T^2 KL(p || q) over each row's own columns, (K,)."""
     is_output_KO = table.is_output[targets.term_ids]
     scores_KO = own_outputs(outputs_KC, targets.term_ids, table).masked_fill(~is_output_KO, float("-inf")) / temperature
@@ -63,29 +65,16 @@ def class_divergence(outputs_KC: Tensor, soft_KO: Tensor, targets: Targets, tabl
     return temperature**2 * (torch.xlogy(soft_KO, soft_KO) - soft_KO * log_q_KO).sum(dim=1)
 
 
-def row_divergence(outputs_KC: Tensor, soft_K1: Tensor, targets: Targets, table: TermTable, temperature: float) -> Tensor:
+def soft_row_losses(outputs_KC: Tensor, soft_K1: Tensor, targets: Targets, table: TermTable, temperature: float) -> Tensor:
     """T^2 KL(p || q) over the rows of each example, (G,)."""
-    scores_K, soft_K = own_outputs(outputs_KC, targets.term_ids, table)[:, 0] / temperature, soft_K1[:, 0]
-    log_q_K = scores_K - _log_sum_exp(scores_K, targets)[targets.groups]
-    return temperature**2 * _by_unit("rows", torch.xlogy(soft_K, soft_K) - soft_K * log_q_K, targets)
+    log_q_K = group_log_softmax(own_outputs(outputs_KC, targets.term_ids, table)[:, 0] / temperature, targets)
+    soft_K = soft_K1[:, 0]
+    return temperature**2 * group_sum(torch.xlogy(soft_K, soft_K) - soft_K * log_q_K, targets)
 
 
-def squared_difference(outputs_KC: Tensor, soft_K1: Tensor, targets: Targets, table: TermTable, temperature: float) -> Tensor:
+def soft_score_losses(outputs_KC: Tensor, soft_K1: Tensor, targets: Targets, table: TermTable, temperature: float) -> Tensor:
     """Squared difference to the teachers' score, (K,). A score has no temperature."""
     return (own_outputs(outputs_KC, targets.term_ids, table)[:, 0] - soft_K1[:, 0]) ** 2
 
 
-SOFT_LOSSES: Mapping[Answer, SoftLoss] = {"classes": class_divergence, "rows": row_divergence, "number": squared_difference}
-
-
-def _by_unit(answer: Answer, values_K: Tensor, targets: Targets) -> Tensor:
-    """Sums over the rows of each example (G,) where the form's units are examples, else the values as they are."""
-    if answer != "rows":
-        return values_K
-    return values_K.new_zeros(len(targets.examples)).index_add(0, targets.groups, values_K)
-
-
-def _log_sum_exp(scores_K: Tensor, targets: Targets) -> Tensor:
-    """(G,): over the rows of each example."""
-    highest_G = scores_K.new_full((len(targets.examples),), float("-inf")).scatter_reduce(0, targets.groups, scores_K.detach(), "amax")
-    return highest_G + _by_unit("rows", (scores_K - highest_G[targets.groups]).exp(), targets).log()
+SOFT_LOSSES: Mapping[Answer, SoftLoss] = {"classes": soft_class_losses, "rows": soft_row_losses, "number": soft_score_losses}

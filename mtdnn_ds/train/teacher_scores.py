@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+import numpy as np
 import torch
 
 from mtdnn_ds import dist
-from mtdnn_ds.data.examples import TermOutputs
-from mtdnn_ds.data.features import ragged_ranges
+from mtdnn_ds.data.examples import Examples, TermOutputs
 from mtdnn_ds.data.soft_targets import RowsByExample
 from mtdnn_ds.tasks.spec import TaskSpec
 from mtdnn_ds.train.distillation import Lesson, answers, mean_answer
@@ -25,22 +25,23 @@ def teacher_scores(data: RunData, lessons: Sequence[Lesson], *, device: torch.de
 
     Collective: all ranks must call this.
     """
-    outputs: dict[Split, list[TermOutputs]] = {}
+    read: dict[Split, list[tuple[RunData, TermOutputs]]] = {}
     for lesson in lessons:
-        wanted = _dev_splits(lesson.data)
-        own = answers(load_run(lesson.teacher.found, device=device), lesson.data, wanted) if wanted else []
-        for split, of_split in zip(wanted, own, strict=True):
-            outputs.setdefault(split, []).append(of_split)
+        wanted = [(spec.name, split) for spec in lesson.data.specs for split in spec.dev_splits]
         if wanted:
-            yield str(lesson.teacher.found.weights_folder), lesson.data, _evaluation(lesson.data, dict(zip(wanted, own, strict=True)))
-    if len(lessons) > 1 and outputs:
+            own = dict(zip(wanted, answers(load_run(lesson.teacher.found, device=device), lesson.data, wanted), strict=True))
+            for of_split, outputs in own.items():
+                read.setdefault(of_split, []).append((lesson.data, outputs))
+            yield str(lesson.teacher.found.weights_folder), lesson.data, _evaluation(lesson.data, own)
+    if len(lessons) > 1 and read:
         specs = {spec.name: spec for spec in data.specs}
-        together = {split: _mean(specs[split[0]], of_split) for split, of_split in outputs.items()}
-        yield f"the mean of {len(lessons)} teachers", data, _evaluation(data, together)
-
-
-def _dev_splits(data: RunData) -> list[Split]:
-    return [(spec.name, split) for spec in data.specs for split in spec.dev_splits]
+        examples: dict[str, dict[str, Examples]] = {}
+        together = {}
+        for (task, split), readings in read.items():
+            reader, together[task, split] = _mean(specs[task], readings)
+            examples.setdefault(task, {})[split] = reader.examples[task][split]
+        of_all = replace(data, examples=examples)
+        yield f"the mean of {len(lessons)} teachers", of_all, _evaluation(of_all, together)
 
 
 def _evaluation(data: RunData, outputs: dict[Split, TermOutputs]) -> Evaluation:
@@ -49,9 +50,8 @@ def _evaluation(data: RunData, outputs: dict[Split, TermOutputs]) -> Evaluation:
     return dist.on_main(lambda: scored(wanted, [[of_split] for of_split in outputs.values()], data.specs, data.examples))
 
 
-def _mean(spec: TaskSpec, outputs: Sequence[TermOutputs]) -> TermOutputs:
-    """The mean of the teachers' probabilities or scores, which a task decodes as it does a model's outputs."""
-    mean = mean_answer(spec, [RowsByExample(values=of_one.values, offsets=of_one.offsets) for of_one in outputs], temperature=1.0)
-    first = outputs[0]
-    kept = ragged_ranges(first.offsets[:-1], mean.offsets[1:] - mean.offsets[:-1])
-    return replace(first, values=mean.values, labels=first.labels[kept], offsets=mean.offsets)
+def _mean(spec: TaskSpec, read: Sequence[tuple[RunData, TermOutputs]]) -> tuple[RunData, TermOutputs]:
+    """The mean of the teachers' probabilities or scores, decoded as a model's outputs are; and who reads as few tokens as it is made of."""
+    mean = mean_answer(spec, [RowsByExample(values=outputs.values, offsets=outputs.offsets) for _, outputs in read], temperature=1.0)
+    reader, own = next((data, outputs) for data, outputs in read if np.array_equal(outputs.offsets, mean.offsets))
+    return reader, replace(own, values=mean.values)

@@ -26,10 +26,12 @@ def find_teachers(recipe: Recipe, specs: Sequence[TaskSpec]) -> tuple[Teacher, .
     settings = recipe.distillation
     problems: list[str] = []
     found: list[FinishedRun] = []
+    seen: set[Path] = set()
     for path in settings.teachers or ():
-        if any(known.folder.path.resolve() == Path(path).resolve() for known in found):
+        if Path(path).resolve() in seen:
             problems.append(f"distillation.teachers: {path} stands twice, which would count it twice; name it once")
             continue
+        seen.add(Path(path).resolve())
         try:
             found.append(
                 find_run(path, settings.checkpoint, run_setting="distillation.teachers:", checkpoint_setting="distillation.checkpoint")
