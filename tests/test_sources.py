@@ -323,7 +323,7 @@ def test_hub_out_of_reach_says_what_to_do() -> None:
     assert message.startswith("nyu-mll/glue:rte:train: cannot be loaded from the Hugging Face hub (")
     assert message.endswith(
         "); check the name and the connection (private data: run hf auth login), or use local files:"
-        " data.glue_dir, data.snli_dir or data.scitail_dir for built-in tasks, files for your own"
+        " the data.*_dir settings for built-in tasks, files for your own"
     )
 
 

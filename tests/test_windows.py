@@ -206,7 +206,7 @@ def test_a_conversation_is_answered_from_its_most_knowing_window(minilm: Path, t
     }
     spec = talk_task(write(tmp_path / "train.json", {"data": [talk]}), stride=2, history_turns=0)
     examples = made(spec, minilm, tmp_path / "cache", 14)
-    span, yes, no, unknown = range(4)
+    span, yes, _, unknown = range(4)
     assert ANSWER_TYPES == ("span", "yes", "no", "unknown")
     assert examples.types_E.tolist() == [span, unknown, yes, unknown, unknown, unknown]
     labels = [window[2] for window in sequences(examples)]

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import pyarrow as pa
 
-from mtdnn_ds.data.rows import CheckedRow, RowParser, texts_and_label
+from mtdnn_ds.data.rows import GroupRows, RowParser, texts_and_label
+from mtdnn_ds.data.rows_answers import SPAN_COLUMNS, TURN_COLUMNS, span_rows, turn_rows
+from mtdnn_ds.data.rows_choices import candidate, choices_and_index, queries_of
 from mtdnn_ds.data.rows_documents import document
+from mtdnn_ds.data.rows_words import words_and_numbers, words_and_tags
 from mtdnn_ds.tasks.spec import Source, TaskSpec
 
 
@@ -20,19 +23,30 @@ class Reader:
     extra: Mapping[str, pa.DataType] = field(default_factory=dict)  # further columns: keys of CheckedRow.extra
     keeps_offsets: bool = False  # column token_offsets: start and end of each token in its text, two numbers a token
     keeps_words: bool = False  # column word_starts: 1 for each token that begins a word, as the tokenizer cuts words, else 0
-    grouped: Callable[[Iterator[CheckedRow]], Iterator[CheckedRow]] | None = None  # makes one row of several
+    texts_are_words: bool = False  # each text is a word of one sentence, and is cut into tokens as inside it
+    grouped: GroupRows | None = None  # makes one row of several
     options: tuple[str, ...] = ()  # the spec's options that decide what a row is, and so belong to the cache's key
 
 
 _TEXTS = Reader(parser=texts_and_label)
+_OWN_WORDS = Reader(parser=words_and_numbers, extra={"tags": pa.large_list(pa.float32())}, texts_are_words=True)
+_FLAGS = pa.large_list(pa.int8())
 
 READERS: Mapping[str, Reader] = {
     "classification": _TEXTS,
     "regression": _TEXTS,
+    "multiple_choice": Reader(parser=choices_and_index, extra={"right": _FLAGS}),
+    "ranking": Reader(parser=candidate, extra={"right": _FLAGS}, grouped=queries_of, options=("relevant_label",)),
+    "token_classification": Reader(parser=words_and_tags, extra={"tags": pa.large_list(pa.int16())}, texts_are_words=True),
+    "similarity": _TEXTS,
+    "span": Reader(parser=span_rows, extra=SPAN_COLUMNS, keeps_offsets=True),
+    "conversational_span": Reader(parser=turn_rows, extra=TURN_COLUMNS, keeps_offsets=True, options=("history_turns",)),
     "masked_lm": Reader(parser=document, keeps_words=True),
 }
 
 
 def reader_of(spec: TaskSpec) -> Reader:
-    """The reader of a task's kind; a kind of the user's own reads texts and a label."""
-    return _TEXTS if spec.custom is not None else READERS[spec.kind]
+    """The reader of a task's kind; a kind of the user's own reads texts and a label, or words with a label each."""
+    if spec.custom is None:
+        return READERS[spec.kind]
+    return _TEXTS if spec.custom.reads == "sequence" else _OWN_WORDS

@@ -7,7 +7,7 @@ submissions) are class ids here too. Metrics are the official ones (https://glue
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from mtdnn_ds.tasks.spec import Kind, Source
@@ -15,7 +15,7 @@ from mtdnn_ds.tasks.spec import Kind, Source
 NO_GOLD_LABEL = ""
 """A label word that maps to this marks a row on which the annotators did not agree: left out and counted, as is official practice."""
 
-FolderSetting = Literal["glue_dir", "snli_dir", "scitail_dir"]
+FolderSetting = Literal["glue_dir", "snli_dir", "scitail_dir", "wnut_dir", "squad_dir", "coqa_dir", "quac_dir"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,7 +28,7 @@ class BuiltinTask:
     remote: Mapping[str, Source]  # the hub, or our own generator
     folder_setting: FolderSetting | None = None
     folder: Mapping[str, Source] = field(default_factory=dict)
-    options: Mapping[str, Any] = field(default_factory=dict)  # of its kind (tasks/kinds.py), where the task fixes them
+    options: Mapping[str, Any] = field(default_factory=dict)  # of its kind (tasks/kinds.py), where the task has defaults of its own
 
 
 _SPLITS = {"train": "train", "dev": "validation", "test": "test"}
@@ -147,6 +147,58 @@ def _quickstart(
     )
 
 
+def _entities(hub: str, entities: tuple[str, ...], folder_setting: FolderSetting) -> BuiltinTask:
+    """Named entities in .conll files or in lists of words and tags; test sets have labels."""
+    return BuiltinTask(
+        kind="token_classification",
+        labels=("O", *(f"{position}-{entity}" for entity in entities for position in ("B", "I"))),
+        metrics=("entity_f1",),
+        remote={
+            ours: Source(format="hub", path=hub, split=theirs, text_columns=("tokens",), label_column="ner_tags")
+            for ours, theirs in _SPLITS.items()
+        },
+        folder_setting=folder_setting,
+        folder={split: Source(format="conll", path=f"{split}.conll", text_columns=("0",), label_column="-1") for split in _SPLITS},
+    )
+
+
+def _answers(
+    kind: Kind,
+    metrics: tuple[str, ...],
+    hub: str,
+    hub_columns: tuple[str, str],
+    folder_setting: FolderSetting,
+    files: tuple[str, str],
+    *,
+    more_columns: tuple[str, ...] = (),
+    options: Mapping[str, Any] | None = None,
+) -> BuiltinTask:
+    """Questions about a text: on the hub a table, of conversations or of single questions; in the official files nested JSON."""
+    is_span = kind == "span"
+    return BuiltinTask(
+        kind=kind,
+        labels=(),
+        metrics=metrics,
+        remote={
+            ours: Source(
+                format="hub", path=hub, split=theirs, text_columns=hub_columns, label_column="answers", nested=not is_span,
+                more_columns=more_columns,
+            )
+            for ours, theirs in (("train", "train"), ("dev", "validation"))
+        },
+        folder_setting=folder_setting,
+        folder={
+            split: Source(
+                format="squad" if is_span else "conversations", path=file, text_columns=("question", "context" if is_span else "story"),
+                label_column="answers",
+            )
+            for split, file in zip(("train", "dev"), files, strict=True)
+        },
+        options=options or {},
+    )  # fmt: skip
+
+
+_SQUAD_METRICS = ("exact_match", "token_f1")
 _PAIR = ("sentence1", "sentence2")
 _PREMISE = ("premise", "hypothesis")
 _ENTAILED = ("entailment", "not_entailment")
@@ -167,6 +219,12 @@ BUILTIN_TASKS: Mapping[str, BuiltinTask] = {
     ),
     "mnli": _glue("mnli", "MNLI", _NLI_LABELS, ("accuracy",), _PREMISE, _PAIR, "gold_label"),
     "qnli": _glue("qnli", "QNLI", _ENTAILED, ("accuracy",), ("question", "sentence"), ("question", "sentence"), "label"),
+    # MT-DNN's relevance ranking (Liu et al. 2019, section 3.1): a question with all its candidate sentences is one example.
+    "qnli_ranking": replace(
+        _glue("qnli", "QNLI", _ENTAILED, ("accuracy", "mrr"), ("question", "sentence"), ("question", "sentence"), "label"),
+        kind="ranking",
+        options={"relevant_label": "entailment"},
+    ),
     "rte": _glue("rte", "RTE", _ENTAILED, ("accuracy",), _PAIR, _PAIR, "label"),
     "wnli": _glue("wnli", "WNLI", ("not_entailment", "entailment"), ("accuracy",), _PAIR, _PAIR, "label"),
     "ax": BuiltinTask(  # GLUE's diagnostic set: predicted with MNLI's head, never trained on
@@ -200,9 +258,28 @@ BUILTIN_TASKS: Mapping[str, BuiltinTask] = {
             labelled_test=True,
         ),
     ),
+    "wnut17": _entities(
+        "leondz/wnut_17", ("corporation", "creative-work", "group", "location", "person", "product"), "wnut_dir"
+    ),
+    "squad": _answers(
+        "span", _SQUAD_METRICS, "rajpurkar/squad", ("question", "context"), "squad_dir", ("train-v1.1.json", "dev-v1.1.json"),
+        more_columns=("id",),
+    ),
+    "squad_v2": _answers(
+        "span", _SQUAD_METRICS, "rajpurkar/squad_v2", ("question", "context"), "squad_dir", ("train-v2.0.json", "dev-v2.0.json"),
+        more_columns=("id",), options={"null_threshold": 0.0},
+    ),
+    "coqa": _answers(
+        "conversational_span", ("coqa_f1",), "stanfordnlp/coqa", ("questions", "story"), "coqa_dir",
+        ("coqa-train-v1.0.json", "coqa-dev-v1.0.json"),
+    ),
+    "quac": _answers(
+        "conversational_span", ("quac_f1",), "allenai/quac", ("questions", "context"), "quac_dir", ("train_v0.2.json", "val_v0.2.json"),
+        more_columns=("orig_answers", "yesnos"), options={"max_answer_tokens": 50},  # its teachers' answers have up to 30 words
+    ),
     "quickstart_acceptability": _quickstart("quickstart_acceptability", ("unacceptable", "acceptable"), ("matthews",), ("text",)),
     "quickstart_sentiment": _quickstart("quickstart_sentiment", ("negative", "positive"), ("accuracy",), ("text",)),
     "quickstart_paraphrase": _quickstart("quickstart_paraphrase", ("different", "paraphrase"), ("accuracy", "f1")),
     "quickstart_entailment": _quickstart("quickstart_entailment", _NLI_LABELS, ("accuracy",)),
     "quickstart_similarity": _quickstart("quickstart_similarity", (), ("pearson", "spearman")),
-}
+}  # fmt: skip

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from mtdnn_ds.tasks.custom import CustomKind
 
 Kind = str  # one of tasks/kinds.py, or a kind of the user's own
-Format = Literal["tsv", "csv", "jsonl", "parquet", "datasets", "hub", "generated", "text", "conll", "squad", "coqa", "quac"]
+Format = Literal["tsv", "csv", "jsonl", "parquet", "datasets", "hub", "generated", "text", "conll", "squad", "conversations"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,6 +25,7 @@ class Source:
     header: bool = True  # csv/tsv only: the first line names the columns
     quoted: bool = True  # csv/tsv only: CSV quoting (GLUE's files have none)
     label_words: Mapping[str, str] | None = None  # words in the file -> label names, where they differ; "" = no gold label, row left out
+    nested: bool = False  # a row is a whole conversation, whose cells are lists with an entry for each question
     more_columns: tuple[str, ...] = ()  # further columns that the task's kind reads, after the texts (choices, groups)
 
 

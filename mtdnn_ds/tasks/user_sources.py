@@ -14,6 +14,13 @@ from mtdnn_ds.tasks.spec import Format, Source
 
 _FORMATS: Mapping[str, Format] = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".parquet": "parquet"}
 _SPLIT_NAME = re.compile(r"train|(dev|test)(_[A-Za-z0-9_]+)?")
+_NAMED_BY_LAYOUT: Mapping[Format, tuple[tuple[str, str], str]] = {
+    "squad": (("question", "context"), "answers"),
+    "conversations": (("question", "story"), "answers"),
+}
+"""Text columns and label column of files whose layout names them."""
+_DEFAULT_COLUMNS: Mapping[Format, tuple[tuple[str, ...], str]] = {"conll": (("0",), "-1")}
+"""Text columns and label column of files without a header, where they are not given."""
 COLUMN_NUMBER = re.compile(r"-?\d+")
 
 
@@ -31,6 +38,9 @@ def user_splits(where: str, settings: TaskSettings, facts: KindFacts | None, pro
     else:
         splits = _dataset_splits(where, settings, problems)
         given_splits = set(splits) if settings.splits is None else set(settings.splits)
+    for key in ("text_columns", "label_column"):
+        if getattr(settings, key) and splits and all(source.format in _NAMED_BY_LAYOUT for source in splits.values()):
+            problems.append(f"{where}.{key}: has no effect on JSON files, whose layout names their parts; remove it")
     place = f"{where}.files" if settings.files is not None else f"{where}.splits"
     for split in sorted(given_splits):
         if _SPLIT_NAME.fullmatch(split) is None:
@@ -40,9 +50,9 @@ def user_splits(where: str, settings: TaskSettings, facts: KindFacts | None, pro
     return splits
 
 
-def _label_column(split: str, settings: TaskSettings) -> str | None:
+def _label_column(split: str, column: str | None) -> str | None:
     """Test splits are predicted, so their labels are never read; a labelled test set can be named dev_test."""
-    return None if split.startswith("test") else settings.label_column
+    return None if split.startswith("test") else column
 
 
 def _file_splits(
@@ -57,12 +67,19 @@ def _file_splits(
             problems.append(f"{where}.files.{split}={file}: unknown file type '{path.suffix}'; use {', '.join(formats)}")
         elif not path.is_file():
             problems.append(f"{where}.files.{split}={file}: no such file (looked for {path.absolute()})")
+        elif form in _NAMED_BY_LAYOUT:
+            text_columns, label_column = _NAMED_BY_LAYOUT[form]
+            splits[split] = Source(
+                format=form, path=str(path), text_columns=text_columns, label_column=None if split.startswith("test") else label_column
+            )
         else:
+            default_texts, default_label = _DEFAULT_COLUMNS.get(form, ((), None))
             splits[split] = Source(
                 format=form,
                 path=str(path),
-                text_columns=texts,
-                label_column=_label_column(split, settings),
+                text_columns=texts or default_texts,
+                label_column=_label_column(split, settings.label_column or default_label),
+                nested=settings.kind == "conversational_span",
                 more_columns=_more_columns(settings) if form in _FORMATS.values() else (),
                 header=not texts or not all(COLUMN_NUMBER.fullmatch(column) for column in texts),
                 # A tab-separated file has no quoting (IANA text/tab-separated-values; GLUE's files rely on it), a CSV file has (RFC 4180).
@@ -113,7 +130,8 @@ def _dataset_source(form: str, path: str, config: str | None, split: str | None,
         config=config,
         split=split,
         text_columns=tuple(settings.text_columns or ()),
-        label_column=_label_column(ours, settings),
+        label_column=_label_column(ours, settings.label_column),
+        nested=settings.kind == "conversational_span",
         more_columns=_more_columns(settings),
     )
 

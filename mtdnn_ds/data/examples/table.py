@@ -5,8 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from mtdnn_ds.data.examples.base import Examples
+from mtdnn_ds.data.examples.choices import ChoiceExamples
+from mtdnn_ds.data.examples.conversations import ConversationExamples
 from mtdnn_ds.data.examples.documents import DocumentExamples
+from mtdnn_ds.data.examples.pairs import PairExamples
+from mtdnn_ds.data.examples.spans import SpanExamples
 from mtdnn_ds.data.examples.texts import TextExamples
+from mtdnn_ds.data.examples.words import WordExamples
 from mtdnn_ds.data.prepared import PreparedSplit
 from mtdnn_ds.tasks.spec import TaskSpec
 
@@ -15,6 +20,12 @@ Maker = Callable[..., Examples]
 EXAMPLES: Mapping[str, Maker] = {
     "classification": TextExamples,
     "regression": TextExamples,
+    "span": SpanExamples,
+    "conversational_span": ConversationExamples,
+    "multiple_choice": ChoiceExamples,
+    "ranking": ChoiceExamples,
+    "token_classification": WordExamples,
+    "similarity": PairExamples,
     "masked_lm": DocumentExamples,
 }
 
@@ -24,5 +35,7 @@ DRAWN = ("masked_lm",)
 
 def make_examples(spec: TaskSpec, split: PreparedSplit, *, max_length: int, seed: int = 0) -> Examples:
     """The examples of a split in sequences of at most `max_length` tokens. `seed`: of the run, for kinds that draw masks."""
-    maker = TextExamples if spec.custom is not None else EXAMPLES[spec.kind]
+    if spec.custom is not None:
+        return (TextExamples if spec.custom.reads == "sequence" else WordExamples)(spec, split, max_length=max_length)
+    maker = EXAMPLES[spec.kind]
     return maker(spec, split, max_length=max_length, **({"seed": seed} if spec.kind in DRAWN else {}))
