@@ -12,7 +12,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,8 +35,19 @@ class Found:
     notes: tuple[str, ...]
 
 
-def save_checkpoint(engine: Any, checkpoints: Path, *, step: int, run_state: dict[str, Any], keep_last: int) -> Path:
-    """Write checkpoints/step_N. Collective: all ranks must call this, between steps. `run_state` is JSON, equal on all ranks."""
+def save_checkpoint(
+    engine: Any,
+    checkpoints: Path,
+    *,
+    step: int,
+    run_state: dict[str, Any],
+    keep_last: int,
+    also: Sequence[Callable[[Path], None]] = (),
+) -> Path:
+    """Write checkpoints/step_N. Collective: all ranks must call this, between steps. `run_state` is JSON, equal on all ranks.
+
+    `also`: each writes a file of its own into the folder, on rank 0.
+    """
     final, partial = checkpoints / f"step_{step}", checkpoints / f"{PARTIAL}step_{step}"
 
     def begin() -> None:
@@ -46,6 +57,8 @@ def save_checkpoint(engine: Any, checkpoints: Path, *, step: int, run_state: dic
     def finish() -> None:
         _check_shards(partial, engine)
         (partial / RUN_STATE).write_text(json.dumps(run_state, indent=1))
+        for write in also:
+            write(partial)
         write_manifest(partial)
         os.replace(partial, final)
         flush(checkpoints)

@@ -22,10 +22,11 @@ from mtdnn_ds import dist
 from mtdnn_ds.batch import PackedBatch
 from mtdnn_ds.config.errors import ConfigError, TrainingError
 from mtdnn_ds.losses.forms import Losses, UnitLosses
-from mtdnn_ds.losses.objective import micro_batch_loss, term_coefficients
+from mtdnn_ds.losses.objective import micro_batch_loss, step_loss, term_coefficients
 from mtdnn_ds.tasks.layout import HeadLayout
 from mtdnn_ds.train.device import keep_freed_memory
 from mtdnn_ds.train.penalty import SharingPenalty
+from mtdnn_ds.train.regularizers import PLAIN, Regularizer, mean_losses
 
 # Other ranks wait in a collective while rank 0 tokenizes; DeepSpeed's own limit of 10 minutes would end a first run on large data.
 COLLECTIVE_TIMEOUT = timedelta(hours=2)
@@ -41,6 +42,7 @@ class StepResult:
     grad_norm: float  # before clipping
     loss_scale: float  # 1 unless fp16
     skipped: int  # attempts that overflowed in fp16 before this step was applied
+    regularizer: float | None = None  # the term that the run's regulariser added to the objective
     penalty: float  # of sharing, part of the objective
 
 
@@ -117,6 +119,7 @@ def optimizer_step(
     describe: Callable[[int, int], str],
     say: Callable[[str], None],
     penalty: SharingPenalty | None = None,
+    regularizer: Regularizer | None = None,
 ) -> StepResult:
     """Do step `step`: all micro-batches, one update. Collective: all ranks must call this with equally many micro-batches.
 
@@ -132,10 +135,12 @@ def optimizer_step(
         skipped_before = engine.skipped_steps
         if penalty is not None:
             penalty.begin(_loss_scale(engine))
-        totals, unit_losses = _forward_backward(engine, micro_batches, losses=losses, coefficients_M=coefficients_M)
-        totals = dist.sum_tensor(totals)
+        (totals, added), unit_losses = _forward_backward(
+            engine, micro_batches, losses=losses, coefficients_M=coefficients_M, regularizer=regularizer, step=step
+        )
         if not bool(torch.isfinite(totals).all()):
-            raise TrainingError(_not_finite(step, totals, unit_losses, micro_batches, layout, losses, describe))
+            passed = tuple(batch for batch in micro_batches for _ in range(_num_passes(regularizer)))
+            raise TrainingError(_not_finite(step, totals, unit_losses, passed, layout, losses, describe))
         norm, scale = _gradient_norm(engine), _loss_scale(engine)
         if norm is not None and not math.isfinite(norm):
             raise TrainingError(_bad_gradient(step, layout.task_names))
@@ -148,6 +153,7 @@ def optimizer_step(
                 grad_norm=float(engine.get_global_grad_norm()) if norm is None else norm,
                 loss_scale=scale,
                 skipped=skipped,
+                regularizer=step_loss(added.double().cpu().numpy(), coefficients_M) if regularizer is not None and regularizer.adds_term else None,
                 penalty=0.0 if penalty is None else penalty.value(),
             )
         if not fp16:
@@ -164,24 +170,40 @@ def _bad_gradient(step: int, task_names: tuple[str, ...]) -> str:
 
 
 def _forward_backward(
-    engine: Any, micro_batches: tuple[PackedBatch, ...], *, losses: Losses, coefficients_M: np.ndarray
+    engine: Any,
+    micro_batches: tuple[PackedBatch, ...],
+    *,
+    losses: Losses,
+    coefficients_M: np.ndarray,
+    regularizer: Regularizer | None,
+    step: int,
 ) -> tuple[Tensor, list[dict[str, UnitLosses]]]:
+    """(2, M): sums of each term's losses over the whole step, and of what is added to them; this rank's losses one by one, for each pass."""
     world_size = dist.world_size()
     coefficients = torch.tensor(coefficients_M, dtype=torch.float32, device=engine.device)
-    totals = torch.zeros_like(coefficients)
+    totals = torch.zeros((2, len(coefficients_M)), device=engine.device)
     unit_losses: list[dict[str, UnitLosses]] = []
     for index, host_batch in enumerate(micro_batches):
         batch = host_batch.to(engine.device)
-        last = index == len(micro_batches) - 1
-        engine.set_gradient_accumulation_boundary(last)
-        of_batch = losses.of_batch(engine(batch), batch.targets)
-        sums = losses.sums(of_batch)
-        engine.backward(micro_batch_loss(sums, coefficients) * world_size, scale_wrt_gas=False)
-        totals += sums.total.detach()
-        unit_losses.append({form: replace(part, losses=part.losses.detach()) for form, part in of_batch.items()})
-        if not last:
-            engine.step()  # counts the micro-batch; updates nothing before the boundary
-    return totals, unit_losses
+        passes = [PLAIN] if regularizer is None else regularizer.passes(host_batch, batch, step)
+        for number, one in enumerate(passes, start=1):
+            last = index == len(micro_batches) - 1 and number == _num_passes(regularizer)
+            engine.set_gradient_accumulation_boundary(last)
+            outputs, added_M = engine(batch, within=one.within)
+            of_batch = mean_losses(losses, outputs, batch.targets)
+            sums = losses.sums(of_batch)
+            total_M = sums.total if added_M is None else sums.total + added_M
+            objective = micro_batch_loss(replace(sums, total=total_M), coefficients * one.share)
+            engine.backward(objective * world_size, scale_wrt_gas=False)
+            totals += one.share * torch.stack([sums.total, total_M - sums.total]).detach()
+            unit_losses.append({form: replace(part, losses=part.losses.detach()) for form, part in of_batch.items()})
+            if not last:
+                engine.step()  # counts the pass; updates nothing before the boundary
+    return dist.sum_tensor(totals), unit_losses
+
+
+def _num_passes(regularizer: Regularizer | None) -> int:
+    return 1 if regularizer is None else regularizer.num_passes
 
 
 def _update(engine: Any, step: int, scale: float) -> None:

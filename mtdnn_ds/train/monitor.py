@@ -23,6 +23,7 @@ Event = tuple[str, float, int]  # tag, value, step: what DeepSpeed's monitors ta
 
 FLUSH_SECONDS = 10  # an open TensorBoard lags at most this much behind the run
 TENSORBOARD_ONLY = ("mfu",)  # fields of StepRecord that metrics.jsonl does not have
+ONLY_WHEN_ON = ("regularizer", "task_scale")  # fields that a run without what they are of does not have
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,15 +45,20 @@ class StepRecord:
     micro_batches: int  # of one rank
     seconds: float
     penalty: float = 0.0  # of soft and low-rank sharing, contained in the loss
+    regularizer: float | None = None  # the regulariser's part of the loss; None without one
+    task_scale: Mapping[str, float] | None = None  # w_t of each task in the step, where the loss scales adapt
     mfu: float | None = None  # fraction of the peak FLOP/s; None where the peak is unknown
     wait_fraction: float = 0.0  # fraction of `seconds` in which rank 0 waited for data
 
     def json_fields(self) -> dict[str, Any]:
-        return {name: value for name, value in asdict(self).items() if name not in TENSORBOARD_ONLY}
+        absent = {name for name in ONLY_WHEN_ON if getattr(self, name) is None}
+        return {name: value for name, value in asdict(self).items() if name not in (*TENSORBOARD_ONLY, *absent)}
 
     def scalars(self) -> list[tuple[str, float | None]]:
         return [
             ("loss", self.loss),
+            *([] if self.regularizer is None else [("regularizer", self.regularizer)]),
+            *((f"task_scale/{task}", scale) for task, scale in (self.task_scale or {}).items()),
             ("penalty", self.penalty),
             *((f"loss/{task}", loss) for task, loss in self.task_loss.items()),
             *((f"examples/{task}", count) for task, count in self.task_examples.items()),

@@ -39,6 +39,7 @@ class RunState:
     plan: dict[str, Any]
     topology: dict[str, Any]
     teachers: dict[str, str] = field(default_factory=dict)  # task -> fingerprint of its teachers' answers (train/distillation.py)
+    loss_scales: dict[str, Any] = field(default_factory=dict)  # of adaptive scales (losses/adaptive.py)
     best: dict[str, dict[str, float]] = field(default_factory=dict)  # task or "average" -> {"score", "step"}
     evaluation: Evaluation | None = None  # the last one
     evaluated_at: int = 0  # its step

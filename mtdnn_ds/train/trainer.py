@@ -3,64 +3,26 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import numpy as np
-import torch
 
 from mtdnn_ds import dist
 from mtdnn_ds.config.deepspeed import ResolvedDeepSpeed
-from mtdnn_ds.config.load import dump_recipe
 from mtdnn_ds.config.recipe import Recipe
-from mtdnn_ds.data.loader import LoaderSettings, StepBatches, TrainLoader
-from mtdnn_ds.data.plan import StepPlan
-from mtdnn_ds.losses.distillation import Distillation
-from mtdnn_ds.losses.forms import Losses, build_losses
-from mtdnn_ds.losses.objective import step_loss, task_means, task_scales
-from mtdnn_ds.model.freeze import freeze
-from mtdnn_ds.model.multitask import MultiTaskModel, parameter_groups
+from mtdnn_ds.data.loader import StepBatches, TrainLoader
+from mtdnn_ds.losses.objective import Scale, step_loss, task_means, task_scales
 from mtdnn_ds.tasks.spec import TaskSpec
 from mtdnn_ds.train import checkpoint
-from mtdnn_ds.train.distillation import find_lessons, fingerprints, taught
-from mtdnn_ds.train.engine import StepResult, optimizer_step, set_learning_rate, start_distributed, start_engine
+from mtdnn_ds.train.engine import StepResult, optimizer_step, set_learning_rate, start_distributed
 from mtdnn_ds.train.evaluate import evaluate
-from mtdnn_ds.train.init import begin_with, find_source
-from mtdnn_ds.train.monitor import EvalRecord, Event, RunMonitor, StepRecord, check_monitors
-from mtdnn_ds.train.optimizer import build_optimizer
-from mtdnn_ds.train.penalty import SharingPenalty, sharing_penalty
-from mtdnn_ds.train.progress import Progress
+from mtdnn_ds.train.monitor import EvalRecord, StepRecord, check_monitors
 from mtdnn_ds.train.results import show_results
-from mtdnn_ds.train.run_folder import RunFolder, write_run_files
+from mtdnn_ds.train.run import Run, start_run
 from mtdnn_ds.train.schedule import learning_rate, num_warmup_steps
-from mtdnn_ds.train.setup import RunData, build_plan, idle_tasks, loader_settings, prepare_run_data, run_model, settings_dict
-from mtdnn_ds.train.state import RunState, check_fit
-from mtdnn_ds.train.throughput import StepCost, step_cost
 from mtdnn_ds.train.weights import save_best
-
-COMPUTE_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "autocast_bf16": torch.bfloat16}
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Run:
-    """Everything a run works with. `state` alone changes, and is what a checkpoint keeps; the rest follows from the recipe."""
-
-    recipe: Recipe
-    folder: RunFolder
-    data: RunData
-    plan: StepPlan
-    settings: LoaderSettings
-    losses: Losses
-    engine: Any
-    penalty: SharingPenalty | None
-    cost: StepCost
-    precision: str
-    state: RunState
-    progress: Progress
-    monitor: RunMonitor | None  # rank 0 only
-    evaluate_after: Collection[int]  # steps
 
 
 def train(
@@ -80,7 +42,9 @@ def train(
     """
     check_monitors(deepspeed.config)
     device = start_distributed()
-    run = _start(recipe, specs, deepspeed, device=device, output_dir=output_dir, resume=resume, evaluate_after=evaluate_after, quiet=quiet)
+    run = start_run(
+        recipe, specs, deepspeed, device=device, output_dir=output_dir, resume=resume, evaluate_after=evaluate_after, quiet=quiet
+    )
     succeeded = False
     try:
         _all_steps(run)
@@ -90,111 +54,6 @@ def train(
         if run.monitor is not None:
             run.monitor.close(succeeded=succeeded)
     show_results(run.data, run.state, run.folder, say=run.progress.say)
-
-
-def _start(
-    recipe: Recipe,
-    specs: Sequence[TaskSpec],
-    deepspeed: ResolvedDeepSpeed,
-    *,
-    device: torch.device,
-    output_dir: Path,
-    resume: str,
-    evaluate_after: Collection[int],
-    quiet: bool,
-) -> Run:
-    folder, speaks = RunFolder(output_dir), dist.is_main() and not quiet
-    say = Progress(num_steps=0, is_main=speaks).say
-    for note in deepspeed.notes:
-        say(note)
-    found = checkpoint.resume_from(resume, folder.path, say)
-    source = find_source(recipe) if found is None else None
-    data = prepare_run_data(recipe, specs, say)
-    plan = build_plan(recipe, data)
-    for note in idle_tasks(plan):
-        say(note)
-    lessons = find_lessons(recipe, data, say)
-    topology = {"world_size": dist.world_size(), "zero_stage": deepspeed.zero_stage, "precision": deepspeed.precision}
-    state = RunState(step=0, recipe=settings_dict(recipe), plan=plan.state_dict(0), topology=topology, teachers=fingerprints(lessons))
-    if found is not None:
-        check_fit(str(found.path), found.run_state, state, plan)
-    taught_data = taught(recipe, data, lessons, device=device, say=say)
-    model = run_model(recipe, data, device=device, compute_dtype=COMPUTE_DTYPES[deepspeed.precision])
-    for note in (*model.notes, *freeze(model, recipe.train.freeze), *([] if source is None else [begin_with(model, specs, source)])):
-        say(note)
-    settings = loader_settings(recipe, hidden_size=model.encoder.hidden_size, rank=dist.rank(), world_size=dist.world_size(), device=device)
-    engine = _engine(recipe, model, deepspeed, say=say)
-    if found is not None:
-        checkpoint.load_engine(engine, found)
-        state = RunState.from_json(found.run_state)
-        if found.path.parent.resolve() != folder.checkpoints.resolve():
-            state.best = {}  # the best weights stay in the other run's folder
-        say(f"resuming after step {state.step} of {plan.total_steps} from {found.path}")
-    monitor = _open_folder(folder, recipe, deepspeed, data, state, engine, say)
-    return Run(
-        recipe=recipe,
-        folder=folder,
-        data=taught_data,
-        plan=plan,
-        settings=settings,
-        losses=build_losses(data.layout, data.specs, engine.device, _distillation(recipe) if lessons else None),
-        engine=engine,
-        penalty=sharing_penalty(engine, settings.sharing),
-        cost=step_cost(model.encoder.config, precision=deepspeed.precision, device=device),
-        precision=deepspeed.precision,
-        state=state,
-        progress=Progress(num_steps=plan.total_steps, first_step=state.step, is_main=speaks),
-        monitor=monitor,
-        evaluate_after=evaluate_after,
-    )
-
-
-def _distillation(recipe: Recipe) -> Distillation:
-    return Distillation(temperature=recipe.distillation.temperature, weight=recipe.distillation.weight)
-
-
-def _open_folder(
-    folder: RunFolder, recipe: Recipe, deepspeed: ResolvedDeepSpeed, data: RunData, state: RunState, engine: Any, say: Callable[[str], None]
-) -> RunMonitor | None:
-    """Write the run's own files and open its log, on rank 0. Collective: what fails there is raised on every rank."""
-    opened: list[RunMonitor] = []
-
-    def on_rank_0() -> None:
-        checkpoint.tidy(folder.checkpoints, state.step, say)
-        write_run_files(folder, recipe_yaml=dump_recipe(recipe), deepspeed_config=deepspeed.config, topology=state.topology)
-        monitor = RunMonitor(
-            folder.path,
-            task_metrics={spec.name: data.metric_names(spec) for spec in data.specs},
-            settings=settings_dict(recipe),
-            last_step=state.step,
-            write_events=_deepspeed_events(engine) if engine.monitor.enabled else None,
-        )
-        opened.append(monitor)
-        if monitor.num_discarded_lines:
-            say(
-                f"metrics.jsonl: {monitor.num_discarded_lines} lines after step {state.step} moved to metrics.discarded.jsonl; their steps are repeated"
-            )
-
-    dist.on_main(on_rank_0)
-    return opened[0] if opened else None
-
-
-def _engine(recipe: Recipe, model: MultiTaskModel, deepspeed: ResolvedDeepSpeed, *, say: Any) -> Any:
-    optimizer = build_optimizer(
-        recipe.optimizer.name,
-        parameter_groups(model, recipe.optimizer.weight_decay, recipe.optimizer.head_lr_factor),
-        lr=recipe.optimizer.lr,
-        betas=recipe.optimizer.betas,
-        eps=recipe.optimizer.eps,
-        offloaded=deepspeed.offload_optimizer,
-        say=say,
-    )
-    return start_engine(model, optimizer, deepspeed.config)
-
-
-def _deepspeed_events(engine: Any) -> Callable[[list[Event]], None]:
-    # DeepSpeed's own events count its nominal samples, and wandb drops a point whose step goes back: ours take the same count.
-    return lambda events: engine.monitor.write_events([(tag, value, engine.global_samples) for tag, value, _ in events])
 
 
 def _all_steps(run: Run) -> None:
@@ -214,16 +73,24 @@ def _all_steps(run: Run) -> None:
             if step == total_steps or step in run.evaluate_after or (recipe.train.eval_every and step % recipe.train.eval_every == 0):
                 _evaluate(run)
             if step == total_steps or (recipe.train.save_every and step % recipe.train.save_every == 0):
+                momentum = None if run.regularizer is None else run.regularizer.momentum
                 checkpoint.save_checkpoint(
-                    run.engine, run.folder.checkpoints, step=step, run_state=state.to_json(), keep_last=recipe.train.keep_last
+                    run.engine,
+                    run.folder.checkpoints,
+                    step=step,
+                    run_state=state.to_json(),
+                    keep_last=recipe.train.keep_last,
+                    also=() if momentum is None else (momentum.save,),
                 )
 
 
-def _task_scales(run: Run, counts_N: np.ndarray) -> np.ndarray:
+def _task_scales(run: Run, step: int, counts_N: np.ndarray) -> np.ndarray:
+    if run.scales is not None:
+        return run.scales.weights(counts_N > 0, step)
     scale = run.recipe.loss.scale
     return task_scales(
         counts_N,
-        scale if isinstance(scale, str) else "explicit",
+        "explicit" if isinstance(scale, dict) else cast(Scale, scale),
         num_classes=[len(spec.labels) for spec in run.data.specs],
         explicit=[spec.loss_scale for spec in run.data.specs],
     )
@@ -233,11 +100,12 @@ def _one_step(run: Run, batches: StepBatches, loader: TrainLoader) -> None:
     begin, waited = time.perf_counter(), loader.take_wait_seconds()
     lr = _learning_rate(run, batches.step)
     set_learning_rate(run.engine, lr)
+    scales_N = _task_scales(run, batches.step, batches.task_counts)
     result = optimizer_step(
         run.engine,
         batches.micro_batches,
         unit_counts=batches.unit_counts,
-        task_scales=_task_scales(run, batches.task_counts),
+        task_scales=scales_N,
         losses=run.losses,
         layout=run.data.layout,
         step=batches.step,
@@ -246,10 +114,17 @@ def _one_step(run: Run, batches: StepBatches, loader: TrainLoader) -> None:
         describe=run.data.describe,
         say=run.progress.say,
         penalty=run.penalty,
+        regularizer=run.regularizer,
     )
+    means_N = task_means(result.totals, result.units, run.data.layout.task_of_term, len(scales_N))
+    if run.regularizer is not None and run.regularizer.momentum is not None:
+        run.regularizer.momentum.follow(run.engine)
+    if run.scales is not None:
+        run.scales.observe(means_N)
+        run.state.loss_scales = run.scales.state_dict()
     run.state.step = batches.step
     run.state.plan = run.plan.state_dict(batches.step)
-    record = _record(run, batches, result, lr=lr, seconds=time.perf_counter() - begin + waited, waited=waited)
+    record = _record(run, batches, result, means_N, scales_N, lr=lr, seconds=time.perf_counter() - begin + waited, waited=waited)
     if run.monitor is not None:
         run.monitor.write(record)
     run.progress.update(step=record.step, loss=record.loss, tokens_per_second=record.tokens_per_second)
@@ -268,14 +143,25 @@ def _learning_rate(run: Run, step: int) -> float:
     )
 
 
-def _record(run: Run, batches: StepBatches, result: StepResult, *, lr: float, seconds: float, waited: float) -> StepRecord:
-    layout, counts_N = run.data.layout, batches.task_counts
-    names = layout.task_names
-    means_N = task_means(result.totals, result.units, layout.task_of_term, len(names))
+def _record(
+    run: Run,
+    batches: StepBatches,
+    result: StepResult,
+    means_N: np.ndarray,
+    scales_N: np.ndarray,
+    *,
+    lr: float,
+    seconds: float,
+    waited: float,
+) -> StepRecord:
+    names, counts_N = run.data.layout.task_names, batches.task_counts
+    adaptive = {name: float(scale) for name, scale, count in zip(names, scales_N, counts_N, strict=True) if count}
     return StepRecord(
         step=batches.step,
-        loss=step_loss(result.totals, result.coefficients) + result.penalty,
+        loss=step_loss(result.totals, result.coefficients) + result.penalty + (result.regularizer or 0.0),
         penalty=result.penalty,
+        regularizer=result.regularizer,
+        task_scale=None if run.scales is None else adaptive,
         task_loss={name: float(mean) for name, mean in zip(names, means_N, strict=True) if not np.isnan(mean)},
         task_examples={name: int(count) for name, count in zip(names, counts_N, strict=True) if count},
         lr=lr,

@@ -1,0 +1,250 @@
+"""Regularisers: which passes a micro-batch takes, what is added to its loss, and with which noise. Not the engine, not the division.
+
+    smart    L(x) + factor D(x, x + d) + proximal_factor D(x, averaged model)   d maximises D(x, x + d); Jiang et al. 2020, arXiv:1911.03437
+    freelb   mean over k of L(x + d_k)                                          d_{k+1} ascends L; Zhu et al. 2020, arXiv:1909.11764
+    r_drop   mean of L(x) and L'(x) + factor D(x, x) / 2                        L and L' with dropout of their own; Liang et al. 2021,
+                                                                                arXiv:2106.14448, equation 4 with the mean of both losses
+
+D is losses/divergence.py's, summed over a term's units like its losses, so it gets the same denominator and the step's objective still
+does not depend on how its examples were cut up. All passes run within the engine's forward, where ZeRO 3 gathers parameters; the
+ascent asks for the gradient of the noise alone, so no parameter's gradient is touched.
+
+Shape legend: T packed tokens, E word embeddings, N tasks, M terms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from inspect import signature
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mtdnn_ds.batch import PackedBatch, Targets
+from mtdnn_ds.config.errors import ConfigError
+from mtdnn_ds.config.recipe import RegularizerSettings
+from mtdnn_ds.losses.divergence import divergence_sums
+from mtdnn_ds.losses.forms import Losses, UnitLosses
+from mtdnn_ds.losses.sums import TermTable, term_table
+from mtdnn_ds.model.encoder import PackedEncoder
+from mtdnn_ds.model.multitask import MultiTaskModel, Outputs
+from mtdnn_ds.tasks.layout import HeadLayout
+from mtdnn_ds.tasks.regularized import COMPARABLE_FORMS, regularized_tasks
+from mtdnn_ds.tasks.spec import TaskSpec
+from mtdnn_ds.train.momentum import MomentumCopy
+from mtdnn_ds.train.noise import Ball, ascend, draw_noise, noisy_tokens
+
+Computed = tuple[list[Outputs], Tensor | None]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pass:
+    """One forward and backward pass of a micro-batch.
+
+    `within` runs in the engine's forward and returns outputs, whose losses are averaged, and what is added to the loss sums, (M,).
+    """
+
+    within: Callable[[MultiTaskModel, PackedBatch], Computed]
+    share: float  # of the micro-batch's losses; the shares of its passes add up to 1
+
+
+PLAIN = Pass(within=lambda model, batch: ([model.outputs(batch)], None), share=1.0)
+"""The only pass of a run without a regulariser."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Regularizer:
+    """One regulariser of a run, made by `build_regularizer`."""
+
+    name: Literal["smart", "freelb", "r_drop"]
+    is_on_N: np.ndarray  # (N,) bool: the tasks it applies to
+    is_on_M: Tensor  # (M,) float32 on the device: 1 for their terms, 0 for others
+    forms: tuple[str, ...]  # of their terms, as far as they can be compared
+    table: TermTable
+    factor: float
+    num_ascents: int  # smart, freelb
+    ball: Ball | None  # smart, freelb
+    noise_std: float | None  # smart
+    proximal_factor: float  # smart
+    momentum: MomentumCopy | None  # smart with a proximal_factor
+    seed: int
+
+    @property
+    def adds_term(self) -> bool:
+        """Whether the objective has a term beside the losses."""
+        return self.name != "freelb"
+
+    @property
+    def num_passes(self) -> int:
+        """Passes of each micro-batch."""
+        return self.num_ascents if self.name == "freelb" else 1
+
+    def passes(self, host_batch: PackedBatch, batch: PackedBatch, step: int) -> Iterator[Pass]:
+        """The passes of a micro-batch in `step`; each must have gone backward before the next is asked for."""
+        return {"smart": self._smart, "freelb": self._freelb, "r_drop": self._r_drop}[self.name](host_batch, batch, step)
+
+    def _smart(self, host_batch: PackedBatch, batch: PackedBatch, step: int) -> Iterator[Pass]:
+        averaged = None if self.momentum is None else self.momentum.outputs(batch)
+        lengths_S = batch.cu_seqlens.diff().long()
+
+        def within(model: MultiTaskModel, batch: PackedBatch) -> Computed:
+            assert self.ball is not None
+            clean = model.outputs(batch)
+            fixed = {form: outputs.detach() for form, outputs in clean.items()}
+            noise_TE = self._noise(model, host_batch, batch, step)
+            for _ in range(self.num_ascents):
+                noise_TE.requires_grad_()
+                divergence = self._divergence(model.outputs(batch, noise_TE), fixed, batch).sum()
+                (gradient_TE,) = torch.autograd.grad(divergence, noise_TE)
+                noise_TE = ascend(noise_TE.detach(), gradient_TE, lengths_S, self.ball)
+            added_M = self.factor * self._divergence(model.outputs(batch, noise_TE), clean, batch)
+            if averaged is not None:
+                added_M = added_M + self.proximal_factor * self._divergence(clean, averaged, batch)
+            return [clean], added_M
+
+        yield Pass(within=within, share=1.0)
+
+    def _freelb(self, host_batch: PackedBatch, batch: PackedBatch, step: int) -> Iterator[Pass]:
+        assert self.ball is not None
+        noise: list[Tensor] = []
+        dropout: list[Tensor] = []
+        lengths_S = batch.cu_seqlens.diff().long()
+        is_noisy_T1 = noisy_tokens(host_batch, self.is_on_N).to(batch.input_ids.device, non_blocking=True)
+
+        def within(model: MultiTaskModel, batch: PackedBatch) -> Computed:
+            if noise:
+                _set_generator_state(batch.input_ids.device, dropout[0])  # the same dropout in all passes (their section 3.3)
+            else:
+                noise.append(self._noise(model, host_batch, batch, step))
+                dropout.append(_generator_state(batch.input_ids.device))
+            return [model.outputs(batch, noise[0].requires_grad_())], None
+
+        for _ in range(self.num_ascents):
+            yield Pass(within=within, share=1 / self.num_ascents)
+            # The pass's own backward has left the noise's gradient, each sequence's times a factor that its norm removes again.
+            (gradient_TE,) = (each.grad for each in noise)
+            assert gradient_TE is not None
+            noise[0] = ascend(noise[0].detach(), gradient_TE * is_noisy_T1, lengths_S, self.ball)
+
+    def _r_drop(self, host_batch: PackedBatch, batch: PackedBatch, step: int) -> Iterator[Pass]:
+        def within(model: MultiTaskModel, batch: PackedBatch) -> Computed:
+            first, second = model.outputs(batch), model.outputs(batch)
+            return [first, second], self.factor / 2 * self._divergence(first, second, batch)
+
+        yield Pass(within=within, share=1.0)
+
+    def _noise(self, model: MultiTaskModel, host_batch: PackedBatch, batch: PackedBatch, step: int) -> Tensor:
+        assert self.ball is not None
+        return draw_noise(
+            host_batch,
+            width=model.encoder.embedding_size,
+            is_noisy_N=self.is_on_N,
+            std=self.noise_std,
+            ball=self.ball,
+            seed=self.seed,
+            step=step,
+            device=batch.input_ids.device,
+        )
+
+    def _divergence(self, ours: Outputs, theirs: Outputs, batch: PackedBatch) -> Tensor:
+        return divergence_sums(ours, theirs, batch.targets, self.table, self.forms) * self.is_on_M
+
+
+def build_regularizer(
+    settings: RegularizerSettings,
+    model: MultiTaskModel,
+    *,
+    specs: Sequence[TaskSpec],
+    layout: HeadLayout,
+    seed: int,
+    compute_dtype: torch.dtype,
+    device: torch.device,
+) -> tuple[Regularizer | None, tuple[str, ...]]:
+    """The run's regulariser, and what has to be said of it. `model` is not yet in an engine. Raises ConfigError if it has no effect on it."""
+    if settings.name == "none":
+        return None, ()
+    names, notes = regularized_tasks(settings.name, settings.tasks, specs)
+    is_on_N = np.array([spec.name in names for spec in specs])
+    is_on_M = is_on_N[list(layout.task_of_term)]
+    momentum = None
+    if settings.name == "r_drop":
+        _check_dropout(model)
+    else:
+        _check_inputs(model, settings.name)
+    if settings.proximal_factor > 0:
+        momentum = MomentumCopy(model, momentum=settings.proximal_momentum, compute_dtype=compute_dtype, device=device)
+        notes += (f"the proximal term keeps an averaged model, whole and in float32 on every rank: {momentum.num_bytes / 1e9:.2f} GB",)
+    on = [term for term, is_on in zip(layout.terms, is_on_M, strict=True) if is_on]
+    regularizer = Regularizer(
+        name=settings.name,
+        is_on_N=is_on_N,
+        is_on_M=torch.tensor(is_on_M, dtype=torch.float32, device=device),
+        forms=tuple(form for form in layout.forms if form in COMPARABLE_FORMS and any(term.form == form for term in on)),
+        table=term_table(layout, device),
+        factor=settings.factor,
+        num_ascents=settings.ascent_steps or {"smart": 1, "freelb": 3, "r_drop": 0}[settings.name],
+        ball=_ball(settings),
+        noise_std=settings.noise_std if settings.name == "smart" else None,
+        proximal_factor=settings.proximal_factor,
+        momentum=momentum,
+        seed=seed,
+    )
+    return regularizer, notes
+
+
+def _ball(settings: RegularizerSettings) -> Ball | None:
+    usual = {
+        "smart": Ball(norm="inf", per="token", radius=0.01, step_size=0.01),
+        "freelb": Ball(norm="l2", per="sequence", radius=0.4, step_size=0.1),
+    }
+    if settings.name not in usual:
+        return None
+    default = usual[settings.name]
+    return Ball(
+        norm=settings.norm or default.norm,
+        per=settings.norm_per or default.per,
+        radius=settings.radius or default.radius,
+        step_size=settings.step_size or default.step_size,
+    )
+
+
+def _check_dropout(model: MultiTaskModel) -> None:
+    if not any(getattr(module, "p", 0) > 0 or getattr(module, "has_dropout", False) for module in model.modules()):
+        raise ConfigError(
+            "regularizer.name=r_drop: neither encoder nor heads have dropout, so both passes are equal and it has no effect; "
+            "set tasks.NAME.dropout, or another regularizer.name"
+        )
+
+
+def _check_inputs(model: MultiTaskModel, name: str) -> None:
+    for encoder in (module for module in model.modules() if isinstance(module, PackedEncoder)):
+        if "inputs_embeds" not in signature(encoder.model.forward).parameters:
+            raise ConfigError(
+                f"regularizer.name={name}: {type(encoder.model).__name__} takes no word embeddings (inputs_embeds), to which noise could be added; "
+                "set regularizer.name to r_drop or none"
+            )
+
+
+def mean_losses(losses: Losses, outputs: Sequence[Outputs], targets: Mapping[str, Targets]) -> dict[str, UnitLosses]:
+    """Each unit's loss, averaged over several outputs for the same micro-batch."""
+    first, *others = (losses.of_batch(each, targets) for each in outputs)
+    return {
+        form: replace(of_form, losses=torch.stack([of_form.losses, *(other[form].losses for other in others)]).mean(0))
+        if others
+        else of_form
+        for form, of_form in first.items()
+    }
+
+
+def _generator_state(device: torch.device) -> Tensor:
+    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
+
+
+def _set_generator_state(device: torch.device, state: Tensor) -> None:
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(state, device)
+    else:
+        torch.set_rng_state(state)
