@@ -137,6 +137,13 @@ def _sharing(recipe: Recipe) -> Iterator[str]:
         yield "sharing.mode=soft: with one group there is nothing to share; set sharing.mode to hard, or make a second group"
 
 
+def _loss_scale(recipe: Recipe) -> Iterator[str]:
+    scale, mixing = recipe.loss.scale, recipe.mixture.mixing
+    if scale in ("dwa", "random", "famo") and (len(recipe.tasks) == 1 or mixing in ("per_step", "sequential")):
+        why = "the run has one task" if len(recipe.tasks) == 1 else f"with mixture.mixing={mixing} each step has one task"
+        yield f"loss.scale={scale}: shares a step out among its tasks, but {why}; remove it, or mix several tasks per_example"
+
+
 def _regularizer(recipe: Recipe) -> Iterator[str]:
     settings, usual = recipe.regularizer, USUAL_NORMS.get(recipe.regularizer.name)
     if settings.name == "r_drop" and recipe.train.dropout == "none":

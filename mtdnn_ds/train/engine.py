@@ -129,6 +129,7 @@ def optimizer_step(
     """
     units_M = dist.sum_tensor(torch.tensor(unit_counts, dtype=torch.float64, device=engine.device)).cpu().numpy()
     coefficients_M = term_coefficients(task_scales, units_M, layout.task_of_term)
+    adds_term = regularizer is not None and regularizer.adds_term
     skipped = 0
     while True:
         seed_step(seed, step)
@@ -141,6 +142,11 @@ def optimizer_step(
         if not bool(torch.isfinite(totals).all()):
             passed = tuple(batch for batch in micro_batches for _ in range(_num_passes(regularizer)))
             raise TrainingError(_not_finite(step, totals, unit_losses, passed, layout, losses, describe))
+        if not bool(torch.isfinite(added).all()):
+            raise TrainingError(
+                f"step {step}: the regulariser's term is not finite although the losses are; the weights are unchanged by this step; "
+                "lower optimizer.lr, or regularizer.radius if there is one"
+            )
         norm, scale = _gradient_norm(engine), _loss_scale(engine)
         if norm is not None and not math.isfinite(norm):
             raise TrainingError(_bad_gradient(step, layout.task_names))
@@ -153,7 +159,7 @@ def optimizer_step(
                 grad_norm=float(engine.get_global_grad_norm()) if norm is None else norm,
                 loss_scale=scale,
                 skipped=skipped,
-                regularizer=step_loss(added.double().cpu().numpy(), coefficients_M) if regularizer is not None and regularizer.adds_term else None,
+                regularizer=step_loss(added.double().cpu().numpy(), coefficients_M) if adds_term else None,
                 penalty=0.0 if penalty is None else penalty.value(),
             )
         if not fp16:
