@@ -41,7 +41,16 @@ def cross_check(recipe: Recipe) -> list[str]:
 
     Whether a setting was written counts, not its value: `mixture.temperature: 2` beside `rates: uniform` is a mistake too.
     """
-    return [*_without_effect(recipe), *_lengths(recipe), *_task_names(recipe), *_samples(recipe), *_sharing(recipe), *freeze_problems(recipe.train.freeze)]
+    return [
+        *_without_effect(recipe),
+        *_lengths(recipe),
+        *_task_names(recipe),
+        *_samples(recipe),
+        *_sharing(recipe),
+        *_loss_scale(recipe),
+        *_regularizer(recipe),
+        *freeze_problems(recipe.train.freeze),
+    ]
 
 
 def is_without_effect(recipe: Recipe, section: str, key: str) -> bool:
