@@ -160,7 +160,7 @@ def test_adapts_table_and_picture(adapted: tuple[Path, str]) -> None:
 def test_every_wrong_amount_is_named() -> None:
     with pytest.raises(ConfigError) as raised:
         _amount(fractions="0.1,2,x", samplings="0", epochs="-1", min_steps="1.5")
-    assert raised.value.problems == [
+    assert list(raised.value.problems) == [
         "--fractions 2: must be numbers above 0 and at most 1, e.g. 0.001,0.01,0.1,1",
         "--fractions x: must be numbers above 0 and at most 1, e.g. 0.001,0.01,0.1,1",
         "--samplings 0: must be a whole number, at least 1",

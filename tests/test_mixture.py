@@ -1,0 +1,213 @@
+"""Promises 1 and 2 with every kind of task in one step: losses and gradients do not depend on ranks, micro-batches, ZeRO stage or place.
+
+Four fp32 steps without dropout on real rows of eleven tasks, against a hand-written float64 loop on padded BertModel (reference_mixture.py).
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from glue_rows import cut_glue
+from processes import lines, run_jobs, training_lines, write_json, zero_config
+from reference_mixture import TaskOfStep, TermOfStep, reference_steps
+
+STEPS = 4
+TOLERANCE = 1e-4  # relative, fp32
+MAX_LENGTH = 64
+
+
+@dataclass(frozen=True)
+class Setting:
+    name: str
+    world_size: int
+    stage: int
+    max_tokens: int = 8192
+
+
+SETTINGS = [
+    *(Setting(f"ranks1_zero{stage}", 1, stage) for stage in range(4)),
+    *(Setting(f"ranks2_zero{stage}_tokens640", 2, stage, max_tokens=640) for stage in range(4)),
+    Setting("ranks1_zero2_tokens400", 1, 2, max_tokens=400),
+    Setting("ranks2_zero3", 2, 3),
+]
+
+
+def write_files(data: Path, folder: Path) -> dict[str, Any]:
+    """Small cuts of the real files, and the tasks that read them."""
+    glue = cut_glue(data / "glue", folder / "glue", train_rows=60, dev_rows=8)
+    sentences = (data / "WNUT17" / "train.conll").read_text(encoding="utf-8").strip().split("\n\n")
+    squad = json.loads((data / "SQuAD" / "dev-v1.1-partB.json").read_text(encoding="utf-8"))
+    squad["data"] = [{**article, "paragraphs": article["paragraphs"][:2]} for article in squad["data"][:2]]
+    article = json.loads((data / "wiki" / "articles.jsonl").read_text(encoding="utf-8").splitlines()[0])["text"]
+    pairs = [line.split("\t") for line in (glue / "STS-B" / "train.tsv").read_text(encoding="utf-8").splitlines()[1:41]]
+    choices = [
+        {"context": pair[7], "choices": [pair[8], pairs[(n + 7) % 40][8], pairs[(n + 3) % 40][8]][: 2 + n % 2], "right": n % 2}
+        for n, pair in enumerate(pairs)
+    ]
+    for split, part in (("train", sentences[:40]), ("dev", sentences[40:50])):
+        (folder / f"{split}.conll").write_text("\n\n".join(part) + "\n", encoding="utf-8")
+    (folder / "squad.json").write_text(json.dumps(squad), encoding="utf-8")
+    documents = article.split("\n\n")
+    (folder / "text.jsonl").write_text(
+        "".join(json.dumps({"text": text}) + "\n" for text in ("\n".join(documents[:9]), "\n".join(documents[9:18])))
+    )
+    (folder / "choices.jsonl").write_text("".join(json.dumps(row) + "\n" for row in choices))
+    (folder / "pairs.jsonl").write_text("".join(json.dumps({"a": p[7], "b": p[8], "score": float(p[9])}) + "\n" for p in pairs))
+    candidates = [  # one right and two or three wrong ones a query
+        {"query": pair[7], "candidate": pairs[(n + step) % 40][8], "fits": "yes" if step == 0 else "no"}
+        for n, pair in enumerate(pairs)
+        for step in range(3 + n % 2)
+    ]
+    (folder / "candidates.jsonl").write_text("".join(json.dumps(row) + "\n" for row in candidates))
+    ranking = {
+        "kind": "ranking",
+        "files": {split: str(folder / "candidates.jsonl") for split in ("train", "dev")},
+        "text_columns": ["query", "candidate"],
+        "label_column": "fits",
+        "labels": ["no", "yes"],
+    }
+    labels = sorted({line.split()[-1] for sentence in sentences for line in sentence.splitlines() if line.strip()} - {"O"})
+    return {
+        "cola": {},
+        "stsb": {},
+        "mnli": {"head": "san"},
+        "rte": {"head": "san"},
+        "ranked": ranking,
+        "ordered": {**ranking, "objective": "pairwise"},
+        "ner": {
+            "kind": "token_classification",
+            "files": {split: str(folder / f"{split}.conll") for split in ("train", "dev")},
+            "labels": ["O", *labels],
+        },
+        "questions": {"kind": "span", "files": {split: str(folder / "squad.json") for split in ("train", "dev")}, "stride": 16},
+        "text": {"kind": "masked_lm", "files": {"train": str(folder / "text.jsonl")}, "text_columns": ["text"], "next_sentence": True},
+        "choices": {
+            "kind": "multiple_choice",
+            "files": {split: str(folder / "choices.jsonl") for split in ("train", "dev")},
+            "text_columns": ["context"],
+            "choice_columns": ["choices"],
+            "label_column": "right",
+        },
+        "embedded": {
+            "kind": "similarity",
+            "files": {split: str(folder / "pairs.jsonl") for split in ("train", "dev")},
+            "text_columns": ["a", "b"],
+            "label_column": "score",
+            "score_range": [0, 5],
+        },
+    }
+
+
+@dataclass(frozen=True)
+class Runs:
+    folder: Path
+    reference: list[tuple[float, float]]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory, shared_data: Path, tiny_encoder: Path) -> Runs:
+    folder = tmp_path_factory.mktemp("mixture")
+    recipe = {
+        "encoder": {"path": str(tiny_encoder), "max_length": MAX_LENGTH},
+        "tasks": write_files(shared_data, folder),
+        "mixture": {"rates": "uniform"},
+        "batch": {"examples_per_step": 44, "max_tokens_per_micro_batch": 8192},
+        "optimizer": {"name": "torch_adamw", "lr": 1e-3, "weight_decay": 0.05, "gradient_clipping": 1.0},
+        "schedule": {"name": "constant", "warmup": 0},
+        "train": {"steps": STEPS, "dropout": "none", "seed": 5},
+        "data": {"glue_dir": str(folder / "glue"), "cache_dir": str(folder / "cache")},
+    }
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
+    for stage in range(4):
+        write_json(folder / f"zero{stage}.json", zero_config(stage))
+    for world_size in (1, 2):
+        jobs = [
+            {
+                "recipe": str(folder / "recipe.yaml"),
+                "deepspeed_config": str(folder / f"zero{setting.stage}.json"),
+                "output_dir": str(folder / setting.name),
+                "overrides": {"batch.max_tokens_per_micro_batch": str(setting.max_tokens)},
+            }
+            for setting in SETTINGS
+            if setting.world_size == world_size
+        ]
+        run_jobs(jobs, folder, world_size)
+    return Runs(folder, reference_of(folder, tiny_encoder))
+
+
+def reference_of(folder: Path, encoder: Path) -> list[tuple[float, float]]:
+    """The plan says which examples make up each step, the data unit their tokens and labels, the model what the heads start from."""
+    from mtdnn_ds.config.load import load_recipe
+    from mtdnn_ds.tasks.resolve import resolve_tasks
+    from mtdnn_ds.train.setup import build_plan, prepare_run_data, run_model
+
+    recipe = load_recipe(str(folder / "recipe.yaml"), {})
+    data = prepare_run_data(recipe, resolve_tasks(recipe), lambda text: None)
+    plan, layout = build_plan(recipe, data), data.layout
+    model = run_model(recipe, data, device=torch.device("cpu"), compute_dtype=torch.float32)
+    heads = {name: parameter.detach() for name, parameter in model.heads.named_parameters()}
+    san_terms = [index for index, term in enumerate(layout.terms) if term.form == "san"]
+    steps = []
+    for number in range(1, STEPS + 1):
+        step, tasks = plan.step(number), []
+        for task, examples in enumerate(data.train_sets):
+            members = np.flatnonzero(step.task_ids == task)
+            gathered = examples.gather(step.rows[members], step.epochs[members])
+            sizes = gathered.lengths.tolist()
+            ids, types = (torch.from_numpy(array).split(sizes) for array in (gathered.input_ids, gathered.token_type_ids))
+            terms = [
+                TermOfStep(
+                    form=layout.terms[index].form,
+                    columns=slice(layout.terms[index].first_column, layout.terms[index].first_column + layout.terms[index].num_outputs),
+                    san_index=san_terms.index(index) if index in san_terms else -1,
+                    rows=torch.from_numpy(np.asarray(own.rows, dtype=np.int64)),
+                    labels=torch.from_numpy(np.asarray(own.labels, dtype=np.float32)),
+                    examples=torch.from_numpy(np.asarray(own.examples, dtype=np.int64)),
+                    segments=torch.from_numpy(own.extra["segments"]) if "segments" in own.extra else None,
+                )
+                for index, own in zip(layout.terms_of(task), gathered.targets, strict=True)
+            ]
+            tasks.append(TaskOfStep(num_examples=len(members), sequences=list(zip(ids, types, strict=True)), terms=terms))
+        steps.append(tasks)
+    return reference_steps(encoder, steps, heads, lr=1e-3, weight_decay=0.05, clip=1.0)
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.name)
+def test_losses_and_gradients_of_every_kind_equal_a_hand_written_padded_loop(runs: Runs, setting: Setting) -> None:
+    ours = training_lines(runs.folder / setting.name)
+    assert [line["step"] for line in ours] == list(range(1, STEPS + 1))
+    for line, (loss, norm) in zip(ours, runs.reference, strict=True):
+        assert line["loss"] == pytest.approx(loss, rel=TOLERANCE), f"step {line['step']}"
+        assert line["grad_norm"] == pytest.approx(norm, rel=TOLERANCE), f"step {line['step']}"
+
+
+@pytest.mark.distributed
+def test_each_task_loses_the_same_in_every_setting(runs: Runs) -> None:
+    first = training_lines(runs.folder / SETTINGS[0].name)
+    assert set(first[0]["task_loss"]) == {
+        "cola", "stsb", "mnli", "rte", "ranked", "ordered", "ner", "questions", "text", "choices", "embedded",
+    }  # fmt: skip
+    for setting in SETTINGS[1:]:
+        for line, expected in zip(training_lines(runs.folder / setting.name), first, strict=True):
+            assert line["task_loss"] == pytest.approx(expected["task_loss"], rel=1e-3), (setting.name, line["step"])
+
+
+@pytest.mark.distributed
+def test_settings_really_cut_steps_differently_and_evaluate_the_same(runs: Runs) -> None:
+    counts = {setting.name: {line["micro_batches"] for line in training_lines(runs.folder / setting.name)} for setting in SETTINGS}
+    assert counts["ranks1_zero2"] == {1}
+    assert min(counts["ranks1_zero2_tokens400"]) >= 5
+    assert min(counts["ranks2_zero3_tokens640"]) >= 2
+    evaluations = [[line for line in lines(runs.folder / setting.name) if "eval" in line][-1]["eval"] for setting in SETTINGS]
+    assert sorted(evaluations[0]) == ["choices", "cola", "embedded", "mnli", "ner", "ordered", "questions", "ranked", "rte", "stsb"]
+    for evaluation in evaluations[1:]:
+        for task, metrics in evaluations[0].items():
+            assert evaluation[task] == pytest.approx(metrics, abs=2e-3), task
