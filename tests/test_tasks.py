@@ -11,6 +11,7 @@ import pytest
 from mtdnn_ds.config.errors import ConfigError
 from mtdnn_ds.config.recipe import Recipe
 from mtdnn_ds.tasks.builtin import BUILTIN_TASKS
+from mtdnn_ds.tasks.kinds import KINDS
 from mtdnn_ds.tasks.metrics import METRICS, metric_misfit
 from mtdnn_ds.tasks.resolve import builtin_task, resolve_tasks
 from mtdnn_ds.tasks.spec import TaskSpec
@@ -39,9 +40,9 @@ def user_task(tmp_path: Path) -> dict[str, Any]:
 
 
 def test_table_rows_are_consistent() -> None:
-    assert len(BUILTIN_TASKS) == 17
+    assert len(BUILTIN_TASKS) == 23
     for task in BUILTIN_TASKS.values():
-        assert (task.kind == "regression") == (not task.labels)
+        assert KINDS[task.kind].has_classes == bool(task.labels)
         assert all(metric in METRICS and metric_misfit(metric, task.kind, len(task.labels)) is None for metric in task.metrics)
         if task.folder_setting:
             assert task.folder.keys() == task.remote.keys()
@@ -65,6 +66,10 @@ def test_official_ids_are_class_ids() -> None:
         "ax": ("entailment", "neutral", "contradiction"),
         "snli": ("entailment", "neutral", "contradiction"),
         "scitail": ("neutral", "entails"),
+        "qnli_ranking": ("entailment", "not_entailment"),
+        "wnut17": tuple("O B-corporation I-corporation B-creative-work I-creative-work B-group I-group B-location I-location".split())
+        + ("B-person", "I-person", "B-product", "I-product"),
+        **dict.fromkeys(("squad", "squad_v2", "coqa", "quac"), ()),
     }
 
 
