@@ -103,7 +103,7 @@ def _kinds_table(kinds: Mapping[str, CustomKind]) -> Table:
 def _labels(spec: TaskSpec) -> str:
     if spec.custom is not None and not spec.labels:
         return "as its kind reads them"
-    return ", ".join(spec.labels) if spec.labels else "a number"
+    return ", ".join(spec.labels) or ("a number" if spec.kind in ("regression", "similarity") else "-")
 
 
 def _rows(spec: TaskSpec, problems: list[str]) -> str:

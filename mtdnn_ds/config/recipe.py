@@ -69,7 +69,7 @@ class TaskSettings(Section):
         None, min_length=2, max_length=2, description="similarity by cosine: the scores that a cosine of 0 and of 1 stand for; default [0, 1]"
     )
     stride: int | None = Field(None, ge=0, description="span, conversational_span: tokens that neighbouring windows share; default a third of encoder.max_length")
-    max_answer_tokens: int | None = Field(None, ge=1, description="span, conversational_span: longest answer; default 30")
+    max_answer_tokens: int | None = Field(None, ge=1, description="span, conversational_span: longest answer; default 30 (quac: 50)")
     null_threshold: float | None = Field(
         None, description="span: no answer where its score exceeds the best span's by more than this; needed where questions have no answer (squad_v2: 0)"
     )
