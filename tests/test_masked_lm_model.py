@@ -25,6 +25,7 @@ from transformers import (
 )
 
 from mtdnn_ds.batch.packed import PackedBatch
+from mtdnn_ds.config.errors import ConfigError
 from mtdnn_ds.data.collate import collate
 from mtdnn_ds.losses.forms import build_losses
 from mtdnn_ds.losses.objective import micro_batch_loss, term_coefficients
@@ -32,6 +33,7 @@ from mtdnn_ds.model.encoder import load_encoder
 from mtdnn_ds.model.masked_lm import MaskedLMHead, build_masked_lm_head
 from mtdnn_ds.model.multitask import MultiTaskModel, build_model
 from mtdnn_ds.tasks.layout import head_layout
+from mtdnn_ds.tasks.sharing import share
 from mtdnn_ds.tasks.spec import TaskSpec
 
 SIZES = dict(vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, max_position_embeddings=40)
@@ -256,3 +258,25 @@ def test_every_parameter_has_a_gradient_without_masked_tokens(checkpoints: dict[
         for key, parameter in model.named_parameters():
             assert parameter.requires_grad and parameter.grad is not None and bool(torch.isfinite(parameter.grad).all()), key
         assert not any(parameter.grad.any() for parameter in model.heads["masked_lm"].parameters())
+
+
+def test_with_soft_sharing_the_decoder_is_tied_to_the_copy_of_its_task(checkpoints: dict[str, Path]) -> None:
+    nli = TaskSpec(name="nli", kind="classification", labels=("a", "b"), metrics=("accuracy",), splits={})
+    text, more = (
+        TaskSpec(name=name, kind="masked_lm", labels=(), metrics=("masked_accuracy",), splits={}, dropout=0.0) for name in ("text", "more")
+    )
+    names = ("nli", "text", "more")
+    for groups, place in (({"a": ["nli"], "b": ["text", "more"]}, 1), ({"b": ["text", "more"], "a": ["nli"]}, 0)):
+        sharing = share(names, mode="soft", groups=groups, penalty=0.1)
+        model = build_model(
+            encoder_path=str(checkpoints["bert"]), specs=[nli, text, more], layout=head_layout([nli, text, more]), sharing=sharing
+        )
+        name = f"encoder.copies.{place}.model.embeddings.word_embeddings.weight"
+        assert model.borrowed == ((model.heads["masked_lm"], model.get_parameter(name)),)
+    with pytest.raises(ConfigError, match=r"sharing.groups: the masked_lm tasks text, more share a decoder tied to one copy's"):
+        build_model(
+            encoder_path=str(checkpoints["bert"]),
+            specs=[nli, text, more],
+            layout=head_layout([nli, text, more]),
+            sharing=share(names, mode="soft"),
+        )

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mtdnn_ds.batch.packed import PackedBatch, Targets
+from mtdnn_ds.config.errors import ConfigError
 from mtdnn_ds.model.attention import resolve_backend
 from mtdnn_ds.model.copies import CopiedEncoder
 from mtdnn_ds.model.custom import build_custom_heads
@@ -147,7 +148,24 @@ def build_model(
         head.to(parameter_dtype)
     if not any(_reads_pooled(layout, name) for name in layout.heads):
         encoder.pooler.requires_grad_(False)  # no head reads it: without a gradient it would break ZeRO
-    return MultiTaskModel(encoder=share_encoder(encoder, sharing, seed=seed), heads=heads, layout=layout).train()
+    shared = share_encoder(encoder, sharing, seed=seed)
+    if isinstance(shared, CopiedEncoder) and "masked_lm" in heads:
+        _tie_to_its_copy(heads["masked_lm"], shared, sharing, layout)
+    return MultiTaskModel(encoder=shared, heads=heads, layout=layout).train()
+
+
+def _tie_to_its_copy(head: nn.Module, encoder: CopiedEncoder, sharing: Sharing, layout: HeadLayout) -> None:
+    """With soft sharing, the decoder is tied to the word embeddings of the copy that the masked tokens run through."""
+    tasks = [term.task for term in layout.terms if term.head == "masked_lm"]
+    copies = {sharing.copy_of(task) for task in tasks}
+    if len(copies) > 1:
+        names = ", ".join(layout.task_names[task] for task in tasks)
+        raise ConfigError(
+            f"sharing.groups: the masked_lm tasks {names} share a decoder tied to one copy's word embeddings; put them into one group"
+        )
+    embedding = encoder.encoders[copies.pop()].model.get_input_embeddings()
+    assert isinstance(head, MaskedLMHead) and isinstance(embedding, nn.Embedding)
+    head.tie(embedding)
 
 
 def _reads_pooled(layout: HeadLayout, head: str) -> bool:

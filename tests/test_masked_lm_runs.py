@@ -1,0 +1,114 @@
+"""Pretraining as a task of a run: the same on any ranks and ZeRO stage, bitwise resume, weights written once; MiniLM learns (slow)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from processes import lines, run_jobs, training_lines, write_json, zero_config
+from safetensors.torch import load_file
+from test_masked_lm_examples import corpus  # noqa: F401  (a fixture)
+
+from mtdnn_ds.model.multitask import MultiTaskModel
+from mtdnn_ds.train.evaluate import evaluate
+from mtdnn_ds.train.loaded_run import find_run, load_run
+from mtdnn_ds.train.setup import prepare_run_data
+
+TABLE = "encoder.model.embeddings.word_embeddings.weight"
+SETTINGS = [(ranks, stage, 600) for ranks in (1, 2) for stage in range(4)] + [(2, 3, 80), (2, 2, 120)]
+EXACT_FIELDS = ("step", "loss", "task_loss", "task_examples", "lr", "grad_norm", "tokens", "micro_batches")
+
+
+def name_of(ranks: int, stage: int, tokens: int) -> str:
+    return f"ranks{ranks}_zero{stage}_tokens{tokens}"
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory, corpus: Path, tiny_encoder: Path) -> Path:  # noqa: F811
+    folder = tmp_path_factory.mktemp("masked_lm_runs")
+    recipe: dict[str, Any] = {
+        "encoder": {"path": str(tiny_encoder), "max_length": 32},
+        "tasks": {
+            "text": {"kind": "masked_lm", "files": {"train": str(corpus), "dev": str(corpus)}, "next_sentence": True},
+            "support": {
+                "kind": "classification", "files": {"train": "recipes/own_task/train.csv", "dev": "recipes/own_task/dev.csv"},
+                "text_columns": ["message"], "label_column": "team", "labels": ["billing", "delivery", "account"],
+            },
+        },
+        "mixture": {"rates": {"text": 3, "support": 1}},
+        "batch": {"examples_per_step": 16, "max_tokens_per_micro_batch": 600},
+        "optimizer": {"name": "torch_adamw", "lr": 1e-3},
+        "train": {"steps": 4, "dropout": "none", "seed": 2},
+        "data": {"cache_dir": str(folder / "cache")},
+    }  # fmt: skip
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    for stage in range(4):
+        write_json(folder / f"zero{stage}.json", zero_config(stage))
+
+    def job(name: str, stage: int, resume: str = "none", **overrides: str) -> dict[str, Any]:
+        settings = {"recipe": str(folder / "recipe.yaml"), "deepspeed_config": str(folder / f"zero{stage}.json")}
+        return {**settings, "output_dir": str(folder / name), "overrides": overrides, "resume": resume}
+
+    run_jobs([job(name_of(1, stage, tokens), stage) for ranks, stage, tokens in SETTINGS if ranks == 1], folder, 1)
+    noisy = {"train.dropout": "model", "train.steps": "8", "train.save_every": "4", "train.keep_last": "3"}
+    jobs = [
+        job(name_of(2, stage, tokens), stage, **{"batch.max_tokens_per_micro_batch": str(tokens)})
+        for ranks, stage, tokens in SETTINGS
+        if ranks == 2
+    ]
+    for stage in (2, 3):
+        jobs += [job(f"straight{stage}", stage, **noisy)]
+        jobs += [job(f"resumed{stage}", stage, str(folder / f"straight{stage}/checkpoints/step_4"), **noisy)]
+    run_jobs(jobs, folder, 2)
+    return folder
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize(("ranks", "stage", "tokens"), SETTINGS)
+def test_steps_do_not_depend_on_ranks_budgets_and_zero_stages(runs: Path, ranks: int, stage: int, tokens: int) -> None:
+    ours, first = training_lines(runs / name_of(ranks, stage, tokens)), training_lines(runs / name_of(*SETTINGS[0]))
+    assert len(ours) == len(first) == 4
+    for mine, other in zip(ours, first, strict=True):
+        assert mine["task_examples"] == other["task_examples"] == {"text": 12, "support": 4}
+        for value, expected in ((mine["loss"], other["loss"]), (mine["grad_norm"], other["grad_norm"])):
+            assert value == pytest.approx(expected, rel=1e-4)
+        assert mine["task_loss"] == pytest.approx(other["task_loss"], rel=1e-4)
+    # ln 30522 = 10.33 for a token and ln 2 = 0.69 for a pair, before anything is learnt.
+    assert first[0]["task_loss"]["text"] == pytest.approx(11.02, abs=0.15)
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("stage", [2, 3])
+def test_resume_is_bitwise_with_masks_and_dropout(runs: Path, stage: int) -> None:
+    straight, resumed = (
+        [{field: line[field] for field in EXACT_FIELDS} for line in training_lines(runs / f"{name}{stage}")]
+        for name in ("straight", "resumed")
+    )
+    assert len(straight) == 8 and resumed == straight[4:]
+    assert [line["eval"] for line in lines(runs / f"resumed{stage}") if "eval" in line] == [
+        line["eval"] for line in lines(runs / f"straight{stage}") if "eval" in line
+    ]
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_best_weights_hold_the_embeddings_once_and_score_the_same(runs: Path, stage: int) -> None:
+    run = runs / name_of(2, stage, 600)
+    weights = load_file(run / "best/average/model.safetensors")
+    assert {name: tuple(tensor.shape) for name, tensor in weights.items() if 30522 in tensor.shape} == {
+        TABLE: (30522, 32),
+        "heads.masked_lm.bias": (30522,),
+    }
+    (line,) = [line for line in lines(run) if "eval" in line]
+    assert set(line["eval"]["text"]) == {"masked_accuracy", "next_sentence_accuracy"}
+    found = find_run(str(run), "best/average")
+    data = prepare_run_data(found.recipe, found.specs, lambda text: None)
+    loaded = load_run(found, device=torch.device("cpu"))
+    assert isinstance(loaded.model, MultiTaskModel)
+    assert torch.equal(loaded.model.heads["masked_lm"].tied_weight, weights[TABLE])
+    scores = evaluate(loaded.model, data.specs, data.layout, data.examples, loaded.settings, torch.device("cpu")).metrics
+    assert scores["text"] == pytest.approx(line["eval"]["text"], abs=1e-12)
+    assert scores["support"] == pytest.approx(line["eval"]["support"], abs=1e-12)
