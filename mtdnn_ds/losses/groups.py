@@ -21,6 +21,14 @@ def group_sum(values: Tensor, targets: Targets) -> Tensor:
     return torch.segment_reduce(values, "sum", offsets=_offsets(targets))
 
 
+def group_log_sum_exp(scores: Tensor, targets: Targets) -> Tensor:
+    """(K, ...) -> (G, ...): the log of the sum of exp(scores) over each example's rows. Its gradient has no scattered additions either."""
+    if not targets.num_rows:
+        return scores
+    highest = torch.segment_reduce(scores.detach(), "max", offsets=_offsets(targets))
+    return group_sum((scores - highest.index_select(0, targets.groups)).exp(), targets).log() + highest
+
+
 def group_log_softmax(scores: Tensor, targets: Targets) -> Tensor:
     """(K, ...) -> (K, ...): scores minus the log of the sum of exp(scores) over the rows of the same example."""
     if not targets.num_rows:
