@@ -25,6 +25,19 @@ def test_nine_glue_tasks_learn_together(shared_data: Path, tmp_path: Path) -> No
     assert metrics["stsb"]["pearson"] >= 0.80
 
 
+def test_questions_of_squad_are_learnt_from_half_of_its_development_set(shared_data: Path, tmp_path: Path) -> None:
+    """Trained on the articles of part B, scored on those of part A."""
+    for name, part in (("train", "B"), ("dev", "A")):
+        (tmp_path / f"{name}-v1.1.json").symlink_to(shared_data / f"SQuAD/dev-v1.1-part{part}.json")
+    arguments = ["launchers/train.py", "--recipe", "recipes/squad.yaml", "--data.squad_dir", str(tmp_path), "--encoder.max_length", "256"]
+    ended = run_command([*arguments, "--output_dir", str(tmp_path / "run")], timeout_seconds=3500, OMP_NUM_THREADS="2")
+    assert ended.returncode == 0, ended.stderr
+    (metrics,) = [line["eval"]["squad"] for line in lines(tmp_path / "run") if "eval" in line]
+    assert metrics["token_f1"] >= 0.40
+    losses = [line["loss"] for line in training_lines(tmp_path / "run")]
+    assert sum(losses[-100:]) < sum(losses[-300:-200])  # still falling
+
+
 def test_bert_large_trains_in_bf16_under_zero2_within_12_gb(tmp_path: Path) -> None:
     config = write_json(tmp_path / "zero2_bf16.json", {"zero_optimization": {"stage": 2}, "bf16": {"enabled": True}})
     # bf16 without hardware support computes a few GFLOP/s: the task with the fewest development rows keeps the test short.
