@@ -15,11 +15,11 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cosine_similarity
 
 from mtdnn_ds.batch import Targets
 from mtdnn_ds.losses.forms import unit_terms
 from mtdnn_ds.losses.groups import group_log_softmax, group_sum
+from mtdnn_ds.losses.pairs import pair_cosines
 from mtdnn_ds.losses.rows import class_log_probabilities
 from mtdnn_ds.losses.sums import TermTable, own_outputs, sum_by_term
 from mtdnn_ds.tasks.layout import FORMS
@@ -60,12 +60,7 @@ def score_divergence(ours_KC: Tensor, theirs_KC: Tensor, targets: Targets, table
 
 def cosine_divergence(ours_KD: Tensor, theirs_KD: Tensor, targets: Targets, table: TermTable) -> Tensor:
     """Squared difference of the cosines of an example's two embeddings, (G,)."""
-    return (_cosines(ours_KD, targets) - _cosines(theirs_KD, targets)) ** 2
-
-
-def _cosines(embeddings_KD: Tensor, targets: Targets) -> Tensor:
-    first_GD, second_GD = embeddings_KD.float().reshape(len(targets.examples), 2, embeddings_KD.shape[1]).unbind(1)
-    return cosine_similarity(first_GD, second_GD, dim=1)
+    return (pair_cosines(ours_KD) - pair_cosines(theirs_KD)) ** 2
 
 
 DIVERGENCES: Mapping[str, Divergence] = {
