@@ -16,6 +16,7 @@ LAYERS = {
     "losses": 2,
     "train": 3,
     "export": 4,
+    "check": 4,
     "commands": 5,
     "cli": 6,
     "__main__": 7,

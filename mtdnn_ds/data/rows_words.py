@@ -1,11 +1,11 @@
-"""Rows of words with a tag each (token_classification), from lists of words and tags, whatever file they come from. Cuts no word into tokens."""
+"""Rows of words with a tag each (token_classification and users' own kinds), from lists of words and tags, whatever file they come from. Cuts no word into tokens."""
 
 from __future__ import annotations
 
 import math
 
 from mtdnn_ds.data.lines import Cells, RowProblem
-from mtdnn_ds.data.rows import CheckedRow, LabelParser, RowParser, class_parser, shown, text_problem
+from mtdnn_ds.data.rows import CheckedRow, LabelParser, RowParser, class_parser, label_parser, shown, text_problem
 from mtdnn_ds.tasks.spec import Source, TaskSpec
 
 UNKNOWN_TAG = -1
@@ -13,8 +13,16 @@ UNKNOWN_TAG = -1
 
 def words_and_tags(spec: TaskSpec, source: Source) -> RowParser:
     """The parser of sentences: a row's texts are its words, extra["tags"] their class ids (UNKNOWN_TAG without a label column)."""
+    return _sentences(source, class_parser(spec.labels, source.label_words or {}), int, UNKNOWN_TAG)
+
+
+def words_and_numbers(spec: TaskSpec, source: Source) -> RowParser:
+    """The same for a kind of the user's own: extra["tags"] are what its parse_label makes of them (NaN without a label column)."""
+    return _sentences(source, label_parser(spec, source), float, math.nan)
+
+
+def _sentences(source: Source, tag_of: LabelParser, number_type: type[int] | type[float], unknown: float) -> RowParser:
     column = source.text_columns[0]
-    tag_of = class_parser(spec.labels, source.label_words or {})
 
     def parse(number: int, cells: Cells) -> CheckedRow | RowProblem:
         words = cells[0]
@@ -27,22 +35,24 @@ def words_and_tags(spec: TaskSpec, source: Source) -> RowParser:
         if not any(word.strip() for word in words):
             return RowProblem("empty text", f"column '{column}' has no word")
         if source.label_column is None:
-            return CheckedRow(number, tuple(words), math.nan, {"tags": [UNKNOWN_TAG] * len(words)})
+            return CheckedRow(number, tuple(words), math.nan, {"tags": [unknown] * len(words)})
         tags = _tags(words, cells[-1], source.label_column, tag_of)
-        return tags if isinstance(tags, RowProblem) else CheckedRow(number, tuple(words), math.nan, {"tags": tags})
+        if isinstance(tags, RowProblem):
+            return tags
+        return CheckedRow(number, tuple(words), math.nan, {"tags": [number_type(tag) for tag in tags]})
 
     return parse
 
 
-def _tags(words: list[str], cell: object, column: str, tag_of: LabelParser) -> list[int] | RowProblem:
+def _tags(words: list[str], cell: object, column: str, tag_of: LabelParser) -> list[float] | RowProblem:
     if not isinstance(cell, list):
         return RowProblem("not a list of tags", f"column '{column}' holds {shown(cell)}, not a list of tags")
     if len(cell) != len(words):
         return RowProblem("wrong number of tags", f"{len(cell)} tags for {len(words)} words")
-    tags: list[int] = []
+    tags: list[float] = []
     for position, (word, each) in enumerate(zip(words, cell, strict=True), 1):
         tag = tag_of(each)
         if isinstance(tag, RowProblem):
             return RowProblem(tag.reason, f"word {position} ({shown(word)}): {tag.detail}")
-        tags.append(int(tag))
+        tags.append(tag)
     return tags

@@ -1,7 +1,8 @@
-"""Examples of token_classification: a sentence is a sequence of its words' tokens, and the first token of each word has the word's label.
+"""Examples of words with a label each: a sentence is a sequence of its words' tokens, and the first token of each word has its label.
 
-A word without a token (invisible characters) and a word cut off by max_length have no supervised token; evaluation counts them as O. A
-sentence without any token at all is no example, but its words are scored too.
+For token_classification and users' own kinds that read tokens. A word without a token (invisible characters) and a word cut off by
+max_length have no supervised token; evaluation counts them as O, and leaves them out where the kind is the user's own. A sentence without
+any token at all is no example, but its words are scored too.
 
 Shape legend: R rows of the split, E examples, N words of all rows, B examples asked for, T tokens, K supervised words.
 """
@@ -43,7 +44,8 @@ class WordExamples:
         self._supervised = np.flatnonzero((word_lengths_N > 0) & (position_N < kept_R[row_of_N]))
         self._positions = position_N[self._supervised]
         self._labels = split.list_values("tags")[self._supervised].astype(np.float32)
-        self._labels[self._labels == UNKNOWN_TAG] = np.nan
+        if spec.custom is None:
+            self._labels[self._labels == UNKNOWN_TAG] = np.nan
         self._counts_E = np.bincount(row_of_N[self._supervised], minlength=split.num_rows)[self._rows_E]
         self._begins_E = np.cumsum(self._counts_E) - self._counts_E
 
@@ -65,6 +67,8 @@ class WordExamples:
     def decode(self, outputs: Sequence[TermOutputs]) -> Decoded:
         """Label names of the words of every row, predicted and right; no right ones where the split has no labels."""
         (own,) = outputs
+        if self.spec.custom is not None:
+            return Decoded(predictions=self.spec.custom.predictions(own.values), references=own.labels)
         names = np.array(self.spec.labels, dtype=object)
         tags_N = self.split.list_values("tags").astype(np.int64)
         predicted_N = np.full_like(tags_N, self.spec.labels.index("O"))
