@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 from mtdnn_ds.config.deepspeed import ResolvedDeepSpeed, load_deepspeed_json, resolve_deepspeed
 from mtdnn_ds.config.deepspeed_check import key_problems
 from mtdnn_ds.config.encoder_path import resolve_encoder_path
-from mtdnn_ds.config.errors import ConfigError
+from mtdnn_ds.config.errors import ConfigError, did_you_mean
 from mtdnn_ds.config.load import load_recipe
 from mtdnn_ds.config.recipe import Recipe
+from mtdnn_ds.config.stages import Stage, by_stage, load_runs
+from mtdnn_ds.tasks.regularized import regularized_tasks
 from mtdnn_ds.tasks.resolve import resolve_tasks
 from mtdnn_ds.tasks.spec import TaskSpec
 
@@ -38,8 +41,17 @@ class Problems:
         try:
             return function()
         except ConfigError as error:
-            self._problems += [problem for problem in error.problems if problem not in self._problems]
+            self.add(error.problems)
             return None
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """What has been refused so far."""
+        return tuple(self._problems)
+
+    def add(self, lines: Iterable[str]) -> None:
+        """Problems that were found elsewhere."""
+        self._problems += [line for line in lines if line not in self._problems]
 
     def refuse(self) -> None:
         """Raise ConfigError if any check has refused."""
@@ -66,20 +78,87 @@ def checked_run(
     settings = problems.check(lambda: load_recipe(recipe, overrides))
     json = problems.check(lambda: _json(deepspeed_config))
     problems.check(also)
-    specs = resolved = None
-    if settings is not None:
-        specs = problems.check(lambda: resolve_tasks(settings))
-        if specs is not None and (settings.train.freeze or settings.init.run is not None):
-            problems.check(lambda: _preflight(settings, specs, goes_on=goes_on))
-        if specs is not None and settings.distillation.teachers is not None:
-            problems.check(lambda: _teachers(settings, specs))
-        for path in {settings.encoder.path, settings.encoder.tokenizer or settings.encoder.path}:
-            problems.check(lambda path=path: resolve_encoder_path(path))  # type: ignore[misc]
-    if settings is not None and json is not None:
-        resolved = problems.check(lambda: _resolved(json, settings, deepspeed_config, world_size))
+    run = None if settings is None else _checked(settings, json, problems, source=deepspeed_config, world_size=world_size, goes_on=goes_on)
     problems.refuse()
-    assert settings is not None and specs is not None and resolved is not None
+    assert run is not None
+    return run
+
+
+def checked_stages(
+    recipe: str,
+    deepspeed_config: str,
+    overrides: Mapping[str, str],
+    *,
+    world_size: int,
+    goes_on: Callable[[Stage], bool] = lambda stage: False,
+    also: Callable[[], None] = lambda: None,
+) -> tuple[tuple[Stage, CheckedRun], ...]:
+    """Every stage of a recipe file as a run, as in `checked_run`; a recipe without stages is one. Raises ConfigError for all stages at once."""
+    problems = Problems()
+    stages = problems.check(lambda: load_runs(recipe, overrides)) or ()
+    json = problems.check(lambda: _json(deepspeed_config))
+    problems.check(also)
+    runs: list[CheckedRun | None] = []
+    of_stage: dict[str, Problems] = {}
+    for stage in stages:
+        own = of_stage[stage.name] = Problems()
+        runs.append(
+            _checked(stage.recipe, json, own, source=deepspeed_config, world_size=world_size, goes_on=bool(stage.source) or goes_on(stage))
+        )
+    checked = {stage.name: (stage, run) for stage, run in zip(stages, runs, strict=True) if run is not None}
+    for stage, run in checked.values():
+        if stage.source in checked:
+            of_stage[stage.name].check(partial(_fits_source, run, checked[stage.source][1], stage))
+    lines = {name: own.lines for name, own in of_stage.items()}
+    problems.add(lines.get("") or by_stage(lines))
+    problems.refuse()
+    return tuple(checked.values())
+
+
+def checked_tasks(recipe: str, overrides: Mapping[str, str]) -> tuple[tuple[Stage, tuple[TaskSpec, ...]], ...]:
+    """The tasks of every stage of a recipe file; a recipe without stages is one. Raises ConfigError for all stages at once."""
+    stages = load_runs(recipe, overrides)
+    found, problems = {}, {}
+    for stage in stages:
+        own = Problems()
+        found[stage.name] = own.check(partial(resolve_tasks, stage.recipe)) or ()
+        problems[stage.name] = own.lines
+    if any(problems.values()):
+        raise ConfigError(by_stage(problems) if stages[0].name else problems[""])
+    return tuple((stage, found[stage.name]) for stage in stages)
+
+
+def _checked(
+    settings: Recipe, json: dict[str, object] | None, problems: Problems, *, source: str, world_size: int, goes_on: bool
+) -> CheckedRun | None:
+    specs = problems.check(lambda: resolve_tasks(settings))
+    if specs is not None and (settings.train.freeze or settings.init.run is not None):
+        problems.check(lambda: _preflight(settings, specs, goes_on=goes_on))
+    if specs is not None and settings.distillation.teachers is not None:
+        problems.check(lambda: _teachers(settings, specs))
+    if specs is not None and settings.regularizer.name != "none":
+        problems.check(lambda: regularized_tasks(settings.regularizer.name, settings.regularizer.tasks, specs))
+    for path in {settings.encoder.path, settings.encoder.tokenizer or settings.encoder.path}:
+        problems.check(lambda path=path: resolve_encoder_path(path))  # type: ignore[misc]
+    resolved = None if json is None else problems.check(lambda: _resolved(json, settings, source, world_size))
+    if specs is None or resolved is None or problems.lines:
+        return None
     return CheckedRun(recipe=settings, specs=specs, deepspeed=resolved)
+
+
+def _fits_source(run: CheckedRun, source: CheckedRun, stage: Stage) -> None:
+    """Raise ConfigError if a stage cannot begin with the weights that another one will leave."""
+    from mtdnn_ds.train.preflight import encoder_differences
+
+    wrong = [f"from: {stage.source}: {line}; give both stages the same encoder" for line in encoder_differences(run.recipe, source.recipe)]
+    kind, _, task = run.recipe.init.checkpoint.partition("/")
+    scored = [spec.name for spec in source.specs if spec.dev_splits]
+    if kind == "best" and task not in ("average", *scored):
+        wrong.append(f"checkpoint=best/{task}: stage {stage.source} scores no task '{task}'{did_you_mean(task, ['average', *scored])}")
+    elif kind == "best" and not scored:
+        wrong.append(f"checkpoint=best/{task}: no task of stage {stage.source} has a dev split, so it keeps no best; write latest")
+    if wrong:
+        raise ConfigError(wrong)
 
 
 def _json(path: str) -> dict[str, object]:

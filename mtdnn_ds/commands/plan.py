@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mtdnn_ds.commands.checks import checked_run
+from mtdnn_ds.commands.checks import CheckedRun, checked_stages
 from mtdnn_ds.config.deepspeed import ResolvedDeepSpeed
 from mtdnn_ds.config.recipe import Recipe
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from mtdnn_ds.data.plan import StepPlan
     from mtdnn_ds.train.setup import RunData
 
@@ -35,17 +37,25 @@ class Sample:
 
 
 def run(*, recipe: str, deepspeed_config: str, world_size: int, overrides: Mapping[str, str]) -> int:
-    """Print the plan of `recipe` for `world_size` ranks; returns the exit code."""
+    """Print the plan of `recipe`, or of each of its stages, for `world_size` ranks; returns the exit code."""
     from mtdnn_ds.train.progress import configure_logging
 
     configure_logging("warning", rank=0)
-    checked = checked_run(recipe, deepspeed_config, overrides, world_size=world_size)
+    stages = checked_stages(recipe, deepspeed_config, overrides, world_size=world_size)
     from rich.console import Console
+
+    console = Console(soft_wrap=True, width=None if sys.stdout.isatty() else 140)
+    for stage, checked in stages:
+        begins = f", begins with {stage.source} ({checked.recipe.init.checkpoint})" if stage.source else ""
+        _show(console, f"{recipe}, stage {stage.name}{begins}" if stage.name else recipe, checked, world_size)
+    return 0
+
+
+def _show(console: Console, title: str, checked: CheckedRun, world_size: int) -> None:
     from rich.table import Table
 
     from mtdnn_ds.train.setup import build_plan, idle_tasks, prepare_run_data
 
-    console = Console(soft_wrap=True, width=None if sys.stdout.isatty() else 140)
     for note in checked.deepspeed.notes:
         console.print(note, markup=False, highlight=False)
     settings = checked.recipe
@@ -54,7 +64,7 @@ def run(*, recipe: str, deepspeed_config: str, world_size: int, overrides: Mappi
     shape = encoder_shape(settings)
     sample = sample_steps(settings, data, plan, world_size=world_size, hidden_size=shape.hidden_size)
 
-    table = Table(title=f"{recipe}: {plan.total_steps:,} steps of {plan.examples_per_step:,} examples, mixing {plan.mixing}")
+    table = Table(title=f"{title}: {plan.total_steps:,} steps of {plan.examples_per_step:,} examples, mixing {plan.mixing}")
     for column in ("task", "rows", "rate", "examples", "epochs", "first step", "last step"):
         table.add_column(column, justify="left" if column == "task" else "right")
     drawn, first, last = plan.drawn(plan.total_steps), plan.task_counts(1), plan.task_counts(plan.total_steps)
@@ -75,7 +85,6 @@ def run(*, recipe: str, deepspeed_config: str, world_size: int, overrides: Mappi
     for line in idle_tasks(plan):
         console.print(line, markup=False, highlight=False)
     console.print(f"plan fingerprint {plan.fingerprint[:16]}", markup=False, highlight=False)
-    return 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -3,28 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
+from mtdnn_ds.commands.checks import checked_tasks
 from mtdnn_ds.config.encoder_path import resolve_encoder_path
-from mtdnn_ds.config.load import load_recipe
-from mtdnn_ds.tasks.resolve import resolve_tasks
+from mtdnn_ds.config.errors import DataError
+
+if TYPE_CHECKING:
+    from mtdnn_ds.data.prepared import PreparedSplit
 
 
 def run(*, recipe: str, overrides: Mapping[str, str]) -> int:
     """Prepare `recipe` (a file) with `overrides`; returns the exit code. Raises ConfigError, or DataError with the problems of all splits."""
-    settings = load_recipe(recipe, overrides)
-    specs = resolve_tasks(settings)
-    tokenizer_path = resolve_encoder_path(settings.encoder.tokenizer or settings.encoder.path)
+    stages = checked_tasks(recipe, overrides)
+    tokenizer_paths = [resolve_encoder_path(stage.recipe.encoder.tokenizer or stage.recipe.encoder.path) for stage, _ in stages]
     from mtdnn_ds.data.cache import prepare  # tokenizers and Arrow, only once the recipe is known to be right
 
-    prepared = prepare(
-        specs,
-        tokenizer_path=tokenizer_path,
-        cache_dir=settings.data.cache_dir,
-        on_bad_row=settings.data.on_bad_row,
-        trust_remote_code=settings.encoder.trust_remote_code,
-    )
-    splits = [split for of_task in prepared.values() for split in of_task.values()]
-    left_out = sum(sum(split.skipped.values()) for split in splits)
-    rows = sum(split.num_rows for split in splits)
-    print(f"{len(splits)} splits of {len(prepared)} tasks, {rows:,} rows ({left_out:,} left out), ready in {settings.data.cache_dir}")
+    splits: dict[tuple[str, str, str], PreparedSplit] = {}  # stages share most of theirs
+    problems: list[str] = []
+    for (stage, specs), tokenizer_path in zip(stages, tokenizer_paths, strict=True):
+        settings = stage.recipe
+        try:
+            prepared = prepare(
+                specs,
+                tokenizer_path=tokenizer_path,
+                cache_dir=settings.data.cache_dir,
+                on_bad_row=settings.data.on_bad_row,
+                trust_remote_code=settings.encoder.trust_remote_code,
+            )
+        except DataError as error:
+            problems += [problem for problem in error.problems if problem not in problems]
+            continue
+        splits |= {(split.task, split.split, split.fingerprint): split for of_task in prepared.values() for split in of_task.values()}
+    if problems:
+        raise DataError(problems)
+    left_out = sum(sum(split.skipped.values()) for split in splits.values())
+    rows, tasks = sum(split.num_rows for split in splits.values()), {task for task, _, _ in splits}
+    folders = ", ".join(dict.fromkeys(stage.recipe.data.cache_dir for stage, _ in stages))
+    print(f"{len(splits)} splits of {len(tasks)} tasks, {rows:,} rows ({left_out:,} left out), ready in {folders}")
     return 0

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from mtdnn_ds.commands.checks import checked_run
+from mtdnn_ds.commands.checks import checked_stages
+from mtdnn_ds.config.stages import is_staged
 
 
 def run(*, recipe: str, deepspeed_config: str, output_dir: str | None, resume: str, log_level: str, overrides: Mapping[str, str]) -> int:
@@ -16,18 +17,23 @@ def run(*, recipe: str, deepspeed_config: str, output_dir: str | None, resume: s
 
     configure_logging(log_level, dist.rank())  # type: ignore[arg-type]
     folder = Path(output_dir) if output_dir else run_folder_of(resume) or Path("runs") / Path(recipe).stem
-    checked = checked_run(
+    checked = checked_stages(
         recipe,
         deepspeed_config,
         overrides,
         world_size=dist.world_size(),
-        goes_on=resume != "none" and any((folder / "checkpoints").glob("step_*")),
-        also=lambda: refuse_used_folder(folder, resume),
+        goes_on=lambda stage: resume != "none" and any((folder / stage.folder / "checkpoints").glob("step_*")),
+        also=lambda: refuse_used_folder(folder, resume, staged=is_staged(recipe)),
     )
 
     from mtdnn_ds.train.engine import stop_distributed
+    from mtdnn_ds.train.stages import stage_run, train_stages
     from mtdnn_ds.train.trainer import train
 
-    train(checked.recipe, checked.specs, checked.deepspeed, output_dir=folder, resume=resume)
+    first, only = checked[0]
+    if first.name:
+        train_stages([stage_run(stage, run.specs, run.deepspeed, folder) for stage, run in checked], output_dir=folder)
+    else:
+        train(only.recipe, only.specs, only.deepspeed, output_dir=folder, resume=resume)
     stop_distributed()
     return 0

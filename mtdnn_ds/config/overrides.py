@@ -108,11 +108,15 @@ def _apply(result: Overridden, path: tuple[str, ...], raw: str, given: set[tuple
         path = (path[0], found, *path[2:])
     elif path[:2] in (("mixture", "rates"), ("loss", "scale")) and len(path) == 3:
         path = (*path[:2], _task_in_run(result, path[2]) or path[2])
-    value = parse_text(raw, annotation)
+    put(result, path, parse_text(raw, annotation), given, source)
+    result.flags[path] = flag
+
+
+def put(result: Overridden, path: tuple[str, ...], value: Any, given: set[tuple[str, ...]], source: str) -> None:
+    """Set one value over another one; what contradicts it goes, and is noted, unless it is one of `given`, the paths set at the same time."""
     _forget_alternative(result, path, given, source)
     _forget_dependents(result, path, value, given, source)
     _set(result, path, value, source)
-    result.flags[path] = flag
 
 
 def _set(result: Overridden, path: tuple[str, ...], value: Any, source: str) -> None:

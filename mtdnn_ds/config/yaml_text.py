@@ -42,14 +42,19 @@ def parse_nodes(text: str) -> yaml.Node:
 
 
 class _Dumper(yaml.SafeDumper):
-    """SafeDumper that quotes what either YAML version would read as something else, and writes lists on one line."""
+    """SafeDumper that quotes what either YAML version would read as something else, and writes lists of plain values on one line."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
 
 
 _Dumper.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789."))
-_Dumper.add_representer(list, lambda dumper, data: dumper.represent_sequence("tag:yaml.org,2002:seq", data, flow_style=True))
+_Dumper.add_representer(
+    list,
+    lambda dumper, data: dumper.represent_sequence(
+        "tag:yaml.org,2002:seq", data, flow_style=not any(isinstance(item, dict) for item in data)
+    ),
+)
 
 
 def parse_yaml(text: str, source: str) -> Any:

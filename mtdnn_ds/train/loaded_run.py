@@ -14,7 +14,7 @@ from mtdnn_ds.config.recipe import Recipe
 from mtdnn_ds.tasks.resolve import resolve_tasks
 from mtdnn_ds.tasks.spec import TaskSpec
 from mtdnn_ds.train.checkpoint import find_checkpoint, open_checkpoint
-from mtdnn_ds.train.run_folder import RunFolder
+from mtdnn_ds.train.run_folder import RunFolder, refuse_staged_folder
 from mtdnn_ds.train.weights import WEIGHTS, read_weights
 
 if TYPE_CHECKING:
@@ -55,6 +55,7 @@ def find_run(run_dir: str, checkpoint: str, *, run_setting: str = "--run_dir", c
     folder = RunFolder(Path(run_dir))
     if not folder.recipe.is_file():
         raise ConfigError(f"{run_setting} {run_dir}: not a run folder (recipe.yaml is missing); give the --output_dir of a training run")
+    refuse_staged_folder(folder, run_setting)
     weights_folder = find_weights(folder, checkpoint, checkpoint_setting)
     recipe = load_recipe(str(folder.recipe), {})
     # Back ends that need half precision or CUDA change no weights.

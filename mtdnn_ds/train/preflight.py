@@ -15,7 +15,7 @@ from mtdnn_ds.tasks.layout import head_layout
 from mtdnn_ds.tasks.resolve import resolve_tasks
 from mtdnn_ds.tasks.spec import TaskSpec
 from mtdnn_ds.train.loaded_run import checkpoint_folders
-from mtdnn_ds.train.run_folder import RunFolder
+from mtdnn_ds.train.run_folder import RunFolder, refuse_staged_folder
 
 # What weights and the meaning of their rows depend on; everything else is found when they are read.
 _COMPARED = ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size", "type_vocab_size")
@@ -59,6 +59,10 @@ def _init_problems(recipe: Recipe, run: str) -> list[str]:
     folder = RunFolder(Path(run))
     if not folder.recipe.is_file():
         return [f"init.run={run}: not a run folder (recipe.yaml is missing); give the --output_dir of a training run"]
+    try:
+        refuse_staged_folder(folder, "init.run")
+    except ConfigError as error:
+        return list(error.problems)
     try:
         theirs = load_recipe(str(folder.recipe), {})
         if recipe.init.heads == "matching":

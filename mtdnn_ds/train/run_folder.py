@@ -53,19 +53,31 @@ def run_folder_of(resume: str) -> Path | None:
     return path.parent.parent if path.parent.name == "checkpoints" else path
 
 
-def refuse_used_folder(path: Path, resume: str) -> None:
-    """Raise ConfigError if `path` holds something that this run would mix with or overwrite."""
+def refuse_used_folder(path: Path, resume: str, *, staged: bool = False) -> None:
+    """Raise ConfigError if `path` holds something that this run, which may be one in stages, would mix with or overwrite."""
     if path.exists() and not path.is_dir():
         raise ConfigError(f"--output_dir {path}: is a file; give a folder")
-    if not path.is_dir() or not any(path.iterdir()) or resume == "auto":
+    source = run_folder_of(resume)
+    if staged and source is not None and (source.resolve() != path.resolve() or not (Path(resume) / "stages").is_dir()):
+        raise ConfigError(f"--resume {resume}: a run in stages goes on with --resume auto, or with the folder that holds its stages/")
+    if not path.is_dir() or not any(path.iterdir()):
         return
     if resume == "none":
         raise ConfigError(f"--output_dir {path}: is not empty; add --resume auto to go on with that run, or give another --output_dir")
-    source = run_folder_of(resume)
     if source is not None and source.resolve() != path.resolve():
         raise ConfigError(
             f"--output_dir {path}: holds another run than --resume {resume}; give an empty folder, or {source} to go on there"
         )
+    if (path / ("checkpoints" if staged else "stages")).is_dir():
+        held, wanted = ("without stages", "without") if staged else ("in stages", "with")
+        raise ConfigError(f"--output_dir {path}: holds a run {held}; give the recipe {wanted} stages that it was run with, or another --output_dir")
+
+
+def refuse_staged_folder(folder: RunFolder, setting: str) -> None:
+    """Raise ConfigError, naming its stages, if `folder`, which `setting` named, is a run in stages and so has no weights of its own."""
+    stages = sorted(str(path.parent) for path in folder.path.glob("stages/*/recipe.yaml"))
+    if stages:
+        raise ConfigError(f"{setting} {folder.path}: a run in stages; give one of them: {', '.join(stages)}")
 
 
 def write_run_files(folder: RunFolder, *, recipe_yaml: str, deepspeed_config: dict[str, Any], topology: dict[str, Any]) -> None:
@@ -82,12 +94,13 @@ def write_run_files(folder: RunFolder, *, recipe_yaml: str, deepspeed_config: di
         "machine": platform.platform(),
         "topology": topology,
     }
-    _write_keeping_old(folder.recipe, recipe_yaml)
-    _write_keeping_old(folder.deepspeed_config, json.dumps(deepspeed_config, indent=1))
-    _write_keeping_old(folder.path / "environment.json", json.dumps(environment, indent=1))
+    write_keeping_old(folder.recipe, recipe_yaml)
+    write_keeping_old(folder.deepspeed_config, json.dumps(deepspeed_config, indent=1))
+    write_keeping_old(folder.path / "environment.json", json.dumps(environment, indent=1))
 
 
-def _write_keeping_old(path: Path, text: str) -> None:
+def write_keeping_old(path: Path, text: str) -> None:
+    """Write a small file; one with another text is kept beside it under a number. Rank 0 only."""
     if path.exists() and path.read_text() != text:
         number = 1
         while (old := path.with_name(f"{path.stem}.{number}{path.suffix}")).exists():
