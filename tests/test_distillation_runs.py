@@ -269,7 +269,7 @@ def test_the_verb_stores_answers_and_scores_every_teacher(runs: Runs, tmp_path: 
         f"dev metrics of {runs.folder / 'cased'}/best/average:",
         "dev metrics of the mean of 2 teachers:",
     ]
-    assert done.stdout.endswith(f"the teachers' answers for one, pair, score are ready in {tmp_path}\n")
+    assert done.stdout.endswith(f"the teachers' answers for pair, one, score are ready in {tmp_path}\n")
     ours, theirs = (sorted(folder.glob("*.soft.safetensors")) for folder in (tmp_path, runs.folder / "cache"))
     assert [file.name for file in ours] == [file.name for file in theirs] and len(ours) == 5
     for one_rank, two_ranks in zip(ours, theirs, strict=True):

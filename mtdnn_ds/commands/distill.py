@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
+from mtdnn_ds.commands.checks import Problems, checked_tasks
 from mtdnn_ds.config.errors import ConfigError
-from mtdnn_ds.config.load import load_recipe
-from mtdnn_ds.tasks.resolve import resolve_tasks
 
 
 def run(*, recipe: str, log_level: str, overrides: Mapping[str, str]) -> int:
     """Run the teachers of `recipe` (a file) with `overrides`; returns the exit code. Collective under a launcher."""
-    settings = load_recipe(recipe, overrides)
-    if settings.distillation.teachers is None:
+    runs = [(stage.recipe, specs) for stage, specs in checked_tasks(recipe, overrides) if stage.recipe.distillation.teachers is not None]
+    if not runs:
         raise ConfigError(f"{recipe}: distillation.teachers is missing; name the run folders to learn from")
-    specs = resolve_tasks(settings)
 
     from mtdnn_ds import dist
     from mtdnn_ds.train.progress import Progress, configure_logging, format_results
     from mtdnn_ds.train.teachers import find_teachers
 
     configure_logging(log_level, dist.rank())  # type: ignore[arg-type]
-    find_teachers(settings, specs)  # wrong ones are refused before the process group starts
+    problems = Problems()
+    for settings, specs in runs:
+        problems.check(partial(find_teachers, settings, specs))
+    problems.refuse()
 
     from mtdnn_ds.train.distillation import find_lessons, taught
     from mtdnn_ds.train.engine import start_distributed, stop_distributed
@@ -31,13 +33,14 @@ def run(*, recipe: str, log_level: str, overrides: Mapping[str, str]) -> int:
 
     device = start_distributed()
     say = Progress(num_steps=0, is_main=dist.is_main()).say
-    data = prepare_run_data(settings, specs, say)
-    lessons = find_lessons(settings, data, say)
-    taught(settings, data, lessons, device=device, say=say)
-    for title, of_teacher, evaluation in teacher_scores(data, lessons, device=device):
-        say(f"\ndev metrics of {title}:")
-        say(format_results(task_results(of_teacher, evaluation, best={}), evaluation.average))
-    tasks = sorted({task for lesson in lessons for task in lesson.keys})
-    say(f"\nthe teachers' answers for {', '.join(tasks)} are ready in {settings.data.cache_dir}")
+    for settings, specs in runs:
+        data = prepare_run_data(settings, specs, say)
+        lessons = find_lessons(settings, data, say)
+        taught(settings, data, lessons, device=device, say=say)
+        for title, of_teacher, evaluation in teacher_scores(data, lessons, device=device):
+            say(f"\ndev metrics of {title}:")
+            say(format_results(task_results(of_teacher, evaluation, best={}), evaluation.average))
+        tasks = [spec.name for spec in specs if any(spec.name in lesson.keys for lesson in lessons)]
+        say(f"\nthe teachers' answers for {', '.join(tasks)} are ready in {settings.data.cache_dir}")
     stop_distributed()
     return 0

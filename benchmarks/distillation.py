@@ -1,0 +1,96 @@
+"""A training step with soft targets against the same step without, both in one run. Measures time, not accuracy.
+
+    python -m benchmarks.distillation [--glue_dir DIR --tasks mnli,qqp,stsb]
+
+A step is everything from the examples on: gathering, collating, forward, losses, backward, AdamW. Both sides take the same examples in the
+same steps, in fp32 on MiniLM, with weights of their own, and take turns (A B, B A, ...). The soft targets are drawn at random: what they
+cost does not depend on their values. Computing them once with the teacher is a forward over the training examples, and is not measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+
+import numpy as np
+import torch
+
+from benchmarks.throughput import MINILM, Side, measure
+from mtdnn_ds.config.encoder_path import resolve_encoder_path
+from mtdnn_ds.config.recipe import DataSettings
+from mtdnn_ds.data.cache import prepare
+from mtdnn_ds.data.collate import collate
+from mtdnn_ds.data.examples import Examples, make_examples
+from mtdnn_ds.data.examples.distilled import DistilledExamples
+from mtdnn_ds.data.soft_targets import RowsByExample, soft_targets
+from mtdnn_ds.losses.distillation import Distillation
+from mtdnn_ds.losses.forms import build_losses
+from mtdnn_ds.model.multitask import build_model
+from mtdnn_ds.tasks.layout import head_layout
+from mtdnn_ds.tasks.resolve import builtin_task
+from mtdnn_ds.tasks.spec import TaskSpec
+from mtdnn_ds.train.device import keep_freed_memory
+from mtdnn_ds.train.teachers import answer_of
+
+QUICKSTART = "quickstart_sentiment,quickstart_paraphrase,quickstart_entailment,quickstart_similarity"
+SETTINGS = Distillation(temperature=2.0, weight=0.5)
+
+
+def taught(spec: TaskSpec, examples: Examples, random: np.random.Generator) -> Examples:
+    """The examples with the answers of a made-up teacher."""
+    answer = answer_of(spec)
+    assert answer is not None, f"{spec.name} cannot be distilled"
+    scores = random.normal(size=(examples.num_examples, max(len(spec.labels), 1))).astype(np.float32)
+    outputs = RowsByExample(values=scores, offsets=np.arange(examples.num_examples + 1))
+    return DistilledExamples(examples, soft_targets(answer, [outputs], SETTINGS.temperature))
+
+
+def make_side(name: str, specs: tuple[TaskSpec, ...], sets: list[Examples], chosen: np.ndarray, distillation: Distillation | None) -> Side:
+    layout = head_layout(specs)
+    model = build_model(encoder_path=resolve_encoder_path(MINILM), specs=specs, layout=layout)
+    losses = build_losses(layout, specs, "cpu", distillation)
+    owner = np.repeat(np.arange(len(sets)), [examples.num_examples for examples in sets])
+    row = np.concatenate([np.arange(examples.num_examples) for examples in sets])
+
+    def loss(index: int) -> torch.Tensor:
+        members, epochs = chosen[index], np.zeros(chosen.shape[1], dtype=np.int64)
+        tasks, filler = range(len(sets)), np.zeros(0, dtype=np.int64)
+        batch = collate(owner[members], row[members], epochs, sets, layout=layout, tasks=tasks, filler_ids=filler)
+        return losses.sums(losses.of_batch(model(batch), batch.targets)).total.sum() / len(members)
+
+    return Side(name=name, loss=loss, optimizer=torch.optim.AdamW(model.parameters(), lr=1e-5))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--glue_dir", help="folder in the official GLUE layout, for its tasks")
+    parser.add_argument("--tasks", default=QUICKSTART, help="names, separated by commas")
+    parser.add_argument("--batch", type=int, default=32, help="examples per step")
+    parser.add_argument("--steps", type=int, default=8, help="different steps, each done once per repeat")
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--cache_dir", default=".cache/mtdnn_ds")
+    arguments = parser.parse_args()
+    keep_freed_memory()
+    data = DataSettings.model_validate({"glue_dir": arguments.glue_dir})
+    specs = tuple(builtin_task(name, data) for name in arguments.tasks.split(","))
+    prepared = prepare(specs, tokenizer_path=resolve_encoder_path(MINILM), cache_dir=arguments.cache_dir, splits=("train",))
+    random = np.random.default_rng(0)
+    plain = [make_examples(spec, prepared[spec.name]["train"], max_length=128) for spec in specs]
+    distilled = [taught(spec, examples, random) for spec, examples in zip(specs, plain, strict=True)]
+    num_examples = sum(examples.num_examples for examples in plain)
+    chosen = random.choice(num_examples, size=(arguments.steps, arguments.batch), replace=False)
+    sides = [make_side("plain", specs, plain, chosen, None), make_side("distilled", specs, distilled, chosen, SETTINGS)]
+    seconds = measure(sides, arguments.steps, warmup=2, repeats=arguments.repeats, device=torch.device("cpu"))
+    for name, values in seconds.items():
+        print(f"{name:10}{1000 * statistics.median(values) / arguments.steps:10.1f} ms/step")
+    # Each repeat's own ratio: the two sides of a repeat ran next to each other.
+    ratio = statistics.median(theirs / ours for ours, theirs in zip(seconds["plain"], seconds["distilled"], strict=True))
+    print(f"a distilled step takes {ratio:.3f} times as long as a plain one (median of {arguments.repeats} repeats)")
+    print(
+        json.dumps({"ratio": round(ratio, 4), "seconds": {name: [round(value, 4) for value in values] for name, values in seconds.items()}})
+    )
+
+
+if __name__ == "__main__":
+    main()
