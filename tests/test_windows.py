@@ -15,6 +15,7 @@ from mtdnn_ds.data.examples import Examples, TermOutputs, make_examples
 from mtdnn_ds.data.examples.span_scores import best_spans, first_best
 from mtdnn_ds.data.features import load_tokenizer
 from mtdnn_ds.tasks.layout import ANSWER_TYPES
+from tests.test_cache import write_roberta_tokenizer
 from tests.test_nested_sources import span_task, squad, talk_task, task, write
 
 
@@ -61,6 +62,25 @@ def test_windows_and_labels_equal_transformers_on_real_questions(
                     theirs.append((encoded["input_ids"][window], encoded["token_type_ids"][window], labels))
     assert len(ours) == len(theirs) > 150
     assert ours == theirs
+
+
+def test_windows_of_byte_level_tokens_equal_transformers(tmp_path: Path) -> None:
+    """RoBERTa's template with four special tokens, and characters that are several tokens each."""
+    encoder = write_roberta_tokenizer(tmp_path / "tok")
+    context = "Größe 🙂🙂 und Länge: " + "ä1 " * 30 + "🙂."
+    asked = [
+        {"question": text, "answers": [{"text": text, "answer_start": context.index(text)}]}
+        for text in ("Größe", "🙂", "🙂🙂 und L", "🙂.")
+    ]
+    examples = made(span_task(write(tmp_path / "train.json", squad(*asked, context=context)), stride=10), encoder, tmp_path / "cache", 64)
+    tokenizer = load_tokenizer(str(encoder))
+    ours, theirs = [ids for ids, _, _ in sequences(examples)], []
+    for each in asked:
+        encoded = tokenizer(each["question"], context, truncation="only_second", max_length=64, stride=10, return_overflowing_tokens=True)
+        theirs += encoded["input_ids"]
+    assert ours == theirs and len(ours) > 8
+    starts, ends = examples.windows.characters_of(np.arange(4), *examples.answers)
+    assert [context[start:end] for start, end in zip(starts, ends, strict=True)] == [each["question"] for each in asked]
 
 
 def labels_as_run_qa(encoded: Any, window: int, answers: list[dict[str, Any]]) -> list[float]:
