@@ -105,7 +105,7 @@ def queries_of(rows: Iterator[CheckedRow], skipped: Counter[str]) -> Iterator[Ch
     for members in groups.values():
         relevant = [row.label for row in members]
         if not math.isnan(relevant[0]) and len(set(relevant)) == 1:
-            skipped["all candidates of its query are relevant" if relevant[0] else "no candidate of its query is relevant"] += len(members)
+            skipped["their query has only relevant candidates" if relevant[0] else "their query has no relevant candidate"] += len(members)
             continue
         right = [UNKNOWN if math.isnan(each) else int(each) for each in relevant]
         yield CheckedRow(members[0].number, (members[0].texts[0], *(row.texts[1] for row in members)), math.nan, {"right": right})
