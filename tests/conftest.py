@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import shutil
 from pathlib import Path
@@ -48,6 +49,15 @@ def write_tiny_encoder(folder: Path, tokenizer_from: Path, **changes: object) ->
     BertModel(BertConfig(**{**sizes, **changes})).save_pretrained(folder)  # type: ignore[arg-type]
     for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt"):
         shutil.copy(tokenizer_from / name, folder / name)
+    return folder
+
+
+def keep_capitals(folder: Path) -> Path:
+    """Make the tokenizer of an encoder folder another one: it no longer lowers capitals, and so cuts words otherwise."""
+    for name, section, key in (("tokenizer.json", "normalizer", "lowercase"), ("tokenizer_config.json", None, "do_lower_case")):
+        settings = json.loads((folder / name).read_text())
+        (settings if section is None else settings[section])[key] = False
+        (folder / name).write_text(json.dumps(settings))
     return folder
 
 

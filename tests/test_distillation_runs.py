@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import write_tiny_encoder
+from conftest import keep_capitals, write_tiny_encoder
 from processes import lines, run_command, run_jobs, training_lines, write_json, zero_config
 from safetensors.numpy import load_file
 from safetensors.torch import load_file as load_weights
@@ -67,12 +67,8 @@ def _task(folder: Path, task: str) -> dict[str, Any]:
 
 
 def _cased_encoder(folder: Path, minilm: Path) -> Path:
-    """Another shape, and a tokenizer that keeps capitals and so cuts words otherwise."""
-    write_tiny_encoder(folder, minilm, hidden_size=48, num_hidden_layers=1)
-    tokenizer = json.loads((folder / "tokenizer.json").read_text())
-    tokenizer["normalizer"]["lowercase"] = False
-    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
-    return folder
+    """Another shape and another tokenizer."""
+    return keep_capitals(write_tiny_encoder(folder, minilm, hidden_size=48, num_hidden_layers=1))
 
 
 @pytest.fixture(scope="module")
@@ -166,6 +162,12 @@ def test_stored_outputs_equal_a_padded_hugging_face_forward(
     np.testing.assert_allclose(ours["outputs"], theirs, rtol=0, atol=1e-5)
     assert ours["offsets"].tolist() == list(range(27))
     assert np.abs(theirs).max() > 1e-2, "a trained teacher should say something"
+
+
+@pytest.mark.distributed
+def test_the_two_teachers_really_read_other_tokens(runs: Runs, tiny_encoder: Path) -> None:
+    ids = [AutoTokenizer.from_pretrained(path)("Green Dog in Paris")["input_ids"] for path in (tiny_encoder, runs.folder / "encoder")]
+    assert ids[0] != ids[1]
 
 
 @pytest.mark.distributed
