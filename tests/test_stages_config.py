@@ -197,5 +197,5 @@ def test_other_commands_name_the_stages(tmp_path: Path, capsys: pytest.CaptureFi
     assert main(["evaluate", str(tmp_path / "run")]) == 2
     assert f"--run_dir {tmp_path / 'run'}: a run in stages; give one of them: {stage}" in capsys.readouterr().err
     (tmp_path / "s.yaml").write_text(yaml.safe_dump({**BASE, "stages": MTL_THEN_EACH}))
-    with pytest.raises(ConfigError, match="has stages, each a run of its own; only tasks, prepare, plan and train take such a recipe"):
+    with pytest.raises(ConfigError, match="has stages, each a run of its own; only tasks, prepare, plan, distill and train take such a recipe"):
         load_recipe(str(tmp_path / "s.yaml"), {})

@@ -33,7 +33,7 @@ def load_recipe(path: str, overrides: Mapping[str, str]) -> Recipe:
     """
     values = read_values(path)
     if "stages" in values:
-        raise ConfigError(f"{path}: has stages, each a run of its own; only tasks, prepare, plan and train take such a recipe")
+        raise ConfigError(f"{path}: has stages, each a run of its own; only tasks, prepare, plan, distill and train take such a recipe")
     overridden = apply_overrides(values, overrides, path)
     recipe, problems = checked_values(overridden, path)
     if recipe is None or problems:
