@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import re
 from pathlib import Path
 from typing import Any
 
@@ -235,3 +236,16 @@ def test_wrong_settings_and_rows_are_refused() -> None:
         ConfigError, match=r"check_task: task mnli has no split that says which columns its rows have; give settings instead"
     ):
         check_task(spec, PAIRS)
+
+
+def test_the_page_shows_what_it_says(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """docs/own_kind.md: its file is the shipped one, and its call prints its report. Digits after a point differ between machines."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.syspath_prepend("recipes/own_kind")
+    page = Path("docs/own_kind.md").read_text()
+    record, call = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    assert record in Path("recipes/own_kind/ordinal.py").read_text()
+    exec(call, {})
+    (shown,) = re.findall(r"```text\n(.*?)```", page, flags=re.DOTALL)
+    without_decimals = re.compile(r"\.\d+")
+    assert without_decimals.sub("", capsys.readouterr().out) == without_decimals.sub("", shown)

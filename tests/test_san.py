@@ -151,6 +151,13 @@ def test_every_parameter_has_a_gradient_without_rows_and_with_rows_of_one_term()
                 assert bool(gradient.any()) == (term in {TERMS[row] for row in rows}), (name, term)
 
 
+def test_a_later_run_can_take_over_the_parameters_of_a_term() -> None:
+    head = bank()
+    assert {*head.per_column, *head.per_term} == set(head.state_dict())
+    assert all(getattr(head, name).shape[0] == 5 for name in head.per_column)
+    assert all(getattr(head, name).shape[0] == 2 for name in head.per_term)
+
+
 def test_gradients_of_parts_of_a_micro_batch_add_up() -> None:
     whole, parts = bank(), bank()
     call(whole, hidden_states()).sum().backward()
@@ -323,7 +330,7 @@ def test_loss_is_the_negative_log_probability_of_the_label() -> None:
 
 @pytest.mark.distributed
 def test_runs_on_ranks_and_stages_agree_and_evaluate(tmp_path: Path, shared_data: Path, tiny_encoder: Path) -> None:
-    """Two SAN tasks beside linear heads: one process, two ranks under ZeRO 2, two ranks under ZeRO 3 in small micro-batches."""
+    """Two SAN tasks beside linear heads: one process, two ranks under ZeRO 2 and under ZeRO 3 in small micro-batches; bf16 with dropout."""
     glue = cut_glue(shared_data / "glue", tmp_path / "glue", train_rows=40, dev_rows=12)
     recipe = {
         "encoder": {"path": str(tiny_encoder), "max_length": 64},
@@ -337,7 +344,7 @@ def test_runs_on_ranks_and_stages_agree_and_evaluate(tmp_path: Path, shared_data
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
 
     def job(name: str, stage: int, **overrides: str) -> dict[str, Any]:
-        config = write_json(tmp_path / f"{name}.json", zero_config(stage))
+        config = write_json(tmp_path / f"{name}.json", zero_config(stage, "bf16" if name == "dropout" else "fp32"))
         return {"recipe": str(tmp_path / "recipe.yaml"), "deepspeed_config": str(config), "output_dir": str(tmp_path / name), "overrides": overrides}  # fmt: skip
 
     small = {"batch.max_tokens_per_micro_batch": "128"}
