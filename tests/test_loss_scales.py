@@ -1,0 +1,155 @@
+"""Adaptive loss scales on three tasks and three steps: numbers worked out by hand, and torch's own Adam and autograd."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from mtdnn_ds.losses.adaptive import NAMES, AdaptiveScales, adaptive_scales
+
+EVERY = np.array([True, True, True])
+LOSSES = [[1.0, 2.0, 4.0], [0.5, 2.0, 8.0], [0.75, 1.0, 2.0]]
+NAN = math.nan
+
+
+def scales_of(name: Any, **changes: Any) -> AdaptiveScales:
+    """Three tasks, the last one a regression."""
+    return adaptive_scales(name, **{**dict(is_regression=[False, False, True], seed=3, lr=None, window=1, temperature=2.0), **changes})
+
+
+def run(scales: AdaptiveScales, losses: Sequence[Sequence[float]], first: int = 1) -> list[list[float]]:
+    """Weights of each step, and of the one after the last."""
+    found = []
+    for step, of_step in enumerate(losses, start=first):
+        found.append(scales.weights(~np.isnan(of_step), step).tolist())
+        scales.observe(np.array(of_step))
+    return [*found, scales.weights(EVERY, first + len(losses)).tolist()]
+
+
+def test_uncertainty_by_hand() -> None:
+    """Adam's first step is lr times the sign. Slopes 1/2 - 1, 1/2 - 2 and, of the regression, 1/2 - 4/2: all s rise by 0.01."""
+    first, second = run(scales_of("uncertainty"), LOSSES[:1])
+    assert first == pytest.approx([1 / 3, 1 / 3, 1 / 6])
+    assert second == pytest.approx([0.33001661, 0.33001661, 0.16500831], abs=1e-8)  # exp(-0.01) / 3, / 3, / 6
+
+
+def test_uncertainty_stands_still_where_the_variance_fits() -> None:
+    """exp(-s) l = 1/2 of a classification, exp(-s) l = 1 of a regression."""
+    assert run(scales_of("uncertainty"), [[0.5, 0.5, 1.0]] * 3)[-1] == pytest.approx([1 / 3, 1 / 3, 1 / 6])
+
+
+def test_uncertainty_equals_torch() -> None:
+    s = torch.zeros(3, dtype=torch.float64, requires_grad=True)
+    optimizer, share = torch.optim.Adam([s], lr=0.05), torch.tensor([1.0, 1.0, 0.5])
+    expected = []
+    for losses in [*LOSSES, LOSSES[0]]:
+        expected.append((share * torch.exp(-s) / 3).tolist())
+        optimizer.zero_grad()
+        (share * torch.exp(-s) * torch.tensor(losses) + s / 2).sum().backward()
+        optimizer.step()
+    np.testing.assert_allclose(run(scales_of("uncertainty", lr=0.05), LOSSES), expected, rtol=1e-9)
+
+
+def test_dwa_by_hand() -> None:
+    """Ratios 1/2, 1, 2 after two steps, 3/2, 1/2, 1/4 after three; softmax of half of them."""
+    first, second, third, fourth = run(scales_of("dwa"), LOSSES)
+    assert first == second == pytest.approx([1 / 3, 1 / 3, 1 / 3])
+    assert third == pytest.approx([0.2272198, 0.2917560, 0.4810242], abs=1e-7)
+    assert fourth == pytest.approx([0.4668987, 0.2831884, 0.2499129], abs=1e-6)
+
+
+def test_dwa_compares_means_over_windows() -> None:
+    """Windows of two steps: means (1, 2, 4) and (1/2, 2, 8), whatever the single steps are."""
+    losses = [[0.5, 2.0, 5.0], [1.5, 2.0, 3.0], [0.25, 3.0, 8.0], [0.75, 1.0, 8.0]]
+    found = run(scales_of("dwa", window=2), losses)
+    assert found[:4] == [pytest.approx([1 / 3, 1 / 3, 1 / 3])] * 4
+    assert found[4] == pytest.approx([0.2272198, 0.2917560, 0.4810242], abs=1e-7)
+
+
+def test_dwa_is_more_equal_at_a_higher_temperature() -> None:
+    assert run(scales_of("dwa", temperature=1e6), LOSSES)[-1] == pytest.approx([1 / 3, 1 / 3, 1 / 3], abs=1e-5)
+
+
+def test_famo_by_hand() -> None:
+    """Step 1: equal. Step 2: in proportion to 1, 1/2, 1/4. Then two losses have halved and the third has doubled: Adam moves xi by -0.025,
+    -0.025 and 0.025, and the weights are in proportion to exp(-0.025) / 0.5, exp(-0.025) / 1, exp(0.025) / 8."""
+    first, second, third = run(scales_of("famo"), [[1.0, 2.0, 4.0], [0.5, 1.0, 8.0]])
+    assert first == pytest.approx([1 / 3, 1 / 3, 1 / 3])
+    assert second == pytest.approx([4 / 7, 2 / 7, 1 / 7], abs=1e-7)
+    assert third == pytest.approx([0.6386901, 0.3193451, 0.0419648], abs=1e-6)
+
+
+def test_famo_equals_torch() -> None:
+    """The authors' update with the losses of successive steps: gradient of softmax(xi) . (log l_before - log l_now), Adam with decay."""
+    xi = torch.zeros(3, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.Adam([xi], lr=0.1, weight_decay=0.01)
+    expected, losses = [], [[1.0, 2.0, 4.0], [0.5, 1.5, 8.0], [0.75, 1.0, 2.0], [0.5, 1.5, 1.0]]
+    for number, of_step in enumerate([*losses, losses[0]]):
+        before = torch.tensor(losses[number - 1] if number else [1.0, 1.0, 1.0], dtype=torch.float64) + 1e-8
+        raw = torch.softmax(xi, 0).detach() / before
+        expected.append((raw / raw.sum()).tolist())
+        if number:
+            optimizer.zero_grad()
+            (torch.softmax(xi, 0) @ (before.log() - (torch.tensor(of_step, dtype=torch.float64) + 1e-8).log())).backward()
+            optimizer.step()
+    np.testing.assert_allclose(run(scales_of("famo", lr=0.1), losses), expected, rtol=1e-6)
+
+
+def test_random_weights_depend_on_seed_and_step_alone() -> None:
+    found = np.array(run(scales_of("random"), [LOSSES[0]] * 2000))
+    np.testing.assert_allclose(found.sum(1), 1.0)
+    np.testing.assert_allclose(found.mean(0), 1 / 3, atol=0.02)
+    assert found.min() > 0 and len(np.unique(found[:, 0])) == 2001
+    assert scales_of("random").weights(EVERY, 7).tolist() == found[6].tolist()
+    assert scales_of("random", seed=4).weights(EVERY, 7).tolist() != found[6].tolist()
+    logs = np.log(found)  # of a softmax: differences of the draws, of variance 2
+    assert float((logs[:, 0] - logs[:, 1]).var()) == pytest.approx(2.0, rel=0.1)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_task_that_is_not_in_a_step_has_no_weight_and_keeps_its_state(name: str) -> None:
+    scales = scales_of(name)
+    run(scales, LOSSES)
+    before = scales.weights(EVERY, 9)
+    for step in (10, 11):
+        some = scales.weights(np.array([True, False, True]), step)
+        assert some[1] == 0.0
+        if name != "uncertainty":
+            assert some.sum() == pytest.approx(1.0)
+        scales.observe(np.array([1.0, NAN, 1.0]))
+    after = scales.weights(np.array([False, True, False]), 9)
+    assert after[1] == pytest.approx(1.0 if name != "uncertainty" else 3 * before[1])
+    assert scales.weights(np.zeros(3, dtype=bool), 12).tolist() == [0.0, 0.0, 0.0]
+
+
+def test_famo_counts_a_task_without_a_loss_yet_like_the_mean_of_the_others() -> None:
+    scales = scales_of("famo")
+    scales.observe(np.array([0.5, NAN, 0.25]))
+    assert scales.weights(EVERY, 2) == pytest.approx([2 / 9, 3 / 9, 4 / 9])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_losses_of_zero_stay_finite(name: str) -> None:
+    assert all(
+        math.isfinite(weight) for weights in run(scales_of(name), [[0.0, 1.0, 1.0], [0.0, 0.0, 1.0], [1.0, 0.0, 0.0]]) for weight in weights
+    )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_state_survives_json_exactly(name: str) -> None:
+    changes = {"window": 2, "lr": 0.1} if name == "dwa" else {"lr": 0.1}
+    losses = [*LOSSES, [0.3, NAN, 0.7], [NAN, 1.1, 0.9], [0.1, 0.2, 0.3]]
+    straight, first, second = (scales_of(name, **changes) for _ in range(3))
+    expected = run(straight, losses)
+    for step, of_step in enumerate(losses[:3], start=1):
+        first.weights(EVERY, step)
+        first.observe(np.array(of_step))
+    text = json.dumps(first.state_dict(), allow_nan=False)
+    second.load_state_dict(json.loads(text))
+    assert run(second, losses[3:], first=4) == expected[3:]
