@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import write_tiny_encoder
+from conftest import ROOT, write_tiny_encoder
 
 from mtdnn_ds.config.errors import ConfigError, DataError
+from mtdnn_ds.config.recipe import Recipe
 from mtdnn_ds.data.cache import prepare
 from mtdnn_ds.data.collate import collate
 from mtdnn_ds.data.examples import Gathered, make_examples
@@ -20,6 +21,8 @@ from mtdnn_ds.data.examples.masks import chosen_tokens, replaced
 from mtdnn_ds.data.features import load_tokenizer
 from mtdnn_ds.data.rows_documents import sentences
 from mtdnn_ds.tasks.layout import head_layout
+from mtdnn_ds.tasks.metrics import compute_metrics
+from mtdnn_ds.tasks.resolve import resolve_tasks
 from mtdnn_ds.tasks.spec import Source, TaskSpec
 
 CLS, SEP, MASK, UNK = 101, 102, 103, 100  # of the uncased vocabulary
@@ -344,3 +347,40 @@ def test_real_articles(shared_data: Path, minilm: Path, tmp_path: Path) -> None:
     share = len(gathered.targets[0].rows) / (gathered.lengths.sum() - 3 * examples.num_examples)
     assert abs(share - 0.15) < 0.003 and abs(gathered.targets[1].labels.mean() - 0.5) < 0.07
     assert (gathered.input_ids[gathered.targets[0].rows] == MASK).mean() == pytest.approx(0.8, abs=0.02)
+
+
+# Settings
+
+
+def problems_of(**settings: Any) -> list[str]:
+    task = {"kind": "masked_lm", "files": {"train": "recipes/text/train.txt"}, **settings}
+    recipe = Recipe.model_validate({"encoder": {"path": "x"}, "tasks": {"text": task}, "train": {"steps": 1}})
+    with pytest.raises(ConfigError) as refused:
+        resolve_tasks(recipe)
+    return list(refused.value.problems)
+
+
+def test_settings_without_effect_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    assert problems_of(dropout=0.1, text_columns=["text"], metrics=["masked_accuracy", "next_sentence_accuracy"]) == [
+        "tasks.text.text_columns: has no effect on .txt files, which have no columns; remove it",
+        "tasks.text.metrics: 'next_sentence_accuracy' needs tasks.text.next_sentence: true; remove the metric, or set it",
+        "tasks.text.dropout: has no effect on a masked_lm, whose head has none; remove it",
+    ]
+    assert problems_of(label_column="x", labels=["a", "b"], metrics=["accuracy"]) == [
+        "tasks.text.labels: a masked_lm has no label names; remove the key",
+        "tasks.text.label_column: a masked_lm makes its own labels; remove the key",
+        "tasks.text.metrics: metric 'accuracy' is for classification, multiple_choice, ranking; this task is masked_lm, "
+        "use masked_accuracy, next_sentence_accuracy",
+    ]
+    assert problems_of(files={"train": "recipes/own_task/train.csv"}) == [
+        "tasks.text.text_columns: missing; every task of your own needs it"
+    ]
+
+
+def test_metrics_of_both_terms() -> None:
+    predictions, labels = [np.array([5, 6, 7, 8]), np.array([0, 1])], [np.array([5, 6, 0, 0], np.float32), np.array([0, 0], np.float32)]
+    assert compute_metrics(["masked_accuracy", "next_sentence_accuracy"], predictions, labels) == {
+        "masked_accuracy": 0.5,
+        "next_sentence_accuracy": 0.5,
+    }

@@ -41,6 +41,8 @@ def user_splits(where: str, settings: TaskSettings, facts: KindFacts | None, pro
     for key in ("text_columns", "label_column"):
         if getattr(settings, key) and splits and all(source.format in _NAMED_BY_LAYOUT for source in splits.values()):
             problems.append(f"{where}.{key}: has no effect on JSON files, whose layout names their parts; remove it")
+    if settings.text_columns and splits and all(source.format == "text" for source in splits.values()):
+        problems.append(f"{where}.text_columns: has no effect on .txt files, which have no columns; remove it")
     place = f"{where}.files" if settings.files is not None else f"{where}.splits"
     for split in sorted(given_splits):
         if _SPLIT_NAME.fullmatch(split) is None:
