@@ -38,6 +38,14 @@ def test_questions_of_squad_are_learnt_from_half_of_its_development_set(shared_d
     assert sum(losses[-100:]) < sum(losses[-300:-200])  # still falling
 
 
+def test_named_entities_of_wnut17_are_found(shared_data: Path, tmp_path: Path) -> None:
+    arguments = ["launchers/train.py", "--recipe", "recipes/ner.yaml", "--data.wnut_dir", str(shared_data / "WNUT17")]
+    ended = run_command([*arguments, "--output_dir", str(tmp_path / "run")], timeout_seconds=3000, OMP_NUM_THREADS="1")
+    assert ended.returncode == 0, ended.stderr
+    (evaluation,) = [line["eval"] for line in lines(tmp_path / "run") if "eval" in line]
+    assert evaluation["wnut17"]["entity_f1"] >= 0.30
+
+
 def test_bert_large_trains_in_bf16_under_zero2_within_12_gb(tmp_path: Path) -> None:
     config = write_json(tmp_path / "zero2_bf16.json", {"zero_optimization": {"stage": 2}, "bf16": {"enabled": True}})
     # bf16 without hardware support computes a few GFLOP/s: the task with the fewest development rows keeps the test short.

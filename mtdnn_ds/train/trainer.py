@@ -16,7 +16,7 @@ from mtdnn_ds.data.loader import StepBatches, TrainLoader
 from mtdnn_ds.losses.objective import Scale, step_loss, task_means, task_scales
 from mtdnn_ds.tasks.spec import TaskSpec
 from mtdnn_ds.train import checkpoint
-from mtdnn_ds.train.engine import StepResult, optimizer_step, set_learning_rate, start_distributed
+from mtdnn_ds.train.engine import StepResult, optimizer_step, set_learning_rate, start_distributed, stop_engine
 from mtdnn_ds.train.evaluate import evaluate
 from mtdnn_ds.train.monitor import EvalRecord, StepRecord, check_monitors
 from mtdnn_ds.train.results import show_results
@@ -53,6 +53,7 @@ def train(
         run.progress.close()
         if run.monitor is not None:
             run.monitor.close(succeeded=succeeded)
+    stop_engine(run.engine)
     show_results(run.data, run.state, run.folder, say=run.progress.say)
 
 
@@ -91,7 +92,8 @@ def _task_scales(run: Run, step: int, counts_N: np.ndarray) -> np.ndarray:
     return task_scales(
         counts_N,
         "explicit" if isinstance(scale, dict) else cast(Scale, scale),
-        num_classes=[len(spec.labels) for spec in run.data.specs],
+        # A ranking's labels only say which candidates are relevant: its loss has no classes.
+        num_classes=[1 if spec.kind == "ranking" else len(spec.labels) for spec in run.data.specs],
         explicit=[spec.loss_scale for spec in run.data.specs],
     )
 
@@ -101,6 +103,7 @@ def _one_step(run: Run, batches: StepBatches, loader: TrainLoader) -> None:
     lr = _learning_rate(run, batches.step)
     set_learning_rate(run.engine, lr)
     scales_N = _task_scales(run, batches.step, batches.task_counts)
+    penalty = 0.0 if run.penalty is None else run.penalty.value()
     result = optimizer_step(
         run.engine,
         batches.micro_batches,
@@ -113,9 +116,10 @@ def _one_step(run: Run, batches: StepBatches, loader: TrainLoader) -> None:
         fp16=run.precision == "fp16",
         describe=run.data.describe,
         say=run.progress.say,
-        penalty=run.penalty,
         regularizer=run.regularizer,
     )
+    if run.penalty is not None:
+        run.penalty.pull(lr)
     means_N = task_means(result.totals, result.units, run.data.layout.task_of_term, len(scales_N))
     if run.regularizer is not None and run.regularizer.momentum is not None:
         run.regularizer.momentum.follow(run.engine)
@@ -124,7 +128,7 @@ def _one_step(run: Run, batches: StepBatches, loader: TrainLoader) -> None:
         run.state.loss_scales = run.scales.state_dict()
     run.state.step = batches.step
     run.state.plan = run.plan.state_dict(batches.step)
-    record = _record(run, batches, result, means_N, scales_N, lr=lr, seconds=time.perf_counter() - begin + waited, waited=waited)
+    record = _record(run, batches, result, means_N, scales_N, penalty, lr=lr, seconds=time.perf_counter() - begin + waited, waited=waited)
     if run.monitor is not None:
         run.monitor.write(record)
     run.progress.update(step=record.step, loss=record.loss, tokens_per_second=record.tokens_per_second)
@@ -149,6 +153,7 @@ def _record(
     result: StepResult,
     means_N: np.ndarray,
     scales_N: np.ndarray,
+    penalty: float,
     *,
     lr: float,
     seconds: float,
@@ -158,8 +163,8 @@ def _record(
     adaptive = {name: float(scale) for name, scale, count in zip(names, scales_N, counts_N, strict=True) if count}
     return StepRecord(
         step=batches.step,
-        loss=step_loss(result.totals, result.coefficients) + result.penalty + (result.regularizer or 0.0),
-        penalty=result.penalty,
+        loss=step_loss(result.totals, result.coefficients) + penalty + (result.regularizer or 0.0),
+        penalty=penalty,
         regularizer=result.regularizer,
         task_scale=None if run.scales is None else adaptive,
         task_loss={name: float(mean) for name, mean in zip(names, means_N, strict=True) if not np.isnan(mean)},

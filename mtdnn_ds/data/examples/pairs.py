@@ -28,7 +28,8 @@ class PairExamples:
         template = split.specials.single
         lengths_R2 = np.minimum(split.text_lengths().reshape(-1, 2), room_for_texts(template, max_length)) + template.num_special
         self.lengths = lengths_R2.sum(axis=1)
-        self._low, self._high = (0.0, 1.0) if spec.objective == "contrastive" else spec.options["score_range"]
+        low, high = (0.0, 1.0) if spec.objective == "contrastive" else spec.options["score_range"]
+        self._low, self._high = float(low), float(high)
         self._targets_R = (split.labels - self._low) / (self._high - self._low)
         self._check_labels()
 
