@@ -272,3 +272,28 @@ def test_qnli_questions_with_their_candidates(shared_data: Path, tmp_path: Path,
     assert split.num_rows == len(mixed) == 1362
     assert split.list_values("right").tolist() == [int(flag) for flags in mixed for flag in flags]
     assert sum(split.skipped.values()) == len(lines) - sum(len(flags) for flags in mixed)
+
+
+def test_an_example_that_no_micro_batch_holds_is_refused_before_training(tmp_path: Path, tiny_encoder: Path) -> None:
+    from mtdnn_ds.config.errors import ConfigError
+    from mtdnn_ds.config.recipe import Recipe
+    from mtdnn_ds.tasks.resolve import resolve_tasks
+    from mtdnn_ds.train.setup import prepare_run_data
+
+    path = written(tmp_path / "a.jsonl", [{"q": q, "c": c, "y": y} for q, c, y in QUESTIONS])
+    task = {"kind": "multiple_choice", "text_columns": ["q"], "choice_columns": ["c"], "label_column": "y", "files": {"train": path}}
+    recipe = Recipe.model_validate(
+        {
+            "encoder": {"path": str(tiny_encoder), "max_length": 16},
+            "tasks": {"swag": task},
+            "batch": {"max_tokens_per_micro_batch": 30},
+            "train": {"steps": 1},
+            "data": {"cache_dir": str(tmp_path / "cache")},
+        }
+    )
+    with pytest.raises(ConfigError) as raised:
+        prepare_run_data(recipe, resolve_tasks(recipe), lambda text: None)
+    assert str(raised.value) == (
+        "batch.max_tokens_per_micro_batch=30: the longest example of swag/train (row 3) has 32 tokens, and an example is never parted; "
+        "raise it, or lower encoder.max_length"
+    )

@@ -90,6 +90,12 @@ def prepare_run_data(recipe: Recipe, specs: Sequence[TaskSpec], say: Say) -> Run
 
 def _examples(recipe: Recipe, spec: TaskSpec, name: str, split: PreparedSplit) -> Examples:
     examples, settings = make_examples(spec, split, max_length=recipe.encoder.max_length, seed=recipe.train.seed), recipe.tasks[spec.name]
+    longest, room = int(examples.lengths.argmax()), recipe.batch.max_tokens_per_micro_batch
+    if examples.lengths[longest] > room:
+        raise ConfigError(
+            f"batch.max_tokens_per_micro_batch={room}: the longest example of {spec.name}/{name} (row {examples.source_row(longest)}) has "
+            f"{examples.lengths[longest]:,} tokens, and an example is never parted; raise it, or lower encoder.max_length"
+        )
     if name != "train" or settings.train_fraction is None:
         return examples
     return sampled(examples, spec, fraction=settings.train_fraction, seed=settings.sample_seed or 0)
