@@ -1,9 +1,8 @@
-"""Task kinds of the user's own: what a plugin file may say, the text of every refusal, and real runs of the shipped example."""
+"""Task kinds of the user's own: what a plugin file may say, the text of every refusal. Real runs: test_head_runs.py."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,6 @@ import pytest
 import torch
 import yaml
 from conftest import ROOT
-from processes import lines, run_command, run_jobs, training_lines, write_json, zero_config
 
 from mtdnn_ds import CustomKind
 from mtdnn_ds.config.errors import ConfigError, DataError, TrainingError
@@ -326,54 +324,7 @@ def test_dropout_of_task_and_head_is_switched_off_with_the_rest(own: dict[str, A
         assert torch.equal(head(*arguments), head(*arguments)) == (dropout == "none")
 
 
-# Real runs
-
-
-@pytest.mark.distributed
-def test_the_shipped_kind_trains_on_ranks_and_stages_and_is_evaluated(
-    tmp_path: Path, tiny_encoder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Beside a linear head and a kind that labels words: one rank, two under ZeRO 3 in small micro-batches; then evaluate."""
-    monkeypatch.chdir(ROOT)
-    (tmp_path / "lengths.py").write_text(KIND_LINES.replace('name="stars",', 'name="lengths",\n    reads="token",'))
-    words = [line.split(",")[0].split() for line in Path("recipes/own_kind/train.csv").read_text().splitlines()[1:]]
-    sizes = [{"words": each, "sizes": [len(word) for word in each]} for each in words]
-    (tmp_path / "words.jsonl").write_text("".join(json.dumps(row) + "\n" for row in sizes))
-    recipe = yaml.safe_load(Path("recipes/own_kind.yaml").read_text())
-    recipe["encoder"]["path"] = str(tiny_encoder)
-    recipe["plugins"].append(str(tmp_path / "lengths.py"))
-    recipe["tasks"]["sizes"] = {
-        "kind": "lengths",
-        "files": {"train": str(tmp_path / "words.jsonl"), "dev": str(tmp_path / "words.jsonl")},
-        "text_columns": ["words"],
-        "label_column": "sizes",
-    }
-    recipe["optimizer"] = {"name": "torch_adamw", "lr": 1e-3}
-    recipe["train"] = {"steps": 4, "dropout": "none"}
-    recipe["data"] = {"cache_dir": str(tmp_path / "cache")}
-    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-
-    def job(name: str, stage: int, **overrides: str) -> dict[str, Any]:
-        config = write_json(tmp_path / f"{name}.json", zero_config(stage))
-        return {"recipe": str(tmp_path / "recipe.yaml"), "deepspeed_config": str(config), "output_dir": str(tmp_path / name), "overrides": overrides}  # fmt: skip
-
-    run_jobs([job("one", 1)], tmp_path, 1)
-    run_jobs([job("two", 2), job("sharded", 3, **{"batch.max_tokens_per_micro_batch": "64"})], tmp_path, 2)
-    expected = [(line["loss"], line["grad_norm"]) for line in training_lines(tmp_path / "one")]
-    for name in ("two", "sharded"):
-        ours = [(line["loss"], line["grad_norm"]) for line in training_lines(tmp_path / name)]
-        assert np.array(ours) == pytest.approx(np.array(expected), rel=1e-4), name
-    evaluation = next(line["eval"] for line in lines(tmp_path / "sharded") if "eval" in line)
-    assert {task: list(metrics) for task, metrics in evaluation.items()} == {
-        "quickstart_sentiment": ["accuracy"],
-        "reviews": ["accuracy", "within_one"],
-        "sizes": ["closeness"],
-    }
-    kept = yaml.safe_load((tmp_path / "sharded" / "recipe.yaml").read_text())["plugins"]
-    assert kept == [EXAMPLE, str(tmp_path / "lengths.py")], "as given"
-    again = run_command(["-m", "mtdnn_ds", "evaluate", str(tmp_path / "sharded")])
-    assert again.returncode == 0, again.stderr
-    assert f"{evaluation['sizes']['closeness']:.4f}" in again.stdout
+# Commands
 
 
 def test_the_command_tasks_lists_kinds(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
