@@ -104,7 +104,7 @@ class SharingSettings(Section):
         None, description="for soft and low_rank: group -> its tasks; default: every task is a group of its own"
     )
     penalty: float = Field(
-        0.01, ge=0, description="for soft and low_rank: factor of half the squared distance from the copies' mean, or of the low-rank changes"
+        100.0, ge=0, description="for soft and low_rank: factor of half the squared distance from the copies' mean, or of the low-rank changes"
     )
     rank: int = Field(8, ge=1, description="for low_rank: rank of a group's change of a linear layer")
 

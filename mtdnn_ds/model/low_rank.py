@@ -28,23 +28,20 @@ DELTA = "delta"  # name of the module below its linear layer
 
 
 class LowRankDelta(nn.Module):
-    """The changes of one linear layer. Row g r + i of `factors` (R, D_in + D_out) holds row i of A_g, then column i of B_g.
-
-    One parameter instead of two, so that the penalty's gradient, which needs both factors, can be added wherever it gets a gradient.
-    """
+    """The changes of one linear layer. Rows g r .. g r + r - 1 of `a` (R, D_in) are A_g, those of `b` (R, D_out) are B_g transposed."""
 
     def __init__(self, linear: nn.Linear, sharing: Sharing, *, seed: int, purpose: str) -> None:
-        """A is drawn from N(0, 1 / D_in), so that A x is of the size of x's values; B is 0."""
+        """A is drawn from N(0, 1 / D_in), so that A x is of the size of x's values and |B A| nearly |B|; B is 0."""
         super().__init__()
-        self.in_features, self.num_groups, self.rank = linear.in_features, len(sharing.groups), sharing.rank
-        factors = torch.zeros(self.num_groups * self.rank, linear.in_features + linear.out_features)
-        seeded_normal_(factors[:, : linear.in_features], std=linear.in_features**-0.5, seed=seed, purpose=purpose)
-        self.factors = nn.Parameter(factors.to(linear.weight.dtype))
+        rows = len(sharing.groups) * sharing.rank
+        self.a = nn.Parameter(torch.empty(rows, linear.in_features))
+        self.b = nn.Parameter(torch.zeros(rows, linear.out_features))
+        seeded_normal_(self.a, std=linear.in_features**-0.5, seed=seed, purpose=purpose)
+        self.to(linear.weight.dtype)
 
     def forward(self, input_TD: Tensor, own_TR: Tensor) -> Tensor:
         """B_g A_g x of each token, (..., T, D_out); `own_TR` is true for the r values of a token's own group."""
-        a_RD, b_RD = self.factors.tensor_split([self.in_features], dim=1)
-        return (functional.linear(input_TD, a_RD) * own_TR) @ b_RD
+        return (functional.linear(input_TD, self.a) * own_TR) @ self.b
 
 
 class _TokenGroups:
@@ -94,6 +91,6 @@ def add_low_rank(encoder: PackedEncoder, sharing: Sharing, *, seed: int) -> None
         linear.register_forward_hook(groups.change)
     if encoder.model.is_activation_checkpointing:
         set_checkpointing(encoder.model, True, context_fn=groups.checkpoint_contexts)
-    size = sum(linear.get_submodule(DELTA).get_parameter("factors").numel() for linear in linears.values()) / 1e6
+    size = sum(values.numel() for linear in linears.values() for values in linear.get_submodule(DELTA).parameters()) / 1e6
     note = f"low-rank sharing: changes of rank {sharing.rank} for {', '.join(sharing.groups)} on {len(linears)} linear layers, {size:,.1f} M parameters"
     encoder.notes = (*encoder.notes, note)

@@ -1,7 +1,7 @@
 """Sharing of the encoder on weights: building it, and taking one task's plain encoder out of it again. Records are in tasks/sharing.py.
 
 Names of weights are those of MultiTaskModel: `encoder.model.X` and `encoder.pooler.X` with hard sharing; soft sharing has them below
-`encoder.copies.N.`, low-rank sharing has `encoder.model.X.delta.factors` beside `encoder.model.X.weight`.
+`encoder.copies.N.`, low-rank sharing has `encoder.model.X.delta.a` and `.delta.b` beside `encoder.model.X.weight`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from mtdnn_ds.model.low_rank import DELTA, add_low_rank
 from mtdnn_ds.tasks.sharing import Sharing
 
 ENCODER = "encoder."
-FACTORS = f".{DELTA}.factors"
 
 
 def share_encoder(encoder: PackedEncoder, sharing: Sharing, *, seed: int) -> PackedEncoder | CopiedEncoder:
@@ -43,13 +42,13 @@ def group_state(weights: Mapping[str, Tensor], sharing: Sharing, group: int) -> 
     """The same for a group of tasks; not for hard sharing."""
     if sharing.mode == "soft":
         return _below(weights, f"{ENCODER}copies.{group}.")
-    state = {name: tensor for name, tensor in _encoder(weights).items() if not name.endswith(FACTORS)}
-    for name, factors in _encoder(weights).items():
-        if name.endswith(FACTORS):
-            changed = name.removesuffix(FACTORS) + ".weight"
-            weight = state[changed]
-            a, b = factors[group * sharing.rank : (group + 1) * sharing.rank].float().tensor_split([weight.shape[1]], dim=1)
-            state[changed] = (weight.float() + b.T @ a).to(weight.dtype)
+    whole, rows = _encoder(weights), slice(group * sharing.rank, (group + 1) * sharing.rank)
+    state = {name: tensor for name, tensor in whole.items() if f".{DELTA}." not in name}
+    for name in whole:
+        if name.endswith(f".{DELTA}.a"):
+            layer = name.removesuffix(f".{DELTA}.a")
+            a, b, weight = whole[name][rows], whole[f"{layer}.{DELTA}.b"][rows], whole[f"{layer}.weight"]
+            state[f"{layer}.weight"] = (weight.float() + b.float().T @ a.float()).to(weight.dtype)
     return state
 
 

@@ -38,7 +38,12 @@ HARD = Sharing(mode="hard", groups=("all",), group_of_task=())
 
 
 def share(
-    tasks: Sequence[str], *, mode: Mode = "hard", groups: Mapping[str, Sequence[str]] | None = None, penalty: float = 0.0, rank: int = 0
+    tasks: Sequence[str],
+    *,
+    mode: Mode = "hard",
+    groups: Mapping[str, Sequence[str]] | None = None,
+    penalty: float = 0.0,
+    rank: int = 0,
 ) -> Sharing:
     """The sharing of a run's tasks. `groups` holds each task once (config/crosscheck.py); None makes each task a group of its own."""
     if mode == "hard":

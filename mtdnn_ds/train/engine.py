@@ -7,6 +7,7 @@ exactly the gradient of the objective.
 
 from __future__ import annotations
 
+import gc
 import math
 import os
 from collections.abc import Callable
@@ -25,7 +26,6 @@ from mtdnn_ds.losses.forms import Losses, UnitLosses
 from mtdnn_ds.losses.objective import micro_batch_loss, step_loss, term_coefficients
 from mtdnn_ds.tasks.layout import HeadLayout
 from mtdnn_ds.train.device import keep_freed_memory
-from mtdnn_ds.train.penalty import SharingPenalty
 from mtdnn_ds.train.regularizers import PLAIN, Regularizer, mean_losses
 
 # Other ranks wait in a collective while rank 0 tokenizes; DeepSpeed's own limit of 10 minutes would end a first run on large data.
@@ -43,7 +43,6 @@ class StepResult:
     loss_scale: float  # 1 unless fp16
     skipped: int  # attempts that overflowed in fp16 before this step was applied
     regularizer: float | None = None  # the term that the run's regulariser added to the objective
-    penalty: float  # of sharing, part of the objective
 
 
 def start_distributed() -> torch.device:
@@ -93,6 +92,19 @@ def start_engine(model: nn.Module, optimizer: torch.optim.Optimizer, config: dic
     return engine
 
 
+def stop_engine(engine: Any) -> None:
+    """Let go of the model and all its states, so that another engine of this process has their memory."""
+    engine.destroy()  # its hooks on parameters are known to autograd alone, which no search for cycles looks into
+    if engine.zero_optimization_stage() == 3:
+        # DeepSpeed 0.19.8 leaves the model on a list of its module (deepspeed/runtime/zero/parameter_offload.py:315).
+        from deepspeed.runtime.zero import parameter_offload
+
+        getattr(parameter_offload, "FWD_MODULE_STACK", []).clear()
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
 def set_learning_rate(engine: Any, lr: float) -> None:
     """The rate of the step about to be done, in every parameter group (model/multitask.py says which have a factor)."""
     for group in engine.optimizer.param_groups:
@@ -118,7 +130,6 @@ def optimizer_step(
     fp16: bool,
     describe: Callable[[int, int], str],
     say: Callable[[str], None],
-    penalty: SharingPenalty | None = None,
     regularizer: Regularizer | None = None,
 ) -> StepResult:
     """Do step `step`: all micro-batches, one update. Collective: all ranks must call this with equally many micro-batches.
@@ -134,8 +145,6 @@ def optimizer_step(
     while True:
         seed_step(seed, step)
         skipped_before = engine.skipped_steps
-        if penalty is not None:
-            penalty.begin(_loss_scale(engine))
         (totals, added), unit_losses = _forward_backward(
             engine, micro_batches, losses=losses, coefficients_M=coefficients_M, regularizer=regularizer, step=step
         )
@@ -160,7 +169,6 @@ def optimizer_step(
                 loss_scale=scale,
                 skipped=skipped,
                 regularizer=step_loss(added.double().cpu().numpy(), coefficients_M) if adds_term else None,
-                penalty=0.0 if penalty is None else penalty.value(),
             )
         if not fp16:
             raise TrainingError(_bad_gradient(step, layout.task_names))

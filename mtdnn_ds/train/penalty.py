@@ -1,18 +1,24 @@
-"""SharingPenalty: the term of the objective that ties what tasks share, as gradients and as a value. Not the sharing itself (model/).
+"""SharingPenalty: what draws the weights of tasks together, beside the optimizer as AdamW's weight decay is. Not the sharing itself (model/).
 
-    soft      p/2 sum over parameters and copies g of |theta_g - m|^2, with m the mean over the copies     gradient p (theta_g - m)
-    low_rank  p/2 sum over linear layers and groups g of |B_g A_g|^2 (Frobenius)        gradients p B_g A_g A_g^T and p B_g^T B_g A_g
+    soft      R = p/2 sum over parameters and copies g of |theta_g - m|^2, with m the mean over the copies
+    low_rank  R = p/2 sum over linear layers and groups g of |B_g|^2, which is nearly |B_g A_g|^2: the rows of A_g begin nearly orthonormal
 
-The gradient of the soft term is exactly p (theta_g - m): what m contributes cancels, as the deviations of all copies add up to 0.
+After each update with learning rate a the weights move to argmin_x |x - theta|^2 / 2 + a R(x), the proximal step of R (Parikh and Boyd 2014,
+"Proximal algorithms", section 4.2):
 
-A parameter gets its gradient where autograd hands it over to DeepSpeed, once a step, in the last micro-batch: from there it is
-accumulated, averaged over ranks, clipped and sharded like every other. No parameter is gathered for it: of a copy's tensor each rank
-adds the gradient of its own slice (under ZeRO 3 the one it holds), times the number of ranks, because DeepSpeed averages over them.
+    soft      theta_g <- m + (theta_g - m) / (1 + a p)          the copies' mean stays where it is
+    low_rank  B_g     <- B_g / (1 + a p)
+
+So any p is stable; with p = 0 nothing is tied, and with p to infinity all copies are the same, or all B_g are 0, after each step: hard
+sharing. As part of the loss, R would go through Adam's division by the root of squared gradients (Loshchilov and Hutter 2019, arXiv:1711.05101): a weight
+that a task has no gradient for would move by whole steps however small p is, and a large p would drown the tasks' gradients.
+
+Deviations are those of the weights that the model computes with; they move the optimizer's fp32 copies, of which each rank holds a part.
 """
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -26,85 +32,110 @@ from mtdnn_ds.tasks.sharing import Sharing
 
 def sharing_penalty(engine: Any, sharing: Sharing) -> SharingPenalty | None:
     """The penalty of a run whose engine has been started; None where there is none."""
-    return SharingPenalty(engine, engine.module.encoder, sharing.penalty) if sharing.mode != "hard" and sharing.penalty else None
+    return SharingPenalty(engine, sharing.penalty) if sharing.mode != "hard" and sharing.penalty else None
 
 
 class SharingPenalty:
-    """Adds the penalty's gradient in the backward pass of each step's last micro-batch."""
+    """Holds no state: everything follows from the engine's weights."""
 
-    def __init__(self, engine: Any, encoder: nn.Module, penalty: float) -> None:
+    def __init__(self, engine: Any, penalty: float) -> None:
         self.penalty = penalty
         self._engine = engine
-        self._gradient_scale = 1.0
-        self._value = torch.zeros((), dtype=torch.float64, device=engine.device)  # this rank's share
-        self._ties: list[_Tie] = []
-        if isinstance(encoder, CopiedEncoder):
-            for copies in zip(*(copy.parameters() for copy in encoder.copies), strict=True):
-                if copies[0].requires_grad:
-                    self._ties.append(_Tie(copies))
-                    for parameter in copies:
-                        parameter.register_hook(partial(self._tied, self._ties[-1], parameter))
-        for module in encoder.modules():
-            if isinstance(module, LowRankDelta):
-                module.factors.register_hook(partial(self._shrunk, module))
+        self._families = _families(engine.module.encoder)
 
-    def begin(self, gradient_scale: float) -> None:
-        """Before a step's first micro-batch. `gradient_scale`: fp16's loss scale, which DeepSpeed divides gradients by."""
-        self._gradient_scale = gradient_scale
-        self._value.zero_()
-        for tie in self._ties:
-            tie.measure()
-
+    @torch.no_grad()
     def value(self) -> float:
-        """The penalty of the weights that the step began with; after its last micro-batch. Collective: all ranks must call this."""
-        return float(dist.sum_tensor(self._value.clone()))
+        """R of the present weights. Collective: all ranks must call this."""
+        total = torch.zeros((), dtype=torch.float64, device=self._engine.device)
+        for family in self._families:
+            for _, deviation in _deviations(family):
+                total += deviation.square().sum().to(total)
+        # Without ZeRO every rank holds, and has added, everything.
+        shares = dist.world_size() if self._engine.zero_optimization_stage() == 0 else 1
+        return 0.5 * self.penalty * float(dist.sum_tensor(total)) / shares
 
-    def _tied(self, tie: _Tie, parameter: nn.Parameter, gradient: Tensor) -> Tensor:
-        if not self._engine.is_gradient_accumulation_boundary():
-            return gradient
-        start, own = own_slice(parameter)
-        deviation = (own.float() - tie.mean).to(gradient.device)
-        self._add(deviation.square().sum())
-        result = gradient.clone(memory_format=torch.contiguous_format)
-        result.view(-1)[start : start + own.numel()] += (self._gradient_scale * self.penalty * dist.world_size() * deviation).to(gradient.dtype)
-        return result
-
-    def _shrunk(self, delta: LowRankDelta, gradient: Tensor) -> Tensor:
-        if not self._engine.is_gradient_accumulation_boundary():
-            return gradient
-        factors_NRD = delta.factors.detach().float().view(delta.num_groups, delta.rank, -1)
-        a_NRD, b_NRD = factors_NRD.tensor_split([delta.in_features], dim=2)
-        gram_a_NRR, gram_b_NRR = a_NRD @ a_NRD.mT, b_NRD @ b_NRD.mT
-        self._add((gram_a_NRR * gram_b_NRR).sum() / dist.world_size())  # |B A|^2 = <B^T B, A A^T>, equal on every rank
-        slope_NRD = torch.cat([gram_b_NRR @ a_NRD, gram_a_NRR @ b_NRD], dim=2)
-        return gradient + (self._gradient_scale * self.penalty * slope_NRD).view_as(gradient).to(gradient.dtype)
-
-    def _add(self, squares: Tensor) -> None:
-        self._value += 0.5 * self.penalty * squares.double()
+    @torch.no_grad()
+    def pull(self, lr: float) -> None:
+        """The proximal step that belongs to an update with learning rate `lr`. Collective: all ranks must call this, after the update."""
+        factor = lr * self.penalty / (1 + lr * self.penalty)
+        for family in self._families:
+            # All deviations of a family are taken before the first of its weights moves.
+            for parameter, deviation in list(_deviations(family)):
+                _move(parameter, -factor * deviation)
+        _refresh(self._engine)
 
 
-class _Tie:
-    """One parameter of every copy, and the mean of this rank's slice of them."""
-
-    def __init__(self, copies: tuple[nn.Parameter, ...]) -> None:
-        self.copies = copies
-        self.mean = torch.empty(0)
-
-    def measure(self) -> None:
-        total = own_slice(self.copies[0])[1].float()
-        for parameter in self.copies[1:]:
-            total = total + own_slice(parameter)[1].float()
-        self.mean = total / len(self.copies)
+def _families(encoder: nn.Module) -> list[tuple[nn.Parameter, ...]]:
+    """The trained parameters that belong together: one of each copy, or the factor B of one layer alone."""
+    if isinstance(encoder, CopiedEncoder):
+        families = zip(*(copy.parameters() for copy in encoder.copies), strict=True)
+        return [family for family in families if family[0].requires_grad]
+    return [(module.b,) for module in encoder.modules() if isinstance(module, LowRankDelta) if module.b.requires_grad]
 
 
-def own_slice(parameter: nn.Parameter) -> tuple[int, Tensor]:
-    """(first index, values) of this rank's slice of the flattened parameter; it may be empty.
+def _deviations(family: Sequence[nn.Parameter]) -> list[tuple[nn.Parameter, Tensor]]:
+    """For each parameter of which this rank holds a part: how far the part is from the family's mean, or from 0 without a family. Float32."""
+    held = [(parameter, *part) for parameter in family if (part := _held_part(parameter))[1] > 0]
+    if len(family) == 1:
+        return [(parameter, _values(parameter, start, size)) for parameter, start, size in held]
+    if not held:
+        return []
+    low, high = min(start for _, start, _ in held), max(start + size for _, start, size in held)
+    # From the first copy on, so that rounding is of the size of the differences: equal copies have no deviation.
+    first = _values(family[0], low, high - low)
+    differences = torch.zeros_like(first)
+    for parameter in family[1:]:
+        differences += _values(parameter, low, high - low) - first
+    mean = first + differences / len(family)
+    return [(parameter, _values(parameter, start, size) - mean[start - low : start - low + size]) for parameter, start, size in held]
 
-    Under ZeRO 3 it is the partition that the rank holds (DeepSpeed 0.19.8: `ds_tensor`, all of one size, the last ones padded).
-    """
-    partition: Tensor | None = getattr(parameter, "ds_tensor", None)
-    numel = parameter.numel() if partition is None else int(getattr(parameter, "ds_numel"))  # noqa: B009
-    size = -(-numel // dist.world_size()) if partition is None else partition.numel()
-    start = min(dist.rank() * size, numel)
-    size = min(size, numel - start)
-    return start, parameter.detach().flatten()[start : start + size] if partition is None else partition.detach()[:size]
+
+# How DeepSpeed 0.19.8 keeps weights. ZeRO 0: whole on every rank, in fp32. ZeRO 1 and 2: whole in the format of the forward, and
+# `_hp_mapping` says which part of the fp32 copy the rank holds, if any. ZeRO 3: each rank holds the same part of every parameter of one
+# size, in `ds_tensor` (padded at the end) and in fp32.
+
+
+def _held_part(parameter: Any) -> tuple[int, int]:
+    """(first index, size) of the part of the flattened parameter whose fp32 values this rank holds."""
+    if hasattr(parameter, "ds_tensor"):
+        numel, size = int(parameter.ds_numel), int(parameter.ds_tensor.numel())
+        start = min(dist.rank() * size, numel)
+        return start, min(size, numel - start)
+    if hasattr(parameter, "_hp_mapping"):
+        mapping = parameter._hp_mapping
+        return (0, 0) if mapping is None else (mapping.lp_fragment_address.start, mapping.lp_fragment_address.numel)
+    return 0, parameter.numel()
+
+
+def _values(parameter: Any, start: int, size: int) -> Tensor:
+    """Values that the model computes with, in float32; under ZeRO 3 of a part that this rank holds."""
+    if hasattr(parameter, "ds_tensor"):
+        return parameter.ds_tensor.detach()[:size].float()
+    return parameter.detach().flatten()[start : start + size].float()
+
+
+def _move(parameter: Any, change: Tensor) -> None:
+    """Add `change` to the part of the fp32 values that this rank holds."""
+    if hasattr(parameter, "ds_tensor"):
+        from deepspeed.utils import safe_get_local_fp32_param, safe_set_local_fp32_param
+
+        whole = safe_get_local_fp32_param(parameter).clone()
+        whole[: change.numel()] += change.to(whole.device)
+        safe_set_local_fp32_param(parameter, whole)
+        parameter.ds_tensor.copy_(whole)
+    elif hasattr(parameter, "_hp_mapping"):
+        fragment = parameter._hp_mapping.hp_fragment
+        fragment += change.to(fragment.device)
+    else:
+        parameter.view(-1).add_(change)
+
+
+def _refresh(engine: Any) -> None:
+    """Bring the moved fp32 values back to the weights of the forward, on all ranks. Collective."""
+    if engine.zero_optimization_stage() in (1, 2):
+        engine.optimizer.update_lp_params()
+    elif engine.zero_optimization_stage() == 3 and engine.optimizer.persistent_parameters:
+        # Small parameters stay whole on every rank between steps: let them go, and gather them again.
+        persistent = engine.optimizer.persistent_parameters
+        persistent[0].partition(persistent)
+        persistent[0].all_gather(persistent)
