@@ -111,7 +111,7 @@ VERBS: dict[str, Verb] = {
         Verb(
             name="distill",
             summary="store what a recipe's teachers answer on its training examples, and score them, before any training",
-            flags=(_RECIPE, _LOG_LEVEL),
+            flags=(Flag(name="recipe", help="the student's recipe, with distillation.teachers", required=True), _LOG_LEVEL),
             positional="recipe",
             from_launcher=True,
         ),
