@@ -1,0 +1,66 @@
+"""Promise 4 with every kind of task, SMART with its averaged model, distillation and dropout on: kill it, resume, the same numbers bit for bit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+from processes import ROOT, lines, run_jobs, start_ranks, training_lines, write_json, zero_config
+from test_mixture import write_files
+from test_resume import EXACT_FIELDS, wait_for_death
+
+RANKS = 2
+STEPS, SAVED, KILLED = 5, 3, 5  # killed before step 5, so that step 4 is done twice
+
+
+@pytest.fixture(scope="module")
+def resumed(tmp_path_factory: pytest.TempPathFactory, shared_data: Path, tiny_encoder: Path) -> Path:
+    """A teacher, then its student twice: straight, and killed and resumed."""
+    folder = tmp_path_factory.mktemp("resumed")
+    recipe = {
+        "encoder": {"path": str(tiny_encoder), "max_length": 64},
+        "tasks": write_files(shared_data, folder),
+        "mixture": {"rates": "uniform"},
+        "batch": {"examples_per_step": 22, "max_tokens_per_micro_batch": 800},
+        "optimizer": {"name": "torch_adamw", "lr": 1e-3},
+        "train": {"steps": STEPS, "save_every": SAVED, "seed": 5},
+        "data": {"glue_dir": str(folder / "glue"), "cache_dir": str(folder / "cache")},
+    }
+    (folder / "teacher.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
+    student = {
+        **recipe,
+        "regularizer": {"name": "smart", "proximal_factor": 0.5, "proximal_momentum": 0.9},
+        "distillation": {"teachers": [str(folder / "teacher")], "checkpoint": "latest", "tasks": ["cola", "stsb", "choices", "ner"]},
+    }
+    (folder / "student.yaml").write_text(yaml.safe_dump(student, sort_keys=False))
+    json = str(write_json(folder / "zero2.json", zero_config(2)))
+    jobs = {
+        name: {"recipe": str(folder / f"{name.split('_')[0]}.yaml"), "deepspeed_config": json, "output_dir": str(folder / name)}
+        for name in ("teacher", "student", "student_killed")
+    }
+    run_jobs([jobs["teacher"], jobs["student"]], folder, RANKS)
+    file = write_json(folder / "job.json", jobs["student_killed"])
+    wait_for_death(start_ranks([str(ROOT / "tests/workers/train_and_die.py"), str(file), f"before_step_{KILLED}"], RANKS))
+    assert [line["step"] for line in training_lines(folder / "student_killed")] == [1, 2, 3, 4]
+    said = run_jobs([{**jobs["student_killed"], "resume": "auto"}], folder, RANKS)
+    assert f"resuming after step {SAVED} of {STEPS}" in said["student_killed"]
+    return folder
+
+
+@pytest.mark.distributed
+def test_resume_is_bitwise_with_smart_and_distillation(resumed: Path) -> None:
+    straight, ours = training_lines(resumed / "student"), training_lines(resumed / "student_killed")
+    assert len(ours) == STEPS
+    fields = (*EXACT_FIELDS, "regularizer")
+    assert [{field: line[field] for field in fields} for line in ours] == [{field: line[field] for field in fields} for line in straight]
+    evaluations = [[line for line in lines(resumed / name) if "eval" in line] for name in ("student", "student_killed")]
+    assert evaluations[0] == evaluations[1] and len(evaluations[0]) == 1
+
+
+@pytest.mark.distributed
+def test_the_teacher_and_smart_make_a_difference(resumed: Path) -> None:
+    teacher, student = training_lines(resumed / "teacher")[0], training_lines(resumed / "student")[0]
+    assert student["regularizer"] > 0
+    changed = {task for task in teacher["task_loss"] if student["task_loss"][task] != pytest.approx(teacher["task_loss"][task], rel=1e-4)}
+    assert changed == {"cola", "stsb", "choices", "ner"}, "only the taught tasks have another loss in the first step"
