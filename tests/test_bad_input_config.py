@@ -86,7 +86,7 @@ FLAGS = {
 }  # fmt: skip
 
 COMMANDS = {
-    "unknown verb": (["trian"], "unknown verb 'trian'; did you mean 'train'? (known: evaluate, plan, prepare, tasks, train)"),
+    "unknown verb": (["trian"], "unknown verb 'trian'; did you mean 'train'? (known: adapt, compare, distill, evaluate, plan, prepare, tasks, train)"),
     "flag before verb": (["--recipe", "x"], "'--recipe' is a flag; the verb comes first"),
     "unknown flag": (["train", "--resum", "auto"], "unknown flag '--resum'; did you mean '--resume'?"),
     "a setting without its section": (["train", "--lr", "1"], "unknown flag '--lr'; did you mean '--optimizer.lr'?"),
