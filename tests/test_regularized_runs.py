@@ -35,26 +35,24 @@ EXACT_FIELDS = ("step", "loss", "task_loss", "grad_norm", "regularizer", "task_s
 
 @dataclass(frozen=True)
 class Setting:
-    """A run: which recipe, where."""
+    """A run on two ranks; the hand-written loop has one and whole batches."""
 
     recipe: str
-    world_size: int
     stage: int
     max_tokens: int = 8192
 
     @property
     def name(self) -> str:
-        return f"{self.recipe}_ranks{self.world_size}_zero{self.stage}_tokens{self.max_tokens}"
+        return f"{self.recipe}_zero{self.stage}_tokens{self.max_tokens}"
 
 
 SETTINGS = [
-    Setting("smart", 1, 0),
-    Setting("freelb", 1, 2, 150),
-    *(Setting("smart", 2, stage, 150) for stage in (1, 2, 3)),
-    *(Setting("freelb", 2, stage, 150) for stage in (0, 3)),
+    Setting("smart", 0),
+    *(Setting("smart", stage, 150) for stage in (1, 2, 3)),
+    *(Setting("freelb", stage, 150) for stage in (0, 3)),
 ]
-SCALED = [Setting("famo", 1, 0), Setting("famo", 2, 2, 150)]
-MIXTURES = [Setting("mixture", 1, 0), Setting("mixture", 2, 3, 640)]
+SCALED = [Setting("famo", 0), Setting("famo", 2, 150)]
+MIXTURES = [Setting("mixture", 0), Setting("mixture", 3, 640)]
 # What is resumed after step 3 of 5: dropout on, every adaptive scale and every regulariser once.
 RESUMED = {
     "smart_uncertainty": (3, "fp32", {**SMART, "ascent_steps": 2}, {"scale": "uncertainty"}),
@@ -110,18 +108,15 @@ def runs(tmp_path_factory: pytest.TempPathFactory, shared_data: Path, minilm: Pa
     for stage in range(4):
         write_json(folder / f"zero{stage}_fp32.json", zero_config(stage))
         write_json(folder / f"zero{stage}_bf16.json", zero_config(stage, "bf16"))
-    for world_size in (1, 2):
-        jobs = [
-            job_of(folder, setting.recipe, setting.name, setting.stage, **{"batch.max_tokens_per_micro_batch": str(setting.max_tokens)})
-            for setting in (*SETTINGS, *MIXTURES, *SCALED)
-            if setting.world_size == world_size
-        ]
-        if world_size == 2:
-            for name, (stage, precision, _, _) in RESUMED.items():
-                jobs.append(job_of(folder, name, f"straight_{name}", stage, precision))
-                checkpoint = folder / f"straight_{name}" / "checkpoints" / "step_3"
-                jobs.append({**job_of(folder, name, f"resumed_{name}", stage, precision), "resume": str(checkpoint)})
-        run_jobs(jobs, folder, world_size)
+    jobs = [
+        job_of(folder, setting.recipe, setting.name, setting.stage, **{"batch.max_tokens_per_micro_batch": str(setting.max_tokens)})
+        for setting in (*SETTINGS, *MIXTURES, *SCALED)
+    ]
+    for name, (stage, precision, _, _) in RESUMED.items():
+        jobs.append(job_of(folder, name, f"straight_{name}", stage, precision))
+        checkpoint = folder / f"straight_{name}" / "checkpoints" / "step_3"
+        jobs.append({**job_of(folder, name, f"resumed_{name}", stage, precision), "resume": str(checkpoint)})
+    run_jobs(jobs, folder, world_size=2)
     return Runs(folder, {name: reference_of(folder, glue, encoder, name) for name in REGULARIZERS})
 
 
@@ -193,13 +188,13 @@ def test_losses_and_gradients_equal_a_hand_written_loop(runs: Runs, setting: Set
 @pytest.mark.distributed
 def test_settings_really_cut_steps_differently(runs: Runs) -> None:
     counts = {setting.name: max(line["micro_batches"] for line in training_lines(runs.folder / setting.name)) for setting in SETTINGS}
-    assert counts["smart_ranks1_zero0_tokens8192"] == 1 and counts["freelb_ranks1_zero2_tokens150"] > 1
-    assert counts["freelb_ranks2_zero3_tokens150"] > 1
+    assert counts["smart_zero0_tokens8192"] == 1
+    assert min(counts["smart_zero2_tokens150"], counts["freelb_zero3_tokens150"]) > 1
 
 
 @pytest.mark.distributed
 def test_every_kind_of_task_is_regularised_alike_on_any_topology(runs: Runs) -> None:
-    """Eleven tasks of nine kinds, masked tokens (which have no rule) and SAN among them, on two ranks under ZeRO 3 against one without."""
+    """Eleven tasks of nine kinds, masked tokens (which have no rule) and SAN among them: small micro-batches under ZeRO 3 against whole ones without."""
     expected, ours = (training_lines(runs.folder / setting.name) for setting in MIXTURES)
     assert len(ours) == STEPS
     for mine, theirs in zip(ours, expected, strict=True):
@@ -237,18 +232,18 @@ def test_the_averaged_model_is_in_the_checkpoint(runs: Runs) -> None:
 
 
 @pytest.mark.distributed
-def test_adaptive_scales_are_equal_on_every_topology(runs: Runs) -> None:
-    one, two = (training_lines(runs.folder / setting.name) for setting in SCALED)
-    assert max(line["micro_batches"] for line in two) > 1
-    for mine, theirs in zip(two, one, strict=True):
+def test_adaptive_scales_do_not_depend_on_how_the_step_was_cut(runs: Runs) -> None:
+    whole, cut = (training_lines(runs.folder / setting.name) for setting in SCALED)
+    assert max(line["micro_batches"] for line in cut) > 1
+    for mine, theirs in zip(cut, whole, strict=True):
         for field in ("loss", "grad_norm"):
             assert mine[field] == pytest.approx(theirs[field], rel=TOLERANCE), (field, mine["step"])
         assert mine["task_scale"] == {task: pytest.approx(scale, rel=TOLERANCE) for task, scale in theirs["task_scale"].items()}
-    assert len({line["task_scale"]["cola"] for line in one}) == STEPS
+    assert len({line["task_scale"]["cola"] for line in whole}) == STEPS
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("name", ["famo_ranks2_zero2_tokens150", *(f"straight_{name}" for name in RESUMED)])
+@pytest.mark.parametrize("name", ["famo_zero2_tokens150", *(f"straight_{name}" for name in RESUMED)])
 def test_the_objective_is_the_scaled_task_means_and_the_regulariser(runs: Runs, name: str) -> None:
     for line in training_lines(runs.folder / name):
         parts = sum(scale * line["task_loss"][task] for task, scale in line["task_scale"].items())
