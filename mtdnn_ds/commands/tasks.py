@@ -21,7 +21,7 @@ from mtdnn_ds.tasks.plugins import load_plugins
 from mtdnn_ds.tasks.resolve import builtin_task
 from mtdnn_ds.tasks.spec import Source, TaskSpec
 
-_FILE_WIDTH = 140  # columns, where no terminal says how wide it is
+_FILE_WIDTH = 160  # columns, where no terminal says how wide it is
 _MANY_ROWS = 10_000_000  # counting stops here: the table is for orientation
 
 
