@@ -66,6 +66,15 @@ RECIPES = {
     "rate of no task": (BASE + "mixture: {rates: {cola: 1, rte: 1, col: 1}}\n", "mixture.rates.col: there is no task 'col' in the run; did you mean 'cola'?"),
     "task without rate": (BASE + "mixture: {rates: {cola: 1}}\n", "FILE: mixture.rates: no rate for rte; with rates of your own every task needs one"),
     "scale of no task": (BASE + "loss: {scale: {qqp: 1}}\n", "FILE: loss.scale.qqp: there is no task 'qqp' in the run; (known: cola, rte)"),
+    "scale's step size unused": (BASE + "loss: {scale: dwa, scale_lr: 0.1}\n", "loss.scale_lr=0.1: has no effect with loss.scale=dwa; remove it, or set loss.scale to uncertainty or famo"),
+    "scale's window unused": (BASE + "loss: {scale_window: 9}\n", "loss.scale_window=9: has no effect with loss.scale=examples; remove it, or set loss.scale to dwa"),
+    "nothing to share out": (BASE + "mixture: {mixing: per_step}\nloss: {scale: famo}\n", "FILE: loss.scale=famo: shares a step out among its tasks, but with mixture.mixing=per_step each step has one task; remove it"),
+    "regulariser of no task": (BASE + "regularizer: {name: smart, tasks: [rte, coal]}\n", "FILE: regularizer.tasks: there is no task 'coal' in the run; did you mean 'cola'?"),
+    "regulariser's setting without it": (BASE + "regularizer: {factor: 2}\n", "regularizer.factor=2.0: has no effect with regularizer.name=none; remove it, or set regularizer.name to smart or r_drop"),
+    "another regulariser's setting": (BASE + "regularizer: {name: freelb, noise_std: 0.1}\n", "regularizer.noise_std=0.1: has no effect with regularizer.name=freelb"),
+    "momentum unused": (BASE + "regularizer: {name: smart, proximal_momentum: 0.9}\n", "regularizer.proximal_momentum=0.9: has no effect with regularizer.proximal_factor=0; remove it"),
+    "lengths of another norm": (BASE + "regularizer: {name: smart, norm: l2, radius: 1}\n", "FILE: regularizer.step_size: the defaults of smart are lengths in the inf norm of a token; with another norm give your own"),
+    "regulariser without dropout": (BASE.replace("10", "10, dropout: none") + "regularizer: {name: r_drop}\n", "FILE: regularizer.name=r_drop: without dropout both passes are equal"),
 }  # fmt: skip
 
 FLAGS = {

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from mtdnn_ds.losses.adaptive import NAMES, AdaptiveScales, adaptive_scales
+from tests.test_docs import numbers, rows_under
 
 EVERY = np.array([True, True, True])
 LOSSES = [[1.0, 2.0, 4.0], [0.5, 2.0, 8.0], [0.75, 1.0, 2.0]]
@@ -99,6 +100,14 @@ def test_famo_equals_torch() -> None:
             (torch.softmax(xi, 0) @ (before.log() - (torch.tensor(of_step, dtype=torch.float64) + 1e-8).log())).backward()
             optimizer.step()
     np.testing.assert_allclose(run(scales_of("famo", lr=0.1), losses), expected, rtol=1e-6)
+
+
+def test_the_worked_example_of_the_page_is_true() -> None:
+    table = rows_under("docs/mixing.md", "Three tasks, the last a regression")
+    losses = [[float(number) for number in row[0].split(": ")[1].split(", ")] for row in table]
+    for column, name in enumerate(("uncertainty", "dwa", "famo"), start=1):
+        for row, weights in zip(table, run(scales_of(name), losses), strict=False):
+            assert numbers(row[column]) == pytest.approx(weights, abs=5.01e-5)
 
 
 def test_random_weights_depend_on_seed_and_step_alone() -> None:

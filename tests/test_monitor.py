@@ -83,6 +83,17 @@ def test_lines_have_exactly_the_documented_fields(tmp_path: Path) -> None:
     }
 
 
+def test_regulariser_and_adaptive_scales_are_logged_where_they_are_on(tmp_path: Path) -> None:
+    with open_monitor(tmp_path) as monitor:
+        monitor.write(step_record(1, regularizer=0.125, task_scale={"rte": 0.75, "mrpc": 0.25}))
+        monitor.write(step_record(2))
+    first, second = lines_of(tmp_path / "metrics.jsonl")
+    assert (first["regularizer"], first["task_scale"]) == (0.125, {"rte": 0.75, "mrpc": 0.25})
+    assert set(first) - set(second) == {"regularizer", "task_scale"}
+    assert points(tmp_path, "regularizer") == [(1, 0.125)]
+    assert points(tmp_path, "task_scale/mrpc") == [(1, 0.25)]
+
+
 def test_nan_is_null_in_the_line_and_no_point_on_the_board(tmp_path: Path) -> None:
     with open_monitor(tmp_path) as monitor:
         monitor.write(step_record(1, loss=float("nan"), task_loss={"rte": float("inf")}, grad_norm=None))
