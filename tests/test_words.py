@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mtdnn_ds.config.errors import DataError
+from mtdnn_ds.config.errors import ConfigError, DataError
 from mtdnn_ds.data.cache import prepare
 from mtdnn_ds.data.examples import make_examples
 from mtdnn_ds.data.examples.base import Gathered, TermOutputs
@@ -117,6 +117,15 @@ def test_byte_level_bpe_cuts_words_as_inside_a_text(add_prefix_space: bool, tmp_
     ours = sequences_and_labels(examples_of(tmp_path / "data", folder, sentences).gather(np.arange(2), np.zeros(2, dtype=np.int64)))
     with_prefix = load_tokenizer(str(byte_level_tokenizer(tmp_path / "reference", add_prefix_space=True)))
     assert ours == [theirs(with_prefix, words, tags, 128) for words, tags in sentences]
+
+
+def test_a_tokenizer_that_does_not_cut_words_is_refused() -> None:
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    whole_texts = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"<unk>": 0}, unk_token="<unk>")))
+    with pytest.raises(ConfigError, match=r"^encoder.tokenizer: cuts 'a b' into other tokens than its words, so words cannot be labelled"):
+        word_prefix(whole_texts)
 
 
 def outputs_for(examples: WordExamples, tags: list[int]) -> TermOutputs:

@@ -102,6 +102,19 @@ def word_starts(encoding: Any) -> np.ndarray:
     return np.fromiter((index == 0 or word is None or word != words[index - 1] for index, word in enumerate(words)), np.uint8, len(words))
 
 
+def word_prefix(tokenizer: Any) -> str:
+    """What a word that is tokenised alone needs in front to get the tokens it has inside a text: nothing, or a blank (byte-level BPE).
+
+    Equal to `tokenizer(words, is_split_into_words=True)`, for byte-level BPE to that with add_prefix_space. Raises ConfigError.
+    """
+    a, b, blank_b, both = (encoding.ids for encoding in encodings(tokenizer, ["a", "b", " b", "a b"]))
+    if a + b == both:
+        return ""
+    if a + blank_b == both:
+        return " "
+    raise ConfigError("encoder.tokenizer: cuts 'a b' into other tokens than its words, so words cannot be labelled; choose another encoder")
+
+
 def flatten(lists: Iterable[list[int]], dtype: np.dtype) -> np.ndarray:
     """All ids end to end."""
     return np.fromiter(chain.from_iterable(lists), dtype=dtype)
