@@ -13,8 +13,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mtdnn_ds.commands.checks import Problems, checked_run
+from mtdnn_ds.commands.checks import Problems, checked_run, one_task_alone
 from mtdnn_ds.config.errors import ConfigError
+from mtdnn_ds.config.load import load_recipe
 from mtdnn_ds.data.plan import steps_for_epochs
 
 if TYPE_CHECKING:
@@ -80,9 +81,13 @@ def run(
 
     configure_logging(log_level, dist.rank())  # type: ignore[arg-type]
     encoder = find_run(run_dir, checkpoint, run_setting="RUN").recipe.encoder
-    # One task alone: what the base recipe says of several tasks has no meaning for it.
-    alone = {"tasks": task, "mixture.rates": "proportional", "mixture.mixing": "per_example", "loss.scale": "examples"}
-    settings = {**alone, "encoder.path": encoder.path, **overrides}
+    settings = {
+        "tasks": task,
+        "mixture.mixing": "per_example",
+        "encoder.path": encoder.path,
+        **one_task_alone(load_recipe(base, {})),
+        **overrides,
+    }
     sized = {"train.steps": "1", "schedule.warmup": "0"}  # until the length is known
     checked = checked_run(base, deepspeed_config, {**settings, **sized}, world_size=dist.world_size())
     spec = checked.specs[0]

@@ -194,3 +194,9 @@ def _resolved(json: dict[str, object], settings: Recipe, source: str, world_size
         world_size=world_size,
         source=source,
     )
+
+
+def one_task_alone(recipe: Recipe) -> dict[str, str]:
+    """Flags without which a recipe does not fit one of its tasks alone: rates and loss scales that it gives by name."""
+    named = {"mixture.rates": (recipe.mixture.rates, "proportional"), "loss.scale": (recipe.loss.scale, "examples")}
+    return {setting: instead for setting, (value, instead) in named.items() if isinstance(value, dict)}

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mtdnn_ds.commands.checks import CheckedRun, Problems, checked_run
+from mtdnn_ds.commands.checks import CheckedRun, Problems, checked_run, one_task_alone
 from mtdnn_ds.config.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -111,9 +111,7 @@ def trials_of(
         ),
     ]
     for task, count in drawn.items():
-        own = {"tasks": task, "train.steps": str(max(1, round(count / plan.examples_per_step))), "mixture.rates": "proportional"}
-        if isinstance(settings.loss.scale, dict):  # a factor beside no other task has no meaning
-            own["loss.scale"] = "examples"
+        own = {"tasks": task, "train.steps": str(max(1, round(count / plan.examples_per_step))), **one_task_alone(settings)}
         ways.append((f"alone_{task}_seed_{seed}", f"{task} alone, seed {seed}", own, ()))
     problems, trials = Problems(), []
     for name, title, changes, after in ways:
