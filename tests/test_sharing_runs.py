@@ -37,16 +37,44 @@ class Setting:
     def name(self) -> str:
         return f"{self.sharing}_ranks{self.world_size}_zero{self.stage}_tokens{self.max_tokens}"
 
+    @property
+    def config(self) -> dict[str, Any]:
+        """ZeRO 3 keeps small parameters whole between steps; with small micro-batches none, so that both are tested."""
+        config = zero_config(self.stage)
+        if self.stage == 3 and self.max_tokens == 128:
+            config["zero_optimization"]["stage3_param_persistence_threshold"] = 0
+        return config
+
 
 SETTINGS = [
-    Setting("separate", 1, 2),
     Setting("separate", 2, 3, max_tokens=128),
-    *(Setting("soft", 1, stage) for stage in (0, 2, 3)),
+    Setting("soft", 1, 3),
     *(Setting("soft", 2, stage, max_tokens=2048 if stage % 2 else 128) for stage in range(4)),
     Setting("soft", 2, 3, max_tokens=128),
     Setting("low_rank", 1, 0),
-    *(Setting("low_rank", 2, stage, max_tokens=128 if stage % 2 else 2048) for stage in range(4)),
+    *(Setting("low_rank", 2, stage, max_tokens=128 if stage % 2 else 2048) for stage in range(1, 4)),
 ]
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """A run on two ranks with dropout, and one that goes on from the middle of it."""
+
+    sharing: str
+    stage: int
+    precision: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.sharing}_zero{self.stage}_{self.precision}"
+
+
+RESUMED = [
+    Resumed("soft", 2, "bf16"),
+    Resumed("soft", 3, "bf16"),
+    Resumed("low_rank", 3, "bf16"),
+]
+EXACT_FIELDS = ("step", "loss", "penalty", "task_loss", "task_examples", "lr", "grad_norm", "tokens", "micro_batches", "eval", "average")
 
 
 @dataclass(frozen=True)
@@ -55,20 +83,10 @@ class Runs:
     references: dict[str, list[tuple[float, float, float]]]
 
 
-def all_partitioned(stage: int) -> dict[str, Any]:
-    """ZeRO 3 with every parameter partitioned, also the small ones."""
-    config = zero_config(stage)
-    if stage == 3:
-        config["zero_optimization"]["stage3_param_persistence_threshold"] = 0
-    return config
-
-
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory, shared_data: Path, tiny_encoder: Path) -> Runs:
     folder = tmp_path_factory.mktemp("sharing")
     glue = cut_glue(shared_data / "glue", folder / "glue", train_rows=100, dev_rows=8)
-    for stage in range(4):
-        write_json(folder / f"zero{stage}.json", all_partitioned(stage))
     for name, sharing in SHARING.items():
         recipe = {
             "encoder": {"path": str(tiny_encoder), "max_length": 64},
@@ -85,15 +103,28 @@ def runs(tmp_path_factory: pytest.TempPathFactory, shared_data: Path, tiny_encod
         jobs = [
             {
                 "recipe": str(folder / f"{setting.sharing}.yaml"),
-                "deepspeed_config": str(folder / f"zero{setting.stage}.json"),
+                "deepspeed_config": str(write_json(folder / f"{setting.name}.json", setting.config)),
                 "output_dir": str(folder / setting.name),
                 "overrides": {"batch.max_tokens_per_micro_batch": str(setting.max_tokens)},
             }
             for setting in SETTINGS
             if setting.world_size == world_size
         ]
+        if world_size == 2:
+            jobs += [job for resumed in RESUMED for job in straight_and_resumed(folder, resumed)]
         run_jobs(jobs, folder, world_size)
     return Runs(folder, {name: reference(folder, name, glue, tiny_encoder) for name in SHARING})
+
+
+def straight_and_resumed(folder: Path, resumed: Resumed) -> list[dict[str, Any]]:
+    config = write_json(folder / f"{resumed.name}.json", zero_config(resumed.stage, resumed.precision))
+    job = {"recipe": str(folder / f"{resumed.sharing}.yaml"), "deepspeed_config": str(config)}
+    overrides = {"train.dropout": "model", "train.save_every": "2", "train.eval_every": "2", "batch.max_tokens_per_micro_batch": "128"}
+    straight, ours = folder / f"straight_{resumed.name}", folder / f"resumed_{resumed.name}"
+    return [
+        {**job, "overrides": overrides, "output_dir": str(straight)},
+        {**job, "overrides": overrides, "output_dir": str(ours), "resume": str(straight / "checkpoints" / "step_2")},
+    ]
 
 
 def reference(folder: Path, name: str, glue: Path, encoder: Path) -> list[tuple[float, float, float]]:
@@ -133,3 +164,54 @@ def test_steps_equal_the_hand_written_loop(runs: Runs, setting: Setting) -> None
     assert [line["penalty"] for line in ours] == pytest.approx([penalty for _, penalty, _ in theirs], rel=TOLERANCE, abs=1e-9)
     assert [line["grad_norm"] for line in ours] == pytest.approx([norm for _, _, norm in theirs], rel=TOLERANCE)
     assert len(ours) == STEPS and (setting.sharing == "separate" or ours[-1]["penalty"] > 1e-5)
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("resumed", RESUMED, ids=lambda resumed: resumed.name)
+def test_resume_is_bitwise(runs: Runs, resumed: Resumed) -> None:
+    ours, straight = (
+        [{field: line.get(field) for field in EXACT_FIELDS} for line in lines(runs.folder / f"{kind}_{resumed.name}") if line["step"] > 2]
+        for kind in ("resumed", "straight")
+    )
+    assert ours == straight and [line["step"] for line in ours] == [3, 4, 4]
+    assert straight[0]["penalty"] > 0
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize(("sharing", "checkpoint"), [("soft", "best/average"), ("low_rank", f"step_{STEPS}")])
+def test_saved_weights_give_the_metrics_of_the_run(runs: Runs, sharing: str, checkpoint: str) -> None:
+    """Gathered from ZeRO 3's parts on two ranks, loaded on one."""
+    from mtdnn_ds.train.evaluate import evaluate
+    from mtdnn_ds.train.loaded_run import find_run, load_run
+    from mtdnn_ds.train.setup import prepare_run_data
+
+    folder = runs.folder / f"{sharing}_ranks2_zero3_tokens128"
+    found = find_run(str(folder), checkpoint)
+    loaded = load_run(found, device=torch.device("cpu"))
+    data = prepare_run_data(found.recipe, found.specs, lambda text: None)
+    result = evaluate(loaded.model, loaded.specs, loaded.layout, data.examples, loaded.settings, torch.device("cpu"))
+    (logged,) = (line["eval"] for line in lines(folder) if "eval" in line)
+    assert result.metrics.keys() == logged.keys()
+    for task, metrics in logged.items():
+        assert result.metrics[task] == pytest.approx(metrics, abs=1e-4), task
+
+
+@pytest.mark.distributed
+def test_copies_are_sharded_over_ranks(runs: Runs) -> None:
+    """Each rank's fp32 weights and Adam moments under ZeRO 3, as its checkpoint holds them: of two ranks half as much as of one."""
+
+    def state_bytes(ranks: int) -> list[int]:
+        folder = runs.folder / f"soft_ranks{ranks}_zero3_tokens{2048 if ranks == 1 else 128}" / "checkpoints" / f"step_{STEPS}"
+        files = sorted(folder.glob("*_optim_states.pt"))
+        return [tensor_bytes(torch.load(file, map_location="cpu", weights_only=False)) for file in files]
+
+    (alone,), both = state_bytes(1), state_bytes(2)
+    assert len(both) == 2 and all(0.49 < own / alone < 0.52 for own in both)
+
+
+def tensor_bytes(value: Any) -> int:
+    if isinstance(value, torch.Tensor):
+        return value.nbytes
+    if isinstance(value, dict):
+        return sum(tensor_bytes(item) for item in value.values())
+    return sum(tensor_bytes(item) for item in value) if isinstance(value, (list, tuple)) else 0

@@ -144,6 +144,8 @@ def _sharing(recipe: Recipe) -> Iterator[str]:
                 yield f"sharing.groups: task '{name}' {what}; put it into exactly one"
     if recipe.sharing.mode == "soft" and len(names if groups is None else groups) < 2:
         yield "sharing.mode=soft: with one group there is nothing to share; set sharing.mode to hard, or make a second group"
+    if recipe.sharing.mode == "soft" and "encoder" in recipe.train.freeze:
+        yield "sharing.mode=soft: copies of a frozen encoder stay equal; set sharing.mode to hard or low_rank, or take encoder out of train.freeze"
 
 
 def _loss_scale(recipe: Recipe) -> Iterator[str]:

@@ -8,26 +8,30 @@ from torch import nn
 
 from mtdnn_ds.config.errors import ConfigError
 from mtdnn_ds.config.freeze import freeze_problems, layers_of
+from mtdnn_ds.model.copies import CopiedEncoder
 from mtdnn_ds.model.multitask import MultiTaskModel
+from mtdnn_ds.model.sharing import hard_name
 
 
 def freeze(model: MultiTaskModel, parts: Sequence[str]) -> tuple[str, ...]:
     """Takes the parameters of `parts` out of training, in place; returns a note on how much that is. Raises ConfigError for unknown parts.
 
-    A parameter that encoder and heads share (a tied decoder) belongs to the encoder.
+    A parameter that encoder and heads share (a tied decoder) belongs to the encoder; of an encoder with copies a part is frozen in all
+    of them, and low-rank changes of it stay in training.
     """
     if not parts:
         return ()
-    layers = encoder_layers(model.encoder.model)
+    encoder = model.encoder.first if isinstance(model.encoder, CopiedEncoder) else model.encoder
+    layers = encoder_layers(encoder.model)
     problems = freeze_problems(parts, num_layers=None if layers is None else len(layers[1]), heads=tuple(model.heads))
     if layers is None and any(layers_of(part) is not None for part in parts):
-        problems.append(f"train.freeze: {type(model.encoder.model).__name__} has no list of layers to name; freeze encoder or embeddings")
+        problems.append(f"train.freeze: {type(encoder.model).__name__} has no list of layers to name; freeze encoder or embeddings")
     frozen = [prefix for part in parts for prefix in _prefixes(part, None if layers is None else layers[0])]
     named = dict(model.named_parameters())
     for prefix in frozen:
-        own = [parameter for name, parameter in named.items() if name.startswith(prefix)]
+        own = [parameter for name, parameter in named.items() if (hard_name(name) or "").startswith(prefix)]
         if not own:
-            problems.append(f"train.freeze: {type(model.encoder.model).__name__} has no parameters {prefix}*; name another part")
+            problems.append(f"train.freeze: {type(encoder.model).__name__} has no parameters {prefix}*; name another part")
         for parameter in own:
             parameter.requires_grad_(False)
     trained = sum(parameter.numel() for parameter in named.values() if parameter.requires_grad)

@@ -9,9 +9,7 @@ Shape legend: T packed tokens, S sequences, N groups, r rank, R = N r.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import partial
 from typing import Any
 
 import torch

@@ -1,13 +1,16 @@
-"""Sharing of the encoder on weights: building it, and taking one task's plain encoder out of it again. Records are in tasks/sharing.py.
+"""Sharing of the encoder on weights: building it, taking one task's plain encoder out, carrying weights from one way of sharing to another.
 
 Names of weights are those of MultiTaskModel: `encoder.model.X` and `encoder.pooler.X` with hard sharing; soft sharing has them below
-`encoder.copies.N.`, low-rank sharing has `encoder.model.X.delta.a` and `.delta.b` beside `encoder.model.X.weight`.
+`encoder.copies.N.`, low-rank sharing has `encoder.model.X.delta.a` and `.delta.b` beside `encoder.model.X.weight`. A plain state holds
+the encoder that some tasks run through, by the names of a PackedEncoder: `model.X`, with Hugging Face's names X, and `pooler.X`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 
+import torch
 from torch import Tensor
 
 from mtdnn_ds.model.copies import CopiedEncoder
@@ -15,46 +18,81 @@ from mtdnn_ds.model.encoder import PackedEncoder
 from mtdnn_ds.model.low_rank import DELTA, add_low_rank
 from mtdnn_ds.tasks.sharing import Sharing
 
+Weights = Mapping[str, Tensor]
+State = dict[str, Tensor]
+
 ENCODER = "encoder."
+_COPY = re.compile(r"^encoder\.copies\.\d+\.")
 
 
 def share_encoder(encoder: PackedEncoder, sharing: Sharing, *, seed: int) -> PackedEncoder | CopiedEncoder:
     """`encoder` as its tasks share it; every task begins with its weights. Raises ConfigError where it cannot serve the mode."""
     if sharing.mode == "soft":
-        return CopiedEncoder(encoder, sharing.groups)
+        return CopiedEncoder(encoder, tuple(sharing.groups))
     if sharing.mode == "low_rank":
         add_low_rank(encoder, sharing, seed=seed)
     return encoder
 
 
-def merged_encoder_state(weights: Mapping[str, Tensor], sharing: Sharing, task: int) -> dict[str, Tensor]:
-    """The encoder of one task (index into the run's tasks) as a PackedEncoder's state dict: `model.X` are Hugging Face's names X.
+def hard_name(name: str) -> str | None:
+    """What a parameter of a shared encoder is called with hard sharing; None for a low-rank change, which has no place there."""
+    return None if f".{DELTA}." in name else _COPY.sub(ENCODER, name)
 
-    `weights`: of the whole run, or at least all that begin with `encoder.`. Low-rank changes are added to the weights they change,
-    in float32 whatever the dtype.
+
+def merged_encoder_state(weights: Weights, sharing: Sharing, tasks: Sequence[str]) -> State:
+    """The plain state of one task's encoder, or of several in one group. `weights`: a run's, or all of them that begin with `encoder.`.
+
+    Low-rank changes are added to the weights they change, in float32 whatever the dtype. For tasks of several groups, or of none, it
+    is what all share: the mean of the copies, or the weights without changes.
     """
     if sharing.mode == "hard":
-        return _encoder(weights)
-    return group_state(weights, sharing, sharing.group_of_task[task])
-
-
-def group_state(weights: Mapping[str, Tensor], sharing: Sharing, group: int) -> dict[str, Tensor]:
-    """The same for a group of tasks; not for hard sharing."""
+        return _below(weights, ENCODER)
+    group = sharing.only_group_of(tasks)
     if sharing.mode == "soft":
-        return _below(weights, f"{ENCODER}copies.{group}.")
-    whole, rows = _encoder(weights), slice(group * sharing.rank, (group + 1) * sharing.rank)
-    state = {name: tensor for name, tensor in whole.items() if f".{DELTA}." not in name}
-    for name in whole:
-        if name.endswith(f".{DELTA}.a"):
-            layer = name.removesuffix(f".{DELTA}.a")
-            a, b, weight = whole[name][rows], whole[f"{layer}.{DELTA}.b"][rows], whole[f"{layer}.weight"]
+        copies = [_below(weights, f"{ENCODER}copies.{index}.") for index in range(sharing.num_copies)]
+        return copies[group] if group is not None else {name: _mean([copy[name] for copy in copies]) for name in copies[0]}
+    own = _below(weights, ENCODER)
+    state = {name: tensor for name, tensor in own.items() if f".{DELTA}." not in name}
+    for layer in (name.removesuffix(f".{DELTA}.a") for name in own if name.endswith(f".{DELTA}.a")):
+        if group is not None:
+            rows = slice(group * sharing.rank, (group + 1) * sharing.rank)
+            a, b, weight = own[f"{layer}.{DELTA}.a"][rows], own[f"{layer}.{DELTA}.b"][rows], state[f"{layer}.weight"]
             state[f"{layer}.weight"] = (weight.float() + b.float().T @ a.float()).to(weight.dtype)
     return state
 
 
-def _encoder(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return _below(weights, ENCODER)
+def carried_encoder(theirs: Weights, their_sharing: Sharing, ours: Weights, our_sharing: Sharing, tasks: Sequence[str]) -> State:
+    """The `encoder.` weights with which a run of `tasks` begins from another run's, by our names.
+
+    Each of our encoders begins with what its tasks ran through there, or with what all shared there. Low-rank changes are carried to
+    changes of the same rank, group by group; otherwise they keep the values in `ours`.
+    """
+    if our_sharing.mode == "soft":
+        states = [merged_encoder_state(theirs, their_sharing, own) for own in our_sharing.groups.values()]
+        return {f"{ENCODER}copies.{index}.{name}": tensor for index, state in enumerate(states) for name, tensor in state.items()}
+    changes = {name: tensor for name, tensor in ours.items() if name.startswith(ENCODER) and f".{DELTA}." in name}
+    keeps_changes = our_sharing.mode == their_sharing.mode == "low_rank" and our_sharing.rank == their_sharing.rank
+    state = merged_encoder_state(theirs, their_sharing, () if keeps_changes else tasks)
+    if keeps_changes:
+        changes = {
+            name: _rows(theirs[name], their_sharing, tensor, our_sharing) if name in theirs else tensor for name, tensor in changes.items()
+        }
+    return {**{ENCODER + name: tensor for name, tensor in state.items()}, **changes}
 
 
-def _below(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def _rows(theirs: Tensor, their_sharing: Sharing, ours: Tensor, our_sharing: Sharing) -> Tensor:
+    """Our factor with the rows of every group whose tasks were in one group there."""
+    rank, sources = our_sharing.rank, [their_sharing.only_group_of(own) for own in our_sharing.groups.values()]
+    parts = [
+        own if source is None else theirs[source * rank : (source + 1) * rank]
+        for own, source in zip(ours.split(rank), sources, strict=True)
+    ]
+    return torch.cat([part.to(ours.dtype) for part in parts])
+
+
+def _mean(tensors: Sequence[Tensor]) -> Tensor:
+    return torch.stack([tensor.float() for tensor in tensors]).mean(0).to(tensors[0].dtype)
+
+
+def _below(weights: Weights, prefix: str) -> State:
     return {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}

@@ -19,7 +19,7 @@ class Sharing:
     """How the tasks of a run share the encoder."""
 
     mode: Mode
-    groups: tuple[str, ...]  # names, in the order of their weights
+    groups: Mapping[str, tuple[str, ...]]  # name -> its tasks, in the order of their weights; empty with hard sharing
     group_of_task: tuple[int, ...]  # index into groups, of each of the run's tasks; empty with hard sharing
     penalty: float = 0.0
     rank: int = 0  # low_rank only
@@ -33,26 +33,26 @@ class Sharing:
         """Which of them a task's sequences run through."""
         return self.group_of_task[task] if self.mode == "soft" else 0
 
+    def only_group_of(self, tasks: Sequence[str]) -> int | None:
+        """The group of those of `tasks` that have one; None if none has, or they are in several."""
+        found = {index for index, own in enumerate(self.groups.values()) if set(own) & set(tasks)}
+        return found.pop() if len(found) == 1 else None
 
-HARD = Sharing(mode="hard", groups=("all",), group_of_task=())
+
+HARD = Sharing(mode="hard", groups={}, group_of_task=())
 
 
 def share(
-    tasks: Sequence[str],
-    *,
-    mode: Mode = "hard",
-    groups: Mapping[str, Sequence[str]] | None = None,
-    penalty: float = 0.0,
-    rank: int = 0,
+    tasks: Sequence[str], *, mode: Mode = "hard", groups: Mapping[str, Sequence[str]] | None = None, penalty: float = 0.0, rank: int = 0
 ) -> Sharing:
     """The sharing of a run's tasks. `groups` holds each task once (config/crosscheck.py); None makes each task a group of its own."""
     if mode == "hard":
         return HARD
-    members = {name: (name,) for name in tasks} if groups is None else groups
+    members = {name: tuple(own) for name, own in groups.items()} if groups is not None else {name: (name,) for name in tasks}
     group_of = {task: index for index, own in enumerate(members.values()) for task in own}
     return Sharing(
         mode=mode,
-        groups=tuple(members),
+        groups=members,
         group_of_task=tuple(group_of[task] for task in tasks),
         penalty=penalty,
         rank=rank if mode == "low_rank" else 0,

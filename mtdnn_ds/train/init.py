@@ -1,4 +1,6 @@
-"""Starting from an earlier run's weights: the encoder and its pooler whole, heads term by term where they match. No optimizer state.
+"""Starting from an earlier run's weights: the encoder and its pooler whole (model/sharing.py), heads term by term where they match.
+
+No optimizer state.
 
 A term matches if task, form, number of outputs and label names are the same; its parameters are then copied, whichever columns they were
 there. A head without columns (a masked-language-model head) belongs to no task and matches its like. What is not carried keeps what was
@@ -18,11 +20,14 @@ from mtdnn_ds.config.errors import CheckpointError
 from mtdnn_ds.config.load import load_recipe
 from mtdnn_ds.config.recipe import Recipe
 from mtdnn_ds.model.multitask import MultiTaskModel
+from mtdnn_ds.model.sharing import carried_encoder
 from mtdnn_ds.tasks.layout import HeadLayout, head_layout
 from mtdnn_ds.tasks.resolve import resolve_tasks
+from mtdnn_ds.tasks.sharing import Sharing
 from mtdnn_ds.tasks.spec import TaskSpec
 from mtdnn_ds.train.loaded_run import find_weights
 from mtdnn_ds.train.run_folder import RunFolder
+from mtdnn_ds.train.setup import recipe_sharing
 from mtdnn_ds.train.weights import read_weights
 
 
@@ -32,6 +37,8 @@ class InitSource:
 
     weights_folder: Path
     specs: tuple[TaskSpec, ...] | None
+    sharing: Sharing  # of that run
+    own_sharing: Sharing  # of the run that begins
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,15 +59,21 @@ def find_source(recipe: Recipe) -> InitSource | None:
         return None
     run = RunFolder(Path(init.run))
     weights_folder = dist.on_main(lambda: find_weights(run, init.checkpoint, "init.checkpoint"))  # checks every byte: once is enough
-    specs = resolve_tasks(load_recipe(str(run.recipe), {})) if init.heads == "matching" else None
-    return InitSource(weights_folder=weights_folder, specs=specs)
+    theirs = load_recipe(str(run.recipe), {})
+    return InitSource(
+        weights_folder=weights_folder,
+        specs=resolve_tasks(theirs) if init.heads == "matching" else None,
+        sharing=recipe_sharing(theirs),
+        own_sharing=recipe_sharing(recipe),
+    )
 
 
 def begin_with(model: MultiTaskModel, specs: Sequence[TaskSpec], source: InitSource) -> str:
     """Put the source's weights into `model`; returns in words what was carried and what was not. Raises CheckpointError if they do not fit."""
     theirs = read_weights(source.weights_folder)
-    encoder = {name: tensor for name, tensor in theirs.items() if name.startswith("encoder.")}
-    expected = {name: tensor for name, tensor in model.state_dict().items() if name.startswith("encoder.")}
+    ours = model.state_dict()
+    encoder = carried_encoder(theirs, source.sharing, ours, source.own_sharing, [spec.name for spec in specs])
+    expected = {name: tensor for name, tensor in ours.items() if name.startswith("encoder.")}
     wrong = [f"{name} is only here" for name in expected.keys() - encoder.keys()]
     wrong += [f"{name} is only there" for name in encoder.keys() - expected.keys()]
     wrong += [
@@ -73,7 +86,9 @@ def begin_with(model: MultiTaskModel, specs: Sequence[TaskSpec], source: InitSou
     heads, said = _heads(model, specs, source, theirs)
     # Only what is carried is loaded: a tied decoder of a new head would bring the old embeddings back.
     model.load_state_dict({**encoder, **heads}, strict=False)
-    return f"starting from {source.weights_folder}: encoder and pooler carried; {said}"
+    modes = (source.sharing.mode, source.own_sharing.mode)
+    shared = "" if modes[0] == modes[1] else f" from {modes[0]} to {modes[1]} sharing"
+    return f"starting from {source.weights_folder}: encoder and pooler carried{shared}; {said}"
 
 
 def _heads(
