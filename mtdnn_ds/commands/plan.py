@@ -91,7 +91,7 @@ def _show(console: Console, title: str, checked: CheckedRun, world_size: int) ->
 class EncoderShape:
     """What the size of an encoder follows from."""
 
-    num_parameters: int
+    num_parameters: int  # of all copies, and with low-rank changes
     num_layers: int
     hidden_size: int
     intermediate_size: int
@@ -103,12 +103,14 @@ def encoder_shape(recipe: Recipe) -> EncoderShape:
     from transformers import AutoConfig, AutoModel
 
     from mtdnn_ds.config.encoder_path import resolve_encoder_path
+    from mtdnn_ds.model.sharing import num_parameters
+    from mtdnn_ds.train.setup import recipe_sharing
 
     config = AutoConfig.from_pretrained(resolve_encoder_path(recipe.encoder.path), trust_remote_code=recipe.encoder.trust_remote_code)
     with torch.device("meta"):
         model = AutoModel.from_config(config, trust_remote_code=recipe.encoder.trust_remote_code)
     return EncoderShape(
-        num_parameters=sum(parameter.numel() for parameter in model.parameters()),
+        num_parameters=num_parameters(model, recipe_sharing(recipe)),
         num_layers=config.num_hidden_layers,
         hidden_size=config.hidden_size,
         intermediate_size=getattr(config, "intermediate_size", 4 * config.hidden_size),
@@ -180,6 +182,8 @@ def _memory_lines(recipe: Recipe, deepspeed: ResolvedDeepSpeed, shape: EncoderSh
         bytes_per_value=4 if precision == "fp32" else 2,
         gradient_checkpointing=recipe.encoder.gradient_checkpointing,
     )
+    activations *= 2 if recipe.regularizer.name in ("smart", "r_drop") else 1  # two passes go backward together
+    averaged = 4 * shape.num_parameters if recipe.regularizer.proximal_factor else 0
     lines = [
         f"memory a rank, estimated ({shape.num_parameters / 1e6:,.1f} M parameters, {precision}; activations {activations / 1e9:.2f} GB at {sample.most_tokens:,} tokens):"
     ]
@@ -195,6 +199,6 @@ def _memory_lines(recipe: Recipe, deepspeed: ResolvedDeepSpeed, shape: EncoderSh
             offload_parameters=chosen and deepspeed.offload_param,
         )
         host = f", and {states.host / 1e9:.2f} GB of host memory" if states.host else ""
-        line = f"  ZeRO {stage}   {(states.device + activations) / 1e9:6.2f} GB, of which model states {states.device / 1e9:.2f} GB{host}"
+        line = f"  ZeRO {stage}   {(states.device + averaged + activations) / 1e9:6.2f} GB, of which model states {(states.device + averaged) / 1e9:.2f} GB{host}"
         lines.append(f"{line}   <- this run" if chosen else line)
     return lines

@@ -59,7 +59,9 @@ class PackedEncoder(nn.Module):
     @property
     def embedding_size(self) -> int:
         """Width of the word embeddings, E."""
-        return int(self.model.get_input_embeddings().embedding_dim)
+        embeddings = self.model.get_input_embeddings()
+        assert isinstance(embeddings, nn.Embedding)
+        return embeddings.embedding_dim
 
     @property
     def hidden_dropout(self) -> float:
