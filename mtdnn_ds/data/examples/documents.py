@@ -55,7 +55,7 @@ class DocumentExamples:
         begins, ends = cut_chunks(
             self._bounds, self._document_ends - lengths_D, self._document_ends, room=room_for_texts(self._template, max_length)
         )
-        # A chunk of one token cannot be cut in two; it can only be the end of a document, and is left out.
+        # A chunk of one token cannot be cut in two, and is left out.
         usable = ends - begins >= (2 if self._next_sentence else 1)
         self._begins, self._ends = begins[usable], ends[usable]
         self.num_examples = len(self._begins)
