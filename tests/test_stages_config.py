@@ -31,7 +31,9 @@ def staged(folder: Path, stages: Any, overrides: dict[str, str] | None = None, *
 
 
 def test_sections_are_defaults_and_a_stages_own_settings_go_over_them(tmp_path: Path) -> None:
-    stages = staged(tmp_path, [{"name": "a"}, {"name": "b", "encoder": {"max_length": 64}, "train": {"steps": 7}, "mixture": {"rates": "uniform"}}])
+    stages = staged(
+        tmp_path, [{"name": "a"}, {"name": "b", "encoder": {"max_length": 64}, "train": {"steps": 7}, "mixture": {"rates": "uniform"}}]
+    )
     a, b = stages["a"].recipe, stages["b"].recipe
     assert (a.train.steps, a.train.save_every, a.encoder.max_length, a.mixture.rates) == (100, 10, 128, {"cola": 1, "rte": 2, "stsb": 3})
     assert (b.train.steps, b.train.save_every, b.encoder.max_length, b.mixture.rates) == (7, 10, 64, "uniform")
@@ -40,7 +42,9 @@ def test_sections_are_defaults_and_a_stages_own_settings_go_over_them(tmp_path: 
 def test_a_stage_may_replace_a_default_that_it_contradicts(tmp_path: Path) -> None:
     """As flags do: epochs instead of steps, and no temperature beside other rates."""
     mixture = {"rates": "temperature", "temperature": 3.0}
-    b = staged(tmp_path, [{"name": "a"}, {"name": "b", "train": {"epochs": 2}, "mixture": {"rates": "uniform"}}], mixture=mixture)["b"].recipe
+    b = staged(tmp_path, [{"name": "a"}, {"name": "b", "train": {"epochs": 2}, "mixture": {"rates": "uniform"}}], mixture=mixture)[
+        "b"
+    ].recipe
     assert (b.train.steps, b.train.epochs, b.mixture.rates) == (None, 2, "uniform")
 
 
@@ -68,7 +72,9 @@ def test_where_a_stage_begins(tmp_path: Path) -> None:
         ],
         init={"run": "runs/before", "checkpoint": "best/rte"},
     )
-    begins = {name: (stage.source, stage.recipe.init.run, stage.recipe.init.checkpoint, stage.recipe.init.heads) for name, stage in stages.items()}
+    begins = {
+        name: (stage.source, stage.recipe.init.run, stage.recipe.init.checkpoint, stage.recipe.init.heads) for name, stage in stages.items()
+    }
     assert begins == {
         "a": (None, "runs/before", "best/rte", "matching"),
         "b": ("a", "stages/01_a", "best/average", "none"),
@@ -197,5 +203,7 @@ def test_other_commands_name_the_stages(tmp_path: Path, capsys: pytest.CaptureFi
     assert main(["evaluate", str(tmp_path / "run")]) == 2
     assert f"--run_dir {tmp_path / 'run'}: a run in stages; give one of them: {stage}" in capsys.readouterr().err
     (tmp_path / "s.yaml").write_text(yaml.safe_dump({**BASE, "stages": MTL_THEN_EACH}))
-    with pytest.raises(ConfigError, match="has stages, each a run of its own; only tasks, prepare, plan, distill and train take such a recipe"):
+    with pytest.raises(
+        ConfigError, match="has stages, each a run of its own; only tasks, prepare, plan, distill and train take such a recipe"
+    ):
         load_recipe(str(tmp_path / "s.yaml"), {})

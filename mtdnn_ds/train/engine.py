@@ -8,6 +8,7 @@ exactly the gradient of the objective.
 from __future__ import annotations
 
 import gc
+import inspect
 import math
 import os
 from collections.abc import Callable
@@ -93,16 +94,29 @@ def start_engine(model: nn.Module, optimizer: torch.optim.Optimizer, config: dic
 
 
 def stop_engine(engine: Any) -> None:
-    """Let go of the model and all its states, so that another engine of this process has their memory."""
+    """Undo what the engine has tied to the process; with the last reference to it, `free_memory` then gives its memory to another engine."""
     engine.destroy()  # its hooks on parameters are known to autograd alone, which no search for cycles looks into
     if engine.zero_optimization_stage() == 3:
-        # DeepSpeed 0.19.8 leaves the model on a list of its module (deepspeed/runtime/zero/parameter_offload.py:315).
-        from deepspeed.runtime.zero import parameter_offload
+        _forget_zero3_modules()
 
-        getattr(parameter_offload, "FWD_MODULE_STACK", []).clear()
+
+def free_memory() -> None:
+    """Give back what nothing refers to any more. Engine and model refer to each other, so Python would not do it soon."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+
+
+def _forget_zero3_modules() -> None:
+    # DeepSpeed 0.19.8 leaves the model on a list (runtime/zero/parameter_offload.py:315) and in a cache keyed by modules
+    # (runtime/zero/partitioned_param_coordinator.py:633). Both are private, so they are only touched where they still exist.
+    from deepspeed.runtime.zero import parameter_offload, partitioned_param_coordinator
+
+    getattr(parameter_offload, "FWD_MODULE_STACK", []).clear()
+    release = getattr(partitioned_param_coordinator.PartitionedParameterCoordinator, "_PartitionedParameterCoordinator__params_to_release", None)
+    cached = inspect.getclosurevars(release).nonlocals.get("func") if inspect.isfunction(release) else None
+    if hasattr(cached, "cache_clear"):
+        cached.cache_clear()
 
 
 def set_learning_rate(engine: Any, lr: float) -> None:

@@ -5,13 +5,10 @@ Which stages are finished, begun or still to come is read from their checkpoints
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from mtdnn_ds import dist
 from mtdnn_ds.config.deepspeed import ResolvedDeepSpeed
@@ -80,7 +77,6 @@ def train_stages(runs: Sequence[StageRun], *, output_dir: Path) -> None:
         if standing.is_finished:
             continue
         train(run.recipe, run.specs, run.deepspeed, output_dir=run.folder.path, resume="auto" if standing.step else "none")
-        _free_memory()
         standings[name] = replace(standing, step=standing.total_steps, run_state=_newest_state(run))
         dist.on_main(lambda: write_results(output_dir, _results(runs, standings)))
     dist.on_main(lambda: write_results(output_dir, _results(runs, standings)))
@@ -172,9 +168,3 @@ def _write_recipe(output_dir: Path, runs: Sequence[StageRun]) -> None:
     output_dir.mkdir(parents=True, exist_ok=True)
     write_keeping_old(output_dir / "recipe.yaml", dump_stages([run.stage for run in runs]))
 
-
-def _free_memory() -> None:
-    """An engine's hooks refer back to it, so that it would stay until Python happens to look for cycles."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

@@ -16,7 +16,7 @@ from mtdnn_ds.data.loader import StepBatches, TrainLoader
 from mtdnn_ds.losses.objective import Scale, step_loss, task_means, task_scales
 from mtdnn_ds.tasks.spec import TaskSpec
 from mtdnn_ds.train import checkpoint
-from mtdnn_ds.train.engine import StepResult, optimizer_step, set_learning_rate, start_distributed, stop_engine
+from mtdnn_ds.train.engine import StepResult, free_memory, optimizer_step, set_learning_rate, start_distributed, stop_engine
 from mtdnn_ds.train.evaluate import evaluate
 from mtdnn_ds.train.monitor import EvalRecord, StepRecord, check_monitors
 from mtdnn_ds.train.results import show_results
@@ -55,6 +55,8 @@ def train(
             run.monitor.close(succeeded=succeeded)
     stop_engine(run.engine)
     show_results(run.data, run.state, run.folder, say=run.progress.say)
+    del run
+    free_memory()  # for the next run of this process
 
 
 def _all_steps(run: Run) -> None:
@@ -103,7 +105,6 @@ def _one_step(run: Run, batches: StepBatches, loader: TrainLoader) -> None:
     lr = _learning_rate(run, batches.step)
     set_learning_rate(run.engine, lr)
     scales_N = _task_scales(run, batches.step, batches.task_counts)
-    penalty = 0.0 if run.penalty is None else run.penalty.value()
     result = optimizer_step(
         run.engine,
         batches.micro_batches,
@@ -118,8 +119,7 @@ def _one_step(run: Run, batches: StepBatches, loader: TrainLoader) -> None:
         say=run.progress.say,
         regularizer=run.regularizer,
     )
-    if run.penalty is not None:
-        run.penalty.pull(lr)
+    penalty = None if run.penalty is None else run.penalty.pull(lr)
     means_N = task_means(result.totals, result.units, run.data.layout.task_of_term, len(scales_N))
     if run.regularizer is not None and run.regularizer.momentum is not None:
         run.regularizer.momentum.follow(run.engine)
@@ -153,7 +153,7 @@ def _record(
     result: StepResult,
     means_N: np.ndarray,
     scales_N: np.ndarray,
-    penalty: float,
+    penalty: float | None,
     *,
     lr: float,
     seconds: float,
@@ -163,7 +163,7 @@ def _record(
     adaptive = {name: float(scale) for name, scale, count in zip(names, scales_N, counts_N, strict=True) if count}
     return StepRecord(
         step=batches.step,
-        loss=step_loss(result.totals, result.coefficients) + penalty + (result.regularizer or 0.0),
+        loss=step_loss(result.totals, result.coefficients) + (result.regularizer or 0.0),
         penalty=penalty,
         regularizer=result.regularizer,
         task_scale=None if run.scales is None else adaptive,

@@ -51,7 +51,7 @@ def main(jobs_file: str, stage_to_die: str | None = None, step_to_die: str | Non
     for job in json.loads(Path(jobs_file).read_text()):
         folder = Path(job["output_dir"])
         if dist.is_main():
-            print(f"== {job.get('name', folder.name)}", flush=True)
+            print(f"== {folder.name}", flush=True)
         try:
             checked = checked_stages(job["recipe"], job["deepspeed_config"], job.get("overrides", {}), world_size=dist.world_size())
             runs = [stages.stage_run(stage, run.specs, run.deepspeed, folder) for stage, run in checked]
