@@ -13,7 +13,7 @@ import torch
 import yaml
 from conftest import write_tiny_encoder
 from glue_rows import cut_glue, read_example
-from processes import run_jobs, training_lines, write_json, zero_config
+from processes import ROOT, run_jobs, run_ranks, training_lines, write_json, zero_config
 from regularized_loop import Perturbation, ReferenceModel, TokenExample, regularized_training
 from test_mixture import write_files
 from transformers import AutoTokenizer
@@ -259,3 +259,20 @@ def test_dwa_scales_of_a_run_follow_from_its_logged_losses(runs: Runs) -> None:
     losses = np.array([[line["task_loss"][task] for task in TASKS] for line in lines])
     raw = np.exp(losses[2:4].sum(0) / losses[0:2].sum(0) / 2)
     assert [lines[4]["task_scale"][task] for task in TASKS] == pytest.approx((raw / raw.sum()).tolist(), rel=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_fp16_repeats_overflowing_steps_with_the_same_noise(runs: Runs) -> None:
+    """On one rank, from a loss scale that overflows: the losses are those of fp32."""
+    scaling = {"enabled": True, "initial_scale_power": 24, "hysteresis": 1}
+    write_json(runs.folder / "zero2_fp16.json", {"zero_optimization": {"stage": 2}, "fp16": scaling})
+    jobs = [job_of(runs.folder, name, f"{name}_fp16", 2, "fp16") for name in REGULARIZERS]
+    write_json(runs.folder / "fp16_jobs.json", jobs)  # type: ignore[arg-type]
+    run_ranks([str(ROOT / "tests/workers/fp16_on_cpu.py"), str(runs.folder / "fp16_jobs.json")], 1)
+    for name in REGULARIZERS:
+        ours = training_lines(runs.folder / f"{name}_fp16")
+        assert ours[0]["skipped"] > 0
+        for line, (loss, norm, _) in zip(ours, runs.references[name], strict=True):
+            assert line["loss"] == pytest.approx(loss, rel=1e-2)
+            assert line["grad_norm"] == pytest.approx(norm, rel=1e-1)

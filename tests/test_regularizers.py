@@ -476,11 +476,11 @@ def test_the_proximal_term_is_the_divergence_from_the_averaged_model(folder: Pat
     settings = dict(name="smart", factor=1e-30, proximal_factor=4.0, proximal_momentum=0.75)
     regularizer = regularizer_of(model, **settings)
     assert run_passes(model, regularizer, batch)[1] == pytest.approx(0.0, abs=1e-12)  # nothing has moved yet
-    before = model(batch)
     with torch.no_grad():
+        before = model(batch)
         for parameter in model.parameters():
             parameter += 0.05
-    after = model(batch)
+        after = model(batch)
     expected = sum(float((before["score"][row, 3] - after["score"][row, 3]) ** 2) for row in (0, 1))
     expected += symmetric_kl(before["class"][0, :3], after["class"][0, :3]) + symmetric_kl(before["class"][1, 4:], after["class"][1, 4:])
     assert run_passes(model, regularizer, batch)[1] == pytest.approx(4.0 * expected, rel=1e-4)

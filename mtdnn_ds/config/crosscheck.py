@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Literal
 
 from mtdnn_ds.config.errors import did_you_mean
 from mtdnn_ds.config.freeze import freeze_problems
@@ -33,7 +34,7 @@ ONLY_WITH: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 
 # regularizer.name -> its default norm and what that is taken of
-USUAL_NORMS: dict[str, tuple[str, str]] = {"smart": ("inf", "token"), "freelb": ("l2", "sequence")}
+USUAL_NORMS: dict[str, tuple[Literal["inf", "l2"], Literal["token", "sequence"]]] = {"smart": ("inf", "token"), "freelb": ("l2", "sequence")}
 
 
 def cross_check(recipe: Recipe) -> list[str]:

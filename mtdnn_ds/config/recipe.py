@@ -171,8 +171,8 @@ class RegularizerSettings(Section):
     norm_per: Literal["token", "sequence"] | None = Field(
         None, description="smart, freelb: what the norm is taken of; default token for smart, sequence for freelb"
     )
-    step_size: Positive | None = Field(None, description="smart, freelb: length of an ascent step; default 0.01 for smart, 0.1 for freelb")
-    radius: Positive | None = Field(None, description="smart, freelb: largest norm of the noise; default 0.01 for smart, 0.4 for freelb")
+    step_size: Positive | None = Field(None, description="smart, freelb: length of an ascent step; default 0.005 for smart, 0.05 for freelb")
+    radius: Positive | None = Field(None, description="smart, freelb: largest norm of the noise; default 0.005 for smart, 0.2 for freelb")
     proximal_factor: float = Field(0.0, ge=0, description="smart: factor of the Bregman proximal point term; 0 = off")
     proximal_momentum: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.99, description="smart with proximal_factor: share of itself that the averaged model keeps in each step"

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from mtdnn_ds.batch import PackedBatch, Targets
+from mtdnn_ds.config.crosscheck import USUAL_NORMS
 from mtdnn_ds.config.errors import ConfigError
 from mtdnn_ds.config.recipe import RegularizerSettings
 from mtdnn_ds.losses.divergence import divergence_sums
@@ -196,18 +197,16 @@ def build_regularizer(
 
 
 def _ball(settings: RegularizerSettings) -> Ball | None:
-    usual = {
-        "smart": Ball(norm="inf", per="token", radius=0.01, step_size=0.01),
-        "freelb": Ball(norm="l2", per="sequence", radius=0.4, step_size=0.1),
-    }
-    if settings.name not in usual:
+    if settings.name not in USUAL_NORMS:
         return None
-    default = usual[settings.name]
+    norm, per = USUAL_NORMS[settings.name]
+    # Chosen so that the term is a good part of a trained classifier's loss: docs/regularizers.md has figures.
+    radius, step_size = {"smart": (0.005, 0.005), "freelb": (0.2, 0.05)}[settings.name]
     return Ball(
-        norm=settings.norm or default.norm,
-        per=settings.norm_per or default.per,
-        radius=settings.radius or default.radius,
-        step_size=settings.step_size or default.step_size,
+        norm=settings.norm or norm,
+        per=settings.norm_per or per,
+        radius=settings.radius or radius,
+        step_size=settings.step_size or step_size,
     )
 
 
