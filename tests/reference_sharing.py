@@ -39,9 +39,9 @@ class Settings:
 
 
 def shared_training(encoder: Path, steps: list[list[Example]], start: Start, settings: Settings) -> list[tuple[float, float, float]]:
-    """Loss with penalty, penalty, and gradient norm before clipping of each step; AdamW at a constant rate, in float64.
+    """Loss, penalty, and gradient norm before clipping of each step; AdamW at a constant rate, in float64.
 
-    The penalty is penalty/2 times the sum of squared distances from m, or of squared B, before the step.
+    The penalty is penalty/2 times the sum of squared distances from m, or of squared B, after the step.
     """
     tokenizer = AutoTokenizer.from_pretrained(encoder)
     bert = BertModel.from_pretrained(encoder, attn_implementation="eager", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
@@ -83,7 +83,6 @@ def shared_training(encoder: Path, steps: list[list[Example]], start: Start, set
                 loss = loss + functional.cross_entropy(outputs, torch.tensor([int(example.label)]))
         loss = loss / len(examples)
         loss.backward()
-        penalty = settings.penalty / 2 * sum(float((deviation**2).sum()) for _, deviation in deviations(copies, tied))
         gradients = [parameter.grad for parameter in (*decayed, *plain) if parameter.grad is not None]
         norm = torch.stack([gradient.norm() for gradient in gradients]).norm()
         for gradient in gradients:
@@ -91,7 +90,8 @@ def shared_training(encoder: Path, steps: list[list[Example]], start: Start, set
         optimizer.step()
         for parameter, deviation in deviations(copies, tied):
             parameter.data -= deviation - deviation / (1 + settings.lr * settings.penalty)
-        results.append((loss.item() + penalty, penalty, norm.item()))
+        penalty = settings.penalty / 2 * sum(float((deviation**2).sum()) for _, deviation in deviations(copies, tied))
+        results.append((loss.item(), penalty, norm.item()))
     return results
 
 

@@ -27,7 +27,7 @@ from mtdnn_ds.model.copies import CopiedEncoder
 from mtdnn_ds.model.encoder import PackedEncoder
 from mtdnn_ds.model.freeze import freeze
 from mtdnn_ds.model.multitask import MultiTaskModel, build_model, parameter_groups
-from mtdnn_ds.model.sharing import carried_encoder, merged_encoder_state
+from mtdnn_ds.model.sharing import carried_encoder, merged_encoder_state, num_parameters
 from mtdnn_ds.tasks.layout import head_layout
 from mtdnn_ds.tasks.sharing import Sharing, share
 from mtdnn_ds.tasks.spec import TaskSpec
@@ -207,6 +207,14 @@ def test_shared_encoders_begin_as_the_hard_shared_one(folders: dict[str, Path], 
         torch.testing.assert_close(outputs[form], theirs[form], atol=1e-6, rtol=1e-6)
 
 
+@pytest.mark.parametrize("sharing", [share(TASKS), SOFT, LOW_RANK], ids=["hard", "soft", "low_rank"])
+def test_the_number_of_parameters_is_known_from_the_config(folders: dict[str, Path], sharing: Sharing) -> None:
+    with torch.device("meta"):
+        sizes = AutoModel.from_config(CONFIGS["bert"])
+    built_encoder = built(folders["bert"], sharing).encoder
+    assert num_parameters(sizes, sharing) == sum(parameter.numel() for parameter in built_encoder.parameters())
+
+
 @pytest.mark.parametrize("drawn", [DRAWN, [(2, 1)], []], ids=["all tasks", "one task", "no example"])
 @pytest.mark.parametrize("sharing", [SOFT, LOW_RANK], ids=["soft", "low_rank"])
 def test_every_parameter_has_a_gradient_in_every_micro_batch(
@@ -380,10 +388,10 @@ def test_the_penalty_is_half_the_squared_distance_from_the_copies_mean() -> None
     engine = SimpleNamespace(module=SimpleNamespace(encoder=encoder), device=torch.device("cpu"), zero_optimization_stage=lambda: 0)
     tie = SharingPenalty(engine, 2.0)
     # The mean is (3, 1); squared distances 4 + 1, 1 + 1 and 9 + 4.
-    assert tie.value() == pytest.approx(2.0 / 2 * 20)
-    tie.pull(lr=0.5)  # halves the distances: 1 / (1 + 0.5 * 2)
+    assert tie.pull(lr=0.0) == pytest.approx(2.0 / 2 * 20)
+    # 1 / (1 + 0.5 * 2) halves the distances.
+    assert tie.pull(lr=0.5) == pytest.approx(2.0 / 2 * 5)
     assert [copy.weight.tolist() for copy in copies] == [[[2.0, 0.5]], [[2.5, 0.5]], [[4.5, 2.0]]]
-    assert tie.value() == pytest.approx(2.0 / 2 * 5)
 
 
 # Settings

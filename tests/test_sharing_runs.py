@@ -161,9 +161,9 @@ def test_steps_equal_the_hand_written_loop(runs: Runs, setting: Setting) -> None
     ours = training_lines(runs.folder / setting.name)
     theirs = runs.references[setting.sharing]
     assert [line["loss"] for line in ours] == pytest.approx([loss for loss, _, _ in theirs], rel=TOLERANCE)
-    assert [line["penalty"] for line in ours] == pytest.approx([penalty for _, penalty, _ in theirs], rel=TOLERANCE, abs=1e-9)
+    assert [line.get("penalty", 0.0) for line in ours] == pytest.approx([penalty for _, penalty, _ in theirs], rel=TOLERANCE)
     assert [line["grad_norm"] for line in ours] == pytest.approx([norm for _, _, norm in theirs], rel=TOLERANCE)
-    assert len(ours) == STEPS and (setting.sharing == "separate" or ours[-1]["penalty"] > 1e-5)
+    assert len(ours) == STEPS and ("penalty" not in ours[-1] if setting.sharing == "separate" else ours[-1]["penalty"] > 1e-3)
 
 
 @pytest.mark.distributed

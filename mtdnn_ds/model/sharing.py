@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mtdnn_ds.model.copies import CopiedEncoder
 from mtdnn_ds.model.encoder import PackedEncoder
@@ -32,6 +32,13 @@ def share_encoder(encoder: PackedEncoder, sharing: Sharing, *, seed: int) -> Pac
     if sharing.mode == "low_rank":
         add_low_rank(encoder, sharing, seed=seed)
     return encoder
+
+
+def num_parameters(model: nn.Module, sharing: Sharing) -> int:
+    """Parameters of the encoder whose Hugging Face model, pooler included, is `model`, as its tasks share it."""
+    linears = (layer for name, layer in model.named_modules() if isinstance(layer, nn.Linear) and not name.startswith("pooler"))
+    changes = sum(len(sharing.groups) * sharing.rank * (layer.in_features + layer.out_features) for layer in linears)
+    return sharing.num_copies * sum(parameter.numel() for parameter in model.parameters()) + changes
 
 
 def hard_name(name: str) -> str | None:

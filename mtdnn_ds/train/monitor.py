@@ -23,7 +23,7 @@ Event = tuple[str, float, int]  # tag, value, step: what DeepSpeed's monitors ta
 
 FLUSH_SECONDS = 10  # an open TensorBoard lags at most this much behind the run
 TENSORBOARD_ONLY = ("mfu",)  # fields of StepRecord that metrics.jsonl does not have
-ONLY_WHEN_ON = ("regularizer", "task_scale")  # fields that a run without what they are of does not have
+ONLY_WHEN_ON = ("penalty", "regularizer", "task_scale")  # fields that a run without what they are of does not have
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,7 +44,7 @@ class StepRecord:
     rank_imbalance: float  # cost of the busiest rank / mean cost, at least 1
     micro_batches: int  # of one rank
     seconds: float
-    penalty: float = 0.0  # of soft and low-rank sharing, contained in the loss
+    penalty: float | None = None  # of soft or low-rank sharing, of the weights after the step; not in the loss; None without
     regularizer: float | None = None  # the regulariser's part of the loss; None without one
     task_scale: Mapping[str, float] | None = None  # w_t of each task in the step, where the loss scales adapt
     mfu: float | None = None  # fraction of the peak FLOP/s; None where the peak is unknown
@@ -57,9 +57,9 @@ class StepRecord:
     def scalars(self) -> list[tuple[str, float | None]]:
         return [
             ("loss", self.loss),
+            *([] if self.penalty is None else [("penalty", self.penalty)]),
             *([] if self.regularizer is None else [("regularizer", self.regularizer)]),
             *((f"task_scale/{task}", scale) for task, scale in (self.task_scale or {}).items()),
-            ("penalty", self.penalty),
             *((f"loss/{task}", loss) for task, loss in self.task_loss.items()),
             *((f"examples/{task}", count) for task, count in self.task_examples.items()),
             ("lr", self.lr),

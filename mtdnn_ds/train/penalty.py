@@ -44,25 +44,20 @@ class SharingPenalty:
         self._families = _families(engine.module.encoder)
 
     @torch.no_grad()
-    def value(self) -> float:
-        """R of the present weights. Collective: all ranks must call this."""
-        total = torch.zeros((), dtype=torch.float64, device=self._engine.device)
+    def pull(self, lr: float) -> float:
+        """The proximal step that belongs to an update with learning rate `lr`; returns R of the weights after it.
+
+        Collective: all ranks must call this, after the update.
+        """
+        squares = torch.zeros((), dtype=torch.float64, device=self._engine.device)
         for family in self._families:
-            for _, deviation in _deviations(family):
-                total += deviation.square().sum().to(total)
+            for parameter, deviation in _deviations(family):
+                squares += deviation.square().sum().to(squares)
+                _move(parameter, deviation.mul_(-lr * self.penalty / (1 + lr * self.penalty)))
+        _refresh(self._engine)
         # Without ZeRO every rank holds, and has added, everything.
         shares = dist.world_size() if self._engine.zero_optimization_stage() == 0 else 1
-        return 0.5 * self.penalty * float(dist.sum_tensor(total)) / shares
-
-    @torch.no_grad()
-    def pull(self, lr: float) -> None:
-        """The proximal step that belongs to an update with learning rate `lr`. Collective: all ranks must call this, after the update."""
-        factor = lr * self.penalty / (1 + lr * self.penalty)
-        for family in self._families:
-            # All deviations of a family are taken before the first of its weights moves.
-            for parameter, deviation in list(_deviations(family)):
-                _move(parameter, -factor * deviation)
-        _refresh(self._engine)
+        return 0.5 * self.penalty * float(dist.sum_tensor(squares)) / shares / (1 + lr * self.penalty) ** 2
 
 
 def _families(encoder: nn.Module) -> list[tuple[nn.Parameter, ...]]:
@@ -74,10 +69,13 @@ def _families(encoder: nn.Module) -> list[tuple[nn.Parameter, ...]]:
 
 
 def _deviations(family: Sequence[nn.Parameter]) -> list[tuple[nn.Parameter, Tensor]]:
-    """For each parameter of which this rank holds a part: how far the part is from the family's mean, or from 0 without a family. Float32."""
+    """For each parameter of which this rank holds a part: how far the part is from the family's mean, or from 0 without a family.
+
+    New tensors in float32, all taken before any weight moves.
+    """
     held = [(parameter, *part) for parameter in family if (part := _held_part(parameter))[1] > 0]
     if len(family) == 1:
-        return [(parameter, _values(parameter, start, size)) for parameter, start, size in held]
+        return [(parameter, _values(parameter, start, size).clone()) for parameter, start, size in held]
     if not held:
         return []
     low, high = min(start for _, start, _ in held), max(start + size for _, start, size in held)
