@@ -10,6 +10,7 @@ import pytest
 from mtdnn_ds.config.errors import ConfigError
 from mtdnn_ds.config.load import cross_check, dump_recipe, field_docs, load_recipe
 from mtdnn_ds.config.recipe import Recipe
+from mtdnn_ds.config.stages import dump_stages, load_runs
 from mtdnn_ds.config.yaml_text import parse_yaml
 from tests.conftest import ROOT
 
@@ -102,9 +103,11 @@ def test_one_rate_as_a_flag(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("recipe", sorted(path.name for path in (ROOT / "recipes").glob("*.yaml")))
 def test_shipped_recipes_load_and_survive_a_dump(tmp_path: Path, recipe: str) -> None:
-    loaded = load_recipe(str(ROOT / "recipes" / recipe), {})
-    assert cross_check(loaded) == []
-    assert load(tmp_path, dump_recipe(loaded)) == loaded
+    stages = load_runs(str(ROOT / "recipes" / recipe), {})
+    for stage in stages:
+        assert cross_check(stage.recipe) == []
+    text = dump_stages(stages) if stages[0].name else dump_recipe(stages[0].recipe)
+    assert load_runs(write(tmp_path, text), {}) == stages
 
 
 def test_a_dump_keeps_text_that_looks_like_something_else(tmp_path: Path) -> None:

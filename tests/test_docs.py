@@ -17,8 +17,8 @@ import yaml
 from mtdnn_ds.cli import read_arguments
 from mtdnn_ds.commands.verbs import VERBS, Verb
 from mtdnn_ds.config.deepspeed_check import key_problems
-from mtdnn_ds.config.load import load_recipe
 from mtdnn_ds.config.schema import field_docs
+from mtdnn_ds.config.stages import load_runs
 from mtdnn_ds.data.plan import StepPlan, steps_for_epochs
 from mtdnn_ds.losses.objective import task_scales, term_coefficients
 from mtdnn_ds.tasks.builtin import BUILTIN_TASKS
@@ -112,7 +112,8 @@ def check_verb(verb: Verb, arguments: list[str]) -> None:
     if recipe is None or recipe.startswith(PLACEHOLDERS):
         return
     overrides = {name: text for name, text in values["overrides"].items() if not text.startswith(PLACEHOLDERS)}
-    resolve_tasks(load_recipe(recipe, overrides))
+    for stage in load_runs(recipe, overrides):
+        resolve_tasks(stage.recipe)
 
 
 @pytest.mark.parametrize(("page", "block"), blocks_of_all_pages("bash"))
@@ -138,8 +139,8 @@ def test_yaml_examples_load(page: str, block: str, tmp_path: Path) -> None:
     example = yaml.safe_load(block)
     whole = {"encoder": {"path": "bert-base-uncased"}, "tasks": ["cola"], "train": {"steps": 1000}, **example}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(whole), encoding="utf-8")
-    recipe = load_recipe(str(tmp_path / "recipe.yaml"), {})
-    assert [spec.name for spec in resolve_tasks(recipe)] == list(whole["tasks"])
+    for stage in load_runs(str(tmp_path / "recipe.yaml"), {}):
+        assert [spec.name for spec in resolve_tasks(stage.recipe) if not stage.source] == ([] if stage.source else list(whole["tasks"]))
 
 
 def test_the_example_of_an_own_task_is_that_of_the_recipe() -> None:

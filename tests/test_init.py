@@ -14,17 +14,18 @@ import yaml
 from conftest import write_tiny_encoder
 from glue_rows import cut_glue
 from processes import run_jobs, training_lines, write_json, zero_config
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from mtdnn_ds.cli import main
 from mtdnn_ds.config.errors import CheckpointError, ConfigError
 from mtdnn_ds.config.load import load_recipe
 from mtdnn_ds.config.recipe import Recipe
+from mtdnn_ds.model.custom import CustomHeads
 from mtdnn_ds.model.freeze import freeze
 from mtdnn_ds.model.multitask import MultiTaskModel, build_model
 from mtdnn_ds.tasks.layout import head_layout
 from mtdnn_ds.tasks.resolve import resolve_tasks
-from mtdnn_ds.train.init import begin_with, find_source
+from mtdnn_ds.train.init import _carry, _Slot, begin_with, find_source
 
 EXACT = ("step", "loss", "grad_norm", "task_examples")
 STAGES = (0, 1, 2, 3)
@@ -141,6 +142,53 @@ def test_a_task_with_other_outputs_or_labels_gets_a_new_head(base: Path) -> None
     assert [text.split("; ")[1:] for text in said] == [
         ["heads of cola carried", f"drawn from the seed: own ({reason})"] for reason in reasons
     ]
+
+
+def test_heads_with_parameters_per_term_are_carried_term_by_term(base: Path, tmp_path: Path) -> None:
+    """SAN. There mrpc is term 0 with columns 0 and 1, rte term 1 with 2 and 3; here mnli is term 0, rte term 1, and mrpc has another head."""
+    recipe = yaml.safe_load((base / "recipe.yaml").read_text())
+    (tmp_path / "run/best/average").mkdir(parents=True)
+    (tmp_path / "run/recipe.yaml").write_text(yaml.safe_dump({**recipe, "tasks": {"mrpc": {"head": "san"}, "rte": {"head": "san"}}}))
+    written = load_recipe(str(tmp_path / "run/recipe.yaml"), {})
+    assert list(written.tasks) == ["mrpc", "rte"]
+    there = build_model(
+        encoder_path=recipe["encoder"]["path"], specs=resolve_tasks(written), layout=head_layout(resolve_tasks(written)), seed=5
+    )
+    save_file(there.state_dict(), tmp_path / "run/best/average/model.safetensors")
+    init = {"run": str(tmp_path / "run"), "checkpoint": "best/average"}
+    tasks = {"cola": {}, "mnli": {"head": "san"}, "mrpc": {}, "rte": {"head": "san"}}
+    (tmp_path / "ours.yaml").write_text(yaml.safe_dump({**recipe, "tasks": tasks, "init": init}))
+    ours = load_recipe(str(tmp_path / "ours.yaml"), {})
+    model, source = new_model(ours), find_source(ours)
+    assert source is not None
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    said = begin_with(model, resolve_tasks(ours), source)
+    theirs, after = there.state_dict(), model.state_dict()
+    # Terms of the head here: mnli with columns 0 to 2, rte with 3 and 4.
+    assert torch.equal(after["heads.san.classifier"][3:], theirs["heads.san.classifier"][2:])
+    assert torch.equal(after["heads.san.classifier"][:3], before["heads.san.classifier"][:3])
+    for bank in ("summary", "attention", "input_weight", "state_weight", "input_bias", "state_bias"):
+        assert torch.equal(after[f"heads.san.{bank}"][1], theirs[f"heads.san.{bank}"][1])
+        assert torch.equal(after[f"heads.san.{bank}"][0], before[f"heads.san.{bank}"][0])
+    assert torch.equal(after["heads.sequence.weight"], before["heads.sequence.weight"])
+    new = "cola (no such task there), mrpc (its loss is san there and class here), mnli (no such task there)"
+    assert said.endswith(f"; heads of rte carried; drawn from the seed: {new}")
+
+
+def test_heads_of_the_users_own_are_carried_task_by_task() -> None:
+    def heads(*outputs: int) -> CustomHeads:
+        columns, first = {}, 0
+        for term, number in enumerate(outputs):
+            columns[term], first = range(first, first + number), first + number
+        return CustomHeads([torch.nn.Linear(4, number) for number in outputs], columns=columns, dropout_M=[0.0] * len(outputs))
+
+    def slot(index: int, outputs: int) -> _Slot:
+        return _Slot(form="own", labels=(), num_outputs=outputs, first_column=0, index=index)
+
+    theirs, ours = heads(2, 3), heads(3, 5)
+    expected = {**ours.state_dict(), "of_tasks.0.weight": theirs.of_tasks[1].weight, "of_tasks.0.bias": theirs.of_tasks[1].bias}
+    carried = _carry(ours, theirs.state_dict(), [(slot(0, 3), slot(1, 3))])
+    assert carried.keys() == expected.keys() and all(torch.equal(carried[name], expected[name]) for name in expected)
 
 
 @pytest.mark.distributed

@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 import yaml
+from conftest import ROOT
 
 from mtdnn_ds.cli import main
 from mtdnn_ds.config.errors import ConfigError
 from mtdnn_ds.config.load import load_recipe
 from mtdnn_ds.config.stages import Stage, dump_stages, load_runs, load_stages
+from mtdnn_ds.tasks.resolve import resolve_tasks
 
 BASE: dict[str, Any] = {
     "encoder": {"path": "enc"},
@@ -174,6 +176,33 @@ def test_bad_flags(flag: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as refused:
         staged(tmp_path, MTL_THEN_EACH, {flag: "1"})
     assert message in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "expected"),
+    [
+        ("mt_dnn_glue", ["mtl", *(f"tune_{task}" for task in ("cola", "mrpc", "stsb", "rte", "sst2", "qqp", "mnli", "qnli"))]),
+        ("coqa_multistage", ["inference", "paragraphs", "coqa"]),
+        ("quickstart_stages", ["together", "paraphrase", "similarity"]),
+    ],
+)
+def test_shipped_recipes(recipe: str, expected: list[str]) -> None:
+    stages = load_stages(str(ROOT / f"recipes/{recipe}.yaml"), {})
+    assert [stage.name for stage in stages] == expected
+    assert all(resolve_tasks(stage.recipe) for stage in stages)
+
+
+def test_the_papers_hyper_parameters() -> None:
+    """Liu et al. 2019, section 4.2."""
+    mtl, *tuned = load_stages(str(ROOT / "recipes/mt_dnn_glue.yaml"), {})
+    for stage in (mtl, *tuned):
+        recipe = stage.recipe
+        assert (recipe.optimizer.name, recipe.optimizer.lr, recipe.batch.examples_per_step, recipe.train.epochs) == ("adamax", 5e-5, 32, 5)
+        assert (recipe.schedule.name, recipe.schedule.warmup, recipe.optimizer.gradient_clipping) == ("linear", 0.1, 1)
+        assert (recipe.encoder.max_length, recipe.mixture.mixing) == (512, "per_step")
+        dropout = {name: settings.dropout for name, settings in recipe.tasks.items()}
+        assert dropout == {name: {"mnli": 0.3, "cola": 0.05}.get(name, 0.1) for name in dropout}
+    assert {stage.source for stage in tuned} == {"mtl"} and "wnli" not in mtl.recipe.tasks
 
 
 def test_commands_check_all_stages_at_once(tmp_path: Path, tiny_encoder: Path, minilm: Path, capsys: pytest.CaptureFixture[str]) -> None:

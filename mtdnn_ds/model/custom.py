@@ -22,6 +22,8 @@ from mtdnn_ds.model.seeded import derived_seed
 class CustomHeads(nn.Module):
     """outputs = head_m(dropout(states)) in the columns of term m. All heads run in every micro-batch, on no rows if need be."""
 
+    per_term_module = "of_tasks"  # a later run takes over those of a term
+
     def __init__(self, heads: Sequence[nn.Module], *, columns: Mapping[int, range], dropout_M: Sequence[float]) -> None:
         """`columns`: term id -> its columns, one entry for each of `heads` in their order; `dropout_M`: of every term of the run."""
         super().__init__()

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from torch import Tensor, nn
 
@@ -20,7 +21,7 @@ from mtdnn_ds.config.errors import CheckpointError
 from mtdnn_ds.config.load import load_recipe
 from mtdnn_ds.config.recipe import Recipe
 from mtdnn_ds.model.multitask import MultiTaskModel
-from mtdnn_ds.model.sharing import carried_encoder
+from mtdnn_ds.model.sharing import ENCODER, carried_encoder
 from mtdnn_ds.tasks.layout import HeadLayout, head_layout
 from mtdnn_ds.tasks.resolve import resolve_tasks
 from mtdnn_ds.tasks.sharing import Sharing
@@ -29,6 +30,8 @@ from mtdnn_ds.train.loaded_run import find_weights
 from mtdnn_ds.train.run_folder import RunFolder
 from mtdnn_ds.train.setup import recipe_sharing
 from mtdnn_ds.train.weights import read_weights
+
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,10 +73,9 @@ def find_source(recipe: Recipe) -> InitSource | None:
 
 def begin_with(model: MultiTaskModel, specs: Sequence[TaskSpec], source: InitSource) -> str:
     """Put the source's weights into `model`; returns in words what was carried and what was not. Raises CheckpointError if they do not fit."""
-    theirs = read_weights(source.weights_folder)
-    ours = model.state_dict()
+    theirs, ours = read_weights(source.weights_folder), model.state_dict()
     encoder = carried_encoder(theirs, source.sharing, ours, source.own_sharing, [spec.name for spec in specs])
-    expected = {name: tensor for name, tensor in ours.items() if name.startswith("encoder.")}
+    expected = {name: tensor for name, tensor in ours.items() if name.startswith(ENCODER)}
     wrong = [f"{name} is only here" for name in expected.keys() - encoder.keys()]
     wrong += [f"{name} is only there" for name in encoder.keys() - expected.keys()]
     wrong += [
@@ -110,8 +112,7 @@ def _heads(
         reasons = {key: _reason(slot, others, anywhere.get(key)) for key, slot in ours.items()}
         prefix = f"heads.{name}."
         of_head = {rest.removeprefix(prefix): tensor for rest, tensor in theirs.items() if rest.startswith(prefix)}
-        if not hasattr(head, "per_column") and (why := _not_whole(head, of_head, ours, others)):
-            reasons = {key: reason or why for key, reason in reasons.items()}
+        reasons = {key: reason or _parameters_differ(head, of_head, ours, others, key) for key, reason in reasons.items()}
         matching = [key for key, reason in reasons.items() if reason is None]
         if matching:
             state |= {
@@ -151,27 +152,46 @@ def _reason(slot: _Slot, of_head: Mapping[str, _Slot], other: _Slot | None) -> s
     return "other labels there" if slot.labels != other.labels else None
 
 
-def _not_whole(head: nn.Module, of_head: Mapping[str, Tensor], ours: Mapping[str, _Slot], others: Mapping[str, _Slot]) -> str | None:
-    """Why a head that does not say which of its parameters are a term's cannot be carried as a whole, or None."""
-    with_columns = any(slot.num_outputs for slot in ours.values())
-    if with_columns and list(ours.items()) != list(others.items()):
+def _parameters_differ(
+    head: nn.Module, of_head: Mapping[str, Tensor], ours: Mapping[str, _Slot], others: Mapping[str, _Slot], key: str
+) -> str | None:
+    """Why a matching term cannot be carried with what the head says of its parameters (see `_carry`), or None."""
+    mine = {rest: tensor.shape for rest, tensor in head.state_dict().items()}
+    theirs = {rest: tensor.shape for rest, tensor in of_head.items()}
+    if hasattr(head, "per_column"):
+        return None
+    if hasattr(head, "per_term_module"):
+        module = str(head.per_term_module)
+        mine, theirs = (_below(shapes, module, slots[key]) for shapes, slots in ((mine, ours), (theirs, others)))
+    elif any(slot.num_outputs for slot in ours.values()) and list(ours.items()) != list(others.items()):
         return "its head serves other tasks there"
-    expected = {rest: tensor.shape for rest, tensor in head.state_dict().items()}
-    return None if expected == {rest: tensor.shape for rest, tensor in of_head.items()} else "its head has other parameters there"
+    return None if mine == theirs else "its head has other parameters there"
 
 
 def _carry(head: nn.Module, of_head: Mapping[str, Tensor], terms: Sequence[tuple[_Slot, _Slot | None]]) -> dict[str, Tensor]:
-    """The head's parameters with those of `terms` (ours, theirs) replaced. Heads say in `per_column` and `per_term` what dimension 0 counts."""
-    if not hasattr(head, "per_column"):
-        return dict(of_head)
+    """The head's parameters with those of `terms` (ours, theirs) replaced.
+
+    Heads say which parameters are a term's: dimension 0 of those in `per_column` counts columns, of those in `per_term` terms, and
+    `per_term_module` is a list with a module for each term. A head that says nothing is carried as a whole.
+    """
+    module: str | None = getattr(head, "per_term_module", None)
     columns_first: tuple[str, ...] = getattr(head, "per_column", ())
-    terms_first: tuple[str, ...] = getattr(head, "per_term", ())
+    if module is None and not columns_first:
+        return dict(of_head)
     state = {rest: tensor.clone() for rest, tensor in head.state_dict().items()}
     for ours, theirs in terms:
         assert theirs is not None, "a term with columns has its like there"
         for rest in columns_first:
             columns = slice(theirs.first_column, theirs.first_column + theirs.num_outputs)
             state[rest][ours.first_column : ours.first_column + ours.num_outputs] = of_head[rest][columns]
-        for rest in terms_first:
+        for rest in getattr(head, "per_term", ()):
             state[rest][ours.index] = of_head[rest][theirs.index]
+        if module is not None:
+            state |= {f"{module}.{ours.index}.{rest}": tensor for rest, tensor in _below(of_head, module, theirs).items()}
     return state
+
+
+def _below(state: Mapping[str, Value], module: str, slot: _Slot) -> dict[str, Value]:
+    """What belongs to one term's own module, by the names inside it."""
+    prefix = f"{module}.{slot.index}."
+    return {rest.removeprefix(prefix): value for rest, value in state.items() if rest.startswith(prefix)}
