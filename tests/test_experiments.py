@@ -123,6 +123,8 @@ def adapted(base: Path) -> tuple[Path, str]:
     command(base, "train", "--recipe", str(base / "recipe.yaml"), "--output_dir", str(base / "run"), "--tasks", ",".join(TASKS[1:]),
             "--mixture.rates", "proportional")  # fmt: skip
     flags = ["--task", TASKS[0], "--fractions", "0.01,0.1", "--samplings", "2", "--min_steps", "3", "--epochs", "1"]
+    refused = run_command(["-m", "mtdnn_ds", "adapt", str(base / "run"), *flags, "--head_of", TASKS[1], "--output_dir", str(base / "no")])
+    assert refused.returncode == 2 and "kind, head and labels must be equal" in refused.stderr
     return base / "adapted", command(base, "adapt", str(base / "run"), *flags, "--output_dir", str(base / "adapted"))
 
 

@@ -26,9 +26,11 @@ from mtdnn_ds.model.multitask import MultiTaskModel, build_model
 from mtdnn_ds.tasks.layout import head_layout
 from mtdnn_ds.tasks.resolve import resolve_tasks
 from mtdnn_ds.train.init import _carry, _Slot, begin_with, find_source
+from mtdnn_ds.train.preflight import preflight
 
 EXACT = ("step", "loss", "grad_norm", "task_examples")
 STAGES = (0, 1, 2, 3)
+FREEZING = {"train.freeze": "embeddings,encoder.layer.0,pooler"}
 FROZEN = ("encoder.model.embeddings.", "encoder.model.encoder.layer.0.", "encoder.pooler.")
 
 
@@ -48,9 +50,8 @@ def base(tmp_path_factory: pytest.TempPathFactory, shared_data: Path, tiny_encod
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     for stage in STAGES:
         write_json(folder / f"zero{stage}.json", zero_config(stage))
-    freezing = {"train.freeze": "embeddings,encoder.layer.0,pooler"}
     jobs = [job(folder, "source_2", 2), job(folder, "source_3", 3)]
-    jobs += [job(folder, f"frozen_{stage}", stage, **freezing) for stage in STAGES]
+    jobs += [job(folder, f"frozen_{stage}", stage, **FREEZING) for stage in STAGES]
     jobs += [job(folder, "second", 3, **second(folder))]
     run_jobs(jobs, folder, 2)
     return folder
@@ -175,6 +176,33 @@ def test_heads_with_parameters_per_term_are_carried_term_by_term(base: Path, tmp
     assert said.endswith(f"; heads of rte carried; drawn from the seed: {new}")
 
 
+def test_a_task_begins_with_the_head_of_a_task_of_another_name(base: Path) -> None:
+    """rte's and qnli's labels are equal; qnli takes rte's columns, 3 and 4 of the earlier run's bank."""
+    changes = {"tasks": "qnli,cola", "init.run": str(base / "source_2"), "init.head_of": "{qnli: rte}"}
+    ours = load_recipe(str(base / "recipe.yaml"), changes)
+    model, source = new_model(ours), find_source(ours)
+    assert source is not None
+    said = begin_with(model, resolve_tasks(ours), source)
+    assert torch.equal(model.heads["sequence"].weight.detach()[:2], best(base / "source_2")["heads.sequence.weight"][[3, 4]])
+    assert said.endswith("; heads of qnli, cola carried")
+
+
+HEADS = {
+    "no such task here": ({"init.head_of": "{qnil: rte}"}, "init.head_of.qnil: there is no task 'qnil' in the run; did you mean 'qnli'?"),
+    "no such task there": ({"init.head_of": "{qnli: rts}"}, "source_2 has no task 'rts'; did you mean 'rte'?"),
+    "other labels": ({"init.head_of": "{qnli: cola}"}, "init.head_of.qnli=cola: kind, head and labels must be equal, and are ('classification', 'linear', ['unacceptable', 'acceptable']) there"),
+    "no heads at all": ({"init.head_of": "{qnli: rte}", "init.heads": "none"}, "init.head_of: has no effect with init.heads=none; remove one of the two"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("changes", "message"), HEADS.values(), ids=list(HEADS))
+def test_heads_that_cannot_be_taken_are_refused(base: Path, changes: dict[str, str], message: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        recipe = load_recipe(str(base / "recipe.yaml"), {"tasks": "qnli,cola", "init.run": str(base / "source_2"), **changes})
+        preflight(recipe, resolve_tasks(recipe), goes_on=False)
+    assert message in str(raised.value)
+
+
 def test_heads_of_the_users_own_are_carried_task_by_task() -> None:
     def heads(*outputs: int) -> CustomHeads:
         columns, first = {}, 0
@@ -202,16 +230,24 @@ def test_a_run_begins_with_the_other_runs_weights(base: Path) -> None:
     }  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def resumed(base: Path) -> dict[str, str]:
+    """Copies of two runs without their last checkpoint, gone on with; the run that one began with has moved away. What they said."""
+    for name in ("second", "frozen_2"):
+        shutil.copytree(base / name, base / f"resumed_{name}")
+        shutil.rmtree(base / f"resumed_{name}/checkpoints/step_4")
+    moved = {**second(base), "init.run": "moved/source_2"}
+    jobs = [job(base, "resumed_second", 3, "auto", **moved), job(base, "resumed_frozen_2", 2, "auto", **FREEZING)]
+    return run_jobs(jobs, base, 2)
+
+
 @pytest.mark.distributed
-def test_a_resumed_run_does_not_begin_again(base: Path) -> None:
-    """The earlier run is gone, and the last checkpoint too: it goes on from its own, and gives the same losses."""
-    resumed = base / "resumed"
-    shutil.copytree(base / "second", resumed)
-    shutil.rmtree(resumed / "checkpoints/step_4")
-    overrides = {**second(base), "init.run": "moved/source_2"}
-    said = run_jobs([job(base, "resumed", 3, "auto", **overrides)], base, 2)["resumed"]
+@pytest.mark.parametrize("name", ["second", "frozen_2"])
+def test_a_resumed_run_does_not_begin_again(base: Path, resumed: dict[str, str], name: str) -> None:
+    """It goes on from its own checkpoint, frozen parts and all, and gives the same losses."""
+    said = resumed[f"resumed_{name}"]
     assert "resuming after step 2 of 4" in said and "starting from" not in said
-    kept, expected = ([{key: line[key] for key in EXACT} for line in training_lines(base / name)] for name in ("resumed", "second"))
+    kept, expected = ([{key: line[key] for key in EXACT} for line in training_lines(base / run)] for run in (f"resumed_{name}", name))
     assert kept == expected
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from mtdnn_ds.train.trials import Scores
 
 STARTS = ("mt-dnn", "plain encoder")
-VARIED = ("tasks", "init.run", "init.checkpoint", "train.seed")  # what the experiment itself sets
+VARIED = ("tasks", "init.run", "init.checkpoint", "init.heads", "init.head_of", "train.seed")  # what the experiment itself sets
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,6 +59,7 @@ def run(
     checkpoint: str,
     epochs: str,
     min_steps: str,
+    head_of: str | None,
     recipe: str | None,
     deepspeed_config: str,
     output_dir: str | None,
@@ -108,7 +109,11 @@ def run(
         varied = {f"tasks.{task}.train_fraction": f"{cell.fraction!r}", f"tasks.{task}.sample_seed": str(cell.sampling)}
         varied["train.seed"] = str(cell.sampling)
         if cell.start == STARTS[0]:
-            varied |= {"init.run": run_dir, "init.checkpoint": checkpoint}
+            varied |= {
+                "init.run": run_dir,
+                "init.checkpoint": checkpoint,
+                **({"init.head_of": f"{{{task}: {head_of}}}"} if head_of else {}),
+            }
         if not {"train.steps", "train.epochs"} & set(overrides):
             steps = steps_for_epochs(amount.epochs, {task: cell.size}, checked.recipe.batch.examples_per_step)
             varied["train.steps"] = str(max(amount.min_steps, steps))

@@ -37,7 +37,9 @@ def run(*, recipe: str | None, overrides: Mapping[str, str]) -> int:
         table.add_column(heading, no_wrap=heading in ("task", "kind"), overflow="fold")
     for spec in specs:
         own = [stage.name for stage, of_stage in stages if any(_same_rows(spec, other) for other in of_stage)]
-        table.add_row(spec.name, spec.kind, _labels(spec), ", ".join(spec.metrics), _rows(spec, problems), *([", ".join(own)] if staged else []))
+        table.add_row(
+            spec.name, spec.kind, _labels(spec), ", ".join(spec.metrics), _rows(spec, problems), *([", ".join(own)] if staged else [])
+        )
     console = Console(width=None if sys.stdout.isatty() else _FILE_WIDTH)
     console.print(table)
     if own_kinds:

@@ -87,6 +87,7 @@ VERBS: dict[str, Verb] = {
                 Flag(name="checkpoint", help="of the run: best/average, best/TASK, step_N or latest", default="best/average"),
                 Flag(name="epochs", help="passes over each sample, unless --train.steps or --train.epochs is given", default="5"),
                 Flag(name="min_steps", help="fewest steps of a run, for samples smaller than a step", default="50"),
+                Flag(name="head_of", help="task of the run whose head the new task begins with (equal labels); default: a new head"),
                 Flag(name="recipe", help="where settings and own tasks come from; default: the run's recipe.yaml"),
                 _DEEPSPEED,
                 Flag(name="output_dir", help="folder of the experiment; default: runs/adapt_TASK"),

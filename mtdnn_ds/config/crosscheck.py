@@ -34,7 +34,10 @@ ONLY_WITH: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 
 # regularizer.name -> its default norm and what that is taken of
-USUAL_NORMS: dict[str, tuple[Literal["inf", "l2"], Literal["token", "sequence"]]] = {"smart": ("inf", "token"), "freelb": ("l2", "sequence")}
+USUAL_NORMS: dict[str, tuple[Literal["inf", "l2"], Literal["token", "sequence"]]] = {
+    "smart": ("inf", "token"),
+    "freelb": ("l2", "sequence"),
+}
 
 
 def cross_check(recipe: Recipe) -> list[str]:
@@ -61,6 +64,8 @@ def is_without_effect(recipe: Recipe, section: str, key: str) -> bool:
         return recipe.schedule.name == "constant"
     if name == "encoder.sha256":
         return recipe.encoder.random_init
+    if name == "init.head_of" and recipe.init.heads == "none":
+        return True
     if section == "init":
         return recipe.init.run is None
     if section == "distillation":
@@ -84,6 +89,8 @@ def _why(recipe: Recipe, name: str, value: object) -> str:
         return f"{name}={value}: has no effect with schedule.name=constant; remove it, or choose linear, cosine or polynomial"
     if name == "encoder.sha256":
         return f"{name}: has no effect with encoder.random_init, which reads no weights; remove one of the two"
+    if name == "init.head_of" and recipe.init.run is not None:
+        return f"{name}: has no effect with init.heads=none; remove one of the two"
     if name.startswith("init."):
         return f"{name}={value}: has no effect without init.run; remove it, or name the run folder to start from"
     if name.startswith("distillation."):

@@ -56,7 +56,8 @@ class TaskSettings(Section):
         None, description="classification of pairs: linear (default), or san, the stochastic answer network of MT-DNN"
     )
     objective: Literal["softmax", "pairwise", "cosine", "contrastive"] | None = Field(
-        None, description="the loss, where a kind has several: ranking softmax (default) or pairwise; similarity cosine (default) or contrastive"
+        None,
+        description="the loss, where a kind has several: ranking softmax (default) or pairwise; similarity cosine (default) or contrastive",
     )
     choice_columns: list[str] | None = Field(
         None, min_length=1, description="multiple_choice: the columns of the choices, or one column that holds a list of them"
@@ -66,17 +67,25 @@ class TaskSettings(Section):
     )
     relevant_label: str | None = Field(None, description="ranking: the label of relevant candidates; default: the last of labels")
     score_range: list[float] | None = Field(
-        None, min_length=2, max_length=2, description="similarity by cosine: the scores that a cosine of 0 and of 1 stand for; default [0, 1]"
+        None,
+        min_length=2,
+        max_length=2,
+        description="similarity by cosine: the scores that a cosine of 0 and of 1 stand for; default [0, 1]",
     )
-    stride: int | None = Field(None, ge=0, description="span, conversational_span: tokens that neighbouring windows share; default a third of encoder.max_length")
+    stride: int | None = Field(
+        None, ge=0, description="span, conversational_span: tokens that neighbouring windows share; default a third of encoder.max_length"
+    )
     max_answer_tokens: int | None = Field(None, ge=1, description="span, conversational_span: longest answer; default 30 (quac: 50)")
     null_threshold: float | None = Field(
-        None, description="span: no answer where its score exceeds the best span's by more than this; needed where questions have no answer (squad_v2: 0)"
+        None,
+        description="span: no answer where its score exceeds the best span's by more than this; needed where questions have no answer (squad_v2: 0)",
     )
     history_turns: int | None = Field(None, ge=0, description="conversational_span: earlier turns before the question; default 2")
     masking: Literal["whole_word", "piece"] | None = Field(None, description="masked_lm: what is masked together; default whole_word")
     mask_rate: Annotated[float, Field(gt=0, lt=1)] | None = Field(None, description="masked_lm: share of tokens predicted; default 0.15")
-    next_sentence: bool | None = Field(None, description="masked_lm: also predict whether the second segment follows the first; default false")
+    next_sentence: bool | None = Field(
+        None, description="masked_lm: also predict whether the second segment follows the first; default false"
+    )
     train_fraction: Annotated[float, Field(gt=0, le=1)] | None = Field(
         None, description="share of the training examples that is used, rounded down, sampled with every class kept; default: all"
     )
@@ -86,10 +95,16 @@ class TaskSettings(Section):
 class InitSettings(Section):
     """Weights of an earlier run to begin with, instead of those of encoder.path and new heads."""
 
-    run: str | None = Field(None, description="run folder whose encoder, pooler and heads this run begins with; its encoder must be the same")
+    run: str | None = Field(
+        None, description="run folder whose encoder, pooler and heads this run begins with; its encoder must be the same"
+    )
     checkpoint: str = Field("latest", description="latest, step_N, best/average or best/TASK of that run")
     heads: Literal["matching", "none"] = Field(
         "matching", description="matching: heads of tasks with the same name, labels and loss are taken too; none: all heads are new"
+    )
+    head_of: dict[str, str] | None = Field(
+        None,
+        description="task -> the task of that run whose head it begins with, where the names differ, e.g. {snli: mnli}; labels and loss must be equal",
     )
 
 
@@ -104,7 +119,9 @@ class SharingSettings(Section):
         None, description="for soft and low_rank: group -> its tasks; default: every task is a group of its own"
     )
     penalty: float = Field(
-        100.0, ge=0, description="for soft and low_rank: factor of half the squared distance from the copies' mean, or of the low-rank changes"
+        100.0,
+        ge=0,
+        description="for soft and low_rank: factor of half the squared distance from the copies' mean, or of the low-rank changes",
     )
     rank: int = Field(8, ge=1, description="for low_rank: rank of a group's change of a linear layer")
 
@@ -149,13 +166,13 @@ class ScheduleSettings(Section):
 
 
 class LossSettings(Section):
-    scale: (
-        Literal["examples", "task_mean", "log_classes", "uncertainty", "dwa", "random", "famo"] | dict[str, Positive]
-    ) = "examples"
+    scale: Literal["examples", "task_mean", "log_classes", "uncertainty", "dwa", "random", "famo"] | dict[str, Positive] = "examples"
     scale_lr: Positive | None = Field(
         None, description="for scale=uncertainty or famo: step size of the learned scales; default 0.01 for uncertainty, 0.025 for famo"
     )
-    scale_window: int = Field(50, ge=1, description="for scale=dwa: steps whose mean losses are compared with those of as many steps before")
+    scale_window: int = Field(
+        50, ge=1, description="for scale=dwa: steps whose mean losses are compared with those of as many steps before"
+    )
     scale_temperature: Positive = Field(2.0, description="for scale=dwa: the higher, the more equal the scales")
 
 
@@ -165,13 +182,19 @@ class RegularizerSettings(Section):
     name: Literal["none", "smart", "freelb", "r_drop"] = "none"
     tasks: list[str] | None = Field(None, min_length=1, description="the tasks it applies to; default: all that it has a rule for")
     factor: Positive = Field(1.0, description="smart, r_drop: factor of the divergence of two predictions")
-    ascent_steps: int | None = Field(None, ge=1, description="smart: ascent steps, default 1; freelb: passes over the perturbed input, default 3")
+    ascent_steps: int | None = Field(
+        None, ge=1, description="smart: ascent steps, default 1; freelb: passes over the perturbed input, default 3"
+    )
     noise_std: Positive = Field(1e-3, description="smart: standard deviation of the noise that the ascent begins with")
-    norm: Literal["inf", "l2"] | None = Field(None, description="smart, freelb: norm of gradient and noise; default inf for smart, l2 for freelb")
+    norm: Literal["inf", "l2"] | None = Field(
+        None, description="smart, freelb: norm of gradient and noise; default inf for smart, l2 for freelb"
+    )
     norm_per: Literal["token", "sequence"] | None = Field(
         None, description="smart, freelb: what the norm is taken of; default token for smart, sequence for freelb"
     )
-    step_size: Positive | None = Field(None, description="smart, freelb: length of an ascent step; default 0.005 for smart, 0.05 for freelb")
+    step_size: Positive | None = Field(
+        None, description="smart, freelb: length of an ascent step; default 0.005 for smart, 0.05 for freelb"
+    )
     radius: Positive | None = Field(None, description="smart, freelb: largest norm of the noise; default 0.005 for smart, 0.2 for freelb")
     proximal_factor: float = Field(0.0, ge=0, description="smart: factor of the Bregman proximal point term; 0 = off")
     proximal_momentum: Annotated[float, Field(ge=0, lt=1)] = Field(
@@ -197,7 +220,9 @@ class TrainSettings(Section):
     eval_every: int = Field(0, ge=0, description="steps between evaluations; 0 = only at the end")
     save_every: int = Field(0, ge=0, description="steps between checkpoints; 0 = only at the end")
     keep_last: int = Field(2, ge=1, description="checkpoints kept")
-    freeze: list[str] = Field([], description="parts that stay as they are: embeddings, encoder.layer.0-5, encoder, pooler, heads, heads.NAME")
+    freeze: list[str] = Field(
+        [], description="parts that stay as they are: embeddings, encoder.layer.0-5, encoder, pooler, heads, heads.NAME"
+    )
 
     @model_validator(mode="after")
     def _one_length(self) -> TrainSettings:

@@ -25,6 +25,8 @@ OWN_KEYS = ("name", "from", "checkpoint", "each_task")  # of a stage, beside the
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")  # becomes a folder's name
 _CHECKPOINT = re.compile(r"latest|best/.+")
 
+_INIT_OF_STAGES = ("heads", "head_of")  # what a stage may say of `init`: the run is the earlier stage's
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Stage:
@@ -82,7 +84,7 @@ def dump_stages(stages: Sequence[Stage]) -> str:
         own = {"name": stage.name, "from": stage.source or "none"}
         if stage.source is not None:
             own["checkpoint"] = init["checkpoint"]
-            init = {"heads": init["heads"]}
+            init = {key: init[key] for key in _INIT_OF_STAGES if key in init}
         entries.append({**own, **({"init": init} if init else {}), **values})
     return dump_yaml({"stages": entries})
 
@@ -261,7 +263,7 @@ def _set_init(
     problems += [f"{where}: init.{key}: the stage begins with stage '{source.name}'; remove it, or write from: none" for key in named]
     init = values.get("init") or {}
     if isinstance(init, dict):
-        heads = {"heads": init["heads"]} if "heads" in init else {}
+        heads = {key: init[key] for key in _INIT_OF_STAGES if key in init}
         values["init"] = {"run": source.folder, "checkpoint": checkpoint, **heads}
 
 

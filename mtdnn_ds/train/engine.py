@@ -114,7 +114,7 @@ def _forget_zero3_modules() -> None:
 
     getattr(parameter_offload, "FWD_MODULE_STACK", []).clear()
     release = getattr(partitioned_param_coordinator.PartitionedParameterCoordinator, "_PartitionedParameterCoordinator__params_to_release", None)
-    cached = inspect.getclosurevars(release).nonlocals.get("func") if inspect.isfunction(release) else None
+    cached: Any = inspect.getclosurevars(release).nonlocals.get("func") if inspect.isfunction(release) else None
     if hasattr(cached, "cache_clear"):
         cached.cache_clear()
 

@@ -2,7 +2,7 @@
 
 No optimizer state.
 
-A term matches if task, form, number of outputs and label names are the same; its parameters are then copied, whichever columns they were
+A term matches if task (or the one that init.head_of names), form, number of outputs and label names are the same; its parameters are then copied, whichever columns they were
 there. A head without columns (a masked-language-model head) belongs to no task and matches its like. What is not carried keeps what was
 drawn from the seed.
 """
@@ -42,6 +42,7 @@ class InitSource:
     specs: tuple[TaskSpec, ...] | None
     sharing: Sharing  # of that run
     own_sharing: Sharing  # of the run that begins
+    head_of: Mapping[str, str]  # task here -> task there whose head it begins with
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,6 +69,7 @@ def find_source(recipe: Recipe) -> InitSource | None:
         specs=resolve_tasks(theirs) if init.heads == "matching" else None,
         sharing=recipe_sharing(theirs),
         own_sharing=recipe_sharing(recipe),
+        head_of=init.head_of or {},
     )
 
 
@@ -104,11 +106,9 @@ def _heads(
     carried: list[str] = []
     new: list[str] = []
     for name, head in model.heads.items():
-        ours, others = _slots(model.layout, specs, name), _slots(their_layout, source.specs, name)
-        anywhere = {
-            **{key: slot for other in their_layout.heads for key, slot in _slots(their_layout, source.specs, other).items()},
-            **others,
-        }
+        ours, others = _slots(model.layout, specs, name), _renamed(_slots(their_layout, source.specs, name), source.head_of)
+        slots_there = {key: slot for other in their_layout.heads for key, slot in _slots(their_layout, source.specs, other).items()}
+        anywhere = {**_renamed(slots_there, source.head_of), **others}
         reasons = {key: _reason(slot, others, anywhere.get(key)) for key, slot in ours.items()}
         prefix = f"heads.{name}."
         of_head = {rest.removeprefix(prefix): tensor for rest, tensor in theirs.items() if rest.startswith(prefix)}
@@ -137,6 +137,14 @@ def _slots(layout: HeadLayout, specs: Sequence[TaskSpec], head: str) -> dict[str
         )
         for index, term in enumerate(terms)
     }
+
+
+def _renamed(slots: Mapping[str, _Slot], head_of: Mapping[str, str]) -> dict[str, _Slot]:
+    """Slots by the names they have here: a task of `head_of` has its namesake's place taken by the one it names."""
+    known = {
+        key.replace(theirs, ours, 1): slot for ours, theirs in head_of.items() for key, slot in slots.items() if key.split(".")[0] == theirs
+    }
+    return {**{key: slot for key, slot in slots.items() if key.split(".")[0] not in head_of}, **known}
 
 
 def _reason(slot: _Slot, of_head: Mapping[str, _Slot], other: _Slot | None) -> str | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from mtdnn_ds.config.errors import ConfigError, did_you_mean
 from mtdnn_ds.config.freeze import freeze_problems, layers_of
 from mtdnn_ds.config.load import load_recipe
 from mtdnn_ds.config.recipe import Recipe
-from mtdnn_ds.tasks.layout import head_layout
+from mtdnn_ds.tasks.layout import head_layout, terms_of_spec
 from mtdnn_ds.tasks.resolve import resolve_tasks
 from mtdnn_ds.tasks.spec import TaskSpec
 from mtdnn_ds.train.loaded_run import checkpoint_folders
@@ -29,7 +29,7 @@ def preflight(recipe: Recipe, specs: Sequence[TaskSpec], *, goes_on: bool) -> No
         num_layers = getattr(_config(recipe), "num_hidden_layers", None) if by_number else None
         problems += freeze_problems(recipe.train.freeze, num_layers=num_layers, heads=head_layout(specs).heads)
     if recipe.init.run is not None and not goes_on:
-        problems += _init_problems(recipe, recipe.init.run)
+        problems += _init_problems(recipe, specs, recipe.init.run)
     if problems:
         raise ConfigError(problems)
 
@@ -55,7 +55,7 @@ def _vocabulary_difference(ours: Recipe, theirs: Recipe) -> list[str]:
     return [] if there == here else [f"the vocabulary is that of {paths[0]} there and that of {paths[1]} here"]
 
 
-def _init_problems(recipe: Recipe, run: str) -> list[str]:
+def _init_problems(recipe: Recipe, specs: Sequence[TaskSpec], run: str) -> list[str]:
     folder = RunFolder(Path(run))
     if not folder.recipe.is_file():
         return [f"init.run={run}: not a run folder (recipe.yaml is missing); give the --output_dir of a training run"]
@@ -65,8 +65,7 @@ def _init_problems(recipe: Recipe, run: str) -> list[str]:
         return list(error.problems)
     try:
         theirs = load_recipe(str(folder.recipe), {})
-        if recipe.init.heads == "matching":
-            resolve_tasks(theirs)
+        their_specs = resolve_tasks(theirs) if recipe.init.heads == "matching" else ()
     except ConfigError as error:
         hint = "" if recipe.init.heads == "none" else "; mend that recipe, or set init.heads to none"
         return [f"init.run={run}: {problem}{hint}" for problem in error.problems]
@@ -75,8 +74,25 @@ def _init_problems(recipe: Recipe, run: str) -> list[str]:
         return [f"init.checkpoint={recipe.init.checkpoint}: not in {run}{did_you_mean(recipe.init.checkpoint, [*known, 'latest'])}"]
     if not known:
         return [f"init.run={run}: it has no checkpoint yet; let it train first"]
+    problems = _head_problems(recipe.init.head_of or {}, specs, their_specs, run)
     wrong = encoder_differences(recipe, theirs)
-    return [f"init.run={run}: {line}; start from a run with this encoder, or set encoder.path to {theirs.encoder.path}" for line in wrong]
+    return problems + [
+        f"init.run={run}: {line}; start from a run with this encoder, or set encoder.path to {theirs.encoder.path}" for line in wrong
+    ]
+
+
+def _head_problems(head_of: Mapping[str, str], specs: Sequence[TaskSpec], their_specs: Sequence[TaskSpec], run: str) -> list[str]:
+    ours, theirs = ({spec.name: spec for spec in known} for known in (specs, their_specs))
+    problems = []
+    for name, other in head_of.items():
+        if name not in ours:
+            problems.append(f"init.head_of.{name}: there is no task '{name}' in the run{did_you_mean(name, ours)}")
+        elif other not in theirs:
+            problems.append(f"init.head_of.{name}={other}: {run} has no task '{other}'{did_you_mean(other, theirs)}")
+        elif terms_of_spec(ours[name]) != terms_of_spec(theirs[other]) or ours[name].labels != theirs[other].labels:
+            here, there = ((spec.kind, spec.head, list(spec.labels)) for spec in (ours[name], theirs[other]))
+            problems.append(f"init.head_of.{name}={other}: kind, head and labels must be equal, and are {there} there and {here} here")
+    return problems
 
 
 def _config(recipe: Recipe) -> Any:
