@@ -67,8 +67,21 @@ def test_official_ids_are_class_ids() -> None:
         "snli": ("entailment", "neutral", "contradiction"),
         "scitail": ("neutral", "entails"),
         "qnli_ranking": ("entailment", "not_entailment"),
-        "wnut17": tuple("O B-corporation I-corporation B-creative-work I-creative-work B-group I-group B-location I-location".split())
-        + ("B-person", "I-person", "B-product", "I-product"),
+        "wnut17": (
+            "O",
+            "B-corporation",
+            "I-corporation",
+            "B-creative-work",
+            "I-creative-work",
+            "B-group",
+            "I-group",
+            "B-location",
+            "I-location",
+            "B-person",
+            "I-person",
+            "B-product",
+            "I-product",
+        ),  # fmt: skip
         **dict.fromkeys(("squad", "squad_v2", "coqa", "quac"), ()),
     }
 

@@ -60,7 +60,7 @@ class PackedBatch:
     position_ids: Tensor  # (T,) int64, from 0 in each sequence
     cu_seqlens: Tensor  # (S+1,) int32
     max_seqlen: int
-    attention_groups: tuple[AttentionGroup, ...]  # in packed order of their sequences; cover every sequence once; none where there are parts
+    attention_groups: tuple[AttentionGroup, ...]  # in packed order, cover every sequence once; none where there are parts
     packed_to_padded: Tensor  # (T,) int64, index into the groups' padded rows laid end to end; (0,) where there are parts
     targets: Mapping[str, Targets]  # form -> targets; every form of the run, in HeadLayout's order
     unit_counts: np.ndarray  # (M,) float64 on the host: supervised units of each term

@@ -36,7 +36,9 @@ def verb_help(verb: Verb, program: str) -> str:
     if verb.takes_settings:
         parts += ["", "settings, over those of the recipe (paths are relative to the current directory):"]
         parts.append(_entry("--tasks", "a,b,c: train these of the recipe's and the built-in tasks  [the recipe's]", indent=2, column=40))
-        parts.append(_entry("--stages.NAME.SETTING", "any setting of one stage of a recipe with stages: docs/stages.md", indent=2, column=40))
+        parts.append(
+            _entry("--stages.NAME.SETTING", "any setting of one stage of a recipe with stages: docs/stages.md", indent=2, column=40)
+        )
         parts += [
             _entry(f"--{doc.name}", _setting_text(doc.type, doc.default, doc.description), indent=2, column=40) for doc in field_docs()
         ]

@@ -128,7 +128,9 @@ def _targets(
 def _joined(parts: list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]], extras: list[dict[str, np.ndarray]]) -> Targets:
     """One form's targets of all terms, in the order of the tasks."""
     nothing = np.zeros(0, dtype=np.int64)
-    rows, term_ids, labels, examples = (np.concatenate([nothing, *columns]) for columns in (zip(*parts, strict=True) if parts else [()] * 4))
+    rows, term_ids, labels, examples = (
+        np.concatenate([nothing, *columns]) for columns in (zip(*parts, strict=True) if parts else [()] * 4)
+    )
     # A group is a run of rows of one term and one example.
     starts = np.flatnonzero((np.diff(term_ids, prepend=-1) != 0) | (np.diff(examples, prepend=-1) != 0))
     groups = np.repeat(np.arange(len(starts)), np.diff(np.append(starts, len(rows))))

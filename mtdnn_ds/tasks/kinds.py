@@ -37,7 +37,10 @@ KINDS: Mapping[str, KindFacts] = {
     "regression": KindFacts(metrics=("pearson", "spearman"), texts=(1, 2)),
     "multiple_choice": KindFacts(metrics=("accuracy",), texts=(1, 2), options={"choice_columns": None}, needs=("choice_columns",)),
     "ranking": KindFacts(
-        metrics=("accuracy", "mrr"), texts=(2, 2), has_classes=True, options={"group_column": None, "relevant_label": None},
+        metrics=("accuracy", "mrr"),
+        texts=(2, 2),
+        has_classes=True,
+        options={"group_column": None, "relevant_label": None},
         objectives=("softmax", "pairwise"),
     ),
     "token_classification": KindFacts(metrics=("entity_f1",), texts=(1, 1), has_classes=True, formats={".conll": "conll"}),

@@ -23,7 +23,7 @@ class Form:
 
     head: str
     unit: Unit
-    answer: Answer | None = None  # what another model can teach: probabilities of a row's classes or of an example's rows, a number; or nothing
+    answer: Answer | None = None  # what another model can teach: probabilities of classes or of an example's rows, a number; or nothing
 
 
 FORMS: Mapping[str, Form] = {
@@ -39,7 +39,13 @@ FORMS: Mapping[str, Form] = {
     "contrastive": Form(head="embedding", unit="example"),  # distance of two embeddings, with a margin
 }
 
-HEAD_READS: Mapping[str, Reads] = {"sequence": "sequence", "token": "token", "masked_lm": "token", "san": "sequence", "embedding": "sequence"}
+HEAD_READS: Mapping[str, Reads] = {
+    "sequence": "sequence",
+    "token": "token",
+    "masked_lm": "token",
+    "san": "sequence",
+    "embedding": "sequence",
+}
 """What a row of each head's targets indexes: a sequence or a token of the micro-batch. The order is that of heads in every forward."""
 
 BANKS = ("sequence", "token")

@@ -103,9 +103,7 @@ def _folder_splits(name: str, key: str, folder: Path, problems: list[str]) -> di
     return {split: source for split, source in sources.items() if Path(source.path).is_file()}
 
 
-def _user_task(
-    name: str, settings: TaskSettings, own_kinds: Mapping[str, CustomKind] | None, problems: list[str]
-) -> TaskSpec | None:
+def _user_task(name: str, settings: TaskSettings, own_kinds: Mapping[str, CustomKind] | None, problems: list[str]) -> TaskSpec | None:
     """`own_kinds` None: their files cannot be used, which has been said."""
     where = f"tasks.{name}"
     if all(getattr(settings, key) is None for key in _USER_KEYS):

@@ -113,7 +113,9 @@ def _forget_zero3_modules() -> None:
     from deepspeed.runtime.zero import parameter_offload, partitioned_param_coordinator
 
     getattr(parameter_offload, "FWD_MODULE_STACK", []).clear()
-    release = getattr(partitioned_param_coordinator.PartitionedParameterCoordinator, "_PartitionedParameterCoordinator__params_to_release", None)
+    release = getattr(
+        partitioned_param_coordinator.PartitionedParameterCoordinator, "_PartitionedParameterCoordinator__params_to_release", None
+    )
     cached: Any = inspect.getclosurevars(release).nonlocals.get("func") if inspect.isfunction(release) else None
     if hasattr(cached, "cache_clear"):
         cached.cache_clear()

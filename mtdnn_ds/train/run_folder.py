@@ -70,7 +70,9 @@ def refuse_used_folder(path: Path, resume: str, *, staged: bool = False) -> None
         )
     if (path / ("checkpoints" if staged else "stages")).is_dir():
         held, wanted = ("without stages", "without") if staged else ("in stages", "with")
-        raise ConfigError(f"--output_dir {path}: holds a run {held}; give the recipe {wanted} stages that it was run with, or another --output_dir")
+        raise ConfigError(
+            f"--output_dir {path}: holds a run {held}; give the recipe {wanted} stages that it was run with, or another --output_dir"
+        )
 
 
 def refuse_staged_folder(folder: RunFolder, setting: str) -> None:

@@ -167,4 +167,3 @@ def _results(runs: Sequence[StageRun], standings: Mapping[str, _Standing]) -> li
 def _write_recipe(output_dir: Path, runs: Sequence[StageRun]) -> None:
     output_dir.mkdir(parents=True, exist_ok=True)
     write_keeping_old(output_dir / "recipe.yaml", dump_stages([run.stage for run in runs]))
-
