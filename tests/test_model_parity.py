@@ -63,7 +63,9 @@ def built(folder: Path, *dropouts: float | None, **settings: Any) -> MultiTaskMo
 
 
 def bank(**changes: Any) -> LinearBank:
-    return LinearBank(**{**dict(hidden_size=8, num_columns=4, dropout_M=[0.0, 0.0], initializer_range=0.02, seed=0, purpose="x"), **changes})
+    return LinearBank(
+        **{**dict(hidden_size=8, num_columns=4, dropout_M=[0.0, 0.0], initializer_range=0.02, seed=0, purpose="x"), **changes}
+    )
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 from glue_rows import cut_glue, read_example
-from processes import lines, run_jobs, training_lines, write_json, zero_config
+from processes import ROOT, lines, run_jobs, run_ranks, training_lines, write_json, zero_config
 from reference_loop import Example
 from reference_sharing import Settings, Start, shared_training
 
@@ -207,6 +207,22 @@ def test_copies_are_sharded_over_ranks(runs: Runs) -> None:
 
     (alone,), both = state_bytes(1), state_bytes(2)
     assert len(both) == 2 and all(0.49 < own / alone < 0.52 for own in both)
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_memory_of_a_rank_falls_with_the_number_of_ranks(runs: Runs) -> None:
+    """Everything a rank holds before its first step under ZeRO 3, three copies of the encoder with their fp32 states, but for small buckets."""
+    config = {"zero_optimization": {"stage": 3, "reduce_bucket_size": 100_000, "stage3_param_persistence_threshold": 0}}
+    job = {
+        "recipe": str(runs.folder / "soft.yaml"),
+        "deepspeed_config": str(write_json(runs.folder / "small_buckets.json", config)),
+        "output_dir": str(runs.folder / "live_bytes"),
+    }
+    file = write_json(runs.folder / "live_bytes.json", job)
+    outputs = [run_ranks([str(ROOT / "tests/workers/live_bytes.py"), str(file)], ranks) for ranks in (1, 2)]
+    alone, one_of_two = (int(output.split("bytes alive: ")[1].split()[0]) for output in outputs)
+    assert 0.49 < one_of_two / alone < 0.53
 
 
 def tensor_bytes(value: Any) -> int:

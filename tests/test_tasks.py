@@ -81,7 +81,7 @@ def test_official_ids_are_class_ids() -> None:
             "I-person",
             "B-product",
             "I-product",
-        ),  # fmt: skip
+        ),
         **dict.fromkeys(("squad", "squad_v2", "coqa", "quac"), ()),
     }
 
