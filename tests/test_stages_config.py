@@ -190,6 +190,9 @@ def test_shipped_recipes(recipe: str, expected: list[str]) -> None:
     stages = load_stages(str(ROOT / f"recipes/{recipe}.yaml"), {})
     assert [stage.name for stage in stages] == expected
     assert all(resolve_tasks(stage.recipe) for stage in stages)
+    assert [stage.recipe.init.head_of for stage in stages if stage.recipe.init.head_of] == (
+        [{"coqa": "quac"}] if "coqa" in expected else []
+    )
 
 
 def test_the_papers_hyper_parameters() -> None:
