@@ -397,7 +397,7 @@ def test_the_penalty_is_half_the_squared_distance_from_the_copies_mean() -> None
 # Settings
 
 
-def load(folder: Path, tasks: Sequence[str], sharing: dict[str, Any], **overrides: str) -> Any:
+def load(folder: Path, tasks: Sequence[str], sharing: dict[str, Any], overrides: dict[str, str]) -> Any:
     path = folder / "recipe.yaml"
     path.write_text(yaml.safe_dump({"encoder": {"path": "x"}, "tasks": list(tasks), "sharing": sharing, "train": {"steps": 10}}))
     return load_recipe(str(path), overrides)
@@ -426,13 +426,20 @@ def load(folder: Path, tasks: Sequence[str], sharing: dict[str, Any], **override
 )
 def test_contradictory_sharing_is_refused(tmp_path: Path, sharing: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError) as refused:
-        load(tmp_path, ["cola", "rte"], sharing)
+        load(tmp_path, ["cola", "rte"], sharing, {})
     assert message in str(refused.value)
 
 
 def test_a_flag_for_hard_sharing_drops_what_only_other_modes_have(tmp_path: Path) -> None:
-    recipe = load(tmp_path, ["cola", "rte"], {"mode": "low_rank", "rank": 4, "penalty": 1.0}, **{"sharing.mode": "hard"})
+    recipe = load(tmp_path, ["cola", "rte"], {"mode": "low_rank", "rank": 4, "penalty": 1.0}, {"sharing.mode": "hard"})
     assert recipe.sharing.model_fields_set == {"mode"}
+
+
+def test_copies_of_a_frozen_encoder_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(
+        ConfigError, match=r"sharing.mode=soft: copies of a frozen encoder stay equal; set sharing.mode to hard or low_rank"
+    ):
+        load(tmp_path, ["cola", "rte"], {"mode": "soft"}, {"train.freeze": "encoder"})
 
 
 def test_a_rank_above_the_layers_is_refused(folders: dict[str, Path]) -> None:

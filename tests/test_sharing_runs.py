@@ -211,6 +211,38 @@ def test_copies_are_sharded_over_ranks(runs: Runs) -> None:
 
 @pytest.mark.slow
 @pytest.mark.distributed
+def test_sharing_is_exact_beside_regularisers_frozen_parts_and_recomputed_layers(runs: Runs) -> None:
+    """One rank without ZeRO against two ranks with ZeRO 3 and small micro-batches."""
+    beside = {
+        "smart": {"regularizer.name": "smart", "regularizer.proximal_factor": "1.0"},
+        "freelb": {"regularizer.name": "freelb"},
+        "frozen": {"train.freeze": "embeddings,encoder.layer.0"},
+        "recomputed": {"encoder.gradient_checkpointing": "true"},
+    }
+    small = {"batch.max_tokens_per_micro_batch": "128"}
+    settings = {1: Setting("soft", 1, 0), 2: Setting("soft", 2, 3, max_tokens=128)}
+    for ranks, setting in settings.items():
+        config = write_json(runs.folder / f"beside_{ranks}.json", setting.config)
+        jobs = [
+            {
+                "recipe": str(runs.folder / f"{sharing}.yaml"),
+                "deepspeed_config": str(config),
+                "output_dir": str(runs.folder / f"{sharing}_{name}_ranks{ranks}"),
+                "overrides": overrides if ranks == 1 else {**overrides, **small},
+            }
+            for sharing in ("soft", "low_rank")
+            for name, overrides in beside.items()
+        ]
+        run_jobs(jobs, runs.folder, ranks)
+    for sharing in ("soft", "low_rank"):
+        for name in beside:
+            one, two = (training_lines(runs.folder / f"{sharing}_{name}_ranks{ranks}") for ranks in settings)
+            for field in ("loss", "penalty", "grad_norm"):
+                assert [line[field] for line in two] == pytest.approx([line[field] for line in one], rel=TOLERANCE), (sharing, name, field)
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
 def test_memory_of_a_rank_falls_with_the_number_of_ranks(runs: Runs) -> None:
     """Everything a rank holds before its first step under ZeRO 3, three copies of the encoder with their fp32 states, but for small buckets."""
     config = {"zero_optimization": {"stage": 3, "reduce_bucket_size": 100_000, "stage3_param_persistence_threshold": 0}}
