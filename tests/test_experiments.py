@@ -14,6 +14,7 @@ import yaml
 from processes import run_command, training_lines, write_json, zero_config
 
 from mtdnn_ds.commands.adapt import _amount
+from mtdnn_ds.commands.compare import warmup_of
 from mtdnn_ds.config.errors import ConfigError
 
 TASKS = ["quickstart_sentiment", "quickstart_entailment", "quickstart_similarity"]
@@ -169,6 +170,11 @@ def test_every_wrong_amount_is_named() -> None:
         "--epochs -1: must be a number above 0",
         "--min_steps 1.5: must be a whole number, at least 1",
     ]
+
+
+def test_a_run_too_short_for_a_warm_up_has_none() -> None:
+    assert [warmup_of(0.1, 60, own) for own in (60, 2, 1)] == [0.1, 0.1, 0.0]
+    assert [warmup_of(6, 60, own) for own in (60, 10, 1)] == [0.1, 0.1, 0.0]
 
 
 def test_what_an_experiment_sets_itself_is_refused_as_a_flag(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from mtdnn_ds.commands.checks import CheckedRun, Problems, checked_run, one_task_alone
 from mtdnn_ds.config.errors import ConfigError
+from mtdnn_ds.train.schedule import num_warmup_steps
 
 if TYPE_CHECKING:
     from mtdnn_ds.data.plan import StepPlan
@@ -92,13 +93,12 @@ def trials_of(
     from mtdnn_ds.train.trials import Trial
 
     settings = whole.recipe
-    steps, warmup = plan.total_steps, settings.schedule.warmup
+    steps = plan.total_steps
     common = {
         **{name: text for name, text in overrides.items() if name not in ("train.epochs", "train.steps")},
         "train.seed": str(seed),
         "train.eval_every": "0",
         "train.save_every": "0",
-        "schedule.warmup": repr(warmup if warmup < 1 else warmup / steps),
     }
     drawn = dict(zip(plan.task_names, plan.drawn(steps).tolist(), strict=True))
     ways: list[tuple[str, str, dict[str, str], tuple[int, ...]]] = [
@@ -115,6 +115,7 @@ def trials_of(
         ways.append((f"alone_{task}_seed_{seed}", f"{task} alone, seed {seed}", own, ()))
     problems, trials = Problems(), []
     for name, title, changes, after in ways:
+        changes["schedule.warmup"] = repr(warmup_of(settings.schedule.warmup, steps, int(changes["train.steps"])))
         ready = problems.check(partial(checked_run, recipe, deepspeed_config, {**common, **changes}, world_size=dist.world_size()))
         if ready is not None:
             trials.append(
@@ -122,6 +123,12 @@ def trials_of(
             )
     problems.refuse()
     return trials
+
+
+def warmup_of(warmup: float, total_steps: int, own_steps: int) -> float:
+    """The recipe's warm-up as a fraction of a run of `own_steps`; none for a run so short that it would be all warm-up."""
+    share = warmup if warmup < 1 else warmup / total_steps
+    return share if num_warmup_steps(share, own_steps) < own_steps else 0.0
 
 
 def report(
