@@ -69,7 +69,7 @@ def outputs_for(head: str, rows: int) -> Tensor:
     return (3 * torch.randn(rows, LAYOUT.num_columns(head))).requires_grad_()
 
 
-def agree(form: str, outputs: Tensor, targets: Targets, distillation: Distillation, theirs: list[Tensor]) -> None:
+def assert_agree(form: str, outputs: Tensor, targets: Targets, distillation: Distillation, theirs: list[Tensor]) -> None:
     """Every unit's loss, and the gradient of a weighted sum of them."""
     ours, expected = losses_of(form, outputs, targets, distillation), torch.stack(theirs)
     torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-6)
@@ -88,7 +88,7 @@ def test_class_losses_are_cross_entropy_and_kl_div_times_the_squared_temperature
     hard = [cross_entropy(scores, torch.tensor(label)) for scores, label in zip(own, (2, 1, 0), strict=True)]
     kl = [kl_div((own[row] / 3).log_softmax(0), torch.tensor(soft[row][: len(own[row])]), reduction="sum") for row in (0, 1)]
     theirs = [0.6 * 9 * kl[0] + 0.4 * hard[0], 0.6 * 9 * kl[1] + 0.4 * hard[1], hard[2]]
-    agree("class", outputs, targets, Distillation(temperature=3.0, weight=0.6), theirs)
+    assert_agree("class", outputs, targets, Distillation(temperature=3.0, weight=0.6), theirs)
 
 
 def test_log_probabilities_of_san_are_distilled_as_they_are() -> None:
@@ -107,7 +107,7 @@ def test_tags_are_distilled_token_by_token() -> None:
     targets = targets_of([5, 5, 5], [0, 1, 0], groups=[0, 0, 0], soft=[[0.5, 0.5], [0.1, 0.9], [NAN, NAN]])
     hard = [cross_entropy(outputs[row], torch.tensor(label)) for row, label in enumerate((0, 1, 0))]
     kl = [kl_div(outputs[row].log_softmax(0), targets.extra["soft"][row], reduction="sum") for row in (0, 1)]
-    agree(
+    assert_agree(
         "tag",
         outputs,
         targets,
@@ -127,7 +127,7 @@ def test_choices_are_distilled_over_the_rows_of_an_example() -> None:
         kl_div((part / 2).log_softmax(0), torch.tensor(soft)[rows, 0], reduction="sum")
         for part, rows in ((own[0], slice(0, 2)), (own[1], slice(2, 5)))
     ]
-    agree(
+    assert_agree(
         "choice",
         outputs,
         targets,
@@ -141,7 +141,7 @@ def test_scores_learn_the_teachers_score_and_the_label() -> None:
     targets = targets_of([3, 3], [1.0, 4.0], soft=[[2.0], [NAN]])
     own = outputs[:, LAYOUT.terms[3].first_column]
     theirs = [0.25 * (own[0] - 2) ** 2 + 0.75 * (own[0] - 1) ** 2, (own[1] - 4) ** 2]
-    agree("score", outputs, targets, Distillation(temperature=5.0, weight=0.25), theirs)
+    assert_agree("score", outputs, targets, Distillation(temperature=5.0, weight=0.25), theirs)
 
 
 @pytest.mark.parametrize(("form", "term", "soft"), [("class", 1, [[0.9, 0.1], [0.5, 0.5]]), ("score", 3, [[0.3], [2.0]])])

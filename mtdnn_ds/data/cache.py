@@ -214,7 +214,7 @@ def _build(job: _Job, tokenizer: Any, on_bad_row: OnBadRow, say: Callable[[str],
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
-    _sync(job.folder.parent)
+    sync(job.folder.parent)
     seconds = time.perf_counter() - started
     say(
         f"prepared {name}: {meta['rows']:,} rows, {meta['tokens']:,} tokens in {seconds:.1f} s, cached in {job.folder}{_left_out(meta['skipped'])}"
@@ -251,7 +251,7 @@ def _write(job: _Job, aside: Path, tokenizer: Any, on_bad_row: OnBadRow) -> dict
     }
     (aside / "meta.json").write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
     for written in (path, aside / "meta.json", aside):
-        _sync(written)
+        sync(written)
     return meta
 
 
@@ -259,7 +259,7 @@ def _left_out(skipped: dict[str, int]) -> str:
     return "".join(f"; left out {count:,} rows: {reason}" for reason, count in skipped.items())
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Make a file or a folder's entries durable before anything refers to them."""
     descriptor = os.open(path, os.O_RDONLY)
     try:

@@ -25,6 +25,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from mtdnn_ds.config.errors import ConfigError
+from mtdnn_ds.data.cache import sync
 from mtdnn_ds.data.features import ragged_ranges
 from mtdnn_ds.tasks.layout import Answer
 
@@ -70,9 +71,9 @@ def write_outputs(file: Path, outputs: RowsByExample) -> None:
                 leftover.unlink()
             aside = file.with_name(f"{file.name}.building-{os.getpid()}")
             save_file({"outputs": np.ascontiguousarray(outputs.values), "offsets": outputs.offsets}, aside)
-            _sync(aside)
+            sync(aside)
             aside.replace(file)
-            _sync(file.parent)
+            sync(file.parent)
     except OSError as error:
         raise ConfigError(f"data.cache_dir={file.parent}: cannot be written ({error.strerror}); give a folder that can") from error
 
@@ -104,11 +105,3 @@ def _answer(answer: Answer, values_KO: np.ndarray, offsets: np.ndarray, temperat
     sizes_E = np.diff(offsets)
     exp_KO = np.exp(scaled_KO - np.repeat(np.maximum.reduceat(scaled_KO, offsets[:-1]), sizes_E, axis=0))
     return exp_KO / np.repeat(np.add.reduceat(exp_KO, offsets[:-1]), sizes_E, axis=0)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
