@@ -75,7 +75,7 @@ def _run_verb(verb: Verb, arguments: list[str], *, program: str) -> int:
 def read_arguments(verb: Verb, arguments: Sequence[str]) -> dict[str, Any]:
     """The keyword arguments of the verb's `run`. Raises ConfigError with everything wrong with the flags, and with the recipe if they are."""
     problems: list[str] = []
-    call = _parse(verb.name, _explicit(arguments, problems))
+    call = _parse(verb.name, _explicit(arguments, problems, switches=[flag.name for flag in verb.flags if flag.is_switch]))
     flags = dict(call.flags)
     values = _flag_values(verb, flags, call.positional, problems)
     overrides = {name: text for name, text in flags.items() if name not in values and not (verb.from_launcher and name in LAUNCHER_FLAGS)}
@@ -85,7 +85,7 @@ def read_arguments(verb: Verb, arguments: Sequence[str]) -> dict[str, Any]:
     return {**values, "overrides": overrides} if verb.takes_settings else values
 
 
-def _explicit(arguments: Sequence[str], problems: list[str]) -> list[str]:
+def _explicit(arguments: Sequence[str], problems: list[str], *, switches: Sequence[str]) -> list[str]:
     """Every flag as one --name=value, so that neither fire nor a reader has to guess what belongs together."""
     written: list[str] = []
     names: set[str] = set()
@@ -99,7 +99,7 @@ def _explicit(arguments: Sequence[str], problems: list[str]) -> list[str]:
             written.append(argument)
             continue
         name, equals, value = argument.lstrip("-").partition("=")
-        if not equals and name == "deepspeed":
+        if not equals and name in ("deepspeed", *switches):
             value = "true"
         elif not equals:
             if not rest or _FLAG.match(rest[0]):
@@ -138,6 +138,10 @@ def _flag_values(verb: Verb, flags: dict[str, str], positional: Sequence[str], p
         if flag.required and flag.name not in flags:
             problems.append(f"--{flag.name}: is missing: {flag.help}")
         values[flag.name] = flags.get(flag.name, _default(flag))
+        if flag.is_switch:
+            if values[flag.name] not in (None, "true", "false"):
+                problems.append(f"--{flag.name}={values[flag.name]}: takes no value; write --{flag.name} or leave it out")
+            values[flag.name] = values[flag.name] == "true"
     if "log_level" in values and values["log_level"] not in LOG_LEVELS:
         problems.append(f"--log_level {values['log_level']}: must be one of {', '.join(LOG_LEVELS)}")
     if "world_size" in values:

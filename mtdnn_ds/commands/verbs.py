@@ -19,6 +19,7 @@ class Flag:
     default: str | None = None
     shipped: bool = False  # the default is a file of this project, looked for in the current directory, then beside the package
     required: bool = False
+    is_switch: bool = False  # given or not, without a value
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -126,6 +127,17 @@ VERBS: dict[str, Verb] = {
             ),
             takes_settings=False,
             positional="run_dir",
+            from_launcher=True,
+        ),
+        Verb(
+            name="doctor",
+            summary="check this machine, or under a launcher a whole cluster, for what would hurt a long run",
+            flags=(
+                Flag(name="output_dir", help="folder that runs will be written to, on a disk that all nodes share", default="runs"),
+                Flag(name="gpu", help="also try every CUDA path: kernels, optimizers, DeepSpeed configurations", is_switch=True),
+                _LOG_LEVEL,
+            ),
+            takes_settings=False,
             from_launcher=True,
         ),
     )

@@ -5,6 +5,8 @@ Two short sequences in evaluation mode on the CPU; milliseconds, no random draws
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -21,21 +23,27 @@ def probe_batch(model: PreTrainedModel) -> PackedBatch:
     embeddings = model.get_input_embeddings()
     assert isinstance(embeddings, nn.Embedding)
     ids = [index for index in range(min(embeddings.num_embeddings, 64)) if index != model.config.pad_token_id]
-    groups, packed_to_padded = attention_groups(LENGTHS)
+    return batch_of_lengths(LENGTHS, ids)
+
+
+def batch_of_lengths(lengths: np.ndarray, ids: Sequence[int] = (0,)) -> PackedBatch:
+    """Sequences of these lengths, their tokens taken from `ids` in turn; nothing is supervised."""
+    groups, packed_to_padded = attention_groups(lengths)
+    num_tokens, num = int(lengths.sum()), len(lengths)
     return PackedBatch(
-        input_ids=torch.tensor([ids[(7 * index) % len(ids)] for index in range(8)]),
-        token_type_ids=torch.zeros(8, dtype=torch.int64),
-        position_ids=torch.tensor([0, 1, 2, 0, 1, 2, 3, 4]),
-        cu_seqlens=torch.tensor([0, 3, 8], dtype=torch.int32),
-        max_seqlen=5,
+        input_ids=torch.tensor([ids[(7 * index) % len(ids)] for index in range(num_tokens)]),
+        token_type_ids=torch.zeros(num_tokens, dtype=torch.int64),
+        position_ids=torch.cat([torch.arange(length) for length in lengths.tolist()]),
+        cu_seqlens=torch.tensor([0, *np.cumsum(lengths).tolist()], dtype=torch.int32),
+        max_seqlen=int(lengths.max()),
         attention_groups=groups,
         packed_to_padded=packed_to_padded,
         targets={},
         unit_counts=np.zeros(0),
-        example_tasks=np.zeros(2, dtype=np.int64),
-        example_rows=np.arange(2),
-        sequence_examples=np.arange(2),
-        num_tokens=8,
+        example_tasks=np.zeros(num, dtype=np.int64),
+        example_rows=np.arange(num),
+        sequence_examples=np.arange(num),
+        num_tokens=num_tokens,
     )
 
 

@@ -46,7 +46,7 @@ class StepResult:
     regularizer: float | None = None  # the term that the run's regulariser added to the objective
 
 
-def start_distributed() -> torch.device:
+def start_distributed(timeout: timedelta = COLLECTIVE_TIMEOUT) -> torch.device:
     """Join the process group (NCCL on CUDA, gloo on CPUs). Collective: all ranks must call this. Returns this rank's device."""
     import deepspeed
 
@@ -59,7 +59,7 @@ def start_distributed() -> torch.device:
     dist.fill_environment()
     if not torch.cuda.is_available():
         _skip_shared_memory_op(deepspeed)
-    deepspeed.init_distributed(dist_backend="nccl" if torch.cuda.is_available() else "gloo", timeout=COLLECTIVE_TIMEOUT, verbose=False)
+    deepspeed.init_distributed(dist_backend="nccl" if torch.cuda.is_available() else "gloo", timeout=timeout, verbose=False)
     if not torch.cuda.is_available():
         keep_freed_memory()
         if "OMP_NUM_THREADS" not in os.environ:  # else every rank would take all cores

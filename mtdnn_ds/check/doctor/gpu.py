@@ -1,0 +1,105 @@
+"""Every CUDA path of the project on this machine's GPUs: kernels against plain PyTorch, optimizers, DeepSpeed configurations.
+
+Nothing here needs the hub. On a machine without a GPU it says so and does nothing.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from mtdnn_ds import dist
+from mtdnn_ds.check.doctor.findings import Finding
+from mtdnn_ds.check.tiny_runs import TINY_STEPS, losses_of, tiny_run
+from mtdnn_ds.config.errors import ConfigError
+from mtdnn_ds.model.attention import Backend, attend, attention_layout, resolve_backend
+from mtdnn_ds.model.probe import batch_of_lengths
+
+# name -> (DeepSpeed JSON without shared keys, largest relative difference of the losses from float32's)
+CONFIGURATIONS: dict[str, tuple[dict[str, object], float]] = {
+    "ZeRO 0, fp32": ({"zero_optimization": {"stage": 0}}, 1e-4),
+    "ZeRO 1, fp32": ({"zero_optimization": {"stage": 1}}, 1e-4),
+    "ZeRO 2, fp32": ({"zero_optimization": {"stage": 2}}, 1e-4),
+    "ZeRO 3, fp32": ({"zero_optimization": {"stage": 3}}, 1e-4),
+    "ZeRO 2, bf16": ({"zero_optimization": {"stage": 2}, "bf16": {"enabled": True}}, 3e-2),
+    "ZeRO 3, bf16": ({"zero_optimization": {"stage": 3}, "bf16": {"enabled": True}}, 3e-2),
+    "ZeRO 2, fp16": ({"zero_optimization": {"stage": 2}, "fp16": {"enabled": True}}, 3e-2),
+    "ZeRO 0, autocast bf16": ({"zero_optimization": {"stage": 0}, "torch_autocast": {"enabled": True, "dtype": "bfloat16"}}, 3e-2),
+    "ZeRO 2, optimizer offload": ({"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}}, 1e-4),
+}
+OPTIMIZERS = ("adamw", "torch_adamw", "adamax", "lamb", "apex_adam")
+ATTENTION_TOLERANCE = 2e-2  # bf16 against float32, outputs of order 1
+
+
+def gpu_findings(device: torch.device) -> list[Finding]:
+    """A finding for each CUDA path. Collective: all ranks must call this."""
+    if device.type != "cuda":
+        advice = "run it on a node with GPUs, and look at nvidia-smi and torch.cuda.is_available()"
+        return [Finding(check="GPU paths", status="fails", what="no CUDA device is seen", advice=advice)]
+    findings = [attention_finding(backend, device) for backend in ("grouped", "padded", "varlen", "flash")]
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(dist.broadcast(folder))
+        return [*findings, *run_findings(root, CONFIGURATIONS, OPTIMIZERS)]
+
+
+def attention_finding(backend: Backend, device: torch.device, dtype: torch.dtype = torch.bfloat16) -> Finding:
+    """A back end's output against softmax written out in float32, on sequences of four lengths."""
+    check = f"attention {backend}"
+    try:
+        resolve_backend(backend, device.type, dtype)
+    except ConfigError as error:
+        return Finding(check=check, status="note", what=str(error))
+    lengths, heads, width = (3, 17, 64, 128), 4, 32
+    batch = batch_of_lengths(np.array(lengths)).to(device)
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(sum(lengths), heads, width, generator=generator).to(device, dtype) for _ in range(3))
+    ours = attend(query, key, value, attention_layout(batch, backend), dropout=0.0, scaling=width**-0.5).float()
+    parts, start = [], 0
+    for length in lengths:
+        q, k, v = (rows[start : start + length].float().transpose(0, 1) for rows in (query, key, value))
+        parts.append(((q @ k.transpose(1, 2) * width**-0.5).softmax(-1) @ v).transpose(0, 1))
+        start += length
+    difference = float((ours - torch.cat(parts)).abs().max())
+    what = f"differs from plain softmax by {difference:.1e} in {str(dtype).removeprefix('torch.')}"
+    if not difference < ATTENTION_TOLERANCE:
+        return Finding(check=check, status="fails", what=what, advice="set encoder.attention to grouped, and report it")
+    return Finding(check=check, status="ok", what=what)
+
+
+def run_findings(folder: Path, configurations: dict[str, tuple[dict[str, object], float]], optimizers: tuple[str, ...]) -> list[Finding]:
+    """A few training steps in each configuration against float32 without ZeRO, and with each optimizer. Collective."""
+    theirs = losses_of(tiny_run(folder / "reference", {"zero_optimization": {"stage": 0}}, {"optimizer.name": "torch_adamw"}))
+    findings = []
+    for number, (name, (config, tolerance)) in enumerate(configurations.items()):
+
+        def compare(number: int = number, config: dict[str, object] = config, tolerance: float = tolerance) -> tuple[bool, str]:
+            ours = losses_of(tiny_run(folder / f"config_{number}", config, {"optimizer.name": "adamw"}))
+            difference = float(np.max(np.abs(ours - theirs) / theirs))
+            return (
+                difference < tolerance,
+                f"{TINY_STEPS} steps differ from float32 without ZeRO by {difference:.1e} (at most {tolerance:g})",
+            )
+
+        findings.append(_tried(name, compare))
+    for name in optimizers:
+
+        def trains(name: str = name) -> tuple[bool, str]:
+            ours = losses_of(tiny_run(folder / f"optimizer_{name}", {"zero_optimization": {"stage": 0}}, {"optimizer.name": name}))
+            return bool(np.isfinite(ours).all()), f"{TINY_STEPS} steps, loss {ours[0]:.3f} to {ours[-1]:.3f}"
+
+        findings.append(_tried(f"optimizer {name}", trains))
+    return findings
+
+
+def _tried(check: str, function: Callable[[], tuple[bool, str]]) -> Finding:
+    try:
+        good, what = function()
+    except ConfigError as error:  # something that is not installed
+        return Finding(check=check, status="note", what="; ".join(error.problems))
+    except Exception as error:  # whatever a driver or kernel raises is a finding
+        return Finding(check=check, status="fails", what=f"{type(error).__name__}: {error}".splitlines()[0])
+    return Finding(check=check, status="ok" if good else "fails", what=what)

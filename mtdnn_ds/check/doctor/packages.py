@@ -1,0 +1,71 @@
+"""Versions against requirements.txt, compilers, DeepSpeed's C++ ops and the locks that interrupted builds leave. Builds nothing."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+from importlib import metadata
+from pathlib import Path
+
+from mtdnn_ds.check.doctor.findings import Finding
+
+REQUIREMENTS = Path(__file__).resolve().parents[3] / "requirements.txt"
+# DeepSpeed's C++ ops that optimizer.name=adamw compiles on its first use: without and with optimizer offload.
+OPS = ("fused_adam", "cpu_adam")
+
+
+def package_findings(requirements: Path = REQUIREMENTS) -> list[Finding]:
+    """Whether what is installed is what requirements.txt asks for."""
+    from packaging.requirements import Requirement
+
+    if not requirements.is_file():
+        return [Finding(check="packages", status="note", what="requirements.txt is not beside the package: versions are not compared")]
+    wrong, versions = [], {}
+    for line in requirements.read_text().splitlines():
+        text = line.split("#")[0].strip()
+        if not text or text.startswith("-"):
+            continue
+        wanted = Requirement(text)
+        try:
+            versions[wanted.name] = metadata.version(wanted.name)
+        except metadata.PackageNotFoundError:
+            wrong.append(f"{wanted.name} is missing")
+            continue
+        if not wanted.specifier.contains(versions[wanted.name], prereleases=True):
+            wrong.append(f"{wanted.name} is {versions[wanted.name]} instead of {wanted.specifier}")
+    if wrong:
+        advice = "DeepSpeed, torch and transformers change behaviour between versions: pip install -r requirements.txt"
+        return [Finding(check="packages", status="fails", what="; ".join(wrong), advice=advice)]
+    main = ", ".join(f"{name} {versions[name]}" for name in ("torch", "deepspeed", "transformers") if name in versions)
+    what = f"Python {platform.python_version()}, {main}; {len(versions)} packages as requirements.txt says"
+    return [Finding(check="packages", status="ok", what=what)]
+
+
+def extensions_folder() -> Path:
+    """Where torch keeps compiled extensions: TORCH_EXTENSIONS_DIR, or its default in the home folder."""
+    from torch.utils import cpp_extension
+
+    return Path(os.environ.get("TORCH_EXTENSIONS_DIR") or cpp_extension.get_default_build_root())
+
+
+def op_findings(folder: Path) -> list[Finding]:
+    """C++ ops: built, to be built at first use, or not buildable; and locks in `folder` that would be waited on for ever."""
+    missing = [tool for tool in ("g++", "ninja") if shutil.which(tool) is None]
+    built = sorted({path.parent.name for path in folder.glob("**/*.so")}) if folder.is_dir() else []
+    waiting = [op for op in OPS if op not in built]
+    if not waiting:
+        findings = [Finding(check="C++ ops", status="ok", what=f"{', '.join(OPS)} are built in {folder}")]
+    elif missing:
+        advice = "optimizer.name=adamw compiles them; install the tools, or set optimizer.name to torch_adamw"
+        what = f"{', '.join(waiting)} are not built, and {' and '.join(missing)} is missing"
+        findings = [Finding(check="C++ ops", status="hurts", what=what, advice=advice)]
+    else:
+        advice = f"the first run of each node builds what it needs (about a minute each) and keeps it in {folder}"
+        findings = [Finding(check="C++ ops", status="note", what=f"{', '.join(waiting)} are not built yet", advice=advice)]
+    locks = sorted(folder.glob("**/lock")) if folder.is_dir() else []
+    if locks:
+        advice = "every later run waits on such a lock without a word; if no build is going on, remove it"
+        what = f"{', '.join(map(str, locks))}: a build is going on, or was interrupted"
+        findings.append(Finding(check="C++ ops", status="hurts", what=what, advice=advice))
+    return findings

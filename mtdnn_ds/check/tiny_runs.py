@@ -1,0 +1,82 @@
+"""Runs of seconds on a tiny random encoder and generated tasks, through the real trainer and a real DeepSpeed engine. For doctor --gpu."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+from mtdnn_ds import dist
+from mtdnn_ds.check.tiny_encoder import write_tiny_encoder
+from mtdnn_ds.config.deepspeed import load_deepspeed_json, resolve_deepspeed
+from mtdnn_ds.config.load import load_recipe
+from mtdnn_ds.data import quickstart_words
+from mtdnn_ds.tasks.resolve import resolve_tasks
+from mtdnn_ds.train.device import probe_device
+from mtdnn_ds.train.run_folder import RunFolder
+from mtdnn_ds.train.trainer import train
+
+TINY_STEPS = 4
+
+
+def tiny_run(folder: Path, deepspeed: Mapping[str, object], overrides: Mapping[str, str]) -> RunFolder:
+    """Train TINY_STEPS steps in `folder`, which must not exist yet. Collective: all ranks must call this with equal arguments."""
+    dist.on_main(lambda: _write_files(folder, deepspeed))
+    recipe = load_recipe(str(folder / "recipe.yaml"), overrides)
+    device = probe_device()
+    resolved = resolve_deepspeed(
+        load_deepspeed_json(str(folder / "deepspeed.json")),
+        recipe,
+        device_type=device.type,
+        fast_bf16=device.fast_bf16,
+        fp16_supported=device.fp16,
+        world_size=dist.world_size(),
+        source="deepspeed.json",
+    )
+    train(recipe, resolve_tasks(recipe), resolved, output_dir=folder / "run", resume="none", quiet=True)
+    return RunFolder(folder / "run")
+
+
+def losses_of(run: RunFolder) -> np.ndarray:
+    """The losses of a run's steps, (steps,) float64, on every rank. Collective: all ranks must call this."""
+
+    def read() -> list[float]:
+        lines = [json.loads(line) for line in run.metrics.read_text().splitlines()]
+        return [line["loss"] for line in lines if "loss" in line]
+
+    return np.array(dist.on_main(read))
+
+
+def _write_files(folder: Path, deepspeed: Mapping[str, object]) -> None:
+    folder.mkdir(parents=True)
+    shared = folder.parent / "encoder"
+    if not shared.is_dir():
+        write_tiny_encoder(shared, [" ".join(_words())])
+    recipe = {
+        "encoder": {"path": str(shared), "random_init": True, "max_length": 32},
+        "tasks": ["quickstart_sentiment", "quickstart_entailment", "quickstart_similarity"],
+        "batch": {"examples_per_step": 16, "max_tokens_per_micro_batch": 256},
+        "optimizer": {"lr": 1e-3},
+        "train": {"steps": TINY_STEPS, "dropout": "none"},
+        "data": {"cache_dir": str(folder.parent / "cache")},
+    }
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    (folder / "deepspeed.json").write_text(json.dumps(deepspeed))
+
+
+def _words() -> list[str]:
+    """Every word of the generated tasks' vocabulary."""
+    found: list[str] = []
+    waiting: list[object] = [value for name, value in vars(quickstart_words).items() if name.isupper()]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, str):
+            found.append(value)
+        elif isinstance(value, Mapping):
+            waiting += [*value.keys(), *value.values()]
+        elif isinstance(value, (list, tuple, set, frozenset)):
+            waiting += list(value)
+    return sorted(found)
