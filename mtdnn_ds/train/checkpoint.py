@@ -66,7 +66,8 @@ def save_checkpoint(
         _prune(checkpoints, keep_last)
 
     dist.on_main(begin)
-    client_state = {"mtdnn_ds": {"step": step}, "universal_checkpoint_info": {"universal_checkpoint_version": 0.2}}
+    ours = {"step": step, "optimizer_order": _optimizer_order(engine)}
+    client_state = {"mtdnn_ds": ours, "universal_checkpoint_info": {"universal_checkpoint_version": 0.2}}
     engine.save_checkpoint(str(checkpoints), tag=partial.name, client_state=client_state, save_latest=False)
     dist.barrier()
     dist.on_main(finish)
@@ -210,6 +211,13 @@ def _numbered(checkpoints: Path) -> list[tuple[int, Path]]:
     """(N, folder step_N), newest first."""
     matches = ((re.fullmatch(r"step_(\d+)", path.name), path) for path in checkpoints.glob("step_*"))
     return sorted(((int(match[1]), path) for match, path in matches if match), reverse=True)
+
+
+def _optimizer_order(engine: Any) -> list[str] | None:
+    """Which parameter each of the optimizer's numbers means, where DeepSpeed does not write it (ZeRO 0)."""
+    if engine.zero_optimization_stage() > 0:
+        return None
+    return [engine.param_names[parameter] for group in engine.optimizer.param_groups for parameter in group["params"]]
 
 
 def _check_shards(folder: Path, engine: Any) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from mtdnn_ds.losses.forms import Losses, build_losses
 from mtdnn_ds.model.freeze import freeze
 from mtdnn_ds.model.multitask import MultiTaskModel, parameter_groups
 from mtdnn_ds.tasks.spec import TaskSpec
-from mtdnn_ds.train import checkpoint
+from mtdnn_ds.train import checkpoint, elastic
 from mtdnn_ds.train.distillation import Lesson, find_lessons, fingerprints, taught
 from mtdnn_ds.train.engine import start_engine
 from mtdnn_ds.train.init import begin_with, find_source
@@ -32,7 +32,7 @@ from mtdnn_ds.train.progress import Progress
 from mtdnn_ds.train.regularizers import Regularizer, build_regularizer
 from mtdnn_ds.train.run_folder import RunFolder, write_run_files
 from mtdnn_ds.train.setup import RunData, build_plan, idle_tasks, loader_settings, prepare_run_data, run_model, settings_dict
-from mtdnn_ds.train.state import RunState, check_fit
+from mtdnn_ds.train.state import PARTITION, RunState, check_fit
 from mtdnn_ds.train.throughput import StepCost, step_cost
 
 COMPUTE_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "autocast_bf16": torch.bfloat16}
@@ -86,6 +86,9 @@ def start_run(
     state = fresh_state(recipe, plan, deepspeed, lessons)
     if found is not None:
         check_fit(str(found.path), found.run_state, state, plan)
+    saved = None if found is None else elastic.open_elsewhere(found, state.topology)
+    for note in [] if found is None else elastic.changes(found.run_state, state.recipe, state.topology):
+        say(note)
     taught_data = taught(recipe, data, lessons, device=device, say=say)
     compute_dtype = COMPUTE_DTYPES[deepspeed.precision]
     model = run_model(recipe, data, device=device, compute_dtype=compute_dtype)
@@ -96,8 +99,8 @@ def start_run(
     settings = loader_settings(recipe, hidden_size=model.encoder.hidden_size, rank=dist.rank(), world_size=dist.world_size(), device=device)
     engine = _engine(recipe, model, deepspeed, say=say)
     if found is not None:
-        checkpoint.load_engine(engine, found)
-        state = RunState.from_json(found.run_state)
+        elastic.restore_engine(engine, found, saved)
+        state = replace(RunState.from_json(found.run_state), recipe=state.recipe, topology=state.topology)
         if regularizer is not None and regularizer.momentum is not None:
             regularizer.momentum.load(found.path)
         if scales is not None:
@@ -128,8 +131,12 @@ def start_run(
 
 def fresh_state(recipe: Recipe, plan: StepPlan, deepspeed: ResolvedDeepSpeed, lessons: Sequence[Lesson]) -> RunState:
     """The state of a run before its first step."""
-    topology = {"world_size": dist.world_size(), "zero_stage": deepspeed.zero_stage, "precision": deepspeed.precision}
-    return RunState(step=0, recipe=settings_dict(recipe), plan=plan.state_dict(0), topology=topology, teachers=fingerprints(lessons))
+    cut = {key: value for key, value in deepspeed.config["zero_optimization"].items() if key in PARTITION and value}
+    cut |= {"offload_optimizer": True} if deepspeed.offload_optimizer else {}
+    place = {"world_size": dist.world_size(), "zero_stage": deepspeed.zero_stage, "precision": deepspeed.precision}
+    return RunState(
+        step=0, recipe=settings_dict(recipe), plan=plan.state_dict(0), topology={**cut, **place}, teachers=fingerprints(lessons)
+    )
 
 
 def _distillation(recipe: Recipe) -> Distillation:

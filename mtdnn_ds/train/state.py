@@ -14,6 +14,9 @@ from mtdnn_ds.config.errors import CheckpointError
 from mtdnn_ds.data.plan import StepPlan
 from mtdnn_ds.train.evaluate import Evaluation
 
+# Parts of a run's topology that say which rank holds what; train/elastic.py carries a state over to others. The precision is the rest.
+PARTITION = ("world_size", "zero_stage", "offload_optimizer", "round_robin_gradients", "parameter_alignment", "sub_group_size")
+
 # Settings that may differ from the checkpoint's: they change no example, no learning rate and no formula (rounding, and with it the
 # last digits of a loss, may differ; attention=varlen has no attention dropout and says so when it starts).
 FREE_SETTINGS = (
@@ -27,6 +30,8 @@ FREE_SETTINGS = (
     "distillation.teachers",  # RunState.teachers says whether they answer alike
     "distillation.checkpoint",
     "distillation.tasks",
+    "batch.max_tokens_per_micro_batch",
+    *(f"topology.{key}" for key in PARTITION),
 )
 
 

@@ -1,0 +1,185 @@
+"""Going on at another number of ranks, ZeRO stage, offload or micro-batch: a saved state put into any engine. Writes no file.
+
+The plan knows no topology, so the same examples make up the same steps. What differs is which part of the weights and of the optimizer's
+state each rank holds: it looks up its own in the checkpoint, wherever it lies there (train/saved_state.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mtdnn_ds import dist
+from mtdnn_ds.config.errors import CheckpointError
+from mtdnn_ds.train.checkpoint import Found, load_engine
+from mtdnn_ds.train.saved_state import FP32, SavedState, open_saved
+from mtdnn_ds.train.state import PARTITION
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Held:
+    """The part of a trained parameter whose float32 weights and states this rank keeps."""
+
+    flat: Tensor  # what the optimizer updates: the parameter itself, or pieces of many end to end
+    group: int  # the optimizer's parameter group
+    offset: int  # in `flat`
+    start: int  # in the flattened parameter
+    numel: int
+
+
+def open_elsewhere(found: Found, topology: Mapping[str, Any]) -> SavedState | None:
+    """The checkpoint as any engine can take it; None if this run holds it in the same parts, for DeepSpeed itself to load.
+
+    Collective: all ranks must call this. Raises CheckpointError if the checkpoint cannot be taken apart.
+    """
+    saved = found.run_state["topology"]
+    if all(saved.get(key) == topology.get(key) for key in PARTITION):
+        return None
+    opened: list[SavedState] = []
+    dist.on_all(lambda: opened.append(open_saved(found.path, zero_stage=saved["zero_stage"], num_ranks=saved["world_size"])))
+    return opened[0]
+
+
+def changes(saved: Mapping[str, Any], recipe: Mapping[str, Any], topology: Mapping[str, Any]) -> list[str]:
+    """What a run says that goes on from the run state `saved` elsewhere; nothing if all is as it was."""
+    before, ranks = saved["topology"], topology["world_size"]
+    tokens, ours = saved["recipe"]["batch"]["max_tokens_per_micro_batch"], recipe["batch"]["max_tokens_per_micro_batch"]
+    parts = [f"{ranks} rank{'s' if ranks > 1 else ''} instead of {before['world_size']}"] if ranks != before["world_size"] else []
+    if topology["zero_stage"] != before["zero_stage"]:
+        parts.append(f"ZeRO stage {topology['zero_stage']} instead of {before['zero_stage']}")
+    parts += [
+        f"zero_optimization.{key} {topology.get(key, 'off')} instead of {before.get(key, 'off')}"
+        for key in PARTITION
+        if key not in ("world_size", "zero_stage") and topology.get(key) != before.get(key)
+    ]
+    shards = bool(parts)
+    if tokens != ours:
+        parts.append(f"batch.max_tokens_per_micro_batch {ours} instead of {tokens}")
+    if not parts:
+        return []
+    notes = [f"goes on with {', '.join(parts)}: the same examples in the same steps"]
+    if shards:
+        notes[0] += "; every rank takes its part of the weights and of the optimizer's state from the checkpoint's shards"
+    cut = tokens != ours or ranks != before["world_size"]
+    if cut and recipe["train"]["dropout"] == "model":
+        notes.append(
+            "train.dropout=model: dropout is drawn by rank and micro-batch, so the losses from here on are not those that the run would "
+            "have had where it was; train.dropout=none, or counter, does not depend on it"
+        )
+    return notes
+
+
+def restore_engine(engine: Any, found: Found, saved: SavedState | None) -> None:
+    """Put weights, optimizer and loss-scaler state back, by DeepSpeed or from `saved`. Collective: all ranks must call this."""
+    if saved is None:
+        load_engine(engine, found)
+        return
+    stage = engine.zero_optimization_stage()
+    if stage == 3:
+        engine.optimizer.checkpoint_event_prologue()  # every parameter in parts, as DeepSpeed does before it loads
+    dist.on_all(lambda: _fill(engine, saved, found))
+    if stage in (1, 2):
+        engine.optimizer.update_lp_params()
+    elif stage == 3:
+        engine.optimizer.checkpoint_event_epilogue()  # small ones whole again
+    for name, value in saved.counters.items():
+        setattr(engine, name, value)
+    if engine.fp16_enabled():
+        for name, value in saved.loss_scaler.items():
+            setattr(engine.optimizer, name, value)
+
+
+@torch.no_grad()
+def _fill(engine: Any, saved: SavedState, found: Found) -> None:
+    trained = {name: parameter for name, parameter in engine.module.named_parameters() if parameter.requires_grad}
+    _check_shapes(trained, saved, found)
+    optimizer = engine.optimizer if engine.zero_optimization_stage() == 0 else engine.optimizer.optimizer
+    first: dict[int, str] = {}  # flat tensor -> the parameter that its states have been made for
+    for name, parameter in trained.items():
+        held = _held_part(engine, parameter)
+        if held is None:
+            continue
+        state, example = optimizer.state[held.flat], first.setdefault(id(held.flat), name)
+        if example == name:
+            state.clear()
+            state.update(_new_state(held.flat, optimizer.param_groups[held.group], saved, name))
+        elif saved.counts(example) != saved.counts(name):
+            raise CheckpointError(
+                f"{found.path}: the optimizer has done {saved.counts(name)} for {name} and {saved.counts(example)} for {example}, which "
+                f"ZeRO stage {engine.zero_optimization_stage()} counts together; resume with the ZeRO stage that it was saved with"
+            )
+        for key in (FP32, *saved.keys(name)):
+            tensor = held.flat if key == FP32 else state[key]
+            values = saved.values(name, key, held.start, held.numel)
+            tensor.view(-1)[held.offset : held.offset + held.numel].copy_(values)
+        if hasattr(parameter, "ds_tensor"):
+            part = parameter.ds_tensor
+            part.data.copy_(held.flat[held.offset : held.offset + part.numel()].view_as(part))
+    for group, counts in zip(optimizer.param_groups, saved.group_counts, strict=True):
+        group.update(counts)
+    _fill_untrained(engine.module, saved)
+
+
+def _new_state(flat: Tensor, group: Mapping[str, Any], saved: SavedState, name: str) -> dict[str, Any]:
+    """The optimizer's state of `flat`, still without its values: at the start of a run it has none yet."""
+    counts_on_device = group.get("fused") or group.get("capturable")  # torch's optimizers then count on the device, else on the CPU
+    state: dict[str, Any] = {}
+    for key, count in saved.counts(name).items():
+        state[key] = count.clone().to(flat.device if counts_on_device else "cpu") if torch.is_tensor(count) else count
+    return {**state, **{key: torch.zeros_like(flat, dtype=torch.float32) for key in saved.keys(name)}}
+
+
+# Where DeepSpeed 0.19.8 keeps what an optimizer updates (train/penalty.py says the same of weights).
+
+
+def _held_part(engine: Any, parameter: Any) -> _Held | None:
+    """What this rank keeps of a trained parameter, if anything."""
+    stage, optimizer = engine.zero_optimization_stage(), engine.optimizer
+    if stage == 0:
+        groups = (number for number, group in enumerate(optimizer.param_groups) if any(parameter is one for one in group["params"]))
+        return _Held(flat=parameter, group=next(groups), offset=0, start=0, numel=parameter.numel())
+    if stage == 3:
+        sub_group, offset, size = optimizer.grad_position[optimizer.get_param_id(parameter)]
+        start = min(dist.rank() * size, parameter.ds_numel)
+        flat, group = optimizer.fp32_partitioned_groups_flat[sub_group], optimizer.sub_group_to_group_id[sub_group]
+        return _Held(flat=flat, group=group, offset=offset, start=start, numel=min(size, parameter.ds_numel - start))
+    mapping = parameter._hp_mapping
+    if mapping is None:
+        return None
+    # With bf16 weights and stage 1 another class of DeepSpeed's keeps them, under another name.
+    flats = getattr(optimizer, "single_partition_of_fp32_groups", None) or optimizer.fp32_groups_flat_partition
+    there, here, group = mapping.hp_fragment_address, mapping.lp_fragment_address, mapping.param_group_index
+    return _Held(flat=flats[group], group=group, offset=there.start, start=here.start, numel=here.numel)
+
+
+def _fill_untrained(module: nn.Module, saved: SavedState) -> None:
+    """Frozen parameters, of which ZeRO 3 too gives each rank a part, and buffers."""
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            continue
+        if not hasattr(parameter, "ds_tensor"):
+            parameter.copy_(saved.untrained[name])
+            continue
+        part = parameter.ds_tensor
+        mine = saved.untrained[name].reshape(-1)[dist.rank() * part.numel() :][: part.numel()]
+        part.data.view(-1)[: mine.numel()].copy_(mine)
+    for name, buffer in module.named_buffers():
+        if name in saved.untrained:
+            buffer.copy_(saved.untrained[name])
+
+
+def _check_shapes(trained: Mapping[str, Any], saved: SavedState, found: Found) -> None:
+    ours = {name: tuple(getattr(parameter, "ds_shape", parameter.shape)) for name, parameter in trained.items()}
+    theirs = {name: tuple(shape) for name, shape in saved.shapes.items()}
+    wrong = [
+        f"{found.path}: {name} is {theirs.get(name, 'not trained')} there and {ours.get(name, 'not trained')} here; resume with the "
+        "encoder, the tasks and the mtdnn_ds that it was saved with"
+        for name in sorted(ours.keys() | theirs.keys())
+        if ours.get(name) != theirs.get(name)
+    ]
+    if wrong:
+        raise CheckpointError(wrong[:8])

@@ -1,0 +1,195 @@
+"""What a checkpoint of any ZeRO stage and number of ranks holds, parameter by parameter, read where it lies. Puts nothing into an engine.
+
+DeepSpeed writes each rank's share of flattened groups of parameters. Here they are mapped into memory, not read, and found again by the
+names of the parameters, so that any part of one costs what it is long. Nothing is converted or written. Layouts of DeepSpeed 0.19.8:
+
+    ZeRO 0     mp_rank_00_model_states.pt: parameters whole, and the optimizer's own state by number; checkpoint.py adds the names
+    ZeRO 1, 2  *_optim_states.pt of each rank: a flat group cut into equal parts, ends of parameters wherever they fall;
+               `param_slice_mappings` says which elements of the part belong to which parameter
+    ZeRO 3     every parameter cut into equal parts, the last one padded; rank r's part of each, one after the other
+
+Two ranks and parameters a (3 elements) and b (5) of one group: ZeRO 1 keeps aaab | bbbb, ZeRO 3 keeps aabbb | a-bb-.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mtdnn_ds.config.errors import CheckpointError
+
+FP32 = "fp32"  # the float32 weights, beside the names of an optimizer's states
+COUNTERS = ("global_steps", "global_samples", "skipped_steps")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Flat:
+    """A tensor that the optimizer updates as one, with its states."""
+
+    values: dict[str, Tensor]  # float32 weights and states with one value an element, flattened
+    counts: dict[str, Any]  # states of the whole: the optimizer's steps
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Piece:
+    """Elements [start, start + numel) of a flattened parameter, which lie at `offset` of `flat`."""
+
+    flat: _Flat
+    start: int
+    numel: int
+    offset: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SavedState:
+    """The state of a run's engine, whatever it was cut into. Reads from the files, which must stay."""
+
+    shapes: dict[str, torch.Size]  # of trained parameters
+    untrained: dict[str, Tensor]  # frozen parameters and buffers
+    counters: dict[str, int]
+    group_counts: tuple[dict[str, Any], ...]  # counts that an optimizer keeps by parameter group
+    loss_scaler: Mapping[str, Any]  # of fp16: DeepSpeed's attributes by name
+    pieces: dict[str, list[_Piece]]
+
+    def keys(self, name: str) -> list[str]:
+        """Names of the optimizer's states of a parameter, those with a value for each element."""
+        return [key for key in self.pieces[name][0].flat.values if key != FP32]
+
+    def counts(self, name: str) -> dict[str, Any]:
+        """The other states of a parameter, as they were saved."""
+        return self.pieces[name][0].flat.counts
+
+    def values(self, name: str, key: str, start: int, numel: int) -> Tensor:
+        """(numel,) float32, new: elements from `start` on of the flattened weights (`fp32`) or of a state."""
+        result = torch.empty(numel, dtype=torch.float32)
+        for piece in self.pieces[name]:
+            low, high = max(start, piece.start), min(start + numel, piece.start + piece.numel)
+            if low < high:
+                there = piece.offset + low - piece.start
+                result[low - start : high - start] = piece.flat.values[key][there : there + high - low]
+        return result
+
+
+def open_saved(folder: Path, *, zero_stage: int, num_ranks: int) -> SavedState:
+    """The checkpoint `folder`, which is whole and was written at `zero_stage` by `num_ranks` ranks. Raises CheckpointError if it cannot be read so."""
+    try:
+        return _open(folder, zero_stage, num_ranks)
+    except (KeyError, IndexError, TypeError, AttributeError, RuntimeError, OSError) as error:
+        raise CheckpointError(
+            f"{folder}: its shards are not laid out as DeepSpeed 0.19.8 writes them ({type(error).__name__}: {str(error)[:200]}); "
+            "resume with the number of ranks and the ZeRO stage that it was saved with"
+        ) from error
+
+
+def _open(folder: Path, zero_stage: int, num_ranks: int) -> SavedState:
+    model_names = [f"zero_pp_rank_{rank}_mp_rank_00" for rank in range(num_ranks)] if zero_stage == 3 else ["mp_rank_00"]
+    models = [_map(folder / f"{name}_model_states.pt") for name in model_names]
+    scaler: Mapping[str, Any] = {}
+    if zero_stage == 0:
+        base = models[0]["optimizer"]
+        pieces = _whole(models[0], folder)
+        shapes = {name: models[0]["module"][name].shape for name in pieces}
+    else:
+        optims = [_map(_optimizer_file(folder, rank))["optimizer_state_dict"] for rank in range(num_ranks)]
+        shapes = {name: shape for group in models[0]["param_shapes"] for name, shape in group.items()}
+        pieces = _cut_by_rank(models[0], optims) if zero_stage == 3 else _cut_anywhere(optims, folder)
+        base = optims[0]["optimizer_state_dict" if zero_stage == 3 else "base_optimizer_state"]
+        scaler = {name: optims[0][name] for name in ("loss_scaler", "dynamic_loss_scale", "overflow") if name in optims[0]}
+    for name, shape in shapes.items():
+        if sum(piece.numel for piece in pieces[name]) != shape.numel():
+            raise IndexError(f"{name} has {shape.numel()} elements, its pieces have {sum(piece.numel for piece in pieces[name])}")
+    return SavedState(
+        shapes=shapes,
+        untrained=_untrained(models, zero_stage, shapes.keys()),
+        counters={name: int(models[0][name]) for name in COUNTERS},
+        group_counts=tuple({"step": group["step"]} if "step" in group else {} for group in base["param_groups"]),
+        loss_scaler=scaler,
+        pieces=pieces,
+    )
+
+
+def _map(path: Path) -> dict[str, Any]:
+    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    with torch.serialization.safe_globals([LossScaler, DynamicLossScaler, ZeroStageEnum, fragment_address]):
+        return dict(torch.load(path, map_location="cpu", mmap=True, weights_only=True))
+
+
+def _optimizer_file(folder: Path, rank: int) -> Path:
+    """With bf16 weights its name begins otherwise."""
+    return next(path for prefix in ("", "bf16_") if (path := folder / f"{prefix}zero_pp_rank_{rank}_mp_rank_00_optim_states.pt").is_file())
+
+
+def _flat(weights: Tensor, state: Mapping[str, Any]) -> _Flat:
+    """A state belongs to the elements if it has as many dimensions as the weights; the count of steps never does."""
+    is_value = {key: torch.is_tensor(value) and key != "step" and value.dim() == weights.dim() for key, value in state.items()}
+    values = {FP32: weights.reshape(-1), **{key: value.reshape(-1) for key, value in state.items() if is_value[key]}}
+    return _Flat(values=values, counts={key: value for key, value in state.items() if not is_value[key]})
+
+
+def _whole(model: Mapping[str, Any], folder: Path) -> dict[str, list[_Piece]]:
+    """ZeRO 0."""
+    names = model["mtdnn_ds"].get("optimizer_order")
+    if names is None:
+        raise CheckpointError(
+            f"{folder}: was saved at ZeRO stage 0 by mtdnn_ds 0.2 or older, which did not write which optimizer state belongs to which "
+            "parameter; resume once with ZeRO stage 0, and from its next checkpoint as you like"
+        )
+    numbers = [number for group in model["optimizer"]["param_groups"] for number in group["params"]]
+    states = model["optimizer"]["state"]
+    return {
+        name: [_Piece(flat=_flat(model["module"][name], states[number]), start=0, numel=model["module"][name].numel(), offset=0)]
+        for name, number in zip(names, numbers, strict=True)
+    }
+
+
+def _cut_anywhere(optims: Sequence[Mapping[str, Any]], folder: Path) -> dict[str, list[_Piece]]:
+    """ZeRO 1 and 2. The parts of a parameter follow each other in the order of the ranks."""
+    if any(padding for group in optims[0].get("param_alignment_paddings") or () for padding in group):
+        raise CheckpointError(
+            f"{folder}: was saved with zero_optimization.parameter_alignment, which only the number of ranks and the ZeRO stage that it "
+            "was saved with can read; resume so, or go back to a checkpoint without it"
+        )
+    pieces: dict[str, list[_Piece]] = {}
+    for optim in optims:
+        for number, (weights, addresses) in enumerate(
+            zip(optim["single_partition_of_fp32_groups"], optim["param_slice_mappings"], strict=True)
+        ):
+            flat = _flat(weights, optim["base_optimizer_state"]["state"].get(number, {}))
+            for name, address in addresses.items():
+                before = pieces.setdefault(name, [])
+                start = before[-1].start + before[-1].numel if before else 0
+                before.append(_Piece(flat=flat, start=start, numel=address.numel, offset=address.start))
+    return pieces
+
+
+def _cut_by_rank(model: Mapping[str, Any], optims: Sequence[Mapping[str, Any]]) -> dict[str, list[_Piece]]:
+    """ZeRO 3."""
+    pieces: dict[str, list[_Piece]] = {}
+    for rank, optim in enumerate(optims):
+        for number, shapes in enumerate(model["param_shapes"]):
+            flat = _flat(optim["fp32_flat_groups"][number], optim["optimizer_state_dict"]["state"][number])
+            offset = 0
+            for name, shape in shapes.items():
+                size = -(-shape.numel() // len(optims))
+                start = min(rank * size, shape.numel())
+                pieces.setdefault(name, []).append(_Piece(flat=flat, start=start, numel=min(size, shape.numel() - start), offset=offset))
+                offset += size
+    return pieces
+
+
+def _untrained(models: Sequence[Mapping[str, Any]], zero_stage: int, trained: Collection[str]) -> dict[str, Tensor]:
+    """Frozen parameters and buffers. ZeRO 3 cuts the parameters up as it does trained ones, and leaves empty tensors in `module`."""
+    rest = {name: tensor for name, tensor in models[0]["module"].items() if name not in trained}
+    if zero_stage == 3:
+        for name, shape in models[0]["frozen_param_shapes"].items():
+            parts = [model["frozen_param_fragments"][name].reshape(-1) for model in models]
+            rest[name] = torch.cat(parts)[: shape.numel()].reshape(shape)
+    return rest
