@@ -25,7 +25,7 @@ ONLY_IN = {
     "deepspeed": ("mtdnn_ds/train/", "launchers/"),
     "fire": ("mtdnn_ds/cli.py",),
     "flash_attn": ("mtdnn_ds/model/attention.py",),
-    "apex": ("mtdnn_ds/model/encoder.py", "mtdnn_ds/train/engine.py", "mtdnn_ds/train/optimizer.py"),
+    "apex": ("mtdnn_ds/model/fused_norms.py", "mtdnn_ds/train/engine.py", "mtdnn_ds/train/optimizer.py"),
     "tensorboard": ("mtdnn_ds/train/monitor.py",),
 }
 

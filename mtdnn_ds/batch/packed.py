@@ -70,6 +70,8 @@ class PackedBatch:
     num_tokens: int  # real tokens, without fillers
     parts: tuple[PackedBatch, ...] = ()  # soft sharing: each copy's sequences, without targets; end to end they are this batch's
     sequence_groups: Tensor | None = None  # low-rank sharing: (S,) int64, group of tasks that each sequence belongs to
+    sequence_keys: Tensor | None = None  # (S,) int64: a random number of each sequence, of its example's task, row and epoch alone
+    step: int = 0  # of the run, from 1; 0 outside training
 
     @property
     def num_sequences(self) -> int:

@@ -216,10 +216,21 @@ class TrainSettings(Section):
     steps: int | None = Field(None, ge=1)
     epochs: Positive | None = Field(None, description="passes over the sum of all tasks' training rows; alternative to steps")
     seed: int = Field(0, ge=0, lt=2**32)
-    dropout: Literal["model", "none"] = "model"
+    dropout: Literal["model", "none", "counter"] = Field(
+        "model",
+        description="model: as encoder and tasks say; none: off everywhere; counter: as model, with masks that depend on no rank and micro-batch",
+    )
     eval_every: int = Field(0, ge=0, description="steps between evaluations; 0 = only at the end")
     save_every: int = Field(0, ge=0, description="steps between checkpoints; 0 = only at the end")
     keep_last: int = Field(2, ge=1, description="checkpoints kept")
+    time_margin: float = Field(
+        120.0,
+        ge=0,
+        description="under SLURM: seconds before the job's time limit, less the longest step and save, at which the run saves and stops",
+    )
+    stall_timeout: float = Field(
+        600.0, ge=0, description="seconds without a sign of life, or without progress in training, after which a rank counts as lost; 0 = off"
+    )
     freeze: list[str] = Field(
         [], description="parts that stay as they are: embeddings, encoder.layer.0-5, encoder, pooler, heads, heads.NAME"
     )

@@ -17,6 +17,7 @@ import torch
 from mtdnn_ds.batch import PackedBatch, Targets
 from mtdnn_ds.batch.groups import attention_groups
 from mtdnn_ds.data.copies import parts_of_copies
+from mtdnn_ds.data.counter_hash import sequence_keys, stream_of
 from mtdnn_ds.data.examples import Examples, Gathered
 from mtdnn_ds.tasks.layout import HeadLayout
 from mtdnn_ds.tasks.sharing import HARD, Sharing
@@ -32,6 +33,7 @@ def collate(
     tasks: Sequence[int],
     filler_ids: np.ndarray,
     sharing: Sharing = HARD,
+    step: int = 0,
 ) -> PackedBatch:
     """One micro-batch of the given examples: number `examples_B[b]` of `sets[index_B[b]]`.
 
@@ -53,6 +55,7 @@ def collate(
     index_T = ragged_index(lengths_S, order)
     new_lengths_S = lengths_S[order]
     cu_seqlens = np.concatenate(([0], np.cumsum(new_lengths_S)))
+    streams_N = np.array([stream_of(layout.task_names[task]) for task in tasks], dtype=np.uint64)
     targets, unit_counts = _targets(gathered, members_of, tasks, layout, order, index_T)
     groups, packed_to_padded = attention_groups(new_lengths_S) if sharing.mode != "soft" else ((), _int64(()))
     batch = PackedBatch(
@@ -70,6 +73,8 @@ def collate(
         sequence_examples=owner_S[order],
         num_tokens=int(lengths_S[owner_S >= 0].sum()),
         sequence_groups=_groups(index_S[order], tasks, sharing) if sharing.mode == "low_rank" else None,
+        sequence_keys=torch.from_numpy(sequence_keys(owner_S[order], streams_N[index_B], examples_B, epochs_B).view(np.int64)),
+        step=step,
     )
     return replace(batch, parts=parts_of_copies(batch, copy_S[order])) if sharing.mode == "soft" else batch
 

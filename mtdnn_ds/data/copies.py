@@ -41,6 +41,7 @@ def parts_of_copies(batch: PackedBatch, copy_S: np.ndarray) -> tuple[PackedBatch
                 targets={},
                 unit_counts=np.zeros_like(batch.unit_counts),
                 sequence_examples=own,
+                sequence_keys=None,  # the whole batch's are read
                 num_tokens=int(lengths[own >= 0].sum()),
             )
         )

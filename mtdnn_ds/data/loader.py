@@ -144,6 +144,7 @@ class TrainLoader:
                 tasks=range(len(self._sets)),
                 filler_ids=settings.filler_ids,
                 sharing=settings.sharing,
+                step=step,
             )
             for members in packing.micro_batches[settings.rank]
         )

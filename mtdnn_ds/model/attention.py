@@ -23,7 +23,10 @@ from transformers import AttentionInterface, AttentionMaskInterface
 
 from mtdnn_ds.batch.packed import AttentionGroup, PackedBatch
 from mtdnn_ds.config.errors import ConfigError, did_you_mean
+from mtdnn_ds.model.counter_dropout import next_stream
+from mtdnn_ds.model.counter_masks import DropoutKeys, attention_dropout
 from mtdnn_ds.model.dropout import word_dropout
+from mtdnn_ds.model.replayed import Replayed
 
 Backend = Literal["grouped", "padded", "flash", "varlen"]
 
@@ -43,24 +46,31 @@ class AttentionLayout:
     padded_to_packed: Tensor  # (P,) int64, all groups end to end; T stands for a zero row
     packed_to_padded: Tensor  # (T,) int64, its inverse
     token_groups: Tensor | None  # (T,) int64, low-rank sharing: each token's group of tasks
+    running: Replayed | None = None  # counter dropout: counts a module's runs
+    dropout_keys: Tensor | None = None  # (P,) int64, counter dropout: keys of the padded rows
 
 
-def attention_layout(batch: PackedBatch, backend: Backend) -> AttentionLayout:
-    """The layout of `batch`; never waits for the device."""
+def attention_layout(
+    batch: PackedBatch, backend: Backend, keys: DropoutKeys | None = None, running: Replayed | None = None
+) -> AttentionLayout:
+    """The layout of `batch`; never waits for the device. `keys` and `running` are for counter dropout."""
     groups, packed_to_padded = batch.attention_groups, batch.packed_to_padded
     if backend == "padded":
         group, packed_to_padded = padded_group(batch)
         groups = (group,)
+    padded_to_packed = torch.cat([group.padded_to_packed.flatten() for group in groups])
     return AttentionLayout(
         backend=backend,
         cu_seqlens=batch.cu_seqlens,
         max_seqlen=batch.max_seqlen,
         groups=groups,
-        padded_to_packed=torch.cat([group.padded_to_packed.flatten() for group in groups]),
+        padded_to_packed=padded_to_packed,
         packed_to_padded=packed_to_padded,
         token_groups=None
         if batch.sequence_groups is None
         else batch.sequence_groups.repeat_interleave(batch.cu_seqlens.diff(), output_size=batch.input_ids.numel()),
+        running=None if keys is None else running,
+        dropout_keys=None if keys is None else _pad_rows(keys.of_token_T, padded_to_packed),
     )
 
 
@@ -78,8 +88,10 @@ def padded_group(batch: PackedBatch) -> tuple[AttentionGroup, Tensor]:
     return group, sequence_T * batch.max_seqlen + batch.position_ids
 
 
-def attend(query_TNH: Tensor, key_TNH: Tensor, value_TNH: Tensor, layout: AttentionLayout, *, dropout: float, scaling: float) -> Tensor:
-    """Attention within each sequence, (T, N, H). `dropout` is the probability in effect: 0 outside training."""
+def attend(
+    query_TNH: Tensor, key_TNH: Tensor, value_TNH: Tensor, layout: AttentionLayout, *, dropout: float, scaling: float, stream: int = 0
+) -> Tensor:
+    """Attention within each sequence, (T, N, H). `dropout` is the probability in effect: 0 outside training; `stream`: of its counters."""
     cu_seqlens, longest = layout.cu_seqlens, layout.max_seqlen
     if layout.backend == "flash":
         from flash_attn import flash_attn_varlen_func
@@ -93,11 +105,11 @@ def attend(query_TNH: Tensor, key_TNH: Tensor, value_TNH: Tensor, layout: Attent
         out_TNH = varlen_attn(query_TNH, key_TNH, value_TNH, cu_seqlens, cu_seqlens, longest, longest, scale=scaling)
         assert isinstance(out_TNH, Tensor)  # a pair only where return_aux is asked for
         return out_TNH
-    return _attend_groups(query_TNH, key_TNH, value_TNH, layout, dropout, scaling)
+    return _attend_groups(query_TNH, key_TNH, value_TNH, layout, dropout, scaling, stream)
 
 
 def _attend_groups(
-    query_TNH: Tensor, key_TNH: Tensor, value_TNH: Tensor, layout: AttentionLayout, dropout: float, scaling: float
+    query_TNH: Tensor, key_TNH: Tensor, value_TNH: Tensor, layout: AttentionLayout, dropout: float, scaling: float, stream: int
 ) -> Tensor:
     num_tokens, *heads = query_TNH.shape
     # Where nothing is padded both indices are the identity, because groups follow the packed order.
@@ -107,24 +119,39 @@ def _attend_groups(
         for rows in (query_TNH, key_TNH, value_TNH)
     ]
     shapes = [group.padded_to_packed.shape for group in layout.groups]
-    split_rows = zip(*(rows.split([shape.numel() for shape in shapes]) for rows in padded), strict=True)
+    sizes = [shape.numel() for shape in shapes]
+    split_rows = zip(*(rows.split(sizes) for rows in padded), strict=True)
+    keys = [None] * len(sizes) if layout.dropout_keys is None or dropout == 0 else layout.dropout_keys.split(sizes)
     outputs = []
-    for group, shape, rows in zip(layout.groups, shapes, split_rows, strict=True):
+    for group, shape, rows, keys_P in zip(layout.groups, shapes, split_rows, keys, strict=True):
         query_SNLH, key_SNLH, value_SNLH = (part.view(*shape, *heads).transpose(1, 2) for part in rows)
-        out_SNLH = _attend_padded(query_SNLH, key_SNLH, value_SNLH, group.key_mask, dropout, scaling)
+        keys_SL = None if keys_P is None else keys_P.view(shape)
+        out_SNLH = _attend_padded(query_SNLH, key_SNLH, value_SNLH, group.key_mask, dropout, scaling, keys_SL, stream)
         outputs.append(out_SNLH.transpose(1, 2).reshape(-1, *heads))
     out_PNH = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
     return out_PNH if is_identity else _Unpad.apply(out_PNH, layout.padded_to_packed, layout.packed_to_padded)
 
 
-def _attend_padded(query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor | None, dropout: float, scaling: float) -> Tensor:
-    if dropout == 0 or query.device.type != "cpu":
+def _attend_padded(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    key_mask: Tensor | None,
+    dropout: float,
+    scaling: float,
+    keys_SL: Tensor | None = None,
+    stream: int = 0,
+) -> Tensor:
+    if dropout == 0 or (query.device.type != "cpu" and keys_SL is None):
         return functional.scaled_dot_product_attention(query, key, value, attn_mask=key_mask, dropout_p=dropout, scale=scaling)
     # With dropout the CPU has no fused kernel either: scaled_dot_product_attention would take these same steps, with a slow mask.
+    # And no fused kernel takes a mask for dropout.
     scores_SNLL = torch.matmul(query * scaling, key.transpose(2, 3))
     if key_mask is not None:
         scores_SNLL = scores_SNLL + torch.zeros_like(key_mask, dtype=scores_SNLL.dtype).masked_fill_(~key_mask, float("-inf"))
-    return torch.matmul(word_dropout(scores_SNLL.softmax(-1), dropout), value)
+    weights_SNLL = scores_SNLL.softmax(-1)
+    dropped = word_dropout(weights_SNLL, dropout) if keys_SL is None else attention_dropout(weights_SNLL, dropout, keys_SL, stream)
+    return torch.matmul(dropped, value)
 
 
 def _pad_rows(rows: Tensor, padded_to_packed: Tensor) -> Tensor:
@@ -179,7 +206,8 @@ def packed_attention(
     """`attend` with the signature of transformers' AttentionInterface: (1, N, T, H) in, (1, T, N, H) out."""
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     query_TNH, key_TNH, value_TNH = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
-    return attend(query_TNH, key_TNH, value_TNH, packed_layout, dropout=dropout, scaling=scaling).unsqueeze(0), None
+    stream = next_stream(module, packed_layout.running) if dropout > 0 and packed_layout.running is not None else 0
+    return attend(query_TNH, key_TNH, value_TNH, packed_layout, dropout=dropout, scaling=scaling, stream=stream).unsqueeze(0), None
 
 
 def register_packed_attention() -> None:
@@ -205,6 +233,18 @@ def resolve_backend(requested: str, device_type: str, dtype: torch.dtype) -> tup
         raise ConfigError(f"encoder.attention={requested} cannot run here: {' and '.join(problems)}; use 'auto' or 'grouped'")
     backend: Backend = next(name for name in get_args(Backend) if name == requested)
     return backend, f"attention back end {backend}: asked for by encoder.attention"
+
+
+def counter_backend(requested: str, backend: Backend, reason: str, attention_dropout: float) -> tuple[Backend, str]:
+    """The back end and the reason with train.dropout=counter: kernels cannot take its masks. Raises ConfigError where one is asked for by name."""
+    if backend in ("grouped", "padded") or attention_dropout == 0:
+        return backend, reason
+    if requested == "auto":
+        return "grouped", f"attention back end grouped ({backend} cannot take the attention dropout masks of train.dropout=counter)"
+    raise ConfigError(
+        f"encoder.attention={requested}: it cannot take the masks of train.dropout=counter, and the encoder's attention dropout is "
+        f"{attention_dropout}; use 'auto' or 'grouped', or train.dropout=model"
+    )
 
 
 def _flash_problems(device_type: str, dtype: torch.dtype) -> list[str]:

@@ -6,7 +6,6 @@ Shape legend: K supervised rows, D hidden, C columns of all the kind's tasks, M 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +13,10 @@ from torch.nn import functional
 
 from mtdnn_ds.config.errors import ConfigError
 from mtdnn_ds.model.by_term import rows_by_term
-from mtdnn_ds.model.dropout import replace_dropout
-from mtdnn_ds.model.heads import row_dropout
+from mtdnn_ds.model.counter_dropout import refuse_other_randomness, start_pass, use_counter_dropout
+from mtdnn_ds.model.dropout import DropoutMode, replace_dropout
+from mtdnn_ds.model.heads import term_dropout
+from mtdnn_ds.model.replayed import Replayed
 from mtdnn_ds.model.seeded import derived_seed
 
 
@@ -29,21 +30,26 @@ class CustomHeads(nn.Module):
         super().__init__()
         self.of_tasks = nn.ModuleList(heads)
         self.columns = tuple(columns.values())
+        self.running = Replayed()
         self.has_dropout = any(dropout_M[term] > 0 for term in columns)
         self.dropout_M: Tensor
         self.register_buffer("dropout_M", torch.tensor(dropout_M, dtype=torch.float32), persistent=False)
 
-    def forward(self, states_KD: Tensor, term_ids_K: Tensor, sizes: Sequence[int]) -> Tensor:
-        """(K, C): each row's outputs in its term's columns, 0 in all others. `sizes`: rows of each term, on the host."""
+    def forward(self, states_KD: Tensor, term_ids_K: Tensor, sizes: Sequence[int], keys_K: Tensor | None = None) -> Tensor:
+        """(K, C): each row's outputs in its term's columns, 0 in all others. `sizes`: rows of each term, on the host; `keys_K`: for
+        counter dropout."""
         grouped = rows_by_term(term_ids_K, sizes)
         states_KD = states_KD[grouped.order]
+        keys_K = None if keys_K is None else keys_K[grouped.order]
         if self.training and self.has_dropout:
-            states_KD = row_dropout(states_KD, self.dropout_M[term_ids_K[grouped.order]])
+            states_KD = term_dropout(self, states_KD, term_ids_K[grouped.order], keys_K)
         num_columns = self.columns[-1].stop
-        parts = [
-            functional.pad(head(rows_KD), (own.start, num_columns - own.stop))
-            for head, own, rows_KD in zip(self.of_tasks, self.columns, states_KD.split(grouped.sizes), strict=True)
-        ]
+        keys = [None] * len(grouped.sizes) if keys_K is None else keys_K.split(grouped.sizes)
+        parts = []
+        for head, own, rows_KD, own_keys in zip(self.of_tasks, self.columns, states_KD.split(grouped.sizes), keys, strict=True):
+            if own_keys is not None:
+                start_pass(self.running, own_keys, 0)
+            parts.append(functional.pad(head(rows_KD), (own.start, num_columns - own.stop)))
         return torch.cat(parts)[grouped.back]
 
 
@@ -55,7 +61,7 @@ def build_custom_heads(
     hidden_size: int,
     columns: Mapping[int, range],
     dropout_M: Sequence[float],
-    dropout: Literal["model", "none"],
+    dropout: DropoutMode,
     seed: int,
 ) -> CustomHeads:
     """One head of `make(hidden size, outputs)` for each of `tasks`, drawn from (seed, task). Raises ConfigError if it is no such head."""
@@ -76,6 +82,22 @@ def build_custom_heads(
             raise ConfigError(
                 f"kind {kind}: its head turns states of shape (2, {hidden_size}) into {shape} and must give (2, {len(own)}), a row of outputs for each row"
             )
-        replace_dropout(head)
+        if dropout != "counter":
+            replace_dropout(head)
         heads.append(head.train())
-    return CustomHeads(heads, columns=columns, dropout_M=dropout_M)
+    bank = CustomHeads(heads, columns=columns, dropout_M=dropout_M)
+    if dropout == "counter":
+        _count_dropout(bank, kind, tasks, hidden_size)
+    return bank
+
+
+def _count_dropout(bank: CustomHeads, kind: str, tasks: Sequence[str], hidden_size: int) -> None:
+    """Dropout from counters in every head, by its task's name. Raises ConfigError where it cannot be, found on two rows."""
+    for head, task in zip(bank.of_tasks, tasks, strict=True):
+        use_counter_dropout(head, prefix=f"the head of {task}", running=bank.running)
+
+        def run(head: nn.Module = head) -> None:
+            start_pass(bank.running, torch.arange(2), 0)
+            head(torch.zeros(2, hidden_size))
+
+        refuse_other_randomness(f"the head of kind {kind}", run)

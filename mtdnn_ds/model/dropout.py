@@ -7,9 +7,14 @@ scaled by 1 / (1 - p'), p' being that rounded probability, so the mean is exact 
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+DropoutMode = Literal["model", "none", "counter"]
+"""Of a run (train.dropout): as encoder and tasks say, off everywhere, or as they say with masks from counters (counter_dropout.py)."""
 
 LEVELS = 2**16
 

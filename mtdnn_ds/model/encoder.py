@@ -11,9 +11,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from inspect import signature
-from typing import Any, Literal
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import MODEL_FOR_MASKED_LM_MAPPING, AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
@@ -22,9 +24,13 @@ from transformers.utils import logging as hf_logging
 from mtdnn_ds.batch.packed import PackedBatch
 from mtdnn_ds.config.errors import ConfigError
 from mtdnn_ds.model.attention import HF_ATTENTION_NAME, Backend, attention_layout, padded_group, register_packed_attention, unpad
-from mtdnn_ds.model.dropout import replace_dropout
+from mtdnn_ds.model.counter_dropout import refuse_other_randomness, start_pass, use_counter_dropout
+from mtdnn_ds.model.counter_masks import DropoutKeys, dropout_keys
+from mtdnn_ds.model.dropout import DropoutMode, replace_dropout
+from mtdnn_ds.model.fused_norms import fuse_layer_norms
 from mtdnn_ds.model.pooler import take_pooler
-from mtdnn_ds.model.probe import hidden_one_by_one, probe_batch, relative_difference, unused_parameters
+from mtdnn_ds.model.probe import batch_of_lengths, hidden_one_by_one, probe_batch, relative_difference, unused_parameters
+from mtdnn_ds.model.replayed import Replayed
 from mtdnn_ds.model.seeded import derived_seed
 
 # Largest difference in float32 between packed and unpacked hidden states that rounding explains; they are of order 1.
@@ -45,6 +51,7 @@ class PackedEncoder(nn.Module):
         self.position_offset = position_offset  # position id of a sequence's first token
         self.max_positions = max_positions  # most tokens of a sequence; sys.maxsize where the encoder sets no limit
         self.notes: tuple[str, ...] = ()
+        self.running = Replayed()
         self._accepts_token_types = "token_type_ids" in signature(model.forward).parameters
         self._has_token_types = (getattr(model.config, "type_vocab_size", 0) or 0) > 1
 
@@ -69,23 +76,30 @@ class PackedEncoder(nn.Module):
         names = ("hidden_dropout_prob", "hidden_dropout", "dropout")
         return next((float(getattr(self.config, name)) for name in names if getattr(self.config, name, None) is not None), 0.0)
 
-    def forward(self, batch: PackedBatch, noise_TE: Tensor | None = None) -> Tensor:
-        """Hidden states of all tokens, (T, D); `noise_TE` is added to their word embeddings."""
-        return self.hidden(batch, noise_TE)
+    @property
+    def attention_dropout(self) -> float:
+        """The encoder's own dropout of attention probabilities."""
+        return float(getattr(self.config, "attention_probs_dropout_prob", None) or getattr(self.config, "attention_dropout", None) or 0.0)
+
+    def forward(self, batch: PackedBatch, noise_TE: Tensor | None = None, keys: DropoutKeys | None = None) -> Tensor:
+        """Hidden states of all tokens, (T, D); `noise_TE` is added to their word embeddings, `keys` are for counter dropout."""
+        return self.hidden(batch, noise_TE, keys)
 
     def pooled(self, hidden_TD: Tensor, batch: PackedBatch, sequences_K: Tensor) -> Tensor:
         """What sequence heads read of the given sequences, (K, D)."""
         first_token_K = batch.cu_seqlens[:-1].index_select(0, sequences_K)
         return self.pooler(hidden_TD.index_select(0, first_token_K)[:, None])
 
-    def hidden(self, batch: PackedBatch, noise_TE: Tensor | None = None) -> Tensor:
-        """Hidden states of all tokens, (T, D); `noise_TE` is added to their word embeddings."""
+    def hidden(self, batch: PackedBatch, noise_TE: Tensor | None = None, keys: DropoutKeys | None = None) -> Tensor:
+        """Hidden states of all tokens, (T, D); `noise_TE` is added to their word embeddings, `keys` are for counter dropout."""
         types = batch.token_type_ids if self._has_token_types else torch.zeros_like(batch.token_type_ids)
         if self.packs:
             optional = {"token_type_ids": types[None]} if self._accepts_token_types else {}
             positions = batch.position_ids + self.position_offset
             words = self._words(batch.input_ids[None], None if noise_TE is None else noise_TE[None])
-            layout = attention_layout(batch, self.attention)
+            layout = attention_layout(batch, self.attention, keys, self.running)
+            if keys is not None:
+                start_pass(self.running, keys.of_token_T[None], keys.of_pass)
             return self.model(**words, position_ids=positions[None], packed_layout=layout, **optional)[0][0]
         group, packed_to_padded = padded_group(batch)
         padding_id = batch.input_ids.new_full((1,), self.config.pad_token_id or 0)
@@ -93,6 +107,8 @@ class PackedEncoder(nn.Module):
         is_token_SL = (group.padded_to_packed < batch.input_ids.numel()).long()
         optional = {"token_type_ids": torch.cat([types, types.new_zeros(1)])[group.padded_to_packed]} if self._accepts_token_types else {}
         noise_SLE = None if noise_TE is None else torch.cat([noise_TE, noise_TE.new_zeros(1, noise_TE.shape[1])])[group.padded_to_packed]
+        if keys is not None:
+            start_pass(self.running, torch.cat([keys.of_token_T, keys.of_token_T.new_zeros(1)])[group.padded_to_packed], keys.of_pass)
         hidden_SLD = self.model(**self._words(ids_SL, noise_SLE), attention_mask=is_token_SL, **optional)[0]
         return unpad(hidden_SLD, group, packed_to_padded)
 
@@ -112,7 +128,7 @@ def load_encoder(
     random_init: bool = False,
     seed: int = 0,
     trust_remote_code: bool = False,
-    dropout: Literal["model", "none"] = "model",
+    dropout: DropoutMode = "model",
     dtype: torch.dtype = torch.float32,
     fused_layer_norm: bool = False,
 ) -> PackedEncoder:
@@ -139,14 +155,17 @@ def load_encoder(
     ).eval()
     notes += _pack_if_exact(encoder, path, has_position_table=table is not None)
     notes += _freeze_unused(encoder)
-    lost_dropout = _attention_dropout(model.config) if encoder.packs and attention == "varlen" else 0.0
+    lost_dropout = encoder.attention_dropout if encoder.packs and attention == "varlen" else 0.0
     if lost_dropout:
         notes += (f"attention back end varlen has no dropout: the encoder's attention dropout of {lost_dropout} is not applied",)
+    if dropout == "counter":
+        _count_dropout(encoder)
+    else:
+        replace_dropout(encoder)
     encoder.attention = attention
-    replace_dropout(encoder)
     if fused_layer_norm:
         fuse_layer_norms(encoder)
-    set_checkpointing(model, gradient_checkpointing)
+    set_checkpointing(model, gradient_checkpointing, context_fn=encoder.running.checkpoint_contexts)
     encoder.notes = notes
     return encoder.to(dtype).train()
 
@@ -244,8 +263,17 @@ def _packing_obstacle(encoder: PackedEncoder, *, has_position_table: bool) -> st
     return f"its config asks for local attention ({local[0]})" if local else None
 
 
-def _attention_dropout(config: PreTrainedConfig) -> float:
-    return float(getattr(config, "attention_probs_dropout_prob", None) or getattr(config, "attention_dropout", None) or 0.0)
+def _count_dropout(encoder: PackedEncoder) -> None:
+    """Dropout from counters in every layer. Raises ConfigError where it cannot be, found in two passes over a few short sequences."""
+    use_counter_dropout(encoder, prefix="encoder", running=encoder.running)
+
+    def run() -> None:
+        for batch in (probe_batch(encoder.model), batch_of_lengths(np.array([2, 2, 4, 6]))):
+            keyed = replace(batch, sequence_keys=torch.arange(batch.num_sequences))
+            encoder.pooled(encoder(keyed, None, dropout_keys(keyed, seed=0)), keyed, torch.arange(batch.num_sequences))
+
+    encoder.train()
+    refuse_other_randomness(type(encoder.model).__name__, run)
 
 
 def _freeze_unused(encoder: PackedEncoder) -> tuple[str, ...]:
@@ -269,25 +297,6 @@ def set_checkpointing(model: PreTrainedModel, wanted: bool, **settings: Any) -> 
         model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False, **settings})
     elif model.is_activation_checkpointing:  # switched on by the checkpoint's config
         model.activation_checkpointing_disable()
-
-
-def fuse_layer_norms(module: nn.Module) -> None:
-    """Puts NVIDIA apex's FusedLayerNorm in place of every nn.LayerNorm, with the same parameters. CUDA only; else ConfigError."""
-    try:
-        from apex.normalization import FusedLayerNorm
-    except ImportError as error:
-        raise ConfigError(
-            "encoder.fused_layer_norm: NVIDIA apex is not installed (PyPI's 'apex' is another project: "
-            f"build https://github.com/NVIDIA/apex), or set it to false: {error}"
-        ) from error
-    if not torch.cuda.is_available():
-        raise ConfigError("encoder.fused_layer_norm: it needs CUDA; set it to false")
-    for parent in list(module.modules()):
-        for name, norm in list(parent.named_children()):
-            if type(norm) is nn.LayerNorm:
-                fused = FusedLayerNorm(norm.normalized_shape, eps=norm.eps, elementwise_affine=norm.elementwise_affine)
-                fused.weight, fused.bias = norm.weight, norm.bias
-                setattr(parent, name, fused)
 
 
 @contextmanager

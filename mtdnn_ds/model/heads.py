@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from mtdnn_ds.model.counter_dropout import STREAM
+from mtdnn_ds.model.counter_masks import row_counter_dropout
 from mtdnn_ds.model.seeded import seeded_normal_
 
 
@@ -48,11 +50,19 @@ class LinearBank(nn.Module):
         self.dropout_M: Tensor
         self.register_buffer("dropout_M", torch.tensor(dropout_M, dtype=torch.float32), persistent=False)
 
-    def forward(self, states_KD: Tensor, term_ids_K: Tensor) -> Tensor:
+    def forward(self, states_KD: Tensor, term_ids_K: Tensor, keys_K: Tensor | None = None) -> Tensor:
         """Outputs (K, C) of every term for every row. K may be 0: the parameters then still get a gradient, of zeros."""
         if self.training and self.has_dropout:
-            states_KD = row_dropout(states_KD, self.dropout_M.index_select(0, term_ids_K))
+            states_KD = term_dropout(self, states_KD, term_ids_K, keys_K)
         return functional.linear(states_KD, self.weight, self.bias)
+
+
+def term_dropout(head: nn.Module, rows_KD: Tensor, term_ids_K: Tensor, keys_K: Tensor | None) -> Tensor:
+    """Each row's dropout is that of its term in `head.dropout_M`; masks come from `keys_K` (counter dropout) where there are any."""
+    probability_K = head.get_buffer("dropout_M").index_select(0, term_ids_K)
+    if keys_K is None:
+        return row_dropout(rows_KD, probability_K)
+    return row_counter_dropout(rows_KD, probability_K, keys_K, term_ids_K, getattr(head, STREAM))
 
 
 def row_dropout(rows_KD: Tensor, probability_K: Tensor) -> Tensor:

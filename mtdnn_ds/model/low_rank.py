@@ -9,7 +9,6 @@ Shape legend: T packed tokens, S sequences, N groups, r rank, R = N r.
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -18,7 +17,8 @@ from torch.nn import functional
 
 from mtdnn_ds.config.errors import ConfigError
 from mtdnn_ds.model.attention import AttentionLayout
-from mtdnn_ds.model.encoder import PackedEncoder, set_checkpointing
+from mtdnn_ds.model.encoder import PackedEncoder
+from mtdnn_ds.model.replayed import Replayed
 from mtdnn_ds.model.seeded import seeded_normal_
 from mtdnn_ds.tasks.sharing import Sharing
 
@@ -45,30 +45,20 @@ class LowRankDelta(nn.Module):
 class _TokenGroups:
     """Which of the R values belong to each token of the micro-batch that is running."""
 
-    def __init__(self, num_groups: int, rank: int) -> None:
+    def __init__(self, num_groups: int, rank: int, running: Replayed) -> None:
         self.group_of_value = torch.arange(num_groups).repeat_interleave(rank)
-        self.own_TR: Tensor | None = None
+        self.running = running
 
     def read(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Before the encoder's forward: from the layout that travels with the tokens."""
         layout: AttentionLayout = kwargs["packed_layout"]
         assert layout.token_groups is not None, "a micro-batch for low-rank sharing says which group its sequences belong to"
         self.group_of_value = self.group_of_value.to(layout.token_groups.device)
-        self.own_TR = layout.token_groups[:, None] == self.group_of_value
+        self.running.values["own_TR"] = layout.token_groups[:, None] == self.group_of_value
 
     def change(self, linear: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
         """After a linear layer's forward: its output with the changes added."""
-        return output + linear.get_submodule(DELTA)(args[0], self.own_TR)
-
-    def checkpoint_contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        """Contexts of a checkpointed layer's forward and of its repetition, which may come after another micro-batch's forward."""
-        return nullcontext(), self._as_before(self.own_TR)
-
-    @contextmanager
-    def _as_before(self, own_TR: Tensor | None) -> Any:
-        present, self.own_TR = self.own_TR, own_TR
-        yield
-        self.own_TR = present
+        return output + linear.get_submodule(DELTA)(args[0], self.running.values["own_TR"])
 
 
 def add_low_rank(encoder: PackedEncoder, sharing: Sharing, *, seed: int) -> None:
@@ -82,13 +72,11 @@ def add_low_rank(encoder: PackedEncoder, sharing: Sharing, *, seed: int) -> None
     most = min(min(linear.weight.shape) for linear in linears.values())
     if sharing.rank > most:
         raise ConfigError(f"sharing.rank={sharing.rank}: a linear layer of the encoder has rank {most} at most; set it lower")
-    groups = _TokenGroups(len(sharing.groups), sharing.rank)
+    groups = _TokenGroups(len(sharing.groups), sharing.rank, encoder.running)
     encoder.model.register_forward_pre_hook(groups.read, with_kwargs=True)
     for name, linear in linears.items():
         linear.add_module(DELTA, LowRankDelta(linear, sharing, seed=seed, purpose=f"{DELTA}.{name}"))
         linear.register_forward_hook(groups.change)
-    if encoder.model.is_activation_checkpointing:
-        set_checkpointing(encoder.model, True, context_fn=groups.checkpoint_contexts)
     size = sum(values.numel() for linear in linears.values() for values in linear.get_submodule(DELTA).parameters()) / 1e6
     note = f"low-rank sharing: changes of rank {sharing.rank} for {', '.join(sharing.groups)} on {len(linears)} linear layers, {size:,.1f} M parameters"
     encoder.notes = (*encoder.notes, note)

@@ -6,16 +6,19 @@ Shape legend: T packed tokens, K supervised rows of a head, D hidden, C columns 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mtdnn_ds.batch.packed import PackedBatch, Targets
 from mtdnn_ds.config.errors import ConfigError
-from mtdnn_ds.model.attention import resolve_backend
+from mtdnn_ds.model.attention import counter_backend, resolve_backend
 from mtdnn_ds.model.copies import CopiedEncoder
+from mtdnn_ds.model.counter_dropout import STREAM, stream_of
+from mtdnn_ds.model.counter_masks import DropoutKeys, dropout_keys
 from mtdnn_ds.model.custom import build_custom_heads
+from mtdnn_ds.model.dropout import DropoutMode
 from mtdnn_ds.model.encoder import PackedEncoder, load_encoder
 from mtdnn_ds.model.heads import LinearBank
 from mtdnn_ds.model.masked_lm import MaskedLMHead, build_masked_lm_head
@@ -36,14 +39,27 @@ class MultiTaskModel(nn.Module):
     every micro-batch, because ZeRO needs a gradient for each on every rank.
     """
 
-    def __init__(self, *, encoder: PackedEncoder | CopiedEncoder, heads: Mapping[str, nn.Module], layout: HeadLayout) -> None:
-        """`heads`: one module for each of `layout.heads`, in that order, which is the order of every forward on every rank."""
+    def __init__(
+        self,
+        *,
+        encoder: PackedEncoder | CopiedEncoder,
+        heads: Mapping[str, nn.Module],
+        layout: HeadLayout,
+        dropout_seed: int | None = None,
+    ) -> None:
+        """`heads`: one module for each of `layout.heads`, in that order, which is the order of every forward on every rank.
+
+        `dropout_seed`: dropout masks come from counters and this seed; `encoder` and `heads` must have been built for it.
+        """
         super().__init__()
         assert tuple(heads) == layout.heads, (tuple(heads), layout.heads)
         self.encoder = encoder
         self.heads = nn.ModuleDict(heads)
         self.layout = layout
         self.reads = {term.head: term.reads for term in layout.terms}
+        self.dropout_seed = dropout_seed
+        for name, head in heads.items():
+            setattr(head, STREAM, stream_of(f"heads.{name}"))
 
     def forward(self, batch: PackedBatch, within: Callable[[MultiTaskModel, PackedBatch], Any] | None = None) -> Any:
         """{form: (K, C)} of every form in `batch.targets`; or what `within(self, batch)` returns, computed inside this forward.
@@ -52,25 +68,30 @@ class MultiTaskModel(nn.Module):
         """
         return self.outputs(batch) if within is None else within(self, batch)
 
-    def outputs(self, batch: PackedBatch, noise_TE: Tensor | None = None) -> Outputs:
+    def outputs(self, batch: PackedBatch, noise_TE: Tensor | None = None, *, number: int = 0) -> Outputs:
         """Outputs (K, C) float32 of each form: row k belongs to row k of its targets, columns to terms as in the HeadLayout.
 
-        `noise_TE` is added to the word embeddings.
+        `noise_TE` is added to the word embeddings. `number`: of the pass over this micro-batch; with dropout from counters, passes of
+        one number have the same masks.
         """
-        return self.read(self.encoder(batch, noise_TE), batch)
+        counts = self.training and self.dropout_seed is not None
+        keys = dropout_keys(batch, seed=self.dropout_seed or 0, number=number) if counts else None
+        return self.read(self.encoder(batch, noise_TE, keys), batch, keys)
 
-    def read(self, hidden_TD: Tensor, batch: PackedBatch) -> Outputs:
+    def read(self, hidden_TD: Tensor, batch: PackedBatch, keys: DropoutKeys | None = None) -> Outputs:
         """All heads on the hidden states of a micro-batch."""
         outputs: Outputs = {}
         for name, head in self.heads.items():
             forms = self.layout.forms_of(name)
             targets = [batch.targets[form] for form in forms]
             sizes = [of_form.num_rows for of_form in targets]
-            parts = self._call(name, head, hidden_TD, batch, targets).float().split(sizes)
+            parts = self._call(name, head, hidden_TD, batch, targets, keys).float().split(sizes)
             outputs.update(zip(forms, parts, strict=True))
         return outputs
 
-    def _call(self, name: str, head: nn.Module, hidden_TD: Tensor, batch: PackedBatch, targets: Sequence[Targets]) -> Tensor:
+    def _call(
+        self, name: str, head: nn.Module, hidden_TD: Tensor, batch: PackedBatch, targets: Sequence[Targets], keys: DropoutKeys | None
+    ) -> Tensor:
         """A head's outputs for the rows of all its forms end to end. Heads take plain tensors: ZeRO-3's hooks look for those."""
         rows_K = torch.cat([of_form.rows for of_form in targets])
         term_ids_K = torch.cat([of_form.term_ids for of_form in targets])
@@ -78,13 +99,18 @@ class MultiTaskModel(nn.Module):
         sizes = [int(batch.unit_counts[index]) for index, term in enumerate(self.layout.terms) if term.head == name]
         if name == "san":
             segments_K4 = targets[0].extra["segments"] if rows_K.numel() else rows_K.new_zeros((0, 4))
-            return head(hidden_TD, batch.cu_seqlens[:-1].index_select(0, rows_K), segments_K4, term_ids_K, sizes, batch.max_seqlen)
+            first_K = batch.cu_seqlens[:-1].index_select(0, rows_K)
+            return head(hidden_TD, first_K, segments_K4, term_ids_K, sizes, batch.max_seqlen, _of_tokens(keys, first_K))
         if name == "masked_lm":
             return head(hidden_TD.index_select(0, rows_K))
         if name == "embedding":
             return head(hidden_TD, batch.cu_seqlens, rows_K)
-        states_KD = self.encoder.pooled(hidden_TD, batch, rows_K) if self.reads[name] == "sequence" else hidden_TD.index_select(0, rows_K)
-        return head(states_KD, term_ids_K) if name in BANKS else head(states_KD, term_ids_K, sizes)
+        if self.reads[name] == "sequence":
+            states_KD = self.encoder.pooled(hidden_TD, batch, rows_K)
+            keys_K = _of_tokens(keys, batch.cu_seqlens[:-1].index_select(0, rows_K))
+        else:
+            states_KD, keys_K = hidden_TD.index_select(0, rows_K), _of_tokens(keys, rows_K)
+        return head(states_KD, term_ids_K, keys_K) if name in BANKS else head(states_KD, term_ids_K, sizes, keys_K)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -95,6 +121,10 @@ class MultiTaskModel(nn.Module):
     def borrowed(self) -> tuple[tuple[nn.Module, nn.Parameter], ...]:
         """Parameters that a module reads in its forward although another one owns them: ZeRO-3 has to be told."""
         return tuple((head, head.tied_weight) for head in self.heads.values() if isinstance(head, MaskedLMHead))
+
+
+def _of_tokens(keys: DropoutKeys | None, tokens_K: Tensor) -> Tensor | None:
+    return None if keys is None else keys.of_token_T.index_select(0, tokens_K)
 
 
 def build_model(
@@ -110,7 +140,7 @@ def build_model(
     random_init: bool = False,
     seed: int = 0,
     trust_remote_code: bool = False,
-    dropout: Literal["model", "none"] = "model",
+    dropout: DropoutMode = "model",
     fused_layer_norm: bool = False,
     first_score: Mapping[str, float] | None = None,
     sharing: Sharing = HARD,
@@ -118,7 +148,8 @@ def build_model(
     """The whole model on the CPU, in training mode; equal on every rank for equal arguments.
 
     `encoder_path` is resolved (see resolve_encoder_path); `device_type` and `compute_dtype` are those of the training run, which
-    decide the attention back end. A task's dropout of None means the encoder's own hidden dropout; dropout "none" overrides all.
+    decide the attention back end. A task's dropout of None means the encoder's own hidden dropout; dropout "none" overrides all, and
+    "counter" draws its masks from `seed` and what the micro-batches say of their sequences.
     `first_score`: task -> what its regression answers before it is trained. Raises ConfigError.
     """
     backend, reason = resolve_backend(attention, device_type, compute_dtype)
@@ -134,6 +165,8 @@ def build_model(
         fused_layer_norm=fused_layer_norm,
     )
     if encoder.packs:
+        if dropout == "counter":
+            encoder.attention, reason = counter_backend(attention, backend, reason, encoder.attention_dropout)
         encoder.notes = (reason, *encoder.notes)
     task_dropout = [0.0 if dropout == "none" else encoder.hidden_dropout if spec.dropout is None else spec.dropout for spec in specs]
     heads: dict[str, nn.Module] = {
@@ -151,7 +184,7 @@ def build_model(
     shared = share_encoder(encoder, sharing, seed=seed)
     if isinstance(shared, CopiedEncoder) and "masked_lm" in heads:
         _tie_to_its_copy(heads["masked_lm"], shared, sharing, layout)
-    return MultiTaskModel(encoder=shared, heads=heads, layout=layout).train()
+    return MultiTaskModel(encoder=shared, heads=heads, layout=layout, dropout_seed=seed if dropout == "counter" else None).train()
 
 
 def _tie_to_its_copy(head: nn.Module, encoder: CopiedEncoder, sharing: Sharing, layout: HeadLayout) -> None:
@@ -179,7 +212,7 @@ def _build_head(
     *,
     encoder: PackedEncoder,
     task_dropout: Sequence[float],
-    dropout: Literal["model", "none"],
+    dropout: DropoutMode,
     seed: int,
     first_score: Mapping[str, float],
 ) -> nn.Module:

@@ -26,7 +26,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mtdnn_ds.model.by_term import RowsByTerm, rows_by_term
-from mtdnn_ds.model.heads import row_dropout
+from mtdnn_ds.model.counter_dropout import STREAM
+from mtdnn_ds.model.counter_masks import mix, row_words
+from mtdnn_ds.model.heads import term_dropout
 from mtdnn_ds.model.seeded import seeded_normal_
 
 # The defaults of the authors' code: --answer_num_turn and --answer_mem_drop_p of train.py in https://github.com/namisan/mt-dnn.
@@ -79,15 +81,24 @@ class SanBank(nn.Module):
         self.register_buffer("dropout_M", torch.tensor(dropout_M, dtype=torch.float32), persistent=False)
 
     def forward(
-        self, hidden_TD: Tensor, first_token_K: Tensor, segments_K4: Tensor, term_ids_K: Tensor, sizes: Sequence[int], longest: int
+        self,
+        hidden_TD: Tensor,
+        first_token_K: Tensor,
+        segments_K4: Tensor,
+        term_ids_K: Tensor,
+        sizes: Sequence[int],
+        longest: int,
+        keys_K: Tensor | None = None,
     ) -> Tensor:
         """log P of each row in its term's columns, (K, C) float32, 0 in all others. K may be 0.
 
         `first_token_K`: where each row's sequence begins; `segments_K4`: start, length of text a, start, length of text b, from there;
-        `sizes`: rows of each term of this head; `longest`: tokens of the longest sequence. The last two are on the host.
+        `sizes`: rows of each term of this head; `longest`: tokens of the longest sequence. These two are on the host. `keys_K`: for
+        counter dropout.
         """
         grouped = rows_by_term(term_ids_K, sizes)
         first_token_K, segments_K4, term_ids_K = (rows[grouped.order] for rows in (first_token_K, segments_K4, term_ids_K))
+        keys_K = None if keys_K is None else keys_K[grouped.order]
         with torch.autocast(hidden_TD.device.type, enabled=False):
             positions_L = torch.arange(longest, device=hidden_TD.device)
             start_a_K1, length_a_K1, start_b_K1, length_b_K1 = segments_K4[:, :, None].unbind(1)
@@ -96,19 +107,32 @@ class SanBank(nn.Module):
             # One gather holds both memories. What belongs to neither is the zero row T: a token is gathered at most once.
             tokens_KL = torch.where(in_a_KL | in_b_KL, first_token_K[:, None] + positions_L, len(hidden_TD))
             memory_KLD = _Memories.apply(hidden_TD, tokens_KL).float()
-            kept_KD = self._kept_features(term_ids_K, memory_KLD)
+            kept_KD = self._kept_features(term_ids_K, memory_KLD, keys_K)
             features_KSF = self._steps(memory_KLD, in_a_KL, in_b_KL, kept_KD, grouped)
             logits_KSC = functional.linear(features_KSF, self.classifier.float())
-            return self._averaged(logits_KSC, self.is_own_MC[term_ids_K])[grouped.back]
+            is_kept_KS = self._kept_steps(term_ids_K, keys_K)
+            return _averaged(logits_KSC, self.is_own_MC[term_ids_K], is_kept_KS)[grouped.back]
 
-    def _kept_features(self, term_ids_K: Tensor, memory_KLD: Tensor) -> Tensor | None:
+    def _kept_features(self, term_ids_K: Tensor, memory_KLD: Tensor, keys_K: Tensor | None) -> Tensor | None:
         """Memory dropout with the task's probability: one mask for all tokens of a row, as in the authors' code.
 
         Both memories share it, so that |s - x| and s * x compare what both still have.
         """
         if not (self.training and self.has_dropout):
             return None
-        return row_dropout(memory_KLD.new_ones(len(term_ids_K), memory_KLD.shape[2]), self.dropout_M[term_ids_K])
+        return term_dropout(self, memory_KLD.new_ones(len(term_ids_K), memory_KLD.shape[2]), term_ids_K, keys_K)
+
+    def _kept_steps(self, term_ids_K: Tensor, keys_K: Tensor | None) -> Tensor | None:
+        """Prediction dropout: (K, S) bool, the steps whose answers count, at least one."""
+        if not (self.training and self.prediction_dropout > 0):
+            return None
+        if keys_K is None:
+            draws_KS = torch.rand((len(term_ids_K), STEPS), device=term_ids_K.device)
+        else:  # the upper 53 bits of a word are a float64 from 0 to 1
+            words_KS = row_words(keys_K, term_ids_K, mix(getattr(self, STREAM)), STEPS)
+            draws_KS = (words_KS >> 11).double() / 2**53 + 0.5
+        # The step with the largest draw stays in any case, which makes a difference only where all would be dropped.
+        return (draws_KS >= self.prediction_dropout) | (draws_KS == draws_KS.amax(1, keepdim=True))
 
     def _steps(self, memory_KLD: Tensor, in_a_KL: Tensor, in_b_KL: Tensor, kept_KD: Tensor | None, grouped: RowsByTerm) -> Tensor:
         """[s_k; x_k; |s_k - x_k|; s_k * x_k] of every step, (K, S, 4 D)."""
@@ -145,19 +169,6 @@ class SanBank(nn.Module):
             features.append(_compared(state_KD, answer_KD))
         return torch.stack(features, dim=1)
 
-    def _averaged(self, logits_KSC: Tensor, is_own_KC: Tensor) -> Tensor:
-        """log of the mean over steps of each row's softmax over its own columns, (K, C)."""
-        is_own_K1C = is_own_KC[:, None]
-        log_p_KSC = logits_KSC.masked_fill(~is_own_K1C, float("-inf")).log_softmax(2).masked_fill(~is_own_K1C, 0.0)
-        log_num_kept: Tensor | float = math.log(STEPS)
-        if self.training and self.prediction_dropout > 0:
-            draws_KS = torch.rand(logits_KSC.shape[:2], device=logits_KSC.device)
-            # The step with the largest draw stays in any case, which makes a difference only where all would be dropped.
-            is_kept_KS = (draws_KS >= self.prediction_dropout) | (draws_KS == draws_KS.amax(1, keepdim=True))
-            log_p_KSC = log_p_KSC.masked_fill(~is_kept_KS[:, :, None], float("-inf"))
-            log_num_kept = is_kept_KS.sum(1, keepdim=True).log()
-        return (log_p_KSC.logsumexp(1) - log_num_kept).masked_fill(~is_own_KC, 0.0)
-
 
 class _Memories(torch.autograd.Function):
     """(T, D) -> (K, L, D), index T giving zeros. No token is taken twice, so the backward pass is a gather too: no atomics, deterministic."""
@@ -178,6 +189,17 @@ class _Memories(torch.autograd.Function):
 
 def _rows_or_zeros(rows: Tensor, index: Tensor) -> Tensor:
     return torch.cat([rows, rows.new_zeros(1, rows.shape[1])]).index_select(0, index)
+
+
+def _averaged(logits_KSC: Tensor, is_own_KC: Tensor, is_kept_KS: Tensor | None) -> Tensor:
+    """log of the mean over steps (over those that are kept) of each row's softmax over its own columns, (K, C)."""
+    is_own_K1C = is_own_KC[:, None]
+    log_p_KSC = logits_KSC.masked_fill(~is_own_K1C, float("-inf")).log_softmax(2).masked_fill(~is_own_K1C, 0.0)
+    log_num_kept: Tensor | float = math.log(STEPS)
+    if is_kept_KS is not None:
+        log_p_KSC = log_p_KSC.masked_fill(~is_kept_KS[:, :, None], float("-inf"))
+        log_num_kept = is_kept_KS.sum(1, keepdim=True).log()
+    return (log_p_KSC.logsumexp(1) - log_num_kept).masked_fill(~is_own_KC, 0.0)
 
 
 def _compared(state_KD: Tensor, answer_KD: Tensor) -> Tensor:

@@ -96,12 +96,13 @@ class Regularizer:
             clean = model.outputs(batch)
             fixed = {form: outputs.detach() for form, outputs in clean.items()}
             noise_TE = self._noise(model, host_batch, batch, step)
-            for _ in range(self.num_ascents):
+            for ascent in range(1, self.num_ascents + 1):
                 noise_TE.requires_grad_()
-                divergence = self._divergence(model.outputs(batch, noise_TE), fixed, batch).sum()
+                divergence = self._divergence(model.outputs(batch, noise_TE, number=ascent), fixed, batch).sum()
                 (gradient_TE,) = torch.autograd.grad(divergence, noise_TE)
                 noise_TE = ascend(noise_TE.detach(), gradient_TE, lengths_S, self.ball)
-            added_M = self.factor * self._divergence(model.outputs(batch, noise_TE), clean, batch)
+            noisy = model.outputs(batch, noise_TE, number=self.num_ascents + 1)
+            added_M = self.factor * self._divergence(noisy, clean, batch)
             if averaged is not None:
                 added_M = added_M + self.proximal_factor * self._divergence(clean, averaged, batch)
             return [clean], added_M
@@ -132,7 +133,7 @@ class Regularizer:
 
     def _r_drop(self, host_batch: PackedBatch, batch: PackedBatch, step: int) -> Iterator[Pass]:
         def within(model: MultiTaskModel, batch: PackedBatch) -> Computed:
-            first, second = model.outputs(batch), model.outputs(batch)
+            first, second = model.outputs(batch), model.outputs(batch, number=1)
             return [first, second], self.factor / 2 * self._divergence(first, second, batch)
 
         yield Pass(within=within, share=1.0)
