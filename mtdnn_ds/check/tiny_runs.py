@@ -11,8 +11,9 @@ import yaml
 
 from mtdnn_ds import dist
 from mtdnn_ds.check.tiny_encoder import write_tiny_encoder
-from mtdnn_ds.config.deepspeed import load_deepspeed_json, resolve_deepspeed
+from mtdnn_ds.config.deepspeed import ResolvedDeepSpeed, load_deepspeed_json, resolve_deepspeed
 from mtdnn_ds.config.load import load_recipe
+from mtdnn_ds.config.recipe import Recipe
 from mtdnn_ds.data import quickstart_words
 from mtdnn_ds.tasks.resolve import resolve_tasks
 from mtdnn_ds.train.device import probe_device
@@ -26,18 +27,23 @@ def tiny_run(folder: Path, deepspeed: Mapping[str, object], overrides: Mapping[s
     """Train TINY_STEPS steps in `folder`, which must not exist yet. Collective: all ranks must call this with equal arguments."""
     dist.on_main(lambda: _write_files(folder, deepspeed))
     recipe = load_recipe(str(folder / "recipe.yaml"), overrides)
+    resolved = resolved_json(folder / "deepspeed.json", recipe)
+    train(recipe, resolve_tasks(recipe), resolved, output_dir=folder / "run", resume="none", quiet=True)
+    return RunFolder(folder / "run")
+
+
+def resolved_json(path: Path, recipe: Recipe) -> ResolvedDeepSpeed:
+    """A DeepSpeed JSON for `recipe` on this machine and this number of ranks."""
     device = probe_device()
-    resolved = resolve_deepspeed(
-        load_deepspeed_json(str(folder / "deepspeed.json")),
+    return resolve_deepspeed(
+        load_deepspeed_json(str(path)),
         recipe,
         device_type=device.type,
         fast_bf16=device.fast_bf16,
         fp16_supported=device.fp16,
         world_size=dist.world_size(),
-        source="deepspeed.json",
+        source=path.name,
     )
-    train(recipe, resolve_tasks(recipe), resolved, output_dir=folder / "run", resume="none", quiet=True)
-    return RunFolder(folder / "run")
 
 
 def losses_of(run: RunFolder) -> np.ndarray:

@@ -130,6 +130,18 @@ VERBS: dict[str, Verb] = {
             from_launcher=True,
         ),
         Verb(
+            name="verify",
+            summary="measure a recipe's promises (exactness, ZeRO, ranks, resuming) with small runs, and print a certificate",
+            flags=(
+                _RECIPE,
+                _DEEPSPEED,
+                Flag(name="max_ranks", help="ranks of the runs on several", default="2"),
+                Flag(name="certificate", help="file to write the results to, as JSON"),
+                _LOG_LEVEL,
+            ),
+            positional="recipe",
+        ),
+        Verb(
             name="doctor",
             summary="check this machine, or under a launcher a whole cluster, for what would hurt a long run",
             flags=(

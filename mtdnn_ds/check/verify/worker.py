@@ -1,0 +1,82 @@
+"""One rank of verify's runs: `python -m mtdnn_ds.check.verify.worker JOBS.json`. Compares nothing but hidden states with transformers'."""
+
+from __future__ import annotations
+
+import copy
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mtdnn_ds.check.tiny_runs import resolved_json
+from mtdnn_ds.config.load import load_recipe
+from mtdnn_ds.config.recipe import Recipe
+from mtdnn_ds.tasks.resolve import resolve_tasks
+from mtdnn_ds.tasks.spec import TaskSpec
+from mtdnn_ds.train.engine import start_distributed, stop_distributed
+from mtdnn_ds.train.progress import configure_logging
+from mtdnn_ds.train.trainer import train
+
+HIDDEN = "hidden.json"
+
+
+def main(jobs_file: str) -> None:
+    """Do every job of the file. Collective: all ranks run this."""
+    configure_logging("error", 0)
+    for job in json.loads(Path(jobs_file).read_text()):
+        recipe = load_recipe(job["recipe"], {})
+        specs = training_only(resolve_tasks(recipe))
+        if job["kind"] == "hidden":
+            compare_hidden_states(recipe, specs, Path(job["output_dir"]))
+        else:
+            deepspeed = resolved_json(Path(job["deepspeed"]), recipe)
+            train(recipe, specs, deepspeed, output_dir=Path(job["output_dir"]), resume=job["resume"], quiet=True)
+    stop_distributed()
+
+
+def training_only(specs: tuple[TaskSpec, ...]) -> tuple[TaskSpec, ...]:
+    """Without dev splits: verify reads losses, and dev splits can be large."""
+    return tuple(replace(spec, splits={"train": spec.splits["train"]}) for spec in specs)
+
+
+def compare_hidden_states(recipe: Recipe, specs: tuple[TaskSpec, ...], output_dir: Path) -> None:
+    """Packed hidden states of the first step's sequences against transformers' own model in float64, each sequence alone."""
+    from transformers import AutoModel
+
+    from mtdnn_ds.data.loader import TrainLoader
+    from mtdnn_ds.model.encoder import PackedEncoder
+    from mtdnn_ds.train.setup import build_plan, loader_settings, prepare_run_data, run_model
+
+    device = start_distributed()
+    data = prepare_run_data(recipe, specs, lambda text: None)
+    model = run_model(recipe, data, device=device, compute_dtype=torch.float32).eval()
+    result: dict[str, Any] = {"difference": None}
+    if isinstance(model.encoder, PackedEncoder):
+        encoder = model.encoder
+        config = copy.deepcopy(encoder.config)  # from_config would put its attention into ours
+        reference = AutoModel.from_config(config, attn_implementation="eager", trust_remote_code=recipe.encoder.trust_remote_code)
+        reference.load_state_dict(encoder.model.state_dict(), strict=False)  # ours keeps the pooler elsewhere
+        reference = reference.double().eval()
+        takes_types = encoder._accepts_token_types and encoder._has_token_types
+        settings = loader_settings(recipe, hidden_size=encoder.hidden_size, rank=0, world_size=1, device=device)
+        largest = 0.0
+        with TrainLoader(build_plan(recipe, data), data.train_sets, data.layout, settings, first_step=1, last_step=1) as loader:
+            for batch in next(iter(loader)).micro_batches:
+                with torch.no_grad():
+                    ours = encoder.to(device)(batch.to(device)).cpu().double()
+                    theirs = []
+                    lengths = batch.cu_seqlens.diff().tolist()
+                    for ids, types in zip(batch.input_ids.split(lengths), batch.token_type_ids.split(lengths), strict=True):
+                        optional = {"token_type_ids": types[None]} if takes_types else {}
+                        theirs.append(reference(input_ids=ids[None], attention_mask=torch.ones_like(ids)[None], **optional)[0][0])
+                largest = max(largest, float((ours - torch.cat(theirs)).abs().max()))
+        result["difference"] = largest
+    output_dir.mkdir(parents=True)
+    (output_dir / HIDDEN).write_text(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
