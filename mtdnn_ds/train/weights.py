@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from mtdnn_ds import dist
 from mtdnn_ds.config.errors import CheckpointError
+from mtdnn_ds.train.safe_load import load, safe_loads
 
 WEIGHTS = "model.safetensors"
 BEST = "best.json"
@@ -85,12 +86,12 @@ def read_weights(folder: Path) -> dict[str, torch.Tensor]:
             raise CheckpointError(f"{folder / WEIGHTS}: is damaged ({error}); give another --checkpoint") from error
     shard = folder / "mp_rank_00_model_states.pt"
     if shard.is_file():
-        # A DeepSpeed checkpoint is a pickle: it runs code when it is loaded. Only load checkpoints of your own runs.
-        return dict(torch.load(shard, map_location="cpu", weights_only=False)["module"])
+        return dict(load(shard)["module"])
     if list(folder.glob("zero_pp_rank_*_model_states.pt")):
         from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
-        return dict(get_fp32_state_dict_from_zero_checkpoint(str(folder.parent), tag=folder.name))
+        with safe_loads(folder):
+            return dict(get_fp32_state_dict_from_zero_checkpoint(str(folder.parent), tag=folder.name))
     raise CheckpointError(f"{folder}: neither {WEIGHTS} nor {shard.name} is there; give best/TASK, best/average or checkpoints/step_N")
 
 
