@@ -9,7 +9,6 @@ from __future__ import annotations
 import difflib
 import importlib
 import logging
-import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -18,7 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from mtdnn_ds.commands.verbs import LAUNCHER_FLAGS, LOG_LEVELS, VERBS, Flag, Verb
-from mtdnn_ds.config.errors import ConfigError, TrainingError, UserError, did_you_mean
+from mtdnn_ds.config.errors import ConfigError, Stopped, TrainingError, UserError, did_you_mean
+from mtdnn_ds.config.launch import rank_of, take_place
+from mtdnn_ds.train.exit_codes import STOPPED
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 
@@ -35,7 +36,7 @@ class Call:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """`python -m mtdnn_ds VERB ...`; returns the exit code: 0 done, 2 refused, 1 failed after work was begun, 130 interrupted."""
+    """`python -m mtdnn_ds VERB ...`; returns the exit code: 0 done, 2 refused, 1 failed after work was begun, 85 stopped on request, 130 interrupted."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     return guarded(lambda: _main(arguments))
 
@@ -69,7 +70,12 @@ def _run_verb(verb: Verb, arguments: list[str], *, program: str) -> int:
     values = read_arguments(verb, arguments)
     _configure_logging(values.get("log_level") or "warning")
     run: Callable[..., int] = importlib.import_module(f"mtdnn_ds.commands.{verb.name}").run
-    return run(**values)
+    if not verb.from_launcher:
+        return run(**values)
+    from mtdnn_ds.train.stopping import listening
+
+    with listening(to_the_end=True):
+        return run(**values)
 
 
 def read_arguments(verb: Verb, arguments: Sequence[str]) -> dict[str, Any]:
@@ -217,11 +223,16 @@ def _configure_logging(level: str) -> None:
 def guarded(run: Callable[[], int]) -> int:
     """`run()`'s exit code, or that of the error it raised, after saying what the matter is on rank 0. Our own mistakes keep their traceback."""
     try:
+        take_place()  # before anybody asks for the rank
         return run()
     except UserError as error:
         if _speaks():
             print("\n".join(f"error: {problem}" for problem in error.problems), file=sys.stderr)
         return 1 if isinstance(error, TrainingError) else 2
+    except Stopped as stopped:
+        if _speaks():
+            print(stopped, file=sys.stderr)
+        return STOPPED
     except KeyboardInterrupt:
         if _speaks():
             print("interrupted", file=sys.stderr)
@@ -230,4 +241,4 @@ def guarded(run: Callable[[], int]) -> int:
 
 def _speaks() -> bool:
     """Rank 0 or no launcher at all. Read from the environment: importing torch to ask would take seconds."""
-    return os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
+    return rank_of() == 0

@@ -15,6 +15,8 @@ import torch.distributed as torch_dist
 
 Value = TypeVar("Value")
 
+_local_rank: int | None = None  # where LOCAL_RANK no longer says it
+
 
 def rank() -> int:
     """Global rank of this process; from the launcher's environment before the group exists."""
@@ -28,7 +30,20 @@ def world_size() -> int:
 
 def local_rank() -> int:
     """Rank of this process on its node."""
-    return int(os.environ.get("LOCAL_RANK", "0"))
+    return int(os.environ.get("LOCAL_RANK", "0")) if _local_rank is None else _local_rank
+
+
+def local_size() -> int:
+    """Number of processes of the run on this node; torchrun has a name of its own for it."""
+    return int(os.environ.get("LOCAL_SIZE") or os.environ.get("LOCAL_WORLD_SIZE") or "1")
+
+
+def use_device(index: int) -> None:
+    """Let DeepSpeed, which takes LOCAL_RANK for the number of this rank's GPU, use GPU `index`; `local_rank()` stays what it was."""
+    global _local_rank
+    _local_rank = local_rank()
+    for name in {"LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK"} & {"LOCAL_RANK", *os.environ}:  # it insists that both are equal
+        os.environ[name] = str(index)
 
 
 def is_main() -> bool:
@@ -100,6 +115,11 @@ def sum_tensor(tensor: torch.Tensor) -> torch.Tensor:
     if world_size() > 1:
         torch_dist.all_reduce(tensor)
     return tensor
+
+
+def any_rank(here: bool, device: torch.device) -> bool:
+    """Whether it is so on any rank. Collective: all ranks must call this."""
+    return here if world_size() == 1 else bool(sum_tensor(torch.tensor([float(here)], device=device)))
 
 
 def _started() -> bool:

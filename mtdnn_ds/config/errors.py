@@ -30,6 +30,10 @@ class TrainingError(UserError):
     """Training cannot go on (a loss that is not finite, a loss scale at its minimum). Exit code 1: work was begun."""
 
 
+class Stopped(Exception):
+    """The run was asked to stop, and everything is saved: exit code 85. No error of the user's, so no UserError. Its text is what is printed."""
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """`"; did you mean 'mnli'? (known: cola, mnli, ...)"` for a misspelt name; only the known names if none is close."""
     names = sorted(set(known))

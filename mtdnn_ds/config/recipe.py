@@ -226,7 +226,7 @@ class TrainSettings(Section):
     time_margin: float = Field(
         120.0,
         ge=0,
-        description="under SLURM: seconds before the job's time limit, less the longest step and save, at which the run saves and stops",
+        description="under SLURM: seconds of the job's time, beside the longest step and save, that are left when the run saves and stops",
     )
     stall_timeout: float = Field(
         600.0, ge=0, description="seconds without a sign of life, or without progress in training, after which a rank counts as lost; 0 = off"

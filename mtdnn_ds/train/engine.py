@@ -22,11 +22,12 @@ from torch import Tensor, nn
 
 from mtdnn_ds import dist
 from mtdnn_ds.batch import PackedBatch
-from mtdnn_ds.config.errors import ConfigError, TrainingError
+from mtdnn_ds.config.errors import TrainingError
+from mtdnn_ds.config.launch import take_place
 from mtdnn_ds.losses.forms import Losses, UnitLosses
 from mtdnn_ds.losses.objective import micro_batch_loss, step_loss, term_coefficients
 from mtdnn_ds.tasks.layout import HeadLayout
-from mtdnn_ds.train.device import keep_freed_memory
+from mtdnn_ds.train.device import keep_freed_memory, take_device
 from mtdnn_ds.train.regularizers import PLAIN, Regularizer, mean_losses
 
 # Other ranks wait in a collective while rank 0 tokenizes; DeepSpeed's own limit of 10 minutes would end a first run on large data.
@@ -50,23 +51,17 @@ def start_distributed(timeout: timedelta = COLLECTIVE_TIMEOUT) -> torch.device:
     """Join the process group (NCCL on CUDA, gloo on CPUs). Collective: all ranks must call this. Returns this rank's device."""
     import deepspeed
 
-    for launcher, variable in (("srun", "SLURM_STEP_NUM_TASKS"), ("mpirun", "OMPI_COMM_WORLD_SIZE")):
-        if int(os.environ.get(variable, "1")) > 1 and "RANK" not in os.environ:
-            raise ConfigError(
-                f"{launcher} started {os.environ[variable]} processes, but RANK and WORLD_SIZE are not set, so each would train alone into one folder; "
-                "start it with deepspeed or torchrun, or set them from the launcher's own variables"
-            )
+    take_place()
     dist.fill_environment()
+    device = take_device()
     if not torch.cuda.is_available():
         _skip_shared_memory_op(deepspeed)
     deepspeed.init_distributed(dist_backend="nccl" if torch.cuda.is_available() else "gloo", timeout=timeout, verbose=False)
     if not torch.cuda.is_available():
         keep_freed_memory()
         if "OMP_NUM_THREADS" not in os.environ:  # else every rank would take all cores
-            torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_SIZE", "1"))))
-        return torch.device("cpu")
-    torch.cuda.set_device(dist.local_rank())
-    return torch.device("cuda", dist.local_rank())
+            torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // dist.local_size()))
+    return device
 
 
 def _skip_shared_memory_op(deepspeed: Any) -> None:
@@ -133,11 +128,20 @@ def seed_step(seed: int, step: int) -> None:
     torch.manual_seed(int(state[0]) << 31 | int(state[1]) >> 1)
 
 
+def count_units(engine: Any, unit_counts: np.ndarray, *, stop: bool) -> tuple[np.ndarray, bool]:
+    """(M,) each term's supervised units in the whole step, from every rank's own; and whether any rank wants to `stop` before this step.
+
+    Collective: all ranks must call this. The wish rides with the counts, so that all ranks know of it before the same step.
+    """
+    summed = dist.sum_tensor(torch.tensor([*unit_counts, float(stop)], dtype=torch.float64, device=engine.device)).cpu().numpy()
+    return summed[:-1], bool(summed[-1])
+
+
 def optimizer_step(
     engine: Any,
     micro_batches: tuple[PackedBatch, ...],
     *,
-    unit_counts: np.ndarray,
+    units: np.ndarray,
     task_scales: np.ndarray,
     losses: Losses,
     layout: HeadLayout,
@@ -150,12 +154,11 @@ def optimizer_step(
 ) -> StepResult:
     """Do step `step`: all micro-batches, one update. Collective: all ranks must call this with equally many micro-batches.
 
-    `unit_counts` (M,) are this rank's, `task_scales` (N,) the step's w_t. An fp16 overflow drops the update and lowers the loss
+    `units` (M,) are those of the whole step, `task_scales` (N,) the step's w_t. An fp16 overflow drops the update and lowers the loss
     scale; the same examples are then repeated, so plan, schedule and step count never lose them. A loss or gradient that is not
     finite otherwise ends the run with TrainingError before the weights change; `describe(task_id, row)` names an example.
     """
-    units_M = dist.sum_tensor(torch.tensor(unit_counts, dtype=torch.float64, device=engine.device)).cpu().numpy()
-    coefficients_M = term_coefficients(task_scales, units_M, layout.task_of_term)
+    coefficients_M = term_coefficients(task_scales, units, layout.task_of_term)
     adds_term = regularizer is not None and regularizer.adds_term
     skipped = 0
     while True:
@@ -179,7 +182,7 @@ def optimizer_step(
         if engine.skipped_steps == skipped_before:
             return StepResult(
                 totals=totals.double().cpu().numpy(),
-                units=units_M,
+                units=units,
                 coefficients=coefficients_M,
                 grad_norm=float(engine.get_global_grad_norm()) if norm is None else norm,
                 loss_scale=scale,

@@ -5,7 +5,7 @@ A task's second dev split (MNLI's dev_mm) gives the same metrics with its suffix
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,8 +20,13 @@ from mtdnn_ds.tasks.layout import HeadLayout
 from mtdnn_ds.tasks.metrics import average, compute_metrics, task_score
 from mtdnn_ds.tasks.spec import TaskSpec
 
+BATCHES_BETWEEN_QUESTIONS = 8  # whether to stop: an exchange of one number
 ExamplesOf = Mapping[str, Mapping[str, Examples]]
 Wanted = Sequence[tuple[int, str]]  # task id, split
+
+
+class EvaluationStopped(Exception):
+    """A rank wants to stop; raised on all of them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,15 +45,18 @@ def evaluate(
     examples: ExamplesOf,
     settings: LoaderSettings,
     device: torch.device,
+    *,
+    stop_asked: Callable[[], bool] | None = None,
 ) -> Evaluation:
     """Evaluate all dev splits of all tasks. `forward` is the engine or the bare model (PackedBatch -> {form: outputs}).
 
-    Collective: all ranks must call this; every rank gets the same result.
+    Collective: all ranks must call this; every rank gets the same result. Raises EvaluationStopped on all ranks when `stop_asked`,
+    which is called now and then, says True on any of them.
     """
     wanted = [(task_id, name) for task_id, spec in enumerate(specs) for name in spec.dev_splits if name in examples[spec.name]]
     if not wanted:
         return Evaluation(metrics={}, scores={}, average=0.0)
-    outputs = predict(forward, wanted, specs, layout, examples, settings, device)
+    outputs = predict(forward, wanted, specs, layout, examples, settings, device, stop_asked=stop_asked)
     return dist.on_main(lambda: scored(wanted, outputs, specs, examples))
 
 
@@ -72,6 +80,8 @@ def predict(
     examples: ExamplesOf,
     settings: LoaderSettings,
     device: torch.device,
+    *,
+    stop_asked: Callable[[], bool] | None = None,
 ) -> list[list[TermOutputs]]:
     """The outputs of each term of each wanted (task id, split), in the order of the split's examples, on every rank.
 
@@ -83,7 +93,10 @@ def predict(
     was_training = forward.training
     forward.eval()
     with torch.no_grad():
-        for batch in evaluation_batches(tasks, sets, layout, settings):
+        for number, batch in enumerate(evaluation_batches(tasks, sets, layout, settings)):  # equally many on every rank
+            if stop_asked is not None and number % BATCHES_BETWEEN_QUESTIONS == 0 and dist.any_rank(stop_asked(), device):
+                forward.train(was_training)
+                raise EvaluationStopped
             outputs = forward(batch.to(device))
             for form, targets in batch.targets.items():
                 examples_K = targets.examples[targets.groups.numpy()]

@@ -34,6 +34,7 @@ from mtdnn_ds.train.run_folder import RunFolder, write_run_files
 from mtdnn_ds.train.setup import RunData, build_plan, idle_tasks, loader_settings, prepare_run_data, run_model, settings_dict
 from mtdnn_ds.train.state import PARTITION, RunState, check_fit
 from mtdnn_ds.train.throughput import StepCost, step_cost
+from mtdnn_ds.train.time_limit import TimeLimit, job_end
 
 COMPUTE_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "autocast_bf16": torch.bfloat16}
 
@@ -58,6 +59,7 @@ class Run:
     progress: Progress
     monitor: RunMonitor | None  # rank 0 only
     evaluate_after: Collection[int]  # steps
+    limit: TimeLimit  # of the job; grows with the longest step and save. Known on rank 0 only
 
 
 def start_run(
@@ -126,6 +128,7 @@ def start_run(
         progress=Progress(num_steps=plan.total_steps, first_step=state.step, is_main=speaks),
         monitor=monitor,
         evaluate_after=evaluate_after,
+        limit=TimeLimit(end=job_end() if dist.is_main() else None, margin=recipe.train.time_margin),
     )
 
 

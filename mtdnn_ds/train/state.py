@@ -23,6 +23,8 @@ FREE_SETTINGS = (
     "train.eval_every",
     "train.save_every",
     "train.keep_last",
+    "train.time_margin",
+    "train.stall_timeout",
     "data.",
     "encoder.attention",
     "encoder.gradient_checkpointing",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Sequence
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -11,17 +12,20 @@ import numpy as np
 
 from mtdnn_ds import dist
 from mtdnn_ds.config.deepspeed import ResolvedDeepSpeed
+from mtdnn_ds.config.errors import Stopped
 from mtdnn_ds.config.recipe import Recipe
 from mtdnn_ds.data.loader import StepBatches, TrainLoader
 from mtdnn_ds.losses.objective import Scale, step_loss, task_means, task_scales
 from mtdnn_ds.tasks.spec import TaskSpec
-from mtdnn_ds.train import checkpoint
-from mtdnn_ds.train.engine import StepResult, free_memory, optimizer_step, set_learning_rate, start_distributed, stop_engine
-from mtdnn_ds.train.evaluate import evaluate
+from mtdnn_ds.train import checkpoint, stopping
+from mtdnn_ds.train.engine import StepResult, count_units, free_memory, optimizer_step, set_learning_rate, start_distributed, stop_engine
+from mtdnn_ds.train.evaluate import EvaluationStopped, evaluate
 from mtdnn_ds.train.monitor import EvalRecord, StepRecord, check_monitors
 from mtdnn_ds.train.results import show_results
 from mtdnn_ds.train.run import Run, start_run
 from mtdnn_ds.train.schedule import learning_rate, num_warmup_steps
+from mtdnn_ds.train.stop_log import write_stop
+from mtdnn_ds.train.stopping import Heed
 from mtdnn_ds.train.weights import save_best
 
 
@@ -38,29 +42,61 @@ def train(
     """Train a recipe to its last step, from the beginning or from a checkpoint. Collective: every rank calls this.
 
     `evaluate_after`: steps beside those of train.eval_every. `quiet`: nothing is printed; the run folder is the same.
-    Raises UserErrors: ConfigError, DataError and CheckpointError before the first step, TrainingError after it.
+    Raises UserErrors: ConfigError, DataError and CheckpointError before the first step, TrainingError after it. Raises Stopped when any
+    rank was asked to stop and all is saved; before the first step such a process ends at once, with exit code 85.
     """
     check_monitors(deepspeed.config)
-    device = start_distributed()
-    run = start_run(
-        recipe, specs, deepspeed, device=device, output_dir=output_dir, resume=resume, evaluate_after=evaluate_after, quiet=quiet
-    )
+    with stopping.listening():
+        stopping.heed(Heed.AT_ONCE)
+        device = start_distributed()
+        run = start_run(
+            recipe, specs, deepspeed, device=device, output_dir=output_dir, resume=resume, evaluate_after=evaluate_after, quiet=quiet
+        )
+        stopped = _train(run)
+        if stopped is not None:
+            dist.barrier()  # so that no rank is ended by its launcher, which sees another one leave, while that still writes
+            raise Stopped(stopped)
+        stop_engine(run.engine)
+        show_results(run.data, run.state, run.folder, say=run.progress.say)
+        del run
+        free_memory()  # for the next run of this process
+
+
+def _train(run: Run) -> str | None:
+    """All steps, and the end of the log. Returns what to say if they were cut short by a request to stop."""
+    if run.limit.end is not None:
+        run.progress.say(
+            f"{run.limit.describe()}: the run saves and stops {run.limit.margin:g} s before that, and earlier by its longest step and save"
+        )
+    stopping.heed(Heed.BETWEEN_STEPS)
     succeeded = False
     try:
-        _all_steps(run)
-        succeeded = True
+        stopped = _all_steps(run)
+        succeeded = stopped is None
+        return stopped
     finally:
+        stopping.heed(Heed.NO_MORE)
         run.progress.close()
         if run.monitor is not None:
             run.monitor.close(succeeded=succeeded)
-    stop_engine(run.engine)
-    show_results(run.data, run.state, run.folder, say=run.progress.say)
-    del run
-    free_memory()  # for the next run of this process
 
 
-def _all_steps(run: Run) -> None:
+def _wants_to_stop(run: Run) -> bool:
+    """Whether this rank does."""
+    if run.limit.is_near():
+        stopping.request(run.limit.describe())
+    return stopping.requested() is not None
+
+
+def _all_steps(run: Run) -> str | None:
+    """What to say if a request to stop cut them short."""
     recipe, state, total_steps = run.recipe, run.state, run.plan.total_steps
+    saved = state.step
+    # No rank's request ends it alone from here on: one that came before has been heard by all of them here.
+    if any(dist.gather(_wants_to_stop(run))) and state.step < total_steps:
+        return _stop(run, saved)
+    if state.step and state.evaluated_at != state.step and _evaluation_is_due(run) and not _evaluate(run):
+        return _stop(run, saved)  # its evaluation was cut short when it was stopped, and is again
     loader = TrainLoader(
         run.plan,
         run.data.train_sets,
@@ -71,20 +107,55 @@ def _all_steps(run: Run) -> None:
     )
     with loader:
         for batches in loader:
-            _one_step(run, batches, loader)
+            begin = time.monotonic()
+            if _one_step(run, batches, loader):
+                return _stop(run, saved)
+            run.limit.longest_step = max(run.limit.longest_step, time.monotonic() - begin)
             step = state.step
-            if step == total_steps or step in run.evaluate_after or (recipe.train.eval_every and step % recipe.train.eval_every == 0):
-                _evaluate(run)
-            if step == total_steps or (recipe.train.save_every and step % recipe.train.save_every == 0):
-                momentum = None if run.regularizer is None else run.regularizer.momentum
-                checkpoint.save_checkpoint(
-                    run.engine,
-                    run.folder.checkpoints,
-                    step=step,
-                    run_state=state.to_json(),
-                    keep_last=recipe.train.keep_last,
-                    also=() if momentum is None else (momentum.save,),
-                )
+            if step == total_steps:
+                stopping.heed(Heed.NO_MORE)
+            if _evaluation_is_due(run) and not _evaluate(run):
+                return _stop(run, saved)
+            if _is_due(run, recipe.train.save_every):
+                _save(run)
+                saved = step
+    return None
+
+
+def _evaluation_is_due(run: Run) -> bool:
+    return run.state.step in run.evaluate_after or _is_due(run, run.recipe.train.eval_every)
+
+
+def _is_due(run: Run, every: int) -> bool:
+    step = run.state.step
+    return step == run.plan.total_steps or bool(every and step % every == 0)
+
+
+def _save(run: Run) -> float:
+    """A checkpoint of the present step; returns the seconds it took."""
+    begin = time.monotonic()
+    momentum = None if run.regularizer is None else run.regularizer.momentum
+    checkpoint.save_checkpoint(
+        run.engine,
+        run.folder.checkpoints,
+        step=run.state.step,
+        run_state=run.state.to_json(),
+        keep_last=run.recipe.train.keep_last,
+        also=() if momentum is None else (momentum.save,),
+    )
+    seconds = time.monotonic() - begin
+    run.limit.longest_save = max(run.limit.longest_save, seconds)
+    return seconds
+
+
+def _stop(run: Run, saved: int) -> str:
+    """Save the present step unless it is saved, and note why. Collective; returns what to say."""
+    step = run.state.step
+    seconds = _save(run) if step > saved else None
+    reasons = [f"rank {rank}: {reason}" for rank, reason in enumerate(dist.gather(stopping.requested())) if reason]
+    dist.on_main(lambda: write_stop(run.folder.path, step=step, reasons=reasons, save_seconds=seconds))
+    how = "nothing was to be saved" if step == 0 else f"saved in {seconds:.1f} s" if seconds is not None else "saved before"
+    return f"stopped after step {step} of {run.plan.total_steps} ({'; '.join(reasons)}); {how}; the same command with --resume auto goes on"
 
 
 def _task_scales(run: Run, step: int, counts_N: np.ndarray) -> np.ndarray:
@@ -100,15 +171,19 @@ def _task_scales(run: Run, step: int, counts_N: np.ndarray) -> np.ndarray:
     )
 
 
-def _one_step(run: Run, batches: StepBatches, loader: TrainLoader) -> None:
+def _one_step(run: Run, batches: StepBatches, loader: TrainLoader) -> bool:
+    """The step of `batches`, unless any rank wants to stop before it: then True, and it is not begun. Collective."""
     begin, waited = time.perf_counter(), loader.take_wait_seconds()
+    units, stops = count_units(run.engine, batches.unit_counts, stop=_wants_to_stop(run))
+    if stops:
+        return True
     lr = _learning_rate(run, batches.step)
     set_learning_rate(run.engine, lr)
     scales_N = _task_scales(run, batches.step, batches.task_counts)
     result = optimizer_step(
         run.engine,
         batches.micro_batches,
-        unit_counts=batches.unit_counts,
+        units=units,
         task_scales=scales_N,
         losses=run.losses,
         layout=run.data.layout,
@@ -132,6 +207,7 @@ def _one_step(run: Run, batches: StepBatches, loader: TrainLoader) -> None:
     if run.monitor is not None:
         run.monitor.write(record)
     run.progress.update(step=record.step, loss=record.loss, tokens_per_second=record.tokens_per_second)
+    return False
 
 
 def _learning_rate(run: Run, step: int) -> float:
@@ -186,13 +262,21 @@ def _record(
     )
 
 
-def _evaluate(run: Run) -> None:
-    state = run.state
-    evaluation = evaluate(run.engine, run.data.specs, run.data.layout, run.data.examples, run.settings, run.engine.device)
+def _evaluate(run: Run) -> bool:
+    """Score the present step and keep the best; False, with nothing changed, if any rank wants to stop meanwhile. Collective.
+
+    That of the last step is never cut short: there is nothing to go on with after it.
+    """
+    state, data = run.state, run.data
+    asked = None if state.step == run.plan.total_steps else partial(_wants_to_stop, run)
+    try:
+        evaluation = evaluate(run.engine, data.specs, data.layout, data.examples, run.settings, run.engine.device, stop_asked=asked)
+    except EvaluationStopped:
+        return False
     state.evaluation, state.evaluated_at = evaluation, state.step
     if not evaluation.metrics:
         run.progress.say_once("no task has a dev split: nothing is evaluated, and no best checkpoint is kept")
-        return
+        return True
     scores = {**evaluation.scores, "average": evaluation.average}
     winners = [name for name, score in scores.items() if name not in state.best or score > state.best[name]["score"]]
     if winners:
@@ -204,3 +288,4 @@ def _evaluate(run: Run) -> None:
         f"step {state.step}: dev average {evaluation.average:.4f}  "
         + "  ".join(f"{name} {score:.3f}" for name, score in evaluation.scores.items())
     )
+    return True

@@ -1,0 +1,80 @@
+"""The launcher above this process: is it still there? Knows deepspeed, torchrun and SLURM by their command lines; sends no signals.
+
+`deepspeed` on one node dies of SIGTERM and leaves its launch.py and all ranks running; a torchrun agent killed by -9 leaves its ranks.
+A shell is no launcher: it may go while its job stays.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+# Words of a command line, and what its process is called in messages.
+_LAUNCHERS = {
+    "deepspeed.launcher.launch": "deepspeed's launch.py",
+    "torch.distributed.run": "torchrun",
+    "torch.distributed.launch": "torchrun",
+    "torchrun": "torchrun",
+    "slurmstepd": "slurmstepd",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Ancestor:
+    """A process above this one. `started` tells it from a later process of the same number."""
+
+    name: str
+    pid: int
+    started: str
+
+
+def launchers_above() -> tuple[Ancestor, ...]:
+    """This process's parent if it is a launcher, and the deepspeed runner above launch.py. Empty where there is no /proc."""
+    parent = os.getppid()
+    command = _command(parent)
+    name = next((name for word, name in _LAUNCHERS.items() if any(_is(part, word) for part in command)), None)
+    above = _stat(parent)
+    if name is None or above is None:
+        return ()
+    found = [Ancestor(name, parent, above[1])]
+    runner = _stat(above[0])
+    if (
+        name == _LAUNCHERS["deepspeed.launcher.launch"]
+        and runner is not None
+        and any(_is(part, "deepspeed") for part in _command(above[0]))
+    ):
+        found.append(Ancestor("deepspeed", above[0], runner[1]))
+    return tuple(found)
+
+
+def gone(ancestors: tuple[Ancestor, ...]) -> Ancestor | None:
+    """The first of them that lives no more. A zombie does not live."""
+    for ancestor in ancestors:
+        stat = _stat(ancestor.pid)
+        if stat is None or stat[1] != ancestor.started or stat[2] in "ZX":
+            return ancestor
+    return None
+
+
+def _is(part: str, word: str) -> bool:
+    """`/usr/bin/torchrun`, `-m torch.distributed.run` and `slurmstepd: [42.0]` are; a script's own argument that contains the word is not."""
+    return Path(part.split(":")[0]).name == word
+
+
+def _command(pid: int) -> list[str]:
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
+    except OSError:
+        return []
+    return words[:4]  # python -u -m MODULE
+
+
+def _stat(pid: int) -> tuple[int, str, str] | None:
+    """(parent, start time, state) of a process, or None."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    fields = text.rpartition(")")[2].split()  # the name before it may hold anything
+    return int(fields[1]), fields[19], fields[0]
