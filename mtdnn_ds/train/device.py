@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
+
+from mtdnn_ds import dist
+from mtdnn_ds.config.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,6 +28,33 @@ def probe_device() -> Device:
     if torch.cuda.is_available():
         return Device(type="cuda", fast_bf16=torch.cuda.is_bf16_supported(including_emulation=False), fp16=True)
     return Device(type="cpu", fast_bf16=_cpu_has_bf16(), fp16=_cpu_has_fp16())
+
+
+def take_device() -> torch.device:
+    """This rank's device, made the current one and DeepSpeed's: the CPU, or a GPU of this node. Call it before DeepSpeed starts.
+
+    The GPU is that of the rank's place on the node, or the only one that it has been given (`srun --gpus-per-task=1`).
+    """
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    named = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    index = gpu_index(dist.local_rank(), dist.local_size(), num_visible=torch.cuda.device_count(), named=named)
+    if index != dist.local_rank():
+        dist.use_device(index)
+    torch.cuda.set_device(index)
+    return torch.device("cuda", index)
+
+
+def gpu_index(local_rank: int, local_size: int, *, num_visible: int, named: str) -> int:
+    """Which of `num_visible` GPUs a rank takes; `named` is its CUDA_VISIBLE_DEVICES. Refused on every rank of a node with too few of them."""
+    if num_visible == 1 and named and "," not in named:
+        return 0  # by CUDA_VISIBLE_DEVICES each has one, and the others have other ones
+    if max(local_size, local_rank + 1) > num_visible:
+        raise ConfigError(
+            f"{max(local_size, local_rank + 1)} processes on this node, and {num_visible} GPUs: each needs its own; start one process for each GPU "
+            "(sbatch --gpus-per-node=N, deepspeed --num_gpus N, torchrun --nproc_per_node N)"
+        )
+    return local_rank
 
 
 def _cpu_has_bf16() -> bool:
