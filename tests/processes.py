@@ -95,11 +95,13 @@ def run_ranks(arguments: Sequence[str], world_size: int, timeout_seconds: float 
     return outputs[0]
 
 
-def run_jobs(jobs: Sequence[Mapping[str, Any]], folder: Path, world_size: int, timeout_seconds: float = 600) -> dict[str, str]:
-    """Train several runs in one process group (tests/workers/train_jobs.py); returns what rank 0 said in each, by run folder name."""
+def run_jobs(
+    jobs: Sequence[Mapping[str, Any]], folder: Path, world_size: int, timeout_seconds: float = 600, worker: str = "train_jobs.py"
+) -> dict[str, str]:
+    """Train several runs in one process group (tests/workers/WORKER); returns what rank 0 said in each, by run folder name."""
     file = folder / f"jobs_{free_port()}.json"
     file.write_text(json.dumps(list(jobs)))
-    output = run_ranks([str(ROOT / "tests/workers/train_jobs.py"), str(file)], world_size, timeout_seconds)
+    output = run_ranks([str(ROOT / "tests/workers" / worker), str(file)], world_size, timeout_seconds)
     parts = output.split("== ")[1:]
     return {part.split("\n", 1)[0]: part for part in parts}
 

@@ -7,7 +7,6 @@ state each rank holds: it looks up its own in the checkpoint, wherever it lies t
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,19 +15,9 @@ from torch import Tensor, nn
 from mtdnn_ds import dist
 from mtdnn_ds.config.errors import CheckpointError
 from mtdnn_ds.train.checkpoint import Found, load_engine
+from mtdnn_ds.train.held import held_parts
 from mtdnn_ds.train.saved_state import FP32, SavedState, open_saved
 from mtdnn_ds.train.state import PARTITION
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Held:
-    """The part of a trained parameter whose float32 weights and states this rank keeps."""
-
-    flat: Tensor  # what the optimizer updates: the parameter itself, or pieces of many end to end
-    group: int  # the optimizer's parameter group
-    offset: int  # in `flat`
-    start: int  # in the flattened parameter
-    numel: int
 
 
 def open_elsewhere(found: Found, topology: Mapping[str, Any]) -> SavedState | None:
@@ -99,8 +88,9 @@ def _fill(engine: Any, saved: SavedState, found: Found) -> None:
     _check_shapes(trained, saved, found)
     optimizer = engine.optimizer if engine.zero_optimization_stage() == 0 else engine.optimizer.optimizer
     first: dict[int, str] = {}  # flat tensor -> the parameter that its states have been made for
+    parts = held_parts(engine)
     for name, parameter in trained.items():
-        held = _held_part(engine, parameter)
+        held = parts.get(parameter)
         if held is None:
             continue
         state, example = optimizer.state[held.flat], first.setdefault(id(held.flat), name)
@@ -131,29 +121,6 @@ def _new_state(flat: Tensor, group: Mapping[str, Any], saved: SavedState, name: 
     for key, count in saved.counts(name).items():
         state[key] = count.clone().to(flat.device if counts_on_device else "cpu") if torch.is_tensor(count) else count
     return {**state, **{key: torch.zeros_like(flat, dtype=torch.float32) for key in saved.keys(name)}}
-
-
-# Where DeepSpeed 0.19.8 keeps what an optimizer updates (train/penalty.py says the same of weights).
-
-
-def _held_part(engine: Any, parameter: Any) -> _Held | None:
-    """What this rank keeps of a trained parameter, if anything."""
-    stage, optimizer = engine.zero_optimization_stage(), engine.optimizer
-    if stage == 0:
-        groups = (number for number, group in enumerate(optimizer.param_groups) if any(parameter is one for one in group["params"]))
-        return _Held(flat=parameter, group=next(groups), offset=0, start=0, numel=parameter.numel())
-    if stage == 3:
-        sub_group, offset, size = optimizer.grad_position[optimizer.get_param_id(parameter)]
-        start = min(dist.rank() * size, parameter.ds_numel)
-        flat, group = optimizer.fp32_partitioned_groups_flat[sub_group], optimizer.sub_group_to_group_id[sub_group]
-        return _Held(flat=flat, group=group, offset=offset, start=start, numel=min(size, parameter.ds_numel - start))
-    mapping = parameter._hp_mapping
-    if mapping is None:
-        return None
-    # With bf16 weights and stage 1 another class of DeepSpeed's keeps them, under another name.
-    flats = getattr(optimizer, "single_partition_of_fp32_groups", None) or optimizer.fp32_groups_flat_partition
-    there, here, group = mapping.hp_fragment_address, mapping.lp_fragment_address, mapping.param_group_index
-    return _Held(flat=flats[group], group=group, offset=there.start, start=here.start, numel=here.numel)
 
 
 def _fill_untrained(module: nn.Module, saved: SavedState) -> None:

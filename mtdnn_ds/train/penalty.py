@@ -28,6 +28,7 @@ from mtdnn_ds import dist
 from mtdnn_ds.model.copies import CopiedEncoder
 from mtdnn_ds.model.low_rank import LowRankDelta
 from mtdnn_ds.tasks.sharing import Sharing
+from mtdnn_ds.train.held import Held, held_parts
 
 
 def sharing_penalty(engine: Any, sharing: Sharing) -> SharingPenalty | None:
@@ -42,6 +43,7 @@ class SharingPenalty:
         self.penalty = penalty
         self._engine = engine
         self._families = _families(engine.module.encoder)
+        self._held = held_parts(engine)
 
     @torch.no_grad()
     def pull(self, lr: float) -> float:
@@ -51,13 +53,32 @@ class SharingPenalty:
         """
         squares = torch.zeros((), dtype=torch.float64, device=self._engine.device)
         for family in self._families:
-            for parameter, deviation in _deviations(family):
+            for parameter, deviation in self._deviations(family):
                 squares += deviation.square().sum().to(squares)
-                _move(parameter, deviation.mul_(-lr * self.penalty / (1 + lr * self.penalty)))
+                _move(parameter, self._held[parameter], deviation.mul_(-lr * self.penalty / (1 + lr * self.penalty)))
         _refresh(self._engine)
         # Without ZeRO every rank holds, and has added, everything.
         shares = dist.world_size() if self._engine.zero_optimization_stage() == 0 else 1
         return 0.5 * self.penalty * float(dist.sum_tensor(squares)) / shares / (1 + lr * self.penalty) ** 2
+
+    def _deviations(self, family: Sequence[nn.Parameter]) -> list[tuple[nn.Parameter, Tensor]]:
+        """For each parameter of which this rank holds a part: how far the part is from the family's mean, or from 0 without a family.
+
+        New tensors in float32, all taken before any weight moves.
+        """
+        held = [(parameter, part.start, part.numel) for parameter in family if (part := self._held.get(parameter))]
+        if len(family) == 1:
+            return [(parameter, _values(parameter, start, size).clone()) for parameter, start, size in held]
+        if not held:
+            return []
+        low, high = min(start for _, start, _ in held), max(start + size for _, start, size in held)
+        # From the first copy on, so that rounding is of the size of the differences: equal copies have no deviation.
+        first = _values(family[0], low, high - low)
+        differences = torch.zeros_like(first)
+        for parameter in family[1:]:
+            differences += _values(parameter, low, high - low) - first
+        mean = first + differences / len(family)
+        return [(parameter, _values(parameter, start, size) - mean[start - low : start - low + size]) for parameter, start, size in held]
 
 
 def _families(encoder: nn.Module) -> list[tuple[nn.Parameter, ...]]:
@@ -68,43 +89,6 @@ def _families(encoder: nn.Module) -> list[tuple[nn.Parameter, ...]]:
     return [(module.b,) for module in encoder.modules() if isinstance(module, LowRankDelta) if module.b.requires_grad]
 
 
-def _deviations(family: Sequence[nn.Parameter]) -> list[tuple[nn.Parameter, Tensor]]:
-    """For each parameter of which this rank holds a part: how far the part is from the family's mean, or from 0 without a family.
-
-    New tensors in float32, all taken before any weight moves.
-    """
-    held = [(parameter, *part) for parameter in family if (part := _held_part(parameter))[1] > 0]
-    if len(family) == 1:
-        return [(parameter, _values(parameter, start, size).clone()) for parameter, start, size in held]
-    if not held:
-        return []
-    low, high = min(start for _, start, _ in held), max(start + size for _, start, size in held)
-    # From the first copy on, so that rounding is of the size of the differences: equal copies have no deviation.
-    first = _values(family[0], low, high - low)
-    differences = torch.zeros_like(first)
-    for parameter in family[1:]:
-        differences += _values(parameter, low, high - low) - first
-    mean = first + differences / len(family)
-    return [(parameter, _values(parameter, start, size) - mean[start - low : start - low + size]) for parameter, start, size in held]
-
-
-# How DeepSpeed 0.19.8 keeps weights. ZeRO 0: whole on every rank, in fp32. ZeRO 1 and 2: whole in the format of the forward, and
-# `_hp_mapping` says which part of the fp32 copy the rank holds, if any. ZeRO 3: each rank holds the same part of every parameter of one
-# size, in `ds_tensor` (padded at the end) and in fp32.
-
-
-def _held_part(parameter: Any) -> tuple[int, int]:
-    """(first index, size) of the part of the flattened parameter whose fp32 values this rank holds."""
-    if hasattr(parameter, "ds_tensor"):
-        numel, size = int(parameter.ds_numel), int(parameter.ds_tensor.numel())
-        start = min(dist.rank() * size, numel)
-        return start, min(size, numel - start)
-    if hasattr(parameter, "_hp_mapping"):
-        mapping = parameter._hp_mapping
-        return (0, 0) if mapping is None else (mapping.lp_fragment_address.start, mapping.lp_fragment_address.numel)
-    return 0, parameter.numel()
-
-
 def _values(parameter: Any, start: int, size: int) -> Tensor:
     """Values that the model computes with, in float32; under ZeRO 3 of a part that this rank holds."""
     if hasattr(parameter, "ds_tensor"):
@@ -112,20 +96,11 @@ def _values(parameter: Any, start: int, size: int) -> Tensor:
     return parameter.detach().flatten()[start : start + size].float()
 
 
-def _move(parameter: Any, change: Tensor) -> None:
+def _move(parameter: Any, held: Held, change: Tensor) -> None:
     """Add `change` to the part of the fp32 values that this rank holds."""
+    held.flat.view(-1)[held.offset : held.offset + held.numel] += change.to(held.flat.device)
     if hasattr(parameter, "ds_tensor"):
-        from deepspeed.utils import safe_get_local_fp32_param, safe_set_local_fp32_param
-
-        whole = safe_get_local_fp32_param(parameter).clone()
-        whole[: change.numel()] += change.to(whole.device)
-        safe_set_local_fp32_param(parameter, whole)
-        parameter.ds_tensor.copy_(whole)
-    elif hasattr(parameter, "_hp_mapping"):
-        fragment = parameter._hp_mapping.hp_fragment
-        fragment += change.to(fragment.device)
-    else:
-        parameter.view(-1).add_(change)
+        parameter.ds_tensor.view(-1)[: held.numel].copy_(held.flat[held.offset : held.offset + held.numel])
 
 
 def _refresh(engine: Any) -> None:

@@ -4,8 +4,7 @@ DeepSpeed writes each rank's share of flattened groups of parameters. Here they 
 names of the parameters, so that any part of one costs what it is long. Nothing is converted or written. Layouts of DeepSpeed 0.19.8:
 
     ZeRO 0     mp_rank_00_model_states.pt: parameters whole, and the optimizer's own state by number; checkpoint.py adds the names
-    ZeRO 1, 2  *_optim_states.pt of each rank: a flat group cut into equal parts, ends of parameters wherever they fall;
-               `param_slice_mappings` says which elements of the part belong to which parameter
+    ZeRO 1, 2  *_optim_states.pt of each rank: a group of parameters laid end to end and cut into equal parts
     ZeRO 3     every parameter cut into equal parts, the last one padded; rank r's part of each, one after the other
 
 Two ranks and parameters a (3 elements) and b (5) of one group: ZeRO 1 keeps aaab | bbbb, ZeRO 3 keeps aabbb | a-bb-.
@@ -97,7 +96,7 @@ def _open(folder: Path, zero_stage: int, num_ranks: int) -> SavedState:
     else:
         optims = [_map(_optimizer_file(folder, rank))["optimizer_state_dict"] for rank in range(num_ranks)]
         shapes = {name: shape for group in models[0]["param_shapes"] for name, shape in group.items()}
-        pieces = _cut_by_rank(models[0], optims) if zero_stage == 3 else _cut_anywhere(optims, folder)
+        pieces = _cut_by_rank(models[0], optims) if zero_stage == 3 else _cut_anywhere(models[0], optims)
         base = optims[0]["optimizer_state_dict" if zero_stage == 3 else "base_optimizer_state"]
         scaler = {name: optims[0][name] for name in ("loss_scaler", "dynamic_loss_scale", "overflow") if name in optims[0]}
     for name, shape in shapes.items():
@@ -150,23 +149,24 @@ def _whole(model: Mapping[str, Any], folder: Path) -> dict[str, list[_Piece]]:
     }
 
 
-def _cut_anywhere(optims: Sequence[Mapping[str, Any]], folder: Path) -> dict[str, list[_Piece]]:
-    """ZeRO 1 and 2. The parts of a parameter follow each other in the order of the ranks."""
-    if any(padding for group in optims[0].get("param_alignment_paddings") or () for padding in group):
-        raise CheckpointError(
-            f"{folder}: was saved with zero_optimization.parameter_alignment, which only the number of ranks and the ZeRO stage that it "
-            "was saved with can read; resume so, or go back to a checkpoint without it"
-        )
+def _cut_anywhere(model: Mapping[str, Any], optims: Sequence[Mapping[str, Any]]) -> dict[str, list[_Piece]]:
+    """ZeRO 1 and 2. `param_slice_mappings` is not asked: with round_robin_gradients it takes another order than the groups were laid in."""
     pieces: dict[str, list[_Piece]] = {}
-    for optim in optims:
-        for number, (weights, addresses) in enumerate(
-            zip(optim["single_partition_of_fp32_groups"], optim["param_slice_mappings"], strict=True)
-        ):
-            flat = _flat(weights, optim["base_optimizer_state"]["state"].get(number, {}))
-            for name, address in addresses.items():
-                before = pieces.setdefault(name, [])
-                start = before[-1].start + before[-1].numel if before else 0
-                before.append(_Piece(flat=flat, start=start, numel=address.numel, offset=address.start))
+    for number, shapes in enumerate(model["param_shapes"]):
+        paddings = (optims[0].get("param_alignment_paddings") or {number: [0] * len(shapes)})[number]
+        flats = [
+            _flat(optim["single_partition_of_fp32_groups"][number], optim["base_optimizer_state"]["state"].get(number, {}))
+            for optim in optims
+        ]
+        size = max(values.numel() for values in flats[0].values.values())  # the weights have lost the padding at the end of the group
+        begin = 0
+        for (name, shape), padding in zip(shapes.items(), paddings, strict=True):
+            pieces[name] = []
+            for rank, flat in enumerate(flats):
+                low, high = max(begin, rank * size), min(begin + shape.numel(), (rank + 1) * size)
+                if low < high:
+                    pieces[name].append(_Piece(flat=flat, start=low - begin, numel=high - low, offset=low - rank * size))
+            begin += shape.numel() + padding
     return pieces
 
 
