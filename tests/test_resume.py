@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 from pathlib import Path
 from typing import Any
@@ -112,12 +113,10 @@ def test_a_kill_while_saving_leaves_a_run_that_resumes(base: Path, killed_saves:
     ours = base / f"killed_{point}"
     whole = point in ("before_latest", "inside_latest", "inside_pruning")
     assert f"resuming after step {6 if whole else 3} of 9" in killed_saves[ours.name]
-    left_over = {"before_shards": None, "before_latest": None, "inside_latest": None, "inside_pruning": 3}.get(point, 6)
+    left_over = {"before_latest": None, "inside_latest": None, "inside_pruning": "3"}.get(point, r"6\.[0-9a-f]{6}")
     if left_over is not None:
-        assert (
-            f".partial_step_{left_over}: an unfinished checkpoint (killed while it was saved or removed); ignored"
-            in killed_saves[ours.name]
-        )
+        said = rf"\.partial_step_{left_over}: an unfinished checkpoint \(killed while it was saved or removed\); ignored"
+        assert re.search(said, killed_saves[ours.name])
     assert exact(ours) == exact(base / "straight_saves")
     assert sorted(path.name for path in (ours / "checkpoints").iterdir() if path.is_dir()) == ["step_9"]
     assert (ours / "checkpoints" / "latest").read_text() == "step_9"

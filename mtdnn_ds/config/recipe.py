@@ -223,6 +223,13 @@ class TrainSettings(Section):
     eval_every: int = Field(0, ge=0, description="steps between evaluations; 0 = only at the end")
     save_every: int = Field(0, ge=0, description="steps between checkpoints; 0 = only at the end")
     keep_last: int = Field(2, ge=1, description="checkpoints kept")
+    on_save_error: Literal["stop", "continue"] = Field(
+        "stop",
+        description="when a checkpoint, best weights or the log cannot be written: stop; or continue, and try again at the next time",
+    )
+    async_save: bool = Field(
+        False, description="copy a checkpoint to host memory and write it beside the next steps; takes its size in memory on every rank"
+    )
     time_margin: float = Field(
         120.0,
         ge=0,
@@ -243,7 +250,9 @@ class TrainSettings(Section):
 
 
 def _names_to_mapping(value: Any) -> Any:
-    return {name: {} for name in value} if isinstance(value, list) else value
+    """`tasks: [cola, rte]`; a list that holds anything but names is left for the model to refuse."""
+    is_names = isinstance(value, list) and all(isinstance(name, str) for name in value)
+    return {name: {} for name in value} if is_names else value
 
 
 def _none_to_empty(value: Any) -> Any:

@@ -1,8 +1,6 @@
-"""Checkpoints: atomic saving, finding the newest good one, pruning. DeepSpeed writes the shards; this file makes them safe.
+"""Checkpoints on disk: what is in them, the newest good one, damage, loading. Saves none (train/saving.py).
 
-A checkpoint is written into checkpoints/.partial_step_N, checked, given a manifest with every file's size and sha256, flushed to
-disk and only then renamed to checkpoints/step_N; `latest` is replaced last. A kill at any point leaves a folder without a manifest
-or an untouched older checkpoint.
+A checkpoint is checkpoints/step_N with a manifest of every file's size and sha256. Whatever else lies there is named, and not used.
 """
 
 from __future__ import annotations
@@ -12,17 +10,20 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mtdnn_ds import dist
 from mtdnn_ds.config.errors import CheckpointError
+from mtdnn_ds.train.safe_load import refusals, safe_loads
 
 MANIFEST = "manifest.json"
 RUN_STATE = "run_state.json"
 PARTIAL = ".partial_"
+HASHING_THREADS = 4  # a disk gives about as much as two to four cores hash
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,45 +36,6 @@ class Found:
     notes: tuple[str, ...]
 
 
-def save_checkpoint(
-    engine: Any,
-    checkpoints: Path,
-    *,
-    step: int,
-    run_state: dict[str, Any],
-    keep_last: int,
-    also: Sequence[Callable[[Path], None]] = (),
-) -> Path:
-    """Write checkpoints/step_N. Collective: all ranks must call this, between steps. `run_state` is JSON, equal on all ranks.
-
-    `also`: each writes a file of its own into the folder, on rank 0.
-    """
-    final, partial = checkpoints / f"step_{step}", checkpoints / f"{PARTIAL}step_{step}"
-
-    def begin() -> None:
-        checkpoints.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(partial, ignore_errors=True)
-
-    def finish() -> None:
-        _check_shards(partial, engine)
-        (partial / RUN_STATE).write_text(json.dumps(run_state, indent=1))
-        for write in also:
-            write(partial)
-        write_manifest(partial)
-        os.replace(partial, final)
-        flush(checkpoints)
-        replace_file(checkpoints / "latest", final.name)
-        _prune(checkpoints, keep_last)
-
-    dist.on_main(begin)
-    ours = {"step": step, "optimizer_order": _optimizer_order(engine)}
-    client_state = {"mtdnn_ds": ours, "universal_checkpoint_info": {"universal_checkpoint_version": 0.2}}
-    engine.save_checkpoint(str(checkpoints), tag=partial.name, client_state=client_state, save_latest=False)
-    dist.barrier()
-    dist.on_main(finish)
-    return final
-
-
 def find_checkpoint(checkpoints: Path) -> Found | None:
     """The newest checkpoint that is whole, or None where there is none; damaged and unfinished ones are named in `notes`.
 
@@ -83,13 +45,13 @@ def find_checkpoint(checkpoints: Path) -> Found | None:
         f"{path}: an unfinished checkpoint (killed while it was saved or removed); ignored"
         for path in sorted(checkpoints.glob(f"{PARTIAL}*"))
     ]
-    numbered = _numbered(checkpoints)
-    for _step, path in numbered:
+    there = numbered(checkpoints)
+    for _step, path in there:
         problem = damage(path)
         if problem is None:
             return open_checkpoint(path, notes=tuple(notes))
         notes.append(f"{path}: {problem}; trying the one before")
-    if numbered:
+    if there:
         raise CheckpointError(
             [*notes, f"{checkpoints}: no checkpoint is whole; start again in an empty --output_dir, or restore one from a backup"]
         )
@@ -107,30 +69,46 @@ def open_checkpoint(path: Path, *, notes: tuple[str, ...] = ()) -> Found:
 
 def damage(path: Path) -> str | None:
     """What is wrong with a checkpoint folder, or None: compares every file with the manifest's size and sha256."""
-    manifest = path / MANIFEST
-    if not manifest.is_file():
+    if not (path / MANIFEST).is_file():
         return f"not a whole checkpoint ({MANIFEST} is missing)"
-    try:
-        files = json.loads(manifest.read_text())["files"]
-        entries = {name: (int(entry["bytes"]), str(entry["sha256"])) for name, entry in files.items()}
-    except (ValueError, KeyError, TypeError, AttributeError):
+    entries = _entries(path)
+    if entries is None:
         return f"{MANIFEST} is not readable"
     if RUN_STATE not in entries:
         return f"{MANIFEST} does not list {RUN_STATE}"
-    for name, (size, sha256) in entries.items():
+    for name, (size, _sha256) in entries.items():
         file = path / name
         if not file.is_file():
             return f"{name} is missing"
         if file.stat().st_size != size:
             return f"{name} has {file.stat().st_size} bytes instead of {size}"
-        if _sha256(file) != sha256:
-            return f"{name} is damaged (its sha256 differs from the manifest's)"
+    with ThreadPoolExecutor(max_workers=HASHING_THREADS) as pool:
+        sums = pool.map(lambda name: _sum_or_error(path / name), entries)
+        for (name, (_size, sha256)), found in zip(entries.items(), sums, strict=True):
+            if isinstance(found, OSError):
+                return f"{name} cannot be read ({found.strerror})"
+            if found != sha256:
+                return f"{name} is damaged (its sha256 differs from the manifest's)"
     return None
+
+
+def manifest_bytes(path: Path) -> int | None:
+    """Size of a checkpoint by its manifest, None if that cannot be read."""
+    entries = _entries(path)
+    return None if entries is None else sum(size for size, _sha256 in entries.values())
 
 
 def load_engine(engine: Any, found: Found) -> None:
     """Put weights, optimizer and loss-scaler state back. Collective: all ranks must call this."""
-    loaded, client_state = engine.load_checkpoint(str(found.path.parent), tag=found.path.name)
+    files = sorted(found.path.glob("*.pt"))[dist.rank() :: dist.world_size()]
+
+    def check() -> None:  # before DeepSpeed loads, on all ranks alike: one that raised while the others load would leave them waiting
+        if problems := refusals(files):
+            raise CheckpointError(problems)
+
+    dist.on_all(check)
+    with safe_loads(found.path):
+        loaded, client_state = engine.load_checkpoint(str(found.path.parent), tag=found.path.name)
     if loaded is None or client_state.get("mtdnn_ds", {}).get("step") != found.step:
         raise CheckpointError(
             f"{found.path}: DeepSpeed did not load it (its step is {(client_state or {}).get('mtdnn_ds')}, expected {found.step})"
@@ -144,7 +122,7 @@ def tidy(checkpoints: Path, last_step: int, say: Callable[[str], None]) -> None:
     """
     for leftover in checkpoints.glob(f"{PARTIAL}*"):
         shutil.rmtree(leftover)
-    for step, path in _numbered(checkpoints):
+    for step, path in numbered(checkpoints):
         if step > last_step:
             aside, number = checkpoints / f"abandoned_{path.name}", 1
             while aside.exists():  # an earlier one is kept too
@@ -154,13 +132,24 @@ def tidy(checkpoints: Path, last_step: int, say: Callable[[str], None]) -> None:
             say(f"{path}: later than the step this run goes on from; set aside as {aside.name}")
 
 
-def write_manifest(folder: Path) -> None:
-    """List every file with its size and sha256, and flush all of it to disk."""
-    files = {}
+def write_manifest(folder: Path, known: Mapping[str, Mapping[str, Any]] | None = None) -> None:
+    """List every file with its size and sha256, and flush all of it to disk. `known`: files that are flushed, with both as they were written.
+
+    Raises CheckpointError if such a file is not there, or not as long.
+    """
+    files = dict(known or {})
     for path in sorted(item for item in folder.rglob("*") if item.is_file()):
-        flush(path)
-        files[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
-    replace_file(folder / MANIFEST, json.dumps({"format": 1, "files": files}, indent=1))
+        name = path.relative_to(folder).as_posix()
+        if name not in files:
+            flush(path)
+            files[name] = {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
+    for name, entry in files.items():
+        length = (folder / name).stat().st_size if (folder / name).is_file() else None
+        if length != entry["bytes"]:
+            raise CheckpointError(
+                f"{folder / name}: has {length} bytes here, {entry['bytes']} were written; do all nodes share this folder?"
+            )
+    replace_file(folder / MANIFEST, json.dumps({"format": 1, "files": dict(sorted(files.items()))}, indent=1))
     flush(folder)
 
 
@@ -207,40 +196,28 @@ def _resume_from(resume: str, output_dir: Path, say: Callable[[str], None]) -> F
     return found
 
 
-def _numbered(checkpoints: Path) -> list[tuple[int, Path]]:
-    """(N, folder step_N), newest first."""
+def numbered(checkpoints: Path) -> list[tuple[int, Path]]:
+    """(N, folder step_N) of every checkpoint, whole or not, newest first."""
     matches = ((re.fullmatch(r"step_(\d+)", path.name), path) for path in checkpoints.glob("step_*"))
     return sorted(((int(match[1]), path) for match, path in matches if match), reverse=True)
 
 
-def _optimizer_order(engine: Any) -> list[str] | None:
-    """Which parameter each of the optimizer's numbers means, where DeepSpeed does not write it (ZeRO 0)."""
-    if engine.zero_optimization_stage() > 0:
-        return None
-    return [engine.param_names[parameter] for group in engine.optimizer.param_groups for parameter in group["params"]]
-
-
-def _check_shards(folder: Path, engine: Any) -> None:
-    """DeepSpeed swallows some write errors: count the files it must have written (its layout, DeepSpeed 0.19.8)."""
-    stage, ranks = engine.zero_optimization_stage(), dist.world_size()
-    optimizer_files = len(list(folder.glob("*_optim_states.pt")))
-    model_files = len(list(folder.glob("*_model_states.pt")))
-    expected = (1, 0) if stage == 0 else (1, ranks) if stage < 3 else (ranks, ranks)
-    if (model_files, optimizer_files) != expected:
-        raise CheckpointError(
-            f"{folder}: DeepSpeed wrote {model_files} model and {optimizer_files} optimizer files instead of {expected[0]} and {expected[1]}; is the disk full?"
-        )
-
-
-def _prune(checkpoints: Path, keep_last: int) -> None:
-    whole = [path for _step, path in _numbered(checkpoints) if (path / MANIFEST).is_file()]
-    for path in whole[keep_last:]:
-        # Renamed first: a kill in between leaves something that is plainly unfinished, not a damaged checkpoint.
-        doomed = checkpoints / f"{PARTIAL}{path.name}"
-        os.replace(path, doomed)
-        shutil.rmtree(doomed)
-
-
-def _sha256(path: Path) -> str:
+def file_sha256(path: Path) -> str:
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _sum_or_error(path: Path) -> str | OSError:
+    try:
+        return file_sha256(path)
+    except OSError as error:
+        return error
+
+
+def _entries(path: Path) -> dict[str, tuple[int, str]] | None:
+    """Size and sha256 of every file that the manifest lists, None if it cannot be read."""
+    try:
+        files = json.loads((path / MANIFEST).read_text())["files"]
+        return {name: (int(entry["bytes"]), str(entry["sha256"])) for name, entry in files.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None

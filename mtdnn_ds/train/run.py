@@ -31,6 +31,7 @@ from mtdnn_ds.train.penalty import SharingPenalty, sharing_penalty
 from mtdnn_ds.train.progress import Progress
 from mtdnn_ds.train.regularizers import Regularizer, build_regularizer
 from mtdnn_ds.train.run_folder import RunFolder, write_run_files
+from mtdnn_ds.train.saving import Saver, space_note
 from mtdnn_ds.train.setup import RunData, build_plan, idle_tasks, loader_settings, prepare_run_data, run_model, settings_dict
 from mtdnn_ds.train.state import PARTITION, RunState, check_fit
 from mtdnn_ds.train.throughput import StepCost, step_cost
@@ -59,6 +60,7 @@ class Run:
     progress: Progress
     monitor: RunMonitor | None  # rank 0 only
     evaluate_after: Collection[int]  # steps
+    saver: Saver
     limit: TimeLimit  # of the job; grows with the longest step and save. Known on rank 0 only
 
 
@@ -111,6 +113,7 @@ def start_run(
             state.best = {}  # the best weights stay in the other run's folder
         say(f"resuming after step {state.step} of {plan.total_steps} from {found.path}")
     monitor = _open_folder(folder, recipe, deepspeed, data, state, engine, say)
+    progress = Progress(num_steps=plan.total_steps, first_step=state.step, is_main=speaks)
     return Run(
         recipe=recipe,
         folder=folder,
@@ -125,9 +128,18 @@ def start_run(
         cost=step_cost(model.encoder.config, precision=deepspeed.precision, device=device),
         precision=deepspeed.precision,
         state=state,
-        progress=Progress(num_steps=plan.total_steps, first_step=state.step, is_main=speaks),
+        progress=progress,
         monitor=monitor,
         evaluate_after=evaluate_after,
+        saver=Saver(
+            engine,
+            folder.checkpoints,
+            keep_last=recipe.train.keep_last,
+            on_error=recipe.train.on_save_error,
+            in_background=recipe.train.async_save,
+            step=state.step,
+            say=progress.say,
+        ),
         limit=TimeLimit(end=job_end() if dist.is_main() else None, margin=recipe.train.time_margin),
     )
 
@@ -195,6 +207,8 @@ def _open_folder(
             write_events=_deepspeed_events(engine) if engine.monitor.enabled else None,
         )
         opened.append(monitor)
+        if note := space_note(engine, folder.checkpoints, recipe.train.keep_last):
+            say(note)
         if monitor.num_discarded_lines:
             say(
                 f"metrics.jsonl: {monitor.num_discarded_lines} lines after step {state.step} moved to metrics.discarded.jsonl; their steps are repeated"

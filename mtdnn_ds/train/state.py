@@ -23,6 +23,8 @@ FREE_SETTINGS = (
     "train.eval_every",
     "train.save_every",
     "train.keep_last",
+    "train.on_save_error",
+    "train.async_save",
     "train.time_margin",
     "train.stall_timeout",
     "data.",

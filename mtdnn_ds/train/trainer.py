@@ -12,20 +12,22 @@ import numpy as np
 
 from mtdnn_ds import dist
 from mtdnn_ds.config.deepspeed import ResolvedDeepSpeed
-from mtdnn_ds.config.errors import Stopped
+from mtdnn_ds.config.errors import Stopped, TrainingError
 from mtdnn_ds.config.recipe import Recipe
 from mtdnn_ds.data.loader import StepBatches, TrainLoader
 from mtdnn_ds.losses.objective import Scale, step_loss, task_means, task_scales
 from mtdnn_ds.tasks.spec import TaskSpec
-from mtdnn_ds.train import checkpoint, stopping
+from mtdnn_ds.train import stopping
 from mtdnn_ds.train.engine import StepResult, count_units, free_memory, optimizer_step, set_learning_rate, start_distributed, stop_engine
 from mtdnn_ds.train.evaluate import EvaluationStopped, evaluate
+from mtdnn_ds.train.marks import in_loop, mark
 from mtdnn_ds.train.monitor import EvalRecord, StepRecord, check_monitors
 from mtdnn_ds.train.results import show_results
 from mtdnn_ds.train.run import Run, start_run
 from mtdnn_ds.train.schedule import learning_rate, num_warmup_steps
 from mtdnn_ds.train.stop_log import write_stop
 from mtdnn_ds.train.stopping import Heed
+from mtdnn_ds.train.watchdog import joining, watching
 from mtdnn_ds.train.weights import save_best
 
 
@@ -48,18 +50,20 @@ def train(
     check_monitors(deepspeed.config)
     with stopping.listening():
         stopping.heed(Heed.AT_ONCE)
-        device = start_distributed()
-        run = start_run(
-            recipe, specs, deepspeed, device=device, output_dir=output_dir, resume=resume, evaluate_after=evaluate_after, quiet=quiet
-        )
-        stopped = _train(run)
-        if stopped is not None:
-            dist.barrier()  # so that no rank is ended by its launcher, which sees another one leave, while that still writes
-            raise Stopped(stopped)
-        stop_engine(run.engine)
-        show_results(run.data, run.state, run.folder, say=run.progress.say)
-        del run
-        free_memory()  # for the next run of this process
+        with joining(recipe.train.stall_timeout):
+            device = start_distributed()
+        with watching(recipe.train.stall_timeout):
+            run = start_run(
+                recipe, specs, deepspeed, device=device, output_dir=output_dir, resume=resume, evaluate_after=evaluate_after, quiet=quiet
+            )
+            stopped = _train(run)
+            if stopped is not None:
+                dist.barrier()  # so that no rank is ended by its launcher, which sees another one leave, while it still writes
+                raise Stopped(stopped)
+            stop_engine(run.engine)
+            show_results(run.data, run.state, run.folder, say=run.progress.say)
+            del run
+            free_memory()  # for the next run of this process
 
 
 def _train(run: Run) -> str | None:
@@ -74,7 +78,11 @@ def _train(run: Run) -> str | None:
         stopped = _all_steps(run)
         succeeded = stopped is None
         return stopped
+    except TrainingError:
+        run.saver.wait()  # what is still being written is an earlier step, and whole
+        raise
     finally:
+        in_loop(False)
         stopping.heed(Heed.NO_MORE)
         run.progress.close()
         if run.monitor is not None:
@@ -91,12 +99,12 @@ def _wants_to_stop(run: Run) -> bool:
 def _all_steps(run: Run) -> str | None:
     """What to say if a request to stop cut them short."""
     recipe, state, total_steps = run.recipe, run.state, run.plan.total_steps
-    saved = state.step
     # No rank's request ends it alone from here on: one that came before has been heard by all of them here.
     if any(dist.gather(_wants_to_stop(run))) and state.step < total_steps:
-        return _stop(run, saved)
+        return _stop(run)
+    in_loop(True)
     if state.step and state.evaluated_at != state.step and _evaluation_is_due(run) and not _evaluate(run):
-        return _stop(run, saved)  # its evaluation was cut short when it was stopped, and is again
+        return _stop(run)  # its evaluation was cut short when it was stopped, and is again
     loader = TrainLoader(
         run.plan,
         run.data.train_sets,
@@ -109,16 +117,16 @@ def _all_steps(run: Run) -> str | None:
         for batches in loader:
             begin = time.monotonic()
             if _one_step(run, batches, loader):
-                return _stop(run, saved)
+                return _stop(run)
+            run.saver.poll()
             run.limit.longest_step = max(run.limit.longest_step, time.monotonic() - begin)
             step = state.step
             if step == total_steps:
                 stopping.heed(Heed.NO_MORE)
             if _evaluation_is_due(run) and not _evaluate(run):
-                return _stop(run, saved)
+                return _stop(run)
             if _is_due(run, recipe.train.save_every):
-                _save(run)
-                saved = step
+                _save(run, must=step == total_steps)
     return None
 
 
@@ -131,27 +139,22 @@ def _is_due(run: Run, every: int) -> bool:
     return step == run.plan.total_steps or bool(every and step % every == 0)
 
 
-def _save(run: Run) -> float:
-    """A checkpoint of the present step; returns the seconds it took."""
+def _save(run: Run, *, must: bool) -> float:
+    """A checkpoint of the present step; returns the seconds it took. `must`: else the run cannot end well."""
     begin = time.monotonic()
+    mark(f"saving step {run.state.step}")
     momentum = None if run.regularizer is None else run.regularizer.momentum
-    checkpoint.save_checkpoint(
-        run.engine,
-        run.folder.checkpoints,
-        step=run.state.step,
-        run_state=run.state.to_json(),
-        keep_last=run.recipe.train.keep_last,
-        also=() if momentum is None else (momentum.save,),
-    )
-    seconds = time.monotonic() - begin
-    run.limit.longest_save = max(run.limit.longest_save, seconds)
-    return seconds
+    also = () if momentum is None else (momentum.save,)
+    run.saver.save(step=run.state.step, run_state=run.state.to_json(), also=also, must=must)
+    run.limit.longest_save = max(run.limit.longest_save, run.saver.longest_seconds)
+    return time.monotonic() - begin
 
 
-def _stop(run: Run, saved: int) -> str:
+def _stop(run: Run) -> str:
     """Save the present step unless it is saved, and note why. Collective; returns what to say."""
     step = run.state.step
-    seconds = _save(run) if step > saved else None
+    run.saver.wait()
+    seconds = _save(run, must=True) if step > run.saver.saved_step else None
     reasons = [f"rank {rank}: {reason}" for rank, reason in enumerate(dist.gather(stopping.requested())) if reason]
     dist.on_main(lambda: write_stop(run.folder.path, step=step, reasons=reasons, save_seconds=seconds))
     how = "nothing was to be saved" if step == 0 else f"saved in {seconds:.1f} s" if seconds is not None else "saved before"
@@ -173,6 +176,7 @@ def _task_scales(run: Run, step: int, counts_N: np.ndarray) -> np.ndarray:
 
 def _one_step(run: Run, batches: StepBatches, loader: TrainLoader) -> bool:
     """The step of `batches`, unless any rank wants to stop before it: then True, and it is not begun. Collective."""
+    mark(f"step {batches.step}, beginning")
     begin, waited = time.perf_counter(), loader.take_wait_seconds()
     units, stops = count_units(run.engine, batches.unit_counts, stop=_wants_to_stop(run))
     if stops:
@@ -206,6 +210,7 @@ def _one_step(run: Run, batches: StepBatches, loader: TrainLoader) -> bool:
     record = _record(run, batches, result, means_N, scales_N, penalty, lr=lr, seconds=time.perf_counter() - begin + waited, waited=waited)
     if run.monitor is not None:
         run.monitor.write(record)
+    mark(f"step {batches.step}, done")
     run.progress.update(step=record.step, loss=record.loss, tokens_per_second=record.tokens_per_second)
     return False
 
@@ -268,6 +273,7 @@ def _evaluate(run: Run) -> bool:
     That of the last step is never cut short: there is nothing to go on with after it.
     """
     state, data = run.state, run.data
+    mark(f"evaluating step {state.step}")
     asked = None if state.step == run.plan.total_steps else partial(_wants_to_stop, run)
     try:
         evaluation = evaluate(run.engine, data.specs, data.layout, data.examples, run.settings, run.engine.device, stop_asked=asked)
@@ -280,6 +286,7 @@ def _evaluate(run: Run) -> bool:
     scores = {**evaluation.scores, "average": evaluation.average}
     winners = [name for name, score in scores.items() if name not in state.best or score > state.best[name]["score"]]
     if winners:
+        mark(f"keeping the best weights of step {state.step}")
         save_best(run.engine, run.folder.best, winners=winners, step=state.step, metrics=evaluation.metrics)
         state.best.update({name: {"score": scores[name], "step": state.step} for name in winners})
     if run.monitor is not None:

@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,8 @@ import torch
 
 from mtdnn_ds import dist
 from mtdnn_ds.commands.checks import checked_run
-from mtdnn_ds.train import checkpoint, trainer
+from mtdnn_ds.train import checkpoint, saving, trainer
+from mtdnn_ds.train.shards import ShardWriter
 
 SAVE_POINTS = (
     "before_shards",
@@ -36,38 +35,29 @@ def die(*_: Any, **__: Any) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def before(function: Callable[..., Any], action: Callable[..., None] = die) -> Callable[..., Any]:
-    def wrapped(*arguments: Any, **keywords: Any) -> Any:
-        action(*arguments, **keywords)
-        return function(*arguments, **keywords)
-
-    return wrapped
-
-
 def half_a_file(value: Any, target: Any, *_: Any, **__: Any) -> None:
-    name = target if isinstance(target, (str, os.PathLike)) else target.name
-    Path(name).write_bytes(b"half a shard")
+    target.write(memoryview(b"half a shard"))
     die()
 
 
 def arm(point: str) -> None:
     """Make this rank die at `point`, from now on."""
     if point == "before_shards":
-        checkpoint.shutil.rmtree = before(shutil.rmtree)
+        ShardWriter.in_place_of = die
     elif point == "inside_a_shard":
         torch.save = half_a_file
     elif point == "after_shards":
-        checkpoint._check_shards = die
+        saving._check_shards = die
     elif point == "inside_manifest":
         checkpoint.replace_file = die
     elif point == "before_rename":
-        checkpoint.os.replace = lambda source, target: die() if str(source).endswith("step_6") else os.rename(source, target)
+        saving.os.replace = lambda source, target: die() if str(target).endswith("step_6") else os.rename(source, target)
     elif point == "before_latest":
-        checkpoint.replace_file = lambda path, text: die() if path.name == "latest" else path.write_text(text)
+        saving.replace_file = lambda path, text: die() if path.name == "latest" else path.write_text(text)
     elif point == "inside_latest":
         checkpoint.flush = lambda path: die() if path.name == ".latest.new" else None
     elif point == "inside_pruning":
-        checkpoint.shutil.rmtree = lambda path, **_: die() if Path(path).name == ".partial_step_3" else None
+        saving.shutil.rmtree = lambda path, **_: die() if Path(path).name == ".partial_step_3" else None
     else:
         raise ValueError(point)
 
@@ -80,7 +70,7 @@ def main(job_file: str, point: str) -> None:
         one_step = trainer._one_step
         trainer._one_step = lambda run, batches, loader: die() if batches.step == last else one_step(run, batches, loader)
     else:
-        save, saves = checkpoint.save_checkpoint, []
+        save, saves = saving.begin_save, []
 
         def second_save_dies(*arguments: Any, **keywords: Any) -> Any:
             saves.append(1)
@@ -88,7 +78,7 @@ def main(job_file: str, point: str) -> None:
                 arm(point)
             return save(*arguments, **keywords)
 
-        checkpoint.save_checkpoint = second_save_dies
+        saving.begin_save = second_save_dies
     trainer.train(checked.recipe, checked.specs, checked.deepspeed, output_dir=Path(job["output_dir"]), resume=job.get("resume", "none"))
 
 
