@@ -85,23 +85,19 @@ def restore_engine(engine: Any, found: Found, saved: SavedState | None) -> None:
 @torch.no_grad()
 def _fill(engine: Any, saved: SavedState, found: Found) -> None:
     trained = {name: parameter for name, parameter in engine.module.named_parameters() if parameter.requires_grad}
-    _check_shapes(trained, saved, found)
+    _check_shapes(trained, saved, str(found.path))
     optimizer = engine.optimizer if engine.zero_optimization_stage() == 0 else engine.optimizer.optimizer
-    first: dict[int, str] = {}  # flat tensor -> the parameter that its states have been made for
+    made: set[int] = set()  # flat tensors that have their states
     parts = held_parts(engine)
     for name, parameter in trained.items():
         held = parts.get(parameter)
         if held is None:
             continue
-        state, example = optimizer.state[held.flat], first.setdefault(id(held.flat), name)
-        if example == name:
+        state = optimizer.state[held.flat]
+        if id(held.flat) not in made:
+            made.add(id(held.flat))
             state.clear()
             state.update(_new_state(held.flat, optimizer.param_groups[held.group], saved, name))
-        elif saved.counts(example) != saved.counts(name):
-            raise CheckpointError(
-                f"{found.path}: the optimizer has done {saved.counts(name)} for {name} and {saved.counts(example)} for {example}, which "
-                f"ZeRO stage {engine.zero_optimization_stage()} counts together; resume with the ZeRO stage that it was saved with"
-            )
         for key in (FP32, *saved.keys(name)):
             tensor = held.flat if key == FP32 else state[key]
             values = saved.values(name, key, held.start, held.numel)
@@ -139,11 +135,11 @@ def _fill_untrained(module: nn.Module, saved: SavedState) -> None:
             buffer.copy_(saved.untrained[name])
 
 
-def _check_shapes(trained: Mapping[str, Any], saved: SavedState, found: Found) -> None:
+def _check_shapes(trained: Mapping[str, Any], saved: SavedState, where: str) -> None:
     ours = {name: tuple(getattr(parameter, "ds_shape", parameter.shape)) for name, parameter in trained.items()}
     theirs = {name: tuple(shape) for name, shape in saved.shapes.items()}
     wrong = [
-        f"{found.path}: {name} is {theirs.get(name, 'not trained')} there and {ours.get(name, 'not trained')} here; resume with the "
+        f"{where}: {name} is {theirs.get(name, 'not trained')} there and {ours.get(name, 'not trained')} here; resume with the "
         "encoder, the tasks and the mtdnn_ds that it was saved with"
         for name in sorted(ours.keys() | theirs.keys())
         if ours.get(name) != theirs.get(name)

@@ -13,7 +13,7 @@ Two ranks and parameters a (3 elements) and b (5) of one group: ZeRO 1 keeps aaa
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from mtdnn_ds.config.errors import CheckpointError
+from mtdnn_ds.train.safe_load import load
 
 FP32 = "fp32"  # the float32 weights, beside the names of an optimizer's states
 COUNTERS = ("global_steps", "global_samples", "skipped_steps")
@@ -87,14 +88,14 @@ def open_saved(folder: Path, *, zero_stage: int, num_ranks: int) -> SavedState:
 
 def _open(folder: Path, zero_stage: int, num_ranks: int) -> SavedState:
     model_names = [f"zero_pp_rank_{rank}_mp_rank_00" for rank in range(num_ranks)] if zero_stage == 3 else ["mp_rank_00"]
-    models = [_map(folder / f"{name}_model_states.pt") for name in model_names]
+    models = [load(folder / f"{name}_model_states.pt", mmap=True) for name in model_names]
     scaler: Mapping[str, Any] = {}
     if zero_stage == 0:
         base = models[0]["optimizer"]
         pieces = _whole(models[0], folder)
         shapes = {name: models[0]["module"][name].shape for name in pieces}
     else:
-        optims = [_map(_optimizer_file(folder, rank))["optimizer_state_dict"] for rank in range(num_ranks)]
+        optims = [load(_optimizer_file(folder, rank), mmap=True)["optimizer_state_dict"] for rank in range(num_ranks)]
         shapes = {name: shape for group in models[0]["param_shapes"] for name, shape in group.items()}
         pieces = _cut_by_rank(models[0], optims) if zero_stage == 3 else _cut_anywhere(models[0], optims)
         base = optims[0]["optimizer_state_dict" if zero_stage == 3 else "base_optimizer_state"]
@@ -112,18 +113,10 @@ def _open(folder: Path, zero_stage: int, num_ranks: int) -> SavedState:
     )
 
 
-def _map(path: Path) -> dict[str, Any]:
-    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
-    from deepspeed.runtime.zero.config import ZeroStageEnum
-    from deepspeed.utils.tensor_fragment import fragment_address
-
-    with torch.serialization.safe_globals([LossScaler, DynamicLossScaler, ZeroStageEnum, fragment_address]):
-        return dict(torch.load(path, map_location="cpu", mmap=True, weights_only=True))
-
-
 def _optimizer_file(folder: Path, rank: int) -> Path:
     """With bf16 weights its name begins otherwise."""
-    return next(path for prefix in ("", "bf16_") if (path := folder / f"{prefix}zero_pp_rank_{rank}_mp_rank_00_optim_states.pt").is_file())
+    plain, bf16 = (folder / f"{prefix}zero_pp_rank_{rank}_mp_rank_00_optim_states.pt" for prefix in ("", "bf16_"))
+    return bf16 if bf16.is_file() else plain
 
 
 def _flat(weights: Tensor, state: Mapping[str, Any]) -> _Flat:
@@ -141,12 +134,15 @@ def _whole(model: Mapping[str, Any], folder: Path) -> dict[str, list[_Piece]]:
             f"{folder}: was saved at ZeRO stage 0 by mtdnn_ds 0.2 or older, which did not write which optimizer state belongs to which "
             "parameter; resume once with ZeRO stage 0, and from its next checkpoint as you like"
         )
-    numbers = [number for group in model["optimizer"]["param_groups"] for number in group["params"]]
-    states = model["optimizer"]["state"]
-    return {
-        name: [_Piece(flat=_flat(model["module"][name], states[number]), start=0, numel=model["module"][name].numel(), offset=0)]
-        for name, number in zip(names, numbers, strict=True)
-    }
+    order, states = iter(names), model["optimizer"]["state"]
+    pieces: dict[str, list[_Piece]] = {}
+    for group in model["optimizer"]["param_groups"]:
+        flats = {name: _flat(model["module"][name], states[number]) for number, name in zip(group["params"], order, strict=False)}
+        # All take part in every step. DeepSpeed's FusedAdam counts on in the last one of a group only, and goes by that.
+        furthest = max((flat.counts for flat in flats.values()), key=lambda counts: float(counts.get("step", 0)))
+        for name, flat in flats.items():
+            pieces[name] = [_Piece(flat=replace(flat, counts=furthest), start=0, numel=flat.values[FP32].numel(), offset=0)]
+    return pieces
 
 
 def _cut_anywhere(model: Mapping[str, Any], optims: Sequence[Mapping[str, Any]]) -> dict[str, list[_Piece]]:
