@@ -15,6 +15,7 @@ from typing import Any
 from mtdnn_ds import __version__
 from mtdnn_ds.config.errors import ConfigError
 
+LOCK = ".lock"  # train/lock.py
 PACKAGES = ("torch", "deepspeed", "transformers", "tokenizers", "datasets", "numpy", "pydantic", "tensorboard")
 
 
@@ -45,6 +46,23 @@ class RunFolder:
         return self.path / "metrics.jsonl"
 
 
+def create_private(path: Path) -> bool:
+    """Create a run folder that its user alone can open: weights and logs may tell of the data. An existing one keeps its mode.
+
+    Returns whether it was created. Raises ConfigError if it cannot be.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.mkdir(mode=0o700)
+    except FileExistsError as error:
+        if path.is_dir():
+            return False
+        raise ConfigError(f"--output_dir {path}: cannot be created ({error.strerror}: {error.filename}); give another folder") from error
+    except OSError as error:
+        raise ConfigError(f"--output_dir {path}: cannot be created ({error.strerror}: {error.filename}); give another folder") from error
+    return True
+
+
 def run_folder_of(resume: str) -> Path | None:
     """The run folder that `--resume PATH` means: PATH itself, or that of PATH = RUN/checkpoints/step_N. None for auto and none."""
     if resume in ("auto", "none"):
@@ -60,7 +78,7 @@ def refuse_used_folder(path: Path, resume: str, *, staged: bool = False) -> None
     source = run_folder_of(resume)
     if staged and source is not None and (source.resolve() != path.resolve() or not (Path(resume) / "stages").is_dir()):
         raise ConfigError(f"--resume {resume}: a run in stages goes on with --resume auto, or with the folder that holds its stages/")
-    if not path.is_dir() or not any(path.iterdir()):
+    if not path.is_dir() or not any(item.name != LOCK for item in path.iterdir()):
         return
     if resume == "none":
         raise ConfigError(f"--output_dir {path}: is not empty; add --resume auto to go on with that run, or give another --output_dir")
@@ -84,7 +102,6 @@ def refuse_staged_folder(folder: RunFolder, setting: str) -> None:
 
 def write_run_files(folder: RunFolder, *, recipe_yaml: str, deepspeed_config: dict[str, Any], topology: dict[str, Any]) -> None:
     """recipe.yaml, deepspeed.json and environment.json. Rank 0 only; earlier versions of a resumed run stay beside them."""
-    folder.path.mkdir(parents=True, exist_ok=True)
     environment = {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "mtdnn_ds": __version__,

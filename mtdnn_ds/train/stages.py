@@ -19,6 +19,7 @@ from mtdnn_ds.tasks.spec import TaskSpec
 from mtdnn_ds.train.checkpoint import find_checkpoint
 from mtdnn_ds.train.distillation import find_lessons
 from mtdnn_ds.train.engine import start_distributed
+from mtdnn_ds.train.lock import locked
 from mtdnn_ds.train.progress import Progress
 from mtdnn_ds.train.run import fresh_state
 from mtdnn_ds.train.run_folder import RunFolder, write_keeping_old
@@ -26,6 +27,7 @@ from mtdnn_ds.train.setup import build_plan, prepare_run_data
 from mtdnn_ds.train.stage_results import StageResult, format_stages, write_results
 from mtdnn_ds.train.state import check_fit
 from mtdnn_ds.train.trainer import train
+from mtdnn_ds.train.watchdog import joining, watching
 
 Say = Callable[[str], None]
 
@@ -67,7 +69,13 @@ def train_stages(runs: Sequence[StageRun], *, output_dir: Path) -> None:
 
     Raises UserErrors for all stages together before the first one goes on. A stage that has a checkpoint is resumed.
     """
-    start_distributed()
+    with joining(runs[0].recipe.train.stall_timeout):
+        start_distributed()
+    with watching(runs[0].recipe.train.stall_timeout), locked(output_dir, Progress(num_steps=0, is_main=dist.is_main()).say):
+        _train_stages(runs, output_dir)
+
+
+def _train_stages(runs: Sequence[StageRun], output_dir: Path) -> None:
     say = Progress(num_steps=0, is_main=dist.is_main()).say
     standings = _standings(runs, output_dir, say)
     dist.on_main(lambda: _write_recipe(output_dir, runs))
@@ -165,5 +173,4 @@ def _results(runs: Sequence[StageRun], standings: Mapping[str, _Standing]) -> li
 
 
 def _write_recipe(output_dir: Path, runs: Sequence[StageRun]) -> None:
-    output_dir.mkdir(parents=True, exist_ok=True)
     write_keeping_old(output_dir / "recipe.yaml", dump_stages([run.stage for run in runs]))

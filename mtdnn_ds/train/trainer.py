@@ -20,8 +20,10 @@ from mtdnn_ds.tasks.spec import TaskSpec
 from mtdnn_ds.train import stopping
 from mtdnn_ds.train.engine import StepResult, count_units, free_memory, optimizer_step, set_learning_rate, start_distributed, stop_engine
 from mtdnn_ds.train.evaluate import EvaluationStopped, evaluate
+from mtdnn_ds.train.lock import locked
 from mtdnn_ds.train.marks import in_loop, mark
 from mtdnn_ds.train.monitor import EvalRecord, StepRecord, check_monitors
+from mtdnn_ds.train.progress import Progress
 from mtdnn_ds.train.results import show_results
 from mtdnn_ds.train.run import Run, start_run
 from mtdnn_ds.train.schedule import learning_rate, num_warmup_steps
@@ -52,7 +54,7 @@ def train(
         stopping.heed(Heed.AT_ONCE)
         with joining(recipe.train.stall_timeout):
             device = start_distributed()
-        with watching(recipe.train.stall_timeout):
+        with watching(recipe.train.stall_timeout), locked(output_dir, Progress(num_steps=0, is_main=dist.is_main() and not quiet).say):
             run = start_run(
                 recipe, specs, deepspeed, device=device, output_dir=output_dir, resume=resume, evaluate_after=evaluate_after, quiet=quiet
             )
