@@ -109,6 +109,7 @@ def stop(folder: Path) -> None:
             with suppress(ProcessLookupError):
                 os.kill(pid, number)
         wait_until(lambda: not _processes(folder), "all processes have ended", timeout_seconds=15, fails=False)
+    _reap()
     assert not _processes(folder), f"processes of {folder} are left: {_processes(folder)}"
 
 
