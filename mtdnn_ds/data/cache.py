@@ -10,6 +10,7 @@ written aside, synced and renamed, so it is either whole or not there.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -36,6 +37,7 @@ from mtdnn_ds.tasks.spec import Source, TaskSpec
 
 CODE_VERSION = 2  # raise it when rows or tokens of the same source would come out differently
 ROWS_PER_BATCH = 2**16
+DISK_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG)
 _OWN_COLUMNS = ("tokens", "text_lengths", "label", "source_row")
 
 OnBadRow = Literal["refuse", "skip"]
@@ -211,6 +213,15 @@ def _build(job: _Job, tokenizer: Any, on_bad_row: OnBadRow, say: Callable[[str],
         if job.folder.exists():  # damaged, or this function would not have been called
             shutil.rmtree(job.folder)
         aside.replace(job.folder)
+    except OSError as error:
+        free = shutil.disk_usage(job.folder.parent).free
+        shutil.rmtree(aside, ignore_errors=True)
+        if error.errno not in DISK_TROUBLE:
+            raise
+        raise DataError(
+            f"{name}: the cache could not be written to {job.folder.parent}: {error.strerror} ({free / 1e6:,.0f} MB were free); "
+            "free some space, or give another data.cache_dir"
+        ) from error
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise

@@ -1,6 +1,6 @@
 """RunMonitor: writes what happened in each step to metrics.jsonl and TensorBoard. Measures nothing itself, prints nothing.
 
-The one place that imports tensorboard. Rank 0 only: the other ranks hold no monitor.
+Rank 0 only: the other ranks hold no monitor. A full disk raises nothing here: `problem` says it, and the lines wait in memory.
 """
 
 from __future__ import annotations
@@ -9,8 +9,6 @@ import importlib.util
 import json
 import math
 import os
-import re
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,10 +16,11 @@ from types import TracebackType
 from typing import Any
 
 from mtdnn_ds.config.errors import ConfigError
+from mtdnn_ds.train.board import EventFile, board_layout, end_summary, flat_settings, start_summaries
+from mtdnn_ds.train.disk import PatientFile
 
 Event = tuple[str, float, int]  # tag, value, step: what DeepSpeed's monitors take
 
-FLUSH_SECONDS = 10  # an open TensorBoard lags at most this much behind the run
 TENSORBOARD_ONLY = ("mfu",)  # fields of StepRecord that metrics.jsonl does not have
 ONLY_WHEN_ON = ("penalty", "regularizer", "task_scale")  # fields that a run without what they are of does not have
 
@@ -129,27 +128,31 @@ class RunMonitor:
         last_step: int = 0,
         write_events: Callable[[list[Event]], None] | None = None,
     ) -> None:
-        from torch.utils.tensorboard import SummaryWriter
+        from torch.utils.tensorboard.summary import custom_scalars
 
         run_dir.mkdir(parents=True, exist_ok=True)
         metrics_path = run_dir / "metrics.jsonl"
         self.num_discarded_lines = cut_metrics(metrics_path, last_step)
         self._write_events = write_events
-        self._lines = metrics_path.open("a", buffering=1, encoding="utf-8")
-        # TensorBoard hides events of earlier files from purge_step on, else the curves of a resumed run overlap.
-        self._writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=last_step + 1 if last_step else 0, flush_secs=FLUSH_SECONDS)
-        self._writer.add_custom_scalars(board_layout(task_metrics))
-        for summary in _start_summaries(run_dir.name, flat_settings(settings), task_metrics):
-            self._add_summary(summary)
-        self._writer.flush()
+        self._lines = PatientFile(metrics_path)
+        self._board = EventFile(run_dir / "tensorboard", purge_step=last_step + 1 if last_step else 0)
+        self._board.add(custom_scalars(board_layout(task_metrics)))
+        for summary in start_summaries(run_dir.name, flat_settings(settings), task_metrics):
+            self._board.add(summary)
+        self._board.flush()
+
+    @property
+    def problem(self) -> str | None:
+        """Why lines or points wait in memory, None if none do."""
+        return self._lines.problem or self._board.file.problem
 
     def write(self, record: StepRecord | EvalRecord) -> None:
         """Append one line, and the same scalars to TensorBoard and DeepSpeed's monitor. A value that is not finite becomes null, and no point."""
-        self._lines.write(json.dumps(_without_nan(record.json_fields()), allow_nan=False) + "\n")
+        self._lines.write(json.dumps(_without_nan(record.json_fields()), allow_nan=False).encode() + b"\n")
         self._lines.flush()
         events = [(tag, float(value), record.step) for tag, value in record.scalars() if value is not None and math.isfinite(value)]
         for tag, value, step in events:
-            self._writer.add_scalar(tag, value, step)
+            self._board.add_scalar(tag, value, step)
         if self._write_events is not None:
             self._write_events(events)
 
@@ -158,18 +161,14 @@ class RunMonitor:
         if self._lines.closed:
             return
         self._lines.close()
-        self._add_summary(_end_summary(succeeded))
-        self._writer.close()
+        self._board.add(end_summary(succeeded))
+        self._board.close()
 
     def __enter__(self) -> RunMonitor:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close(succeeded=kind is None)
-
-    def _add_summary(self, summary: Any) -> None:
-        # SummaryWriter.add_hparams would write these to a sub-folder, which TensorBoard shows as a second run.
-        self._writer._get_file_writer().add_summary(summary)
 
 
 def cut_metrics(path: Path, last_step: int) -> int:
@@ -195,83 +194,6 @@ def cut_metrics(path: Path, last_step: int) -> int:
             os.fsync(discarded.fileno())
     kept_path.replace(path)
     return len(cut)
-
-
-def board_layout(task_metrics: Mapping[str, Sequence[str]]) -> dict[str, dict[str, list[Any]]]:
-    """TensorBoard's CUSTOM SCALARS page: all tasks' losses in one chart, all main dev metrics in one, then speed and balance."""
-    losses = ["loss", *(f"loss/{task}" for task in task_metrics)]
-    main_metrics = ["eval/average", *(f"eval/{task}/{metrics[0]}" for task, metrics in task_metrics.items() if metrics)]
-    return {
-        "Tasks": {"loss of every task": _chart(losses), "main dev metric of every task": _chart(main_metrics)},
-        "Throughput and balance": {
-            "tokens per second": _chart(["tokens_per_second"]),
-            "fraction of peak FLOP/s": _chart(["mfu"]),
-            "padding efficiency, time waiting for data": _chart(["padding_efficiency", "wait_fraction"]),
-            "rank imbalance": _chart(["rank_imbalance"]),
-            "examples of every task": _chart([f"examples/{task}" for task in task_metrics]),
-        },
-    }
-
-
-def flat_settings(settings: Mapping[str, Any], prefix: str = "") -> dict[str, bool | int | float | str]:
-    """`{"train": {"steps": 3, "epochs": None}}` -> `{"train.steps": 3}`; a list becomes its JSON text, None is left out."""
-    flat: dict[str, bool | int | float | str] = {}
-    for name, value in settings.items():
-        if isinstance(value, Mapping):
-            flat.update(flat_settings(value, f"{prefix}{name}."))
-        elif isinstance(value, (bool, int, float, str)):
-            flat[prefix + name] = value
-        elif value is not None:
-            flat[prefix + name] = json.dumps(value)
-    return flat
-
-
-def _chart(tags: Sequence[str]) -> list[Any]:
-    # TensorBoard reads each tag as a regular expression and matches it at the start: unanchored, "loss" would draw loss/* too.
-    return ["Multiline", [f"{re.escape(tag)}$" for tag in tags]]
-
-
-def _start_summaries(
-    run_name: str, settings: Mapping[str, bool | int | float | str], task_metrics: Mapping[str, Sequence[str]]
-) -> list[Any]:
-    """The HPARAMS tab's columns and this run's row. Final metrics need no copy: the tab reads the last point of each eval curve."""
-    # Protocol buffers by hand: tensorboard.plugins.hparams.api imports TensorFlow, and torch's hparams() turns booleans into 0 and 1.
-    from google.protobuf.struct_pb2 import Value
-    from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
-
-    def value(setting: bool | int | float | str) -> Value:
-        if isinstance(setting, bool):  # before int: True is an int in Python
-            return Value(bool_value=setting)
-        return Value(string_value=setting) if isinstance(setting, str) else Value(number_value=setting)
-
-    types = {bool: api_pb2.DATA_TYPE_BOOL, int: api_pb2.DATA_TYPE_FLOAT64, float: api_pb2.DATA_TYPE_FLOAT64, str: api_pb2.DATA_TYPE_STRING}
-    tags = ["eval/average", *(f"eval/{task}/{metric}" for task, metrics in task_metrics.items() for metric in metrics)]
-    columns = api_pb2.Experiment(
-        hparam_infos=[api_pb2.HParamInfo(name=name, type=types[type(setting)]) for name, setting in settings.items()],
-        metric_infos=[api_pb2.MetricInfo(name=api_pb2.MetricName(tag=tag)) for tag in tags],
-    )
-    row = plugin_data_pb2.SessionStartInfo(
-        hparams={name: value(setting) for name, setting in settings.items()}, group_name=run_name, start_time_secs=time.time()
-    )
-    return [
-        _hparams_summary(metadata.EXPERIMENT_TAG, plugin_data_pb2.HParamsPluginData(experiment=columns)),
-        _hparams_summary(metadata.SESSION_START_INFO_TAG, plugin_data_pb2.HParamsPluginData(session_start_info=row)),
-    ]
-
-
-def _end_summary(succeeded: bool) -> Any:
-    from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
-
-    status = api_pb2.STATUS_SUCCESS if succeeded else api_pb2.STATUS_FAILURE
-    end = plugin_data_pb2.SessionEndInfo(status=status, end_time_secs=time.time())
-    return _hparams_summary(metadata.SESSION_END_INFO_TAG, plugin_data_pb2.HParamsPluginData(session_end_info=end))
-
-
-def _hparams_summary(tag: str, data: Any) -> Any:
-    from tensorboard.compat.proto.summary_pb2 import Summary
-    from tensorboard.plugins.hparams import metadata
-
-    return Summary(value=[Summary.Value(tag=tag, metadata=metadata.create_summary_metadata(data), tensor=metadata.NULL_TENSOR)])
 
 
 def _line_step(line: bytes) -> int | None:

@@ -11,6 +11,7 @@ import torch
 
 from mtdnn_ds import dist
 from mtdnn_ds.config.deepspeed import ResolvedDeepSpeed
+from mtdnn_ds.config.errors import ConfigError
 from mtdnn_ds.config.load import dump_recipe
 from mtdnn_ds.config.recipe import Recipe
 from mtdnn_ds.data.loader import LoaderSettings
@@ -22,6 +23,7 @@ from mtdnn_ds.model.freeze import freeze
 from mtdnn_ds.model.multitask import MultiTaskModel, parameter_groups
 from mtdnn_ds.tasks.spec import TaskSpec
 from mtdnn_ds.train import checkpoint, elastic
+from mtdnn_ds.train.disk import reason
 from mtdnn_ds.train.distillation import Lesson, find_lessons, fingerprints, taught
 from mtdnn_ds.train.engine import start_engine
 from mtdnn_ds.train.init import begin_with, find_source
@@ -214,7 +216,15 @@ def _open_folder(
                 f"metrics.jsonl: {monitor.num_discarded_lines} lines after step {state.step} moved to metrics.discarded.jsonl; their steps are repeated"
             )
 
-    dist.on_main(on_rank_0)
+    def guarded() -> None:
+        try:
+            on_rank_0()
+        except OSError as error:
+            raise ConfigError(
+                f"--output_dir {folder.path}: cannot be written ({reason(error)}); free some space, or give another"
+            ) from error
+
+    dist.on_main(guarded)
     return opened[0] if opened else None
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 
@@ -15,18 +15,19 @@ from mtdnn_ds.config.deepspeed import ResolvedDeepSpeed
 from mtdnn_ds.config.errors import Stopped, TrainingError
 from mtdnn_ds.config.recipe import Recipe
 from mtdnn_ds.data.loader import StepBatches, TrainLoader
-from mtdnn_ds.losses.objective import Scale, step_loss, task_means, task_scales
+from mtdnn_ds.losses.objective import Scale, task_means, task_scales
 from mtdnn_ds.tasks.spec import TaskSpec
 from mtdnn_ds.train import stopping
-from mtdnn_ds.train.engine import StepResult, count_units, free_memory, optimizer_step, set_learning_rate, start_distributed, stop_engine
+from mtdnn_ds.train.disk import SaveFailed
+from mtdnn_ds.train.engine import count_units, free_memory, optimizer_step, set_learning_rate, start_distributed, stop_engine
 from mtdnn_ds.train.evaluate import EvaluationStopped, evaluate
 from mtdnn_ds.train.lock import locked
 from mtdnn_ds.train.marks import in_loop, mark
-from mtdnn_ds.train.monitor import EvalRecord, StepRecord, check_monitors
+from mtdnn_ds.train.monitor import EvalRecord, check_monitors
 from mtdnn_ds.train.progress import Progress
 from mtdnn_ds.train.results import show_results
 from mtdnn_ds.train.run import Run, start_run
-from mtdnn_ds.train.schedule import learning_rate, num_warmup_steps
+from mtdnn_ds.train.step_record import step_learning_rate, step_record
 from mtdnn_ds.train.stop_log import write_stop
 from mtdnn_ds.train.stopping import Heed
 from mtdnn_ds.train.watchdog import joining, watching
@@ -93,6 +94,10 @@ def _train(run: Run) -> str | None:
 
 def _wants_to_stop(run: Run) -> bool:
     """Whether this rank does."""
+    if run.monitor is not None and run.monitor.problem is not None:
+        if run.recipe.train.on_save_error == "stop":
+            return True  # _stop says why
+        run.progress.say_once(f"{run.monitor.problem}; its lines wait in memory (train.on_save_error=continue)")
     if run.limit.is_near():
         stopping.request(run.limit.describe())
     return stopping.requested() is not None
@@ -129,6 +134,7 @@ def _all_steps(run: Run) -> str | None:
                 return _stop(run)
             if _is_due(run, recipe.train.save_every):
                 _save(run, must=step == total_steps)
+    _refuse_lost_lines(run)
     return None
 
 
@@ -157,10 +163,18 @@ def _stop(run: Run) -> str:
     step = run.state.step
     run.saver.wait()
     seconds = _save(run, must=True) if step > run.saver.saved_step else None
+    _refuse_lost_lines(run)
     reasons = [f"rank {rank}: {reason}" for rank, reason in enumerate(dist.gather(stopping.requested())) if reason]
     dist.on_main(lambda: write_stop(run.folder.path, step=step, reasons=reasons, save_seconds=seconds))
     how = "nothing was to be saved" if step == 0 else f"saved in {seconds:.1f} s" if seconds is not None else "saved before"
     return f"stopped after step {step} of {run.plan.total_steps} ({'; '.join(reasons)}); {how}; the same command with --resume auto goes on"
+
+
+def _refuse_lost_lines(run: Run) -> None:
+    """Raise TrainingError if the log cannot be written; for a run that ends here. Collective."""
+    problem = dist.broadcast(None if run.monitor is None else run.monitor.problem)
+    if problem is not None:
+        raise TrainingError(f"step {run.state.step}: the log could not be written: {problem}; the checkpoint of this step is saved")
 
 
 def _task_scales(run: Run, step: int, counts_N: np.ndarray) -> np.ndarray:
@@ -183,7 +197,7 @@ def _one_step(run: Run, batches: StepBatches, loader: TrainLoader) -> bool:
     units, stops = count_units(run.engine, batches.unit_counts, stop=_wants_to_stop(run))
     if stops:
         return True
-    lr = _learning_rate(run, batches.step)
+    lr = step_learning_rate(run, batches.step)
     set_learning_rate(run.engine, lr)
     scales_N = _task_scales(run, batches.step, batches.task_counts)
     result = optimizer_step(
@@ -209,64 +223,14 @@ def _one_step(run: Run, batches: StepBatches, loader: TrainLoader) -> bool:
         run.state.loss_scales = run.scales.state_dict()
     run.state.step = batches.step
     run.state.plan = run.plan.state_dict(batches.step)
-    record = _record(run, batches, result, means_N, scales_N, penalty, lr=lr, seconds=time.perf_counter() - begin + waited, waited=waited)
+    record = step_record(
+        run, batches, result, means_N, scales_N, penalty, lr=lr, seconds=time.perf_counter() - begin + waited, waited=waited
+    )
     if run.monitor is not None:
         run.monitor.write(record)
     mark(f"step {batches.step}, done")
     run.progress.update(step=record.step, loss=record.loss, tokens_per_second=record.tokens_per_second)
     return False
-
-
-def _learning_rate(run: Run, step: int) -> float:
-    schedule, total_steps = run.recipe.schedule, run.plan.total_steps
-    return learning_rate(
-        step,
-        name=schedule.name,
-        peak=run.recipe.optimizer.lr,
-        total_steps=total_steps,
-        warmup_steps=num_warmup_steps(schedule.warmup, total_steps),
-        final_lr_ratio=schedule.final_lr_ratio,
-        power=schedule.power,
-    )
-
-
-def _record(
-    run: Run,
-    batches: StepBatches,
-    result: StepResult,
-    means_N: np.ndarray,
-    scales_N: np.ndarray,
-    penalty: float | None,
-    *,
-    lr: float,
-    seconds: float,
-    waited: float,
-) -> StepRecord:
-    names, counts_N = run.data.layout.task_names, batches.task_counts
-    adaptive = {name: float(scale) for name, scale, count in zip(names, scales_N, counts_N, strict=True) if count}
-    return StepRecord(
-        step=batches.step,
-        loss=step_loss(result.totals, result.coefficients) + (result.regularizer or 0.0),
-        penalty=penalty,
-        regularizer=result.regularizer,
-        task_scale=None if run.scales is None else adaptive,
-        task_loss={name: float(mean) for name, mean in zip(names, means_N, strict=True) if not np.isnan(mean)},
-        task_examples={name: int(count) for name, count in zip(names, counts_N, strict=True) if count},
-        lr=lr,
-        grad_norm=result.grad_norm,
-        loss_scale=result.loss_scale,
-        skipped=result.skipped,
-        tokens=batches.tokens,
-        tokens_per_second=batches.tokens / seconds,
-        padding_efficiency=batches.padding_efficiency,
-        rank_imbalance=batches.rank_imbalance,
-        micro_batches=len(batches.micro_batches),
-        seconds=seconds,
-        mfu=run.cost.mfu(
-            tokens=batches.tokens, sum_squared_lengths=batches.sum_squared_lengths, seconds=seconds, num_devices=dist.world_size()
-        ),
-        wait_fraction=waited / seconds,
-    )
 
 
 def _evaluate(run: Run) -> bool:
@@ -289,12 +253,24 @@ def _evaluate(run: Run) -> bool:
     winners = [name for name, score in scores.items() if name not in state.best or score > state.best[name]["score"]]
     if winners:
         mark(f"keeping the best weights of step {state.step}")
-        save_best(run.engine, run.folder.best, winners=winners, step=state.step, metrics=evaluation.metrics)
-        state.best.update({name: {"score": scores[name], "step": state.step} for name in winners})
+        if _save_best(run, winners, evaluation.metrics):
+            state.best.update({name: {"score": scores[name], "step": state.step} for name in winners})
     if run.monitor is not None:
         run.monitor.write(EvalRecord(step=state.step, eval=evaluation.metrics, average=evaluation.average))
     run.progress.say(
         f"step {state.step}: dev average {evaluation.average:.4f}  "
         + "  ".join(f"{name} {score:.3f}" for name, score in evaluation.scores.items())
     )
+    return True
+
+
+def _save_best(run: Run, winners: Sequence[str], metrics: Mapping[str, Any]) -> bool:
+    """Whether the present weights are now the best ones of `winners`; if not, those of a later evaluation may be. Collective."""
+    try:
+        save_best(run.engine, run.folder.best, winners=winners, step=run.state.step, metrics=metrics)
+    except SaveFailed as error:
+        if run.recipe.train.on_save_error == "stop":
+            raise
+        run.progress.say(f"{error}; going on (train.on_save_error=continue)")
+        return False
     return True

@@ -19,6 +19,8 @@ from safetensors.torch import load_file, save_file
 
 from mtdnn_ds import dist
 from mtdnn_ds.config.errors import CheckpointError
+from mtdnn_ds.train.checkpoint import file_sha256, flush, replace_file
+from mtdnn_ds.train.disk import SaveFailed, free_bytes, reason, size
 from mtdnn_ds.train.safe_load import load, safe_loads
 
 WEIGHTS = "model.safetensors"
@@ -47,15 +49,29 @@ def gather_weights(engine: Any) -> dict[str, torch.Tensor]:
 def save_best(engine: Any, best: Path, *, winners: Sequence[str], step: int, metrics: Mapping[str, Any]) -> None:
     """Keep the present weights as the best of `winners` (task names or "average"); written once, then hard-linked.
 
-    Collective: all ranks must call this with equal arguments.
+    Collective: all ranks must call this with equal arguments. Raises SaveFailed on all ranks; those of before are then untouched.
     """
     weights = gather_weights(engine)
-    dist.on_main(lambda: _write_best(weights, best, winners, step, metrics))
+
+    def write() -> None:
+        try:
+            _write_best(weights, best, winners, step, metrics)
+        except (OSError, SafetensorError) as error:
+            for name in winners:
+                shutil.rmtree(best / f".new_{name}", ignore_errors=True)
+            needed, free = sum(tensor.nbytes for tensor in weights.values()), free_bytes(best)
+            room = f"they take {size(needed)}" + ("" if free is None else f", {size(free)} are free")
+            raise SaveFailed(
+                f"step {step}: the best weights of {', '.join(winners)} could not be saved in {best}: {reason(error)} ({room})"
+            ) from error
+
+    dist.on_main(write)
 
 
 def _write_best(weights: dict[str, torch.Tensor], best: Path, winners: Sequence[str], step: int, metrics: Mapping[str, Any]) -> None:
     best.mkdir(parents=True, exist_ok=True)
     source: Path | None = None
+    sha256 = ""
     for name in winners:
         aside, final, old = (best / prefix for prefix in (f".new_{name}", name, f".old_{name}"))
         shutil.rmtree(aside, ignore_errors=True)
@@ -64,7 +80,10 @@ def _write_best(weights: dict[str, torch.Tensor], best: Path, winners: Sequence[
             save_file(weights, aside / WEIGHTS)
         else:
             _link(source, aside / WEIGHTS)
-        (aside / BEST).write_text(json.dumps({"step": step, "metrics": metrics if name == "average" else metrics[name]}, indent=1))
+        sha256 = sha256 or file_sha256(aside / WEIGHTS)
+        flush(aside / WEIGHTS)
+        about = {"step": step, "metrics": metrics if name == "average" else metrics[name], "sha256": sha256}
+        replace_file(aside / BEST, json.dumps(about, indent=1))
         shutil.rmtree(old, ignore_errors=True)
         if final.exists():
             os.replace(final, old)
@@ -80,6 +99,7 @@ def read_weights(folder: Path) -> dict[str, torch.Tensor]:
     (train/checkpoint.py has checked it). Needs no GPU and no process group.
     """
     if (folder / WEIGHTS).is_file():
+        _check_best(folder)
         try:
             return load_file(folder / WEIGHTS)
         except (OSError, SafetensorError) as error:
@@ -93,6 +113,17 @@ def read_weights(folder: Path) -> dict[str, torch.Tensor]:
         with safe_loads(folder):
             return dict(get_fp32_state_dict_from_zero_checkpoint(str(folder.parent), tag=folder.name))
     raise CheckpointError(f"{folder}: neither {WEIGHTS} nor {shard.name} is there; give best/TASK, best/average or checkpoints/step_N")
+
+
+def _check_best(folder: Path) -> None:
+    """Compare the weights with the sum in best.json; earlier versions wrote none."""
+    try:
+        expected = json.loads((folder / BEST).read_text()).get("sha256") if (folder / BEST).is_file() else None
+        found = file_sha256(folder / WEIGHTS) if expected else None
+    except (OSError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{folder}: cannot be read ({error}); give another --checkpoint") from error
+    if found != expected:
+        raise CheckpointError(f"{folder / WEIGHTS}: is damaged (its sha256 differs from that in {BEST}); give another --checkpoint")
 
 
 def weights_sha256(weights: Mapping[str, torch.Tensor]) -> str:

@@ -1,0 +1,67 @@
+"""What is logged of one optimizer step, and its learning rate: from a run, its batches and the step's result. Writes nothing."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from mtdnn_ds import dist
+from mtdnn_ds.data.loader import StepBatches
+from mtdnn_ds.losses.objective import step_loss
+from mtdnn_ds.train.engine import StepResult
+from mtdnn_ds.train.monitor import StepRecord
+from mtdnn_ds.train.run import Run
+from mtdnn_ds.train.schedule import learning_rate, num_warmup_steps
+
+
+def step_learning_rate(run: Run, step: int) -> float:
+    """The rate of optimizer step `step`."""
+    schedule, total_steps = run.recipe.schedule, run.plan.total_steps
+    return learning_rate(
+        step,
+        name=schedule.name,
+        peak=run.recipe.optimizer.lr,
+        total_steps=total_steps,
+        warmup_steps=num_warmup_steps(schedule.warmup, total_steps),
+        final_lr_ratio=schedule.final_lr_ratio,
+        power=schedule.power,
+    )
+
+
+def step_record(
+    run: Run,
+    batches: StepBatches,
+    result: StepResult,
+    means_N: np.ndarray,
+    scales_N: np.ndarray,
+    penalty: float | None,
+    *,
+    lr: float,
+    seconds: float,
+    waited: float,
+) -> StepRecord:
+    """What rank 0 logs of a step that is done."""
+    names, counts_N = run.data.layout.task_names, batches.task_counts
+    adaptive = {name: float(scale) for name, scale, count in zip(names, scales_N, counts_N, strict=True) if count}
+    return StepRecord(
+        step=batches.step,
+        loss=step_loss(result.totals, result.coefficients) + (result.regularizer or 0.0),
+        penalty=penalty,
+        regularizer=result.regularizer,
+        task_scale=None if run.scales is None else adaptive,
+        task_loss={name: float(mean) for name, mean in zip(names, means_N, strict=True) if not np.isnan(mean)},
+        task_examples={name: int(count) for name, count in zip(names, counts_N, strict=True) if count},
+        lr=lr,
+        grad_norm=result.grad_norm,
+        loss_scale=result.loss_scale,
+        skipped=result.skipped,
+        tokens=batches.tokens,
+        tokens_per_second=batches.tokens / seconds,
+        padding_efficiency=batches.padding_efficiency,
+        rank_imbalance=batches.rank_imbalance,
+        micro_batches=len(batches.micro_batches),
+        seconds=seconds,
+        mfu=run.cost.mfu(
+            tokens=batches.tokens, sum_squared_lengths=batches.sum_squared_lengths, seconds=seconds, num_devices=dist.world_size()
+        ),
+        wait_fraction=waited / seconds,
+    )
