@@ -1,6 +1,7 @@
 """RunState: what a checkpoint keeps beside DeepSpeed's shards, and whether it fits the recipe that wants to go on. No file access.
 
-Randomness needs no state of its own: the plan's comes from (seed, epoch, example), dropout's from (seed, step, rank).
+Randomness needs no state of its own: the plan's comes from (seed, epoch, example), dropout's from (seed, step, rank), or,
+with train.dropout=counter, from (seed, step, example, layer, position).
 """
 
 from __future__ import annotations
