@@ -79,6 +79,7 @@ def run(
     from mtdnn_ds.train.progress import Progress, configure_logging
     from mtdnn_ds.train.setup import prepare_run_data
     from mtdnn_ds.train.trials import Trial, run_trials
+    from mtdnn_ds.train.watchdog import watching
 
     configure_logging(log_level, dist.rank())  # type: ignore[arg-type]
     encoder = find_run(run_dir, checkpoint, run_setting="RUN").recipe.encoder
@@ -95,37 +96,38 @@ def run(
     if not spec.dev_splits:
         raise ConfigError(f"--task {task}: has no dev split; there is nothing to compare by")
     start_distributed()
-    say = Progress(num_steps=0, is_main=dist.is_main()).say
-    num_examples = prepare_run_data(checked.recipe, checked.specs, say).train_sets[0].num_examples
+    with watching(checked.recipe.train.stall_timeout):
+        say = Progress(num_steps=0, is_main=dist.is_main()).say
+        num_examples = prepare_run_data(checked.recipe, checked.specs, say).train_sets[0].num_examples
 
-    cells = [
-        Cell(start=start, fraction=fraction, size=max(1, math.floor(fraction * num_examples + 1e-9)), sampling=sampling)
-        for fraction in amount.fractions
-        for sampling in range(amount.samplings)
-        for start in STARTS
-    ]
-    problems, trials = Problems(), []
-    for cell in cells:
-        varied = {f"tasks.{task}.train_fraction": f"{cell.fraction!r}", f"tasks.{task}.sample_seed": str(cell.sampling)}
-        varied["train.seed"] = str(cell.sampling)
-        if cell.start == STARTS[0]:
-            varied |= {
-                "init.run": run_dir,
-                "init.checkpoint": checkpoint,
-                **({"init.head_of": f"{{{task}: {head_of}}}"} if head_of else {}),
-            }
-        if not {"train.steps", "train.epochs"} & set(overrides):
-            steps = steps_for_epochs(amount.epochs, {task: cell.size}, checked.recipe.batch.examples_per_step)
-            varied["train.steps"] = str(max(amount.min_steps, steps))
-        ready = problems.check(partial(checked_run, base, deepspeed_config, {**settings, **varied}, world_size=dist.world_size()))
-        if ready is not None:
-            title = f"{cell.start}, {cell.size:,} examples, sampling {cell.sampling}"
-            trials.append(Trial(name=cell.name, title=title, recipe=ready.recipe, specs=ready.specs, deepspeed=ready.deepspeed))
-    problems.refuse()
+        cells = [
+            Cell(start=start, fraction=fraction, size=max(1, math.floor(fraction * num_examples + 1e-9)), sampling=sampling)
+            for fraction in amount.fractions
+            for sampling in range(amount.samplings)
+            for start in STARTS
+        ]
+        problems, trials = Problems(), []
+        for cell in cells:
+            varied = {f"tasks.{task}.train_fraction": f"{cell.fraction!r}", f"tasks.{task}.sample_seed": str(cell.sampling)}
+            varied["train.seed"] = str(cell.sampling)
+            if cell.start == STARTS[0]:
+                varied |= {
+                    "init.run": run_dir,
+                    "init.checkpoint": checkpoint,
+                    **({"init.head_of": f"{{{task}: {head_of}}}"} if head_of else {}),
+                }
+            if not {"train.steps", "train.epochs"} & set(overrides):
+                steps = steps_for_epochs(amount.epochs, {task: cell.size}, checked.recipe.batch.examples_per_step)
+                varied["train.steps"] = str(max(amount.min_steps, steps))
+            ready = problems.check(partial(checked_run, base, deepspeed_config, {**settings, **varied}, world_size=dist.world_size()))
+            if ready is not None:
+                title = f"{cell.start}, {cell.size:,} examples, sampling {cell.sampling}"
+                trials.append(Trial(name=cell.name, title=title, recipe=ready.recipe, specs=ready.specs, deepspeed=ready.deepspeed))
+        problems.refuse()
 
-    folder = Path(output_dir) if output_dir else Path("runs") / f"adapt_{task}"
-    results = run_trials(trials, folder, say=say)
-    dist.on_main(lambda: report(folder, spec, cells, results, say))
+        folder = Path(output_dir) if output_dir else Path("runs") / f"adapt_{task}"
+        results = run_trials(trials, folder, say=say)
+        dist.on_main(lambda: report(folder, spec, cells, results, say))
     stop_distributed()
     return 0
 

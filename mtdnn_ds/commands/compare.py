@@ -41,21 +41,25 @@ def run(
     from mtdnn_ds.train.progress import Progress, configure_logging
     from mtdnn_ds.train.setup import build_plan, prepare_run_data
     from mtdnn_ds.train.trials import run_trials
+    from mtdnn_ds.train.watchdog import watching
 
     configure_logging(log_level, dist.rank())  # type: ignore[arg-type]
     whole = checked_run(recipe, deepspeed_config, overrides, world_size=dist.world_size())
     _refuse(whole, recipe, overrides)
     start_distributed()
-    say = Progress(num_steps=0, is_main=dist.is_main()).say
-    plan = build_plan(whole.recipe, prepare_run_data(whole.recipe, whole.specs, say))
-    first = whole.recipe.train.seed
-    trials = [
-        trial for seed in range(first, first + int(seeds)) for trial in trials_of(recipe, deepspeed_config, overrides, whole, plan, seed)
-    ]
-    folder = Path(output_dir) if output_dir else Path("runs") / f"compare_{Path(recipe).stem}"
-    results = run_trials(trials, folder, say=say)
-    names = [spec.name for spec in whole.specs]
-    dist.on_main(lambda: report(folder, names, block_ends(plan), range(first, first + int(seeds)), results, say))
+    with watching(whole.recipe.train.stall_timeout):
+        say = Progress(num_steps=0, is_main=dist.is_main()).say
+        plan = build_plan(whole.recipe, prepare_run_data(whole.recipe, whole.specs, say))
+        first = whole.recipe.train.seed
+        trials = [
+            trial
+            for seed in range(first, first + int(seeds))
+            for trial in trials_of(recipe, deepspeed_config, overrides, whole, plan, seed)
+        ]
+        folder = Path(output_dir) if output_dir else Path("runs") / f"compare_{Path(recipe).stem}"
+        results = run_trials(trials, folder, say=say)
+        names = [spec.name for spec in whole.specs]
+        dist.on_main(lambda: report(folder, names, block_ends(plan), range(first, first + int(seeds)), results, say))
     stop_distributed()
     return 0
 

@@ -30,17 +30,19 @@ def run(*, recipe: str, log_level: str, overrides: Mapping[str, str]) -> int:
     from mtdnn_ds.train.results import task_results
     from mtdnn_ds.train.setup import prepare_run_data
     from mtdnn_ds.train.teacher_scores import teacher_scores
+    from mtdnn_ds.train.watchdog import watching
 
     device = start_distributed()
     say = Progress(num_steps=0, is_main=dist.is_main()).say
-    for settings, specs in runs:
-        data = prepare_run_data(settings, specs, say)
-        lessons = find_lessons(settings, data, say)
-        taught(settings, data, lessons, device=device, say=say)
-        for title, of_teacher, evaluation in teacher_scores(data, lessons, device=device):
-            say(f"\ndev metrics of {title}:")
-            say(format_results(task_results(of_teacher, evaluation, best={}), evaluation.average))
-        tasks = [spec.name for spec in specs if any(spec.name in lesson.keys for lesson in lessons)]
-        say(f"\nthe teachers' answers for {', '.join(tasks)} are ready in {settings.data.cache_dir}")
+    with watching(runs[0][0].train.stall_timeout):
+        for settings, specs in runs:
+            data = prepare_run_data(settings, specs, say)
+            lessons = find_lessons(settings, data, say)
+            taught(settings, data, lessons, device=device, say=say)
+            for title, of_teacher, evaluation in teacher_scores(data, lessons, device=device):
+                say(f"\ndev metrics of {title}:")
+                say(format_results(task_results(of_teacher, evaluation, best={}), evaluation.average))
+            tasks = [spec.name for spec in specs if any(spec.name in lesson.keys for lesson in lessons)]
+            say(f"\nthe teachers' answers for {', '.join(tasks)} are ready in {settings.data.cache_dir}")
     stop_distributed()
     return 0

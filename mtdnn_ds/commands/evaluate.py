@@ -18,15 +18,17 @@ def run(*, run_dir: str, checkpoint: str, log_level: str) -> int:
     from mtdnn_ds.train.evaluate import evaluate
     from mtdnn_ds.train.results import task_results
     from mtdnn_ds.train.setup import prepare_run_data
+    from mtdnn_ds.train.watchdog import watching
 
     device = start_distributed()
     say = Progress(num_steps=0, is_main=dist.is_main()).say
-    data = prepare_run_data(found.recipe, found.specs, say)
-    loaded = load_run(found, device=device)
-    result = evaluate(loaded.model, data.specs, data.layout, data.examples, loaded.settings, device)
-    if not result.metrics:
-        raise ConfigError(f"--run_dir {run_dir}: none of its tasks has a dev split; there is nothing to evaluate")
-    say(f"dev metrics of {found.weights_folder}:")
-    say(format_results(task_results(data, result, best={}), result.average))
+    with watching(found.recipe.train.stall_timeout):
+        data = prepare_run_data(found.recipe, found.specs, say)
+        loaded = load_run(found, device=device)
+        result = evaluate(loaded.model, data.specs, data.layout, data.examples, loaded.settings, device)
+        if not result.metrics:
+            raise ConfigError(f"--run_dir {run_dir}: none of its tasks has a dev split; there is nothing to evaluate")
+        say(f"dev metrics of {found.weights_folder}:")
+        say(format_results(task_results(data, result, best={}), result.average))
     stop_distributed()
     return 0

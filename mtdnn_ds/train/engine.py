@@ -7,6 +7,7 @@ exactly the gradient of the objective.
 
 from __future__ import annotations
 
+import atexit
 import gc
 import inspect
 import math
@@ -28,7 +29,9 @@ from mtdnn_ds.losses.forms import Losses, UnitLosses
 from mtdnn_ds.losses.objective import micro_batch_loss, step_loss, term_coefficients
 from mtdnn_ds.tasks.layout import HeadLayout
 from mtdnn_ds.train.device import keep_freed_memory, take_device
+from mtdnn_ds.train.marks import mark
 from mtdnn_ds.train.regularizers import PLAIN, Regularizer, mean_losses
+from mtdnn_ds.train.shared_memory import remove_own_segments
 
 # Other ranks wait in a collective while rank 0 tokenizes; DeepSpeed's own limit of 10 minutes would end a first run on large data.
 COLLECTIVE_TIMEOUT = timedelta(hours=2)
@@ -56,6 +59,7 @@ def start_distributed(timeout: timedelta = COLLECTIVE_TIMEOUT) -> torch.device:
     device = take_device()
     if not torch.cuda.is_available():
         _skip_shared_memory_op(deepspeed)
+    atexit.register(remove_own_segments)  # what is left of them, also by ranks of this node that were killed
     deepspeed.init_distributed(dist_backend="nccl" if torch.cuda.is_available() else "gloo", timeout=timeout, verbose=False)
     if not torch.cuda.is_available():
         keep_freed_memory()
@@ -123,7 +127,10 @@ def set_learning_rate(engine: Any, lr: float) -> None:
 
 
 def seed_step(seed: int, step: int) -> None:
-    """Derive this rank's dropout randomness of one step from (seed, step, rank) alone, so that resuming needs no saved state."""
+    """Derive this rank's dropout randomness of one step from (seed, step, rank) alone, so that resuming needs no saved state.
+
+    With train.dropout=counter nothing draws from it (model/counter_masks.py).
+    """
     state = np.random.SeedSequence([seed, step, dist.rank()]).generate_state(2, np.uint32)
     torch.manual_seed(int(state[0]) << 31 | int(state[1]) >> 1)
 
@@ -218,6 +225,7 @@ def _forward_backward(
     unit_losses: list[dict[str, UnitLosses]] = []
     for index, host_batch in enumerate(micro_batches):
         batch = host_batch.to(engine.device)
+        mark(f"step {step}, micro-batch {index + 1} of {len(micro_batches)}")
         passes = [PLAIN] if regularizer is None else regularizer.passes(host_batch, batch, step)
         for number, one in enumerate(passes, start=1):
             last = index == len(micro_batches) - 1 and number == _num_passes(regularizer)
@@ -240,6 +248,7 @@ def _num_passes(regularizer: Regularizer | None) -> int:
 
 
 def _update(engine: Any, step: int, scale: float) -> None:
+    mark(f"step {step}, update")
     try:
         engine.step()
     except Exception as error:

@@ -19,6 +19,7 @@ from mtdnn_ds.losses.readout import read_out
 from mtdnn_ds.tasks.layout import HeadLayout
 from mtdnn_ds.tasks.metrics import average, compute_metrics, task_score
 from mtdnn_ds.tasks.spec import TaskSpec
+from mtdnn_ds.train.marks import mark
 
 BATCHES_BETWEEN_QUESTIONS = 8  # whether to stop: an exchange of one number
 ExamplesOf = Mapping[str, Mapping[str, Examples]]
@@ -97,6 +98,7 @@ def predict(
             if stop_asked is not None and number % BATCHES_BETWEEN_QUESTIONS == 0 and dist.any_rank(stop_asked(), device):
                 forward.train(was_training)
                 raise EvaluationStopped
+            mark(f"evaluating, micro-batch {number + 1}")
             outputs = forward(batch.to(device))
             for form, targets in batch.targets.items():
                 examples_K = targets.examples[targets.groups.numpy()]

@@ -51,10 +51,15 @@ def launchers_above() -> tuple[Ancestor, ...]:
 def gone(ancestors: tuple[Ancestor, ...]) -> Ancestor | None:
     """The first of them that lives no more. A zombie does not live."""
     for ancestor in ancestors:
-        stat = _stat(ancestor.pid)
-        if stat is None or stat[1] != ancestor.started or stat[2] in "ZX":
+        if start_time(ancestor.pid) != ancestor.started:
             return ancestor
     return None
+
+
+def start_time(pid: int) -> str | None:
+    """When a living process was started, in the kernel's count; None if there is none of this number, or no /proc."""
+    stat = _stat(pid)
+    return None if stat is None or stat[2] in "ZX" else stat[1]
 
 
 def _is(part: str, word: str) -> bool:

@@ -1,0 +1,103 @@
+"""The watch on every other rank: signs of life to rank 0, and what to do when rank 0 is silent, gone, or says that the run must end."""
+
+from __future__ import annotations
+
+import selectors
+import socket
+import time
+from dataclasses import asdict
+from typing import Any
+
+from mtdnn_ds.train import marks
+from mtdnn_ds.train.exit_codes import STOPPED
+from mtdnn_ds.train.leaving import leave
+from mtdnn_ds.train.watch_judge import Process, ended_without_a_word, no_sign_of_life
+from mtdnn_ds.train.watch_link import Link, Message
+from mtdnn_ds.train.watch_thread import WatchThread, end_lost, speaks_without_rank_0, this_process
+
+SECONDS_TO_CONNECT = 60.0
+SECONDS_TO_PART = 1.0
+
+
+class WatchClient(WatchThread):
+    """The side of a rank that is not 0. Raises OSError if rank 0 cannot be reached."""
+
+    def __init__(self, timeout: float, rank: int, address: tuple[str, int], token: str) -> None:
+        super().__init__(timeout)
+        self._rank = rank
+        connection = socket.create_connection(address, timeout=SECONDS_TO_CONNECT)
+        self._link = Link(connection)
+        self._link.send({"token": token, "rank": rank, "process": asdict(this_process())})
+        self._server = self._welcome()
+        self._heard = time.monotonic()
+        self._others = ""
+        self._last_beat = 0.0
+        self._done_by: float | None = None
+        self._is_over = self._is_failing = False
+        self._selector.register(self._link, selectors.EVENT_READ, "server")
+
+    def _welcome(self) -> Process:
+        until = time.monotonic() + SECONDS_TO_CONNECT
+        while time.monotonic() < until and not self._link.closed:
+            for message in self._link.receive():
+                if message.get("welcome"):
+                    return Process(host=str(message["host"]), pid=int(message["pid"]), started=str(message["started"]))
+            time.sleep(0.01)
+        self._link.close()
+        raise OSError("rank 0 does not answer")
+
+    def read(self, source: Any, now: float) -> None:
+        for message in self._link.receive():
+            self._heard = now
+            self._hear(message)
+        if self._link.closed and not self._is_over:
+            self._is_over = True
+            if self._done_by is None and self.timeout and not self._is_failing:
+                self._rank_0_is_lost(ended_without_a_word(now, now), silent=[])
+
+    def _hear(self, message: Message) -> None:
+        if "alive" in message:
+            self._others = str(message["alive"])
+        if "stop" in message:
+            leave(STOPPED, str(message["stop"]), speaks=False)
+        if "end" in message:
+            silent = [Process(host=host, pid=pid, started=started) for host, pid, started in message["silent"]]
+            end_lost(str(message["end"]), silent, speaks=message["speaker"] == self._rank)
+        if "bye" in message:
+            self._is_over = True
+
+    def heed(self, kind: str, why: str, now: float) -> None:
+        if kind == "end":
+            self._done_by = now + SECONDS_TO_PART
+            self._link.send({"bye": True})
+            self._link.finish()
+        else:
+            self._is_failing = kind == "failed"
+            self._link.send({kind: why})
+
+    def forgive(self, now: float) -> None:
+        self._heard = now
+
+    def tick(self, now: float) -> bool:
+        if self._is_over or (self._done_by is not None and now >= self._done_by):
+            self._link.close()
+            return False
+        if self._done_by is None and now - self._last_beat >= self.beat * 0.9:
+            self._last_beat = now
+            self._link.send({"place": marks.place().to_json()})
+        if self.timeout and now - self._heard > self.timeout:
+            self._rank_0_is_lost(no_sign_of_life(self._heard, now), silent=[self._server])
+        return True
+
+    def _rank_0_is_lost(self, how: str, *, silent: list[Process]) -> None:
+        text = f"rank 0 on {self._server.host} is lost: {how}\nwhen it was last heard, {self._others or 'the run began'}"
+        end_lost(text, silent, speaks=speaks_without_rank_0())
+
+    def wait_until_told(self) -> None:
+        """After this rank has failed: until that is sent."""
+        until = time.monotonic() + SECONDS_TO_PART
+        while self._wishes and time.monotonic() < until:
+            time.sleep(0.01)
+
+    def _leave_alone(self, reason: str) -> None:
+        leave(STOPPED, f"stopped before training: {reason}; the same command with --resume auto goes on", speaks=False)

@@ -1,0 +1,120 @@
+"""The watch over all ranks of a run: a lost, stopped or hanging rank ends all of them, with a message that names it and exit code 75.
+
+Every rank has a thread that is connected to rank 0's. Rank 0 notices a closed connection at once, silence and a lack of progress after
+train.stall_timeout seconds; the others watch rank 0 in the same way. The threads end their processes with os._exit, so it does not matter
+what a main thread waits in (gloo, NCCL, a file). Requests to stop before training take the same way.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from mtdnn_ds import dist
+from mtdnn_ds.config.errors import Stopped, UserError
+from mtdnn_ds.train import marks, stopping
+from mtdnn_ds.train.exit_codes import LOST
+from mtdnn_ds.train.leaving import leave
+from mtdnn_ds.train.watch_client import WatchClient
+from mtdnn_ds.train.watch_server import WatchServer
+
+SECONDS_TO_EXPLAIN = 10.0  # that the watch has to say whose loss broke a collective
+_BROKEN_COLLECTIVE = re.compile(
+    r"gloo|nccl|ProcessGroup|Connection (closed|reset|refused)|Broken pipe|[Tt]imed? ?out|process group", re.IGNORECASE
+)
+
+_watch: WatchServer | WatchClient | None = None
+
+
+@contextmanager
+def watching(stall_timeout: float) -> Iterator[None]:
+    """Watch over all ranks until the block ends. Collective: every rank of a started process group enters it, and nested ones change the time-out."""
+    global _watch
+    if _watch is not None:
+        outer, _watch.timeout = _watch.timeout, stall_timeout
+        try:
+            yield
+        finally:
+            if _watch is not None:
+                _watch.timeout = outer
+        return
+    watch = _watch = _start(stall_timeout)
+    if watch is None:
+        yield
+        return
+    stopping.leave_through(watch.stop_all)
+    try:
+        yield
+    except Stopped:
+        raise
+    except BaseException as error:
+        _explain(watch, error)
+        raise
+    finally:
+        stopping.leave_through(None)
+        _watch = None
+        watch.end()
+
+
+def _start(stall_timeout: float) -> WatchServer | WatchClient | None:
+    """This rank's side of the watch; None on all ranks, and said, where they cannot reach rank 0."""
+    one_node = dist.local_size() == dist.world_size()
+    address = "127.0.0.1" if one_node else os.environ.get("MASTER_ADDR", "127.0.0.1")
+    marks.in_loop(False)  # this thread is the one that is watched
+    watch: WatchServer | WatchClient | None = None
+    if dist.is_main():
+        watch = WatchServer(stall_timeout, dist.world_size(), address)
+        watch.start()
+    port, token = dist.broadcast((watch.port, watch.token) if isinstance(watch, WatchServer) else (0, ""))
+    problem = ""
+    if not dist.is_main():
+        try:
+            watch = WatchClient(stall_timeout, dist.rank(), (address, port), token)
+            watch.start()
+        except OSError as error:
+            problem = f"rank {dist.rank()} on {socket.gethostname()} cannot connect to rank 0 at {address}:{port} ({error})"
+    problems = [theirs for theirs in dist.gather(problem) if theirs]
+    if not problems:
+        return watch
+    if watch is not None:
+        watch.end()
+    if dist.is_main():
+        print(
+            f"no watch over lost ranks: {problems[0]}; without it they are noticed when a collective fails or times out. Let the nodes of a "
+            "run connect to each other on any port",
+            flush=True,
+        )
+    return None
+
+
+def _explain(watch: WatchServer | WatchClient, error: BaseException) -> None:
+    """Before a rank fails: if another one's loss is the reason the watch ends this process, else the others are told of this rank's failure."""
+    if watch.timeout and dist.world_size() > 1 and not isinstance(error, UserError) and _BROKEN_COLLECTIVE.search(str(error)):
+        time.sleep(SECONDS_TO_EXPLAIN)  # the watch's thread ends the process meanwhile if it knows of a lost rank
+    first_line = (str(error).strip() or "no message").splitlines()[0]
+    interrupted = isinstance(error, KeyboardInterrupt)
+    watch.wish("failed", "interrupted from the keyboard" if interrupted else f"{type(error).__name__}: {first_line}")
+    watch.wait_until_told()
+
+
+@contextmanager
+def joining(stall_timeout: float) -> Iterator[None]:
+    """End this process with exit code 75 if the block, in which the ranks meet, takes longer than that: before it there is no watch."""
+    place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+    text = (
+        f"error: rank {dist.rank()} on {socket.gethostname()} has waited {stall_timeout:g} s (train.stall_timeout) for the other ranks at {place}; "
+        f"WORLD_SIZE is {dist.world_size()}: see whether all were started and can reach that address"
+    )
+    timer = threading.Timer(stall_timeout, lambda: leave(LOST, text, speaks=True))
+    timer.daemon = True
+    if stall_timeout and dist.world_size() > 1:
+        timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()

@@ -1,0 +1,72 @@
+"""Runs that are stopped, killed and hung, for tests: their recipe, and how they are run and read. Not a test file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from glue_rows import cut_glue
+from processes import ROOT, free_port, lines, run_command, training_lines, write_json, zero_config
+
+EXACT_FIELDS = ("step", "loss", "task_loss", "task_examples", "lr", "grad_norm", "tokens", "micro_batches")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outcome:
+    """How the ranks of a run ended."""
+
+    codes: list[int | None]
+    said: list[str]
+    seconds: float
+    seconds_after_act: float | None
+
+
+def write_base(folder: Path, shared_data: Path, tiny_encoder: Path, **train: Any) -> Path:
+    """Recipe, data and DeepSpeed JSON of a small run with dropout: 12 steps, evaluated every 3, saved every 6."""
+    glue = cut_glue(shared_data / "glue", folder / "glue", train_rows=60, dev_rows=8)
+    recipe = {
+        "encoder": {"path": str(tiny_encoder), "max_length": 48},
+        "tasks": {"cola": {"dropout": 0.3}, "stsb": {}, "rte": {}},
+        "batch": {"examples_per_step": 16, "max_tokens_per_micro_batch": 200},
+        "optimizer": {"name": "torch_adamw", "lr": 1e-3},
+        "train": {"steps": 12, "save_every": 6, "eval_every": 3, "keep_last": 2, "seed": 3, **train},
+        "data": {"glue_dir": str(glue), "cache_dir": str(folder / "cache")},
+    }
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    write_json(folder / "zero2.json", zero_config(2))
+    return folder
+
+
+def flags(base: Path, name: str, **changes: str) -> dict[str, str]:
+    """Flags of a run in the folder `name`; a name in `changes` may have __ for its dot."""
+    given = {"recipe": str(base / "recipe.yaml"), "deepspeed_config": str(base / "zero2.json"), "output_dir": str(base / name)}
+    return given | {flag.replace("__", "."): value for flag, value in changes.items()}
+
+
+def scenario(base: Path, name: str, *acts: tuple[int, str, str], world_size: int = 2, **changes: str) -> dict[str, Any]:
+    return {"flags": flags(base, name, **changes), "acts": acts, "world_size": world_size, "port": free_port()}
+
+
+def run_forked(scenarios: Mapping[str, Mapping[str, Any]], folder: Path) -> dict[str, Outcome]:
+    """Run all scenarios one after the other (tests/workers/forked_ranks.py)."""
+    given, results = write_json(folder / "scenarios.json", scenarios), folder / "results.json"
+    environment = {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}
+    ended = run_command([str(ROOT / "tests/workers/forked_ranks.py"), str(given), str(results)], timeout_seconds=500, **environment)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    return {name: Outcome(**values) for name, values in json.loads(results.read_text()).items()}
+
+
+def exact(run_folder: Path) -> list[dict[str, Any]]:
+    return [{field: line[field] for field in EXACT_FIELDS} for line in training_lines(run_folder)]
+
+
+def evaluations(run_folder: Path) -> list[dict[str, Any]]:
+    return [line for line in lines(run_folder) if "eval" in line]
+
+
+def stops(run_folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run_folder / "stops.jsonl").read_text().splitlines()]

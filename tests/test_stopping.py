@@ -1,0 +1,218 @@
+"""Stopping on request: all ranks stop after the same step, saved, with exit code 85, and the run that goes on is the undisturbed one."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from fault_runs import Outcome, evaluations, exact, flags, run_forked, scenario, stops, write_base
+from processes import ROOT, training_lines
+
+from mtdnn_ds.config.errors import Stopped
+from mtdnn_ds.train import stopping
+from mtdnn_ds.train.exit_codes import STOPPED
+from mtdnn_ds.train.time_limit import TimeLimit, job_end, parse_time_left
+
+# name: (acts, last step done when it stops, what is said of saving)
+STOPS = {
+    "sigterm_on_rank_1": ([(1, "step_5", "SIGTERM")], 4, "saved in"),
+    "sigusr1_inside_a_step": ([(0, "inside_step_5", "SIGUSR1")], 5, "saved in"),
+    "sigusr1_in_an_evaluation": ([(1, "evaluating_6", "SIGUSR1")], 6, "saved in"),
+    "sigterm_in_a_save": ([(1, "saving_6", "SIGTERM")], 6, "saved before"),
+    "on_both_and_again": ([(0, "inside_step_8", "SIGUSR1"), (1, "inside_step_8", "SIGTERM"), (0, "saving_8", "SIGTERM")], 8, "saved in"),
+    "before_the_first_step": ([(1, "step_1", "SIGTERM")], 0, "nothing was to be saved"),
+}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory, shared_data: Path, tiny_encoder: Path) -> Path:
+    return write_base(tmp_path_factory.mktemp("stopping"), shared_data, tiny_encoder)
+
+
+@pytest.fixture(scope="module")
+def outcomes(base: Path) -> dict[str, Outcome]:
+    runs = {"tokenizing": scenario(base, "tokenizing", (0, "tokenizing", "SIGUSR1")), "straight": scenario(base, "straight")}
+    for name, (acts, _, _) in STOPS.items():
+        runs[name] = scenario(base, name, *acts)
+        runs[f"{name}_resumed"] = scenario(base, name, resume="auto")
+    runs["last_step"] = scenario(base, "last_step", (1, "inside_step_12", "SIGTERM"))
+    runs["interrupted"] = scenario(base, "interrupted", (0, "step_3", "SIGINT"))
+    long = {"train__steps": "100000", "train__eval_every": "0", "train__save_every": "0", "train__time_margin": "1"}
+    runs["time_limit"] = {**scenario(base, "time_limit", **long), "job_seconds": 8}
+    return run_forked(runs, base)
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("name", STOPS)
+def test_all_ranks_stop_after_the_same_step_and_nothing_is_lost(base: Path, outcomes: dict[str, Outcome], name: str) -> None:
+    acts, step, saving = STOPS[name]
+    stopped, resumed = outcomes[name], outcomes[f"{name}_resumed"]
+    assert stopped.codes == [85, 85], stopped.said
+    (line,) = [line for line in stopped.said[0].splitlines() if line.startswith("stopped ")]
+    first = {rank: action for rank, _, action in reversed(acts)}
+    reasons = "; ".join(f"rank {rank}: signal {first[rank]}" for rank in sorted(first))
+    assert line.startswith(f"stopped after step {step} of 12 ({reasons}); {saving}")
+    assert "stopped" not in stopped.said[1] and "Traceback" not in "".join(stopped.said)
+    assert [entry["step"] for entry in stops(base / name)] == [step]
+    assert resumed.codes == [0, 0], resumed.said
+    assert exact(base / name) == exact(base / "straight") and len(exact(base / name)) == 12
+    assert evaluations(base / name) == evaluations(base / "straight")
+    discarded = base / name / "metrics.discarded.jsonl"
+    assert not discarded.exists() or discarded.read_text() == ""  # no step was repeated
+
+
+@pytest.mark.distributed
+def test_a_signal_before_training_ends_all_ranks_at_once(base: Path, outcomes: dict[str, Outcome]) -> None:
+    outcome = outcomes["tokenizing"]
+    assert outcome.codes == [85, 85], outcome.said
+    assert "stopped before training (rank 0: signal SIGUSR1); nothing was to be saved" in outcome.said[0]
+    assert outcome.seconds_after_act is not None and outcome.seconds_after_act < 5
+    assert not (base / "tokenizing" / "checkpoints").exists()
+
+
+@pytest.mark.distributed
+def test_a_signal_in_the_last_step_changes_nothing(base: Path, outcomes: dict[str, Outcome]) -> None:
+    assert outcomes["last_step"].codes == [0, 0], outcomes["last_step"].said
+    assert exact(base / "last_step") == exact(base / "straight")
+    assert (base / "last_step/checkpoints/step_12").is_dir()
+
+
+@pytest.mark.distributed
+def test_an_interrupted_rank_ends_with_130_and_the_other_says_who_it_was(outcomes: dict[str, Outcome]) -> None:
+    outcome = outcomes["interrupted"]
+    assert outcome.codes == [130, 75], outcome.said
+    assert "interrupted" in outcome.said[0]
+    assert "error: rank 0 on " in outcome.said[1] and "failed: interrupted from the keyboard" in outcome.said[1]
+
+
+@pytest.mark.distributed
+def test_a_run_stops_before_the_job_s_time_limit(base: Path, outcomes: dict[str, Outcome]) -> None:
+    outcome = outcomes["time_limit"]
+    assert outcome.codes == [85, 85], outcome.said
+    (stop,) = stops(base / "time_limit")
+    assert "the run saves and stops 1 s before that" in outcome.said[0]
+    assert stop["step"] > 0 and stop["step"] == len(training_lines(base / "time_limit"))
+    assert stop["reasons"][0].startswith("rank 0: the job's time limit ends at ")
+    assert (base / "time_limit" / "checkpoints" / f"step_{stop['step']}").is_dir()
+    assert outcome.seconds < 12  # of which the job has 8
+
+
+@pytest.mark.distributed
+def test_a_deepspeed_runner_that_is_terminated_leaves_no_rank_and_loses_nothing(base: Path) -> None:
+    given = flags(base, "runner", train__steps="100000", train__eval_every="0", train__save_every="0")
+    output = base / "runner.log"
+    with output.open("w") as stream:
+        runner = subprocess.Popen(
+            [sys.executable, "-m", "deepspeed.launcher.runner", "--num_accelerators", "2", "--master_port", "29611", str(ROOT / "launchers/train.py"),
+             *(f"--{name}={value}" for name, value in given.items())],
+            cwd=ROOT, stdout=stream, stderr=stream, start_new_session=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+    try:
+        wait_for(lambda: (base / "runner/metrics.jsonl").exists() and len(training_lines(base / "runner")) > 2, runner)
+        runner.terminate()
+        assert runner.wait(timeout=10) != 0
+        wait_for(lambda: processes_of_session(runner.pid) == [], None)
+    finally:
+        for pid in processes_of_session(runner.pid):
+            os.kill(pid, signal.SIGKILL)
+    (stop,) = stops(base / "runner")
+    assert "the launcher is gone (deepspeed, process " in " ".join(stop["reasons"])
+    assert stop["step"] == len(training_lines(base / "runner"))
+    assert "stopped after step" in output.read_text()
+
+
+def wait_for(condition: object, process: subprocess.Popen[bytes] | None, seconds: float = 90) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():  # type: ignore[operator]
+        assert time.monotonic() < deadline and (process is None or process.poll() is None)
+        time.sleep(0.1)
+
+
+def processes_of_session(session: int) -> list[int]:
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = path.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(fields[3]) == session and fields[0] != "Z":
+            found.append(int(path.parent.name))
+    return found
+
+
+def test_handlers_are_put_back_and_a_request_is_forgotten() -> None:
+    before = {number: signal.getsignal(number) for number in stopping.SIGNALS}
+    with pytest.raises(Stopped), stopping.listening():
+        stopping.heed(stopping.Heed.BETWEEN_STEPS)
+        os.kill(os.getpid(), signal.SIGUSR1)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stopping.requested() == "signal SIGUSR1"  # the first
+        with stopping.listening():  # nested: a run within a command
+            pass
+        assert {number: signal.getsignal(number) for number in stopping.SIGNALS} != before
+        raise Stopped("as a run does")
+    assert {number: signal.getsignal(number) for number in stopping.SIGNALS} == before
+    assert stopping.requested() is None
+
+
+def test_a_forked_worker_dies_of_its_own_signals() -> None:
+    with stopping.listening():
+        stopping.heed(stopping.Heed.BETWEEN_STEPS)
+        pid = os.fork()
+        if pid == 0:
+            signal.pause()
+            os._exit(1)
+        os.kill(pid, signal.SIGTERM)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGTERM
+        assert stopping.requested() is None
+
+
+def test_before_training_a_process_without_others_leaves_at_once() -> None:
+    code = "import time; from mtdnn_ds.train.stopping import listening\nwith listening(): print('ready', flush=True); time.sleep(60)"
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGUSR1)
+    _, said = process.communicate(timeout=10)
+    assert process.returncode == STOPPED
+    assert said == "stopped before training: signal SIGUSR1; nothing is lost: the same command goes on\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("1-02:03:04\n", 93_784.0),
+        ("02:03:04", 7_384.0),
+        ("3:04\n", 184.0),
+        ("0:00", 0.0),
+        ("UNLIMITED\n", None),
+        ("INVALID", None),
+        ("", None),
+    ],
+)
+def test_time_left_as_squeue_writes_it(text: str, seconds: float | None) -> None:
+    assert parse_time_left(text) == seconds
+
+
+def test_the_end_of_a_job(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("SLURM_JOB_END_TIME", "SLURM_JOB_ID"):
+        monkeypatch.delenv(name, raising=False)
+    assert job_end() is None
+    monkeypatch.setenv("SLURM_JOB_ID", "42")
+    monkeypatch.setenv("PATH", str(tmp_path))  # a machine without SLURM's commands
+    assert job_end() is None
+    monkeypatch.setenv("SLURM_JOB_END_TIME", "1800000000")
+    assert job_end() == 1_800_000_000.0
+
+
+def test_a_step_and_a_save_must_still_fit_in() -> None:
+    now = time.time()
+    limit = TimeLimit(end=now + 100, margin=20, longest_step=30, longest_save=40)
+    assert not limit.is_near()
+    limit.longest_save = 51
+    assert limit.is_near()
+    assert not TimeLimit(end=None, margin=20, longest_step=1e9).is_near()

@@ -1,0 +1,148 @@
+"""Runs of many ranks, one run after the other, each rank a forked process: `python forked_ranks.py SCENARIOS.json RESULTS.json`.
+
+Everything is imported once, before the forks. A scenario: `flags` of `launchers/train.py`, `world_size`, `port`, `job_seconds` (SLURM's time limit), and `acts`:
+[rank, point, action] each. Points: `tokenizing`, `step_N` (before it), `inside_step_N` (before its update), `evaluating_N`, `saving_N`.
+Actions: `file_limit N` (no file of this rank grows beyond N bytes; -1: any size), `fill FOLDER` and `free FOLDER` (its disk), `hang`, `raise`, `pause` (all ranks are stopped for `pause_seconds`), or the name of a signal that the rank sends itself.
+Results: exit codes (negative: the signal), what each rank said, seconds in all and from the first act to the end.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import datasets  # noqa: F401
+import deepspeed  # noqa: F401
+from transformers import BertModel, PreTrainedTokenizerFast  # noqa: F401
+
+from mtdnn_ds import cli
+from mtdnn_ds.commands import train  # noqa: F401
+from mtdnn_ds.train import engine, monitor, setup, stages, trainer  # noqa: F401
+
+SECONDS_FOR_A_RUN = 90
+
+
+def act(action: str, acted: Path) -> None:
+    acted.write_text(str(time.time()))
+    if action == "hang":
+        time.sleep(600)
+    elif action == "raise":
+        raise RuntimeError("a fault of this rank's own")
+    elif action == "pause":
+        os.kill(os.getpid(), signal.SIGSTOP)
+    elif action.startswith("file_limit "):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (int(action.split()[1]), resource.RLIM_INFINITY))
+    elif action.startswith("fill "):
+        fill(Path(action.split()[1]))
+    elif action.startswith("free "):
+        (Path(action.split()[1]) / "filler").unlink()
+    else:
+        os.kill(os.getpid(), signal.Signals[action])
+
+
+def fill(folder: Path) -> None:
+    """Leave no byte on the folder's disk, which should be small."""
+    with (folder / "filler").open("wb", buffering=0) as filler:
+        for length in (2**20, 2**12, 1):
+            with suppress(OSError):
+                while filler.write(bytes(length)) == length:
+                    pass
+
+
+def before(function: Callable[..., Any], when: Callable[..., bool], action: str, acted: Path) -> Callable[..., Any]:
+    def wrapped(*arguments: Any, **keywords: Any) -> Any:
+        if when(*arguments, **keywords):
+            act(action, acted)
+        return function(*arguments, **keywords)
+
+    return wrapped
+
+
+def arm(point: str, action: str, acted: Path) -> None:
+    name, _, number = point.rpartition("_")
+    step = int(number) if number.isdigit() else 0
+    if point == "tokenizing":
+        setup.prepare = before(setup.prepare, lambda *_, **__: True, action, acted)
+    elif name == "step":
+        trainer._one_step = before(trainer._one_step, lambda run, batches, loader: batches.step == step, action, acted)
+    elif name == "inside_step":
+        engine._update = before(engine._update, lambda _, of, scale: of == step, action, acted)
+    elif name == "evaluating":
+        trainer._evaluate = before(trainer._evaluate, lambda run: run.state.step == step, action, acted)
+    elif name == "saving":
+        trainer._save = before(trainer._save, lambda run, **_: run.state.step == step, action, acted)
+    else:
+        raise ValueError(point)
+
+
+def become_rank(rank: int, scenario: dict[str, Any], output: Any, acted: Path) -> int:
+    os.dup2(output.fileno(), 1)
+    os.dup2(output.fileno(), 2)
+    size = scenario.get("world_size", 2)
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_SIZE": str(size)}
+    os.environ |= {"CROSS_RANK": "0", "CROSS_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(scenario["port"])}
+    if "job_seconds" in scenario:
+        os.environ["SLURM_JOB_END_TIME"] = str(int(time.time() + scenario["job_seconds"]))
+    for who, point, action in scenario.get("acts", []):
+        if who == rank:
+            arm(point, action, acted)
+    return cli.train_main([f"--{name}={value}" for name, value in scenario["flags"].items()])
+
+
+def run(scenario: dict[str, Any], folder: Path) -> dict[str, Any]:
+    acted, begin = folder / "acted", time.time()
+    acted.unlink(missing_ok=True)
+    outputs = [tempfile.TemporaryFile("w+") for _ in range(scenario.get("world_size", 2))]  # noqa: SIM115
+    pids: dict[int, int] = {}
+    for rank, output in enumerate(outputs):
+        pid = os.fork()
+        if pid == 0:
+            sys.exit(become_rank(rank, scenario, output, acted))
+        pids[pid] = rank
+    codes: dict[int, int | None] = {}
+    pause = scenario.get("pause_seconds")
+    while len(codes) < len(pids) and time.time() - begin < SECONDS_FOR_A_RUN:
+        if pause and acted.exists():
+            for pid in pids:
+                os.kill(pid, signal.SIGSTOP)
+            time.sleep(pause)
+            for pid in pids:
+                os.kill(pid, signal.SIGCONT)
+            pause = None
+        for pid, rank in pids.items():
+            if rank not in codes and (ended := os.waitpid(pid, os.WNOHANG))[0]:
+                codes[rank] = os.waitstatus_to_exitcode(ended[1])
+        time.sleep(0.02)
+    end = time.time()
+    for pid, rank in pids.items():
+        if rank not in codes:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            codes[rank] = None  # it had to be killed
+    said = []
+    for output in outputs:
+        output.seek(0)
+        said.append(output.read())
+        output.close()
+    seconds_after_act = end - float(acted.read_text()) if acted.exists() else None
+    return {"codes": [codes[rank] for rank in sorted(codes)], "said": said, "seconds": end - begin, "seconds_after_act": seconds_after_act}
+
+
+def main(scenarios_file: str, results_file: str) -> None:
+    results = {}
+    for name, scenario in json.loads(Path(scenarios_file).read_text()).items():
+        results[name] = run(scenario, Path(results_file).parent)
+    Path(results_file).write_text(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
