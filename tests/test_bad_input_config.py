@@ -95,7 +95,7 @@ FLAGS = {
 }  # fmt: skip
 
 COMMANDS = {
-    "unknown verb": (["trian"], "unknown verb 'trian'; did you mean 'train'? (known: adapt, compare, distill, evaluate, plan, prepare, tasks, train)"),
+    "unknown verb": (["trian"], "unknown verb 'trian'; did you mean 'train'? (known: adapt, compare, distill, doctor, evaluate, plan, prepare, tasks, train, verify)"),
     "flag before verb": (["--recipe", "x"], "'--recipe' is a flag; the verb comes first"),
     "unknown flag": (["train", "--resum", "auto"], "unknown flag '--resum'; did you mean '--resume'?"),
     "a setting without its section": (["train", "--lr", "1"], "unknown flag '--lr'; did you mean '--optimizer.lr'?"),
@@ -131,7 +131,7 @@ DEEPSPEED: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any], str]]
     "misspelt offload key": ({"zero_optimization": {"stage": 2, "offload_optimizer": {"devise": "cpu"}}}, {}, {}, "'zero_optimization.offload_optimizer.devise'; did you mean 'device'?"),
     "key of a section at the top": ({"reduce_bucket_size": 1}, {}, {}, "unknown key 'reduce_bucket_size'; did you mean 'zero_optimization.reduce_bucket_size'?"),
     "amp": ({"amp": {"enabled": False}}, {}, {}, "FILE: amp: removed from DeepSpeed 0.19.8 with NVIDIA apex's amp; use bf16, fp16 or torch_autocast"),
-    "elasticity": ({"elasticity": {}}, {}, {}, "FILE: elasticity: removed from DeepSpeed 0.19.8; this version resumes on the same number of ranks only"),
+    "elasticity": ({"elasticity": {}}, {}, {}, "FILE: elasticity: removed from DeepSpeed 0.19.8; --resume goes on with any number of ranks without it"),
     "sparse gradients": ({"sparse_gradients": True}, {}, {}, "FILE: sparse_gradients: removed from DeepSpeed 0.19.8; remove it"),
     "curriculum": ({"curriculum_learning": {}}, {}, {}, "FILE: curriculum_learning: removed from DeepSpeed 0.19.8; the order of examples is the recipe's mixture"),
     "old bf16": ({"bfloat16": {}}, {}, {}, "FILE: bfloat16: the old name; write bf16"),
@@ -149,7 +149,7 @@ DEEPSPEED: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any], str]]
     "monitor of the wrong type": ({"csv_monitor": {"enabled": "yes"}}, {}, {}, "csv_monitor.enabled"),
     "autocast with ZeRO": ({**ZERO2, "torch_autocast": {"enabled": True}}, {}, {}, "torch_autocast with ZeRO stage 2: DeepSpeed exchanges gradients in bf16 there"),
     "unchecked gradients": ({**ZERO2, "bf16": {"enabled": True, "check_grad_overflow": False}}, {}, {}, "bf16.check_grad_overflow=false: a gradient that is not finite would reach the weights"),
-    "universal checkpoints": ({"checkpoint": {"load_universal": True}}, {}, {}, "checkpoint.load_universal: this version resumes its own checkpoints only"),
+    "universal checkpoints": ({"checkpoint": {"load_universal": True}}, {}, {}, "checkpoint.load_universal: --resume reads its own checkpoints, at any ZeRO stage and number of ranks"),
     "nvme": ({"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme"}}}, {}, {}, 'offload_param.device="nvme": must be one of cpu, none'),
     "automatic nowhere": ({"steps_per_print": "auto"}, {}, {}, "FILE: steps_per_print 'auto': nothing fills this in; write a value or remove it"),
     "no such stage": ({"zero_optimization": {"stage": 4}}, {}, {}, "FILE: zero_optimization.stage=4: there are stages 0, 1, 2 and 3"),

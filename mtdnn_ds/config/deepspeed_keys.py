@@ -175,7 +175,7 @@ _LOSSY = "rounds what ranks exchange, so the gradient would depend on the number
 _ELSEWHERE = "mtdnn_ds makes no use of it; remove it"
 REFUSED: Final[dict[str, str]] = {
     "amp": f"{_GONE} with NVIDIA apex's amp; use bf16, fp16 or torch_autocast",
-    "elasticity": f"{_GONE}; this version resumes on the same number of ranks only, remove it",
+    "elasticity": f"{_GONE}; --resume goes on with any number of ranks without it, remove it",
     "nebula": f"{_GONE}; remove it",
     "compression_training": f"{_GONE}; remove it",
     "quantize_training": f"{_GONE}; remove it",
@@ -213,7 +213,7 @@ REFUSED: Final[dict[str, str]] = {
     "zero_optimization.cpu_offload_use_pin_memory": "the old form; write pin_memory inside offload_optimizer and offload_param",
     "zero_optimization.stage3_gather_fp16_weights_on_model_save": "the old name; write stage3_gather_16bit_weights_on_model_save",
     "zero_optimization.legacy_stage1": "the old stage 1; remove it",
-    "zero_optimization.elastic_checkpoint": "has no effect in this DeepSpeed; this version resumes on the same number of ranks only, remove it",
+    "zero_optimization.elastic_checkpoint": "has no effect in this DeepSpeed; --resume goes on with any number of ranks without it, remove it",
     "zero_optimization.compute_grad_norm": "the gradient norm is logged and clipped in every step; remove it",
     "zero_optimization.zero_quantized_weights": _LOSSY,
     "zero_optimization.zero_quantized_nontrainable_weights": _LOSSY,
@@ -227,7 +227,7 @@ REFUSED: Final[dict[str, str]] = {
     "bf16.bf16_master_weights_and_grads": "weights and gradients are kept in fp32; remove it",
     "bf16.bf16_optimizer_states": "optimizer states are kept in fp32; remove it",
     "fp16.fp16_master_weights_and_grads": "weights and gradients are kept in fp32; remove it",
-    "checkpoint.load_universal": "this version resumes its own checkpoints only; remove it",
+    "checkpoint.load_universal": "--resume reads its own checkpoints, at any ZeRO stage and number of ranks; remove it",
     "checkpoint.use_node_local_storage": "checkpoints are verified as a whole, in one folder that all nodes see; remove it",
     "zero_optimization.pipeline_loading_checkpoint": "fails on loading at stages 1 and 2; remove it",
     "checkpoint.writer": "checkpoints are verified file by file, which needs DeepSpeed's default writer; remove it",
