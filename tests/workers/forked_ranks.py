@@ -110,7 +110,7 @@ def run(scenario: dict[str, Any], folder: Path) -> dict[str, Any]:
         pids[pid] = rank
     codes: dict[int, int | None] = {}
     pause = scenario.get("pause_seconds")
-    while len(codes) < len(pids) and time.time() - begin < SECONDS_FOR_A_RUN:
+    while len(codes) < len(pids) and time.time() - begin < scenario.get("seconds", SECONDS_FOR_A_RUN):
         if pause and acted.exists():
             for pid in pids:
                 os.kill(pid, signal.SIGSTOP)

@@ -1,0 +1,242 @@
+"""Disks that fail while a run saves: full, limited, read-only, on all ranks or on one. Real errors of the kernel, no patched writes."""
+
+from __future__ import annotations
+
+import enum
+import os
+import resource
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from fault_runs import Outcome, exact, run_forked, scenario, write_base
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from mtdnn_ds.train.checkpoint import damage
+from mtdnn_ds.train.disk import PatientFile, size
+from mtdnn_ds.train.safe_load import load
+
+SMALL_DISK = 60  # MB; a checkpoint of the tiny encoder takes 16, best weights of a task 4
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory, shared_data: Path, tiny_encoder: Path) -> Path:
+    return write_base(tmp_path_factory.mktemp("disk"), shared_data, tiny_encoder, save_every=3, eval_every=6)
+
+
+@pytest.fixture(scope="module")
+def outcomes(base: Path) -> dict[str, Outcome]:
+    """Runs on two ranks of which rank 1 alone cannot write its shard of step 6."""
+    limited = [(1, "saving_6", "file_limit 100000")]
+    goes_on = {"train__on_save_error": "continue"}
+    background = {"train__async_save": "true"}
+    runs = {
+        "straight": scenario(base, "straight"),
+        "stops": scenario(base, "stops", *limited),
+        "stops_resumed": scenario(base, "stops", resume="auto"),
+        "continues": scenario(base, "continues", *limited, (1, "step_8", "file_limit -1"), **goes_on),
+        "last_fails": scenario(base, "last_fails", (1, "saving_12", "file_limit 100000"), **goes_on),
+        "straight_async": scenario(base, "straight_async", **background),
+        "async_stops": scenario(base, "async_stops", *limited, **background),
+        "async_continues": scenario(base, "async_continues", *limited, (1, "step_8", "file_limit -1"), **goes_on, **background),
+    }
+    return run_forked(runs, base)
+
+
+def checkpoints(run: Path) -> list[str]:
+    return sorted(path.name for path in (run / "checkpoints").iterdir() if path.is_dir())
+
+
+def failure(run: Path, step: int) -> str:
+    shard = "zero_pp_rank_1_mp_rank_00_optim_states.pt"
+    return f"step {step}: the checkpoint could not be saved: rank 1: {run}/checkpoints/.partial_step_{step}.", f"/{shard}: File too large"
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("name", ["stops", "async_stops"])
+def test_a_shard_that_one_rank_cannot_write_stops_all_ranks(base: Path, outcomes: dict[str, Outcome], name: str) -> None:
+    ended, run = outcomes[name], base / name
+    assert ended.codes == [1, 1], ended.said
+    for part in (*failure(run, 6), "a checkpoint takes ", " are free); ", f"{run}/checkpoints/step_3 is untouched"):
+        assert part in ended.said[0]
+    assert "Traceback" not in "".join(ended.said) and ended.said[0].count("could not be saved") == 1
+    if name == "async_stops":  # the other one has gone on since, from step 3 too
+        assert checkpoints(run) == ["step_3"]
+        assert damage(run / "checkpoints" / "step_3") is None
+
+
+@pytest.mark.distributed
+def test_a_run_that_stopped_for_its_disk_goes_on_exactly(base: Path, outcomes: dict[str, Outcome]) -> None:
+    assert outcomes["stops_resumed"].codes == [0, 0], outcomes["stops_resumed"].said
+    assert "resuming after step 3 of 12" in outcomes["stops_resumed"].said[0]
+    assert exact(base / "stops") == exact(base / "straight")
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("name", ["continues", "async_continues"])
+def test_a_run_may_go_on_and_saves_again_at_the_next_time(base: Path, outcomes: dict[str, Outcome], name: str) -> None:
+    ended, run = outcomes[name], base / name
+    assert ended.codes == [0, 0], ended.said
+    for part in (*failure(run, 6), "going on (train.on_save_error=continue), and saving again at the next time"):
+        assert part in ended.said[0]
+    assert checkpoints(run) == ["step_12", "step_9"]
+    assert exact(run) == exact(base / "straight")
+
+
+@pytest.mark.distributed
+def test_a_run_whose_last_checkpoint_fails_does_not_end_well(base: Path, outcomes: dict[str, Outcome]) -> None:
+    ended, run = outcomes["last_fails"], base / "last_fails"
+    assert ended.codes == [1, 1], ended.said
+    assert f"{run}/checkpoints/step_9 is untouched" in ended.said[0]
+    assert checkpoints(run) == ["step_6", "step_9"]
+
+
+@pytest.mark.distributed
+def test_an_asynchronous_save_changes_nothing(base: Path, outcomes: dict[str, Outcome]) -> None:
+    assert outcomes["straight_async"].codes == [0, 0], outcomes["straight_async"].said
+    assert exact(base / "straight_async") == exact(base / "straight")
+    for step in ("step_9", "step_12"):
+        ours, theirs = (base / run / "checkpoints" / step for run in ("straight_async", "straight"))
+        assert damage(ours) is None
+        for file in sorted(path.name for path in theirs.glob("*.pt")):
+            assert_same(load(ours / file), load(theirs / file), file)
+
+
+def mount(folder: Path, options: str) -> bool:
+    """A small disk of its own at `folder`; only root may."""
+    folder.mkdir(parents=True)
+    command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
+    return os.geteuid() == 0 and subprocess.run(command, check=False, capture_output=True).returncode == 0
+
+
+@pytest.fixture(scope="module")
+def small_disks(base: Path, outcomes: dict[str, Outcome]) -> Iterator[dict[str, Outcome]]:
+    """Runs whose folder is a disk of its own, full from step 4 until step 8, from step 5 on, or at the first save; or read-only."""
+    disks = {base / name: f"size={SMALL_DISK}m" for name in ("gap", "log", "first", "no_room")}
+    disks[base / "read_only" / "checkpoints"] = "ro"
+    mounted = [disk for disk, options in disks.items() if mount(disk, options)]
+    if len(mounted) < len(disks):
+        pytest.skip("a disk that can be filled is a tmpfs of its own, and mounting one takes root")
+
+    def fill(name: str, point: str) -> tuple[int, str, str]:
+        return 0, point, f"fill {base / name}"
+
+    runs = {
+        "gap": scenario(
+            base, "gap", fill("gap", "step_4"), (0, "step_8", f"free {base / 'gap'}"), train__on_save_error="continue", resume="auto"
+        ),
+        "log": scenario(base, "log", fill("log", "step_5"), resume="auto"),
+        "first": scenario(base, "first", fill("first", "saving_3"), resume="auto"),
+        "no_room": scenario(base, "no_room", fill("no_room", "saving_6"), resume="auto"),
+        "read_only": scenario(base, "read_only", resume="auto"),
+    }
+    try:
+        yield run_forked(runs, base)
+    finally:
+        for disk in mounted:
+            subprocess.run(["umount", str(disk)], check=True)
+
+
+@pytest.mark.distributed
+def test_on_a_full_disk_lines_and_points_wait_and_nothing_is_lost(base: Path, small_disks: dict[str, Outcome]) -> None:
+    ended, run = small_disks["gap"], base / "gap"
+    assert ended.codes == [0, 0], ended.said
+    assert f"{run}/metrics.jsonl: No space left on device; its lines wait in memory (train.on_save_error=continue)" in ended.said[0]
+    assert "step 6: the checkpoint could not be saved: the disk has no room for it; nothing was written" in ended.said[0]
+    assert "step 6: the best weights of cola, " in ended.said[0]
+    assert exact(run) == exact(base / "straight")
+    board = EventAccumulator(str(run / "tensorboard")).Reload()
+    assert [(event.step, event.value) for event in board.Scalars("loss")] == [
+        (line["step"], pytest.approx(line["loss"], rel=1e-6)) for line in exact(run)
+    ]
+    assert checkpoints(run) == ["step_12", "step_9"]
+
+
+@pytest.mark.distributed
+def test_a_log_that_cannot_be_written_stops_the_run_with_one_message(base: Path, small_disks: dict[str, Outcome]) -> None:
+    ended = small_disks["log"]
+    assert ended.codes == [1, 1], ended.said
+    assert [line for line in ended.said[0].splitlines() if "error" in line] == [
+        next(line for line in ended.said[0].splitlines() if line.startswith("error: step 5: the checkpoint could not be saved: "))
+    ]
+    assert checkpoints(base / "log") == ["step_3"]
+
+
+@pytest.mark.distributed
+def test_a_disk_that_fills_up_in_the_first_save_says_so_on_one_line(base: Path, small_disks: dict[str, Outcome]) -> None:
+    ended = small_disks["first"]
+    assert ended.codes == [1, 1], ended.said
+    (line,) = [line for line in ended.said[0].splitlines() if line.startswith("error: ")]
+    assert line.startswith("error: step 3: the checkpoint could not be saved: ") and "No space left on device" in line
+    assert line.endswith("; there is no earlier one")
+    assert checkpoints(base / "first") == []
+
+
+@pytest.mark.distributed
+def test_a_disk_without_room_is_noticed_before_anything_is_written(base: Path, small_disks: dict[str, Outcome]) -> None:
+    ended, run = small_disks["no_room"], base / "no_room"
+    assert ended.codes == [1, 1], ended.said
+    assert (
+        "step 6: the checkpoint could not be saved: the disk has no room for it; nothing was written (a checkpoint takes " in ended.said[0]
+    )
+    assert f"0 bytes are free); {run}/checkpoints/step_3 is untouched" in ended.said[0]
+    assert damage(run / "checkpoints" / "step_3") is None
+
+
+@pytest.mark.distributed
+def test_a_read_only_folder_stops_the_run(base: Path, small_disks: dict[str, Outcome]) -> None:
+    ended, run = small_disks["read_only"], base / "read_only"
+    assert ended.codes == [1, 1], ended.said
+    assert f"step 3: the checkpoint could not be saved: {run}/checkpoints/.partial_step_3." in ended.said[0]
+    assert ": Read-only file system (" in ended.said[0]
+
+
+@pytest.mark.distributed
+def test_small_disks_are_announced_before_the_first_step(base: Path, small_disks: dict[str, Outcome]) -> None:
+    said = small_disks["no_room"].said[0]
+    note = said.index("checkpoints of about ")
+    assert "(train.keep_last=2, and one more while it is written); " in said[note:]
+    assert "checkpoints of about " not in small_disks["first"].said[0]
+
+
+def test_a_patient_file_neither_tears_nor_doubles_a_line(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    file = PatientFile(tmp_path / "lines")
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10, hard))
+        for line in (b"one\n", b"two\n", b"three\n", b"four\n"):
+            file.write(line)
+            file.flush()
+        assert file.problem == f"{tmp_path / 'lines'}: File too large"
+        assert (tmp_path / "lines").read_bytes() == b"one\ntwo\nth"
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    file.close()
+    assert file.problem is None
+    assert (tmp_path / "lines").read_bytes() == b"one\ntwo\nthree\nfour\n"
+
+
+def test_sizes_have_three_digits() -> None:
+    assert [size(number) for number in (0, 999, 4_690_000_000, 12_340)] == ["0 bytes", "999 bytes", "4.69 GB", "12.3 kB"]
+
+
+def assert_same(ours: Any, theirs: Any, where: str) -> None:
+    """Equal values, and bit for bit equal tensors, at any depth."""
+    assert type(ours) is type(theirs), where
+    if isinstance(ours, dict):
+        assert list(ours) == list(theirs), where
+        for name in ours:
+            assert_same(ours[name], theirs[name], f"{where}: {name}")
+    elif isinstance(ours, (list, tuple)):
+        assert len(ours) == len(theirs), where
+        for index, pair in enumerate(zip(ours, theirs, strict=True)):
+            assert_same(*pair, f"{where}[{index}]")
+    elif isinstance(ours, torch.Tensor):
+        assert ours.dtype == theirs.dtype and torch.equal(ours, theirs), where
+    elif hasattr(ours, "__dict__") and not isinstance(ours, enum.Enum):
+        assert_same(vars(ours), vars(theirs), where)
+    else:
+        assert ours == theirs, where

@@ -1,0 +1,173 @@
+"""One run at a time in a run folder: the second is told who is there, and nothing keeps a folder locked once its run is dead."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import platform
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from fault_runs import Outcome, exact, run_forked, scenario, write_base
+from processes import ROOT, write_json
+
+from mtdnn_ds.config.errors import ConfigError
+from mtdnn_ds.train.lock import locked
+from mtdnn_ds.train.run_folder import create_private, refuse_used_folder
+
+HOLD = """
+import os, subprocess, sys, time
+from pathlib import Path
+from mtdnn_ds.train.lock import locked
+with locked(Path(sys.argv[1]), print):
+    forked = os.fork()
+    if forked == 0:
+        time.sleep(600)
+    started = subprocess.Popen(["sleep", "600"])
+    print(forked, started.pid, flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.fixture
+def said() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def holder(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], list[int]]]:
+    """Another process that holds the folder, and its forked and its started child."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path / "run")],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "SLURM_JOB_ID": "4711"},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    children = [int(pid) for pid in process.stdout.readline().split()]
+    yield process, children
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    for child in children:
+        os.kill(child, signal.SIGKILL)
+
+
+def test_the_second_is_told_who_holds_the_folder(tmp_path: Path, said: list[str], holder: tuple[subprocess.Popen[str], list[int]]) -> None:
+    process, _ = holder
+    with pytest.raises(ConfigError) as error, locked(tmp_path / "run", said.append):
+        pass
+    text, since = re.subn(r"since \d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", "since SOME TIME", str(error.value))
+    assert since == 1
+    assert text == (
+        f"--output_dir {tmp_path / 'run'}: another run is at work there (host {platform.node()}, process {process.pid}, SLURM job 4711, "
+        "since SOME TIME); wait until it has ended, or give another --output_dir"
+    )
+
+
+def test_a_lock_dies_with_its_holder_and_not_with_its_holder_s_children(
+    tmp_path: Path, said: list[str], holder: tuple[subprocess.Popen[str], list[int]]
+) -> None:
+    process, children = holder
+    process.kill()
+    process.wait()
+    for child in children:
+        os.kill(child, 0)  # both live
+    assert (tmp_path / "run" / ".lock").is_file()
+    with locked(tmp_path / "run", said.append):
+        assert json.loads((tmp_path / "run" / ".lock").read_text())["process"] == str(os.getpid())
+    assert said == []
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"host": "elsewhere", "process": "1"}', "\0" * 5000])
+def test_a_file_that_lies_there_refuses_nobody(tmp_path: Path, said: list[str], text: str) -> None:
+    (tmp_path / ".lock").write_text(text)
+    with locked(tmp_path, said.append), pytest.raises(ConfigError, match="another run is at work"), locked(tmp_path, said.append):
+        pass
+    with locked(tmp_path, said.append):
+        pass
+    assert said == []
+
+
+def test_a_file_system_without_locks_is_said_and_used(tmp_path: Path, said: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def answer(descriptor: int, operation: int) -> None:  # what the kernel answers there
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", answer)
+    with locked(tmp_path, said.append):
+        pass
+    assert said == [f"{tmp_path}: its file system has no locks (No locks available), so nothing keeps a second run out of this folder"]
+
+
+def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path, said: list[str]) -> None:
+    (tmp_path / "file").touch()
+    with (
+        pytest.raises(ConfigError, match=r"--output_dir .*/file/run: cannot be created \("),
+        locked(tmp_path / "file" / "run", said.append),
+    ):
+        pass
+
+
+def test_a_new_folder_is_private_an_old_one_keeps_its_mode_and_an_unused_one_goes(tmp_path: Path, said: list[str]) -> None:
+    old, new = tmp_path / "old", tmp_path / "deep" / "new"
+    old.mkdir(mode=0o755)
+    assert not create_private(old)
+    with locked(new, said.append):
+        assert new.stat().st_mode & 0o777 == 0o700
+        refuse_used_folder(new, "none")  # the lock alone does not make it used
+    assert old.stat().st_mode & 0o777 == 0o755
+    assert old.is_dir() and not new.exists()
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory, shared_data: Path, tiny_encoder: Path) -> Path:
+    return write_base(tmp_path_factory.mktemp("lock"), shared_data, tiny_encoder, save_every=3, eval_every=0)
+
+
+@pytest.fixture(scope="module")
+def outcomes(base: Path) -> dict[str, Outcome]:
+    """A run that waits before step 8; a second one in its folder; rank 0 of the first killed with -9, rank 1 not; started again."""
+    first = {"run": {**scenario(base, "run", (0, "step_8", "hang")), "seconds": 240}, "straight": scenario(base, "straight")}
+    files = [str(write_json(base / "first.json", first)), str(base / "first_results.json")]
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen([sys.executable, str(ROOT / "tests/workers/forked_ranks.py"), *files], env=environment, cwd=ROOT)
+    try:
+        until = time.monotonic() + 120
+        while not (base / "acted").exists():
+            assert time.monotonic() < until and process.poll() is None
+            time.sleep(0.05)
+        (base / "second").mkdir()
+        held_by = json.loads((base / "run" / ".lock").read_text())
+        second = run_forked({"second": scenario(base, "run", resume="auto", world_size=1)}, base / "second")
+        os.kill(int(held_by["process"]), signal.SIGKILL)
+        again = run_forked({"again": scenario(base, "run", resume="auto")}, base / "second")
+        assert process.wait(timeout=240) == 0
+    finally:
+        process.kill()
+        process.wait()
+    results = {name: Outcome(**values) for name, values in json.loads((base / "first_results.json").read_text()).items()}
+    return {**second, **again, **results}
+
+
+@pytest.mark.distributed
+def test_two_runs_in_one_folder_the_second_is_refused_and_changes_nothing(base: Path, outcomes: dict[str, Outcome]) -> None:
+    ended = outcomes["second"]
+    assert ended.codes == [2], ended.said
+    assert f"error: --output_dir {base / 'run'}: another run is at work there (host {platform.node()}, process " in ended.said[0]
+    assert "resuming" not in ended.said[0]
+
+
+@pytest.mark.distributed
+def test_after_a_kill_of_the_holder_the_run_goes_on_exactly(base: Path, outcomes: dict[str, Outcome]) -> None:
+    assert outcomes["run"].codes[0] == -signal.SIGKILL
+    assert outcomes["again"].codes == [0, 0], outcomes["again"].said
+    assert "resuming after step 6 of 12" in outcomes["again"].said[0]
+    assert exact(base / "run") == exact(base / "straight")
