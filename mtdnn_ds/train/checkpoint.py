@@ -63,8 +63,14 @@ def open_checkpoint(path: Path, *, notes: tuple[str, ...] = ()) -> Found:
     problem = damage(path)
     if problem is not None:
         raise CheckpointError(f"{path}: {problem}")
-    run_state = json.loads((path / RUN_STATE).read_text())
-    return Found(path=path, step=int(run_state["step"]), run_state=run_state, notes=notes)
+    try:
+        run_state = json.loads((path / RUN_STATE).read_bytes())
+        step = run_state["step"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        step = None
+    if not isinstance(step, int):
+        raise CheckpointError(f"{path}: {RUN_STATE} is as it was written, but names no step; resume from another checkpoint")
+    return Found(path=path, step=step, run_state=run_state, notes=notes)
 
 
 def damage(path: Path) -> str | None:
@@ -78,8 +84,8 @@ def damage(path: Path) -> str | None:
         return f"{MANIFEST} does not list {RUN_STATE}"
     for name, (size, _sha256) in entries.items():
         file = path / name
-        if not file.is_file():
-            return f"{name} is missing"
+        if not os.path.isfile(file):  # noqa: PTH113 (Path.is_file raises where the name is too long for a file)
+            return f"{name[:200]} is missing"
         if file.stat().st_size != size:
             return f"{name} has {file.stat().st_size} bytes instead of {size}"
     with ThreadPoolExecutor(max_workers=HASHING_THREADS) as pool:
@@ -140,7 +146,7 @@ def write_manifest(folder: Path, known: Mapping[str, Mapping[str, Any]] | None =
     files = dict(known or {})
     for path in sorted(item for item in folder.rglob("*") if item.is_file()):
         name = path.relative_to(folder).as_posix()
-        if name not in files:
+        if name not in files and name != MANIFEST:
             flush(path)
             files[name] = {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
     for name, entry in files.items():
@@ -219,5 +225,5 @@ def _entries(path: Path) -> dict[str, tuple[int, str]] | None:
     try:
         files = json.loads((path / MANIFEST).read_text())["files"]
         return {name: (int(entry["bytes"]), str(entry["sha256"])) for name, entry in files.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         return None
