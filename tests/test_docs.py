@@ -31,7 +31,19 @@ from tests.conftest import ROOT
 PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")))
 PLACEHOLDERS = ("runs/", "PATH/")  # the user's own folders
 PROJECT_FOLDERS = ("benchmarks/", "docs/", "ds_configs/", "launchers/", "mtdnn_ds/", "recipes/", "tests/")
-DEEPSPEED_FLAGS = ("--num_accelerators", "--num_gpus", "--num_nodes", "--hostfile", "--include", "--master_port")
+DEEPSPEED_FLAGS = (
+    "--num_accelerators",
+    "--num_gpus",
+    "--num_nodes",
+    "--hostfile",
+    "--include",
+    "--master_addr",
+    "--master_port",
+    "--node_rank",
+    "--no_ssh",
+)
+TORCHRUN_FLAGS = ("--standalone", "--nnodes", "--nproc_per_node", "--max-restarts", "--rdzv_backend", "--rdzv_endpoint", "--rdzv_id")
+SBATCH_FLAGS = ("--nodes", "--gpus-per-node", "--cpus-per-gpu", "--ntasks-per-node", "--time", "--array", "--job-name", "--dependency")
 
 
 @pytest.fixture(autouse=True)
@@ -82,6 +94,10 @@ def numbers(cell: str) -> list[float]:
 
 def check_command(words: list[str]) -> None:
     """Fails, with the project's own message, if the words are not a command that would begin to work."""
+    while re.fullmatch(r"[A-Z][A-Z_]*=.*", words[0]):
+        name = words[0].split("=")[0]
+        assert name.startswith("TORCH_") or name in text_of("launchers/train.sbatch"), f"nothing reads {name}"
+        words = words[1:]
     program = words[0]
     if program == "make":
         targets = set(re.findall(r"^([a-z]+):", text_of("Makefile"), flags=re.MULTILINE))
@@ -90,16 +106,40 @@ def check_command(words: list[str]) -> None:
         rest = words[1:]
         while rest[0].startswith("--"):
             assert rest[0] in DEEPSPEED_FLAGS, words
-            rest = rest[2:]
+            rest = rest[1 if rest[0] == "--no_ssh" else 2 :]
         assert rest[0] == "launchers/train.py", words
         check_verb(VERBS["train"], rest[1:])
     elif words[:3] == ["python", "-m", "mtdnn_ds"]:
         assert words[3] in VERBS, words
         check_verb(VERBS[words[3]], words[4:])
+    elif program == "torchrun":
+        flags, rest = flags_with_values(words[1:])
+        assert set(flags) <= set(TORCHRUN_FLAGS) and rest[0] == "launchers/train.py", words
+        check_verb(VERBS["train"], rest[1:])
+    elif program == "sbatch":
+        flags, rest = flags_with_values(words[1:])
+        assert set(flags) <= set(SBATCH_FLAGS) and rest[0] == "launchers/train.sbatch", words
+        check_verb(VERBS["train"], ["--recipe", *rest[1:]])
+    elif program in ("srun", "mpirun"):
+        first = words.index("python")
+        assert "=" in words[first - 1] and all(word.startswith("-") or "=" in word or word.isdigit() for word in words[1:first]), words
+        check_command([*words[first:]])
+    elif words[:2] == ["python", "launchers/train.py"]:
+        check_verb(VERBS["train"], words[2:])
+    elif words[:2] == ["python", "tests/slurm/cluster.py"]:
+        assert words[2] in ("start", "stop") and words[3].startswith(PLACEHOLDERS), words
+    elif program in ("docker", "apptainer"):
+        assert words[1] == "build" and any(word.startswith("containers/") and Path(word).is_file() for word in words), words
     elif program == "tensorboard":
         assert words[1] == "--logdir" and len(words) == 3, words
     else:
         assert words == ["source", ".venv/bin/activate"], f"no check for the command {words}"
+
+
+def flags_with_values(words: list[str]) -> tuple[list[str], list[str]]:
+    """Names of the leading --name=value and --name flags, and the words after them."""
+    number = next(index for index, word in enumerate(words) if not word.startswith("--"))
+    return [word.split("=")[0] for word in words[:number]], words[number:]
 
 
 def check_verb(verb: Verb, arguments: list[str]) -> None:
@@ -124,7 +164,13 @@ def test_commands_are_valid(page: str, block: str) -> None:
 
 @pytest.mark.parametrize(
     "command",
-    ["make trian", "python -m mtdnn_ds plan --train.setps 1", "deepspeed launchers/train.py --recipe recipes/nope.yaml", "rm -rf runs"],
+    [
+        "sbatch launchers/train.sbatch recipes/nope.yaml",
+        "make trian",
+        "python -m mtdnn_ds plan --train.setps 1",
+        "deepspeed launchers/train.py --recipe recipes/nope.yaml",
+        "rm -rf runs",
+    ],
 )
 def test_a_wrong_command_would_be_found(command: str) -> None:
     with pytest.raises(Exception, match=r"trian|setps|nope|no check for"):

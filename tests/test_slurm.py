@@ -155,7 +155,7 @@ def test_three_preemptions_repeat_no_step_and_change_no_loss(cluster: Cluster, t
         cluster.start_now(job)
     cluster.wait_for(job, "COMPLETED", "FAILED")
     assert (cluster.field(job, "ExitCode"), cluster.field(job, "Restarts")) == ("0:0", "3"), cluster.said(job)
-    assert cluster.said(job).count("saved and stopped; put back into the queue") == 3
+    assert cluster.said(job).count("stopped; a new checkpoint is saved; put back into the queue") == 3
     assert [line["step"] for line in training_lines(run)] == list(range(1, STEPS + 1))
     assert not (run / "metrics.discarded.jsonl").exists()
     assert exact(run) == exact(two_nodes)
@@ -167,7 +167,7 @@ def test_a_lost_process_is_started_again_and_a_cancelled_job_is_not(cluster: Clu
     cluster.wait_for_step("lost", 15)
     os.kill(process_of(job, rank=1), signal.SIGKILL)
     cluster.start_now(job)
-    assert "a process or node was lost, restart 1 of 3; put back into the queue" in cluster.said(job)
+    assert "a process or node was lost (exit code 137); a new checkpoint is saved; put back into the queue" in cluster.said(job)
     log = cluster.folder / "runs" / "lost" / "logs" / f"{job}_rank_0.log"
     wait_until(lambda: "resuming after step" in log.read_text(), "the job goes on", 120)
     reached = int(re.findall(r"resuming after step (\d+) of", log.read_text())[-1])
@@ -198,7 +198,7 @@ def test_the_deepspeed_launcher_on_each_node_trains_and_stops_alike(cluster: Clu
     cluster.wait_for_step("deepspeed", 10)
     cluster.command("scancel", "--signal=USR1", "--batch", job)
     cluster.wait_for(job, "PENDING", "FAILED", "COMPLETED")
-    assert "saved and stopped; put back into the queue" in cluster.said(job)
+    assert "stopped; a new checkpoint is saved; put back into the queue" in cluster.said(job)
     ours = exact(cluster.folder / "runs" / "deepspeed")
     cluster.command("scancel", job)
     assert 10 <= len(ours) < STEPS and ours == exact(two_nodes)[: len(ours)]
