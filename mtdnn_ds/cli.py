@@ -19,6 +19,7 @@ from typing import Any
 from mtdnn_ds.commands.verbs import LAUNCHER_FLAGS, LOG_LEVELS, VERBS, Flag, Verb
 from mtdnn_ds.config.errors import ConfigError, Stopped, TrainingError, UserError, did_you_mean
 from mtdnn_ds.config.launch import rank_of, take_place
+from mtdnn_ds.config.paths import path_problem
 from mtdnn_ds.train.exit_codes import STOPPED
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
@@ -101,6 +102,9 @@ def _explicit(arguments: Sequence[str], problems: list[str], *, switches: Sequen
         if argument in ("-", "--"):
             problems.append(f"'{argument}': means nothing here; remove it")
             continue
+        if argument.startswith("--") and not _FLAG.match(argument):
+            problems.append(f"'{argument}': the name of a flag begins with a letter; write --name value")
+            continue
         if not _FLAG.match(argument):
             written.append(argument)
             continue
@@ -144,6 +148,8 @@ def _flag_values(verb: Verb, flags: dict[str, str], positional: Sequence[str], p
         if flag.required and flag.name not in flags:
             problems.append(f"--{flag.name}: is missing: {flag.help}")
         values[flag.name] = flags.get(flag.name, _default(flag))
+        if flag.name in flags and (problem := path_problem(flags[flag.name])) is not None:  # most are paths, and the others are short
+            problems.append(f"--{flag.name} {flags[flag.name][:60]}: {problem}")
         if flag.is_switch:
             if values[flag.name] not in (None, "true", "false"):
                 problems.append(f"--{flag.name}={values[flag.name]}: takes no value; write --{flag.name} or leave it out")

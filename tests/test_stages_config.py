@@ -130,7 +130,7 @@ def test_a_recipe_without_stages_is_one_run(tmp_path: Path) -> None:
 REFUSED: dict[str, tuple[Any, str]] = {
     "not a list": ({"a": {}}, "FILE: stages: must be a list with one mapping for each stage, which begins with '- name: ...'"),
     "empty": ([], "FILE: stages: must be a list with one mapping"),
-    "no name": ([{"train": {"steps": 1}}], "FILE: stages.1: name: a stage needs a name of letters, digits"),
+    "no name": ([{"train": {"steps": 1}}], "FILE: stages.1: name: a stage needs a name of up to 100 letters, digits"),
     "a name that means something": ([{"name": "previous"}], "FILE: stages.previous: name: a stage needs a name"),
     "the same name": ([{"name": "a"}, {"name": "a"}], "FILE: stages.a: there are two stages 'a'; give each a name of its own"),
     "unknown key": ([{"name": "a", "trian": {}}], "FILE: stages.a: unknown setting 'trian'; did you mean 'train'?"),

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+
+import yaml
 
 from mtdnn_ds.config.deepspeed_keys import DEEPSPEED_VERSION, REFUSED, SECTIONS, TOP_LEVEL
 from mtdnn_ds.config.errors import ConfigError, did_you_mean
-from mtdnn_ds.config.yaml_text import duplicate_keys, parse_nodes, read_text
+from mtdnn_ds.config.yaml_text import MAX_DEPTH, MAX_DIGITS, TOO_DEEP, UNWRITABLE, duplicate_keys, parse_nodes, read_text
 
 # Keys that the recipe or the machine fills in, as users of Hugging Face's Trainer write them.
 FILLED_IN = {
@@ -37,18 +40,60 @@ _KIND_WORDS = {
 def load_deepspeed_json(path: str) -> dict[str, Any]:
     """The JSON object in `path`. Raises ConfigError with file and line for syntax errors and for keys given twice."""
     text = read_text(path, "DeepSpeed configuration")
+    repeated: list[str] = []
+
+    def keep_last(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        names = [name for name, _ in pairs]
+        repeated.extend(name for name in dict.fromkeys(names) if names.count(name) > 1)
+        return dict(pairs)
+
     try:
-        settings = json.loads(text)
+        settings = json.loads(text, object_pairs_hook=keep_last)
+        flaw = _flaw(settings)
     except json.JSONDecodeError as error:
         hint = "; JSON has no comments" if text.split("\n")[error.lineno - 1].lstrip().startswith(("//", "#", "/*")) else ""
         raise ConfigError(f"{path}:{error.lineno}: not valid JSON: {error.msg} (column {error.colno}){hint}") from None
+    except RecursionError:
+        flaw = TOO_DEEP
+    except ValueError:  # what Python's reader makes of a number with thousands of digits
+        flaw = f"a number of more than {MAX_DIGITS} digits; write a smaller one"
+    if flaw is not None:
+        raise ConfigError(f"{path}: {flaw}")
     if not isinstance(settings, dict):
         raise ConfigError(f"{path}: a DeepSpeed configuration is a JSON object {{...}}, not a {type(settings).__name__}")
-    node = parse_nodes(text.replace("\t", " "))  # JSON is YAML but for tabs; only YAML's parser keeps line numbers
-    problems = [f"{path}:{line}: key '{key}' is given twice; keep one" for key, line in duplicate_keys(node)]
-    if problems:
-        raise ConfigError(problems)
+    if repeated:
+        raise ConfigError([f"{path}{place}: key '{name[:60]}' is given twice; keep one" for name, place in _places(text, repeated)])
     return settings
+
+
+def _flaw(settings: Any) -> str | None:
+    """What no setting can be: found before anything walks through the values. `settings` may be nested to any depth."""
+    layer, depth = [settings], 0
+    while layer:
+        depth += 1
+        if depth > MAX_DEPTH:
+            return TOO_DEEP
+        for value in layer:
+            if isinstance(value, float) and not math.isfinite(value):
+                return f"a number that is {value}; write one that JSON knows, below 1e308"
+            if isinstance(value, int) and abs(value) >= 10**MAX_DIGITS:
+                return f"a number of more than {MAX_DIGITS} digits; write a smaller one"
+            if isinstance(value, str) and (bad := UNWRITABLE.search(value)):
+                return f"text holds U+{ord(bad[0]):04X}, which is no character; remove it"
+        inner = [
+            (value.keys(), value.values()) if isinstance(value, dict) else (value,) for value in layer if isinstance(value, dict | list)
+        ]
+        layer = [item for parts in inner for part in parts for item in part]
+    return None
+
+
+def _places(text: str, names: Sequence[str]) -> list[tuple[str, str]]:
+    """Each key with the line of its second occurrence as ":7". JSON is YAML but for tabs and a few rare forms; only YAML's parser keeps lines."""
+    try:
+        found = duplicate_keys(parse_nodes(text.replace("\t", " ")))
+    except (yaml.YAMLError, RecursionError):
+        found = []
+    return [(name, f":{line}") for name, line in found] or [(name, "") for name in dict.fromkeys(names)]
 
 
 def key_problems(settings: Mapping[str, Any], source: str) -> list[str]:

@@ -8,22 +8,16 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-Positive = Annotated[float, Field(gt=0)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Dropout = Annotated[float, Field(ge=0, lt=1)]
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+from mtdnn_ds.config.setting_types import Dropout, Fraction, PathText, Positive, Section
 
 
 class EncoderSettings(Section):
     """The shared encoder: any Hugging Face encoder."""
 
-    path: str = Field(description="hub name, local folder, or package:NAME/SUBFOLDER of an installed Python package")
-    tokenizer: str | None = Field(None, description="where the tokenizer comes from, written as path; default: path")
+    path: PathText = Field(description="hub name, local folder, or package:NAME/SUBFOLDER of an installed Python package")
+    tokenizer: PathText | None = Field(None, description="where the tokenizer comes from, written as path; default: path")
     sha256: str | None = Field(None, description="expected sha256 of the folder's model.safetensors; refused if it differs")
     max_length: int = Field(128, ge=8, description="tokens per sequence, special tokens included; longer pairs lose tokens longest-first")
     attention: Literal["auto", "grouped", "varlen", "flash", "padded"] = Field(
@@ -39,10 +33,10 @@ class TaskSettings(Section):
     """One task of the run. Built-in tasks need no key at all; user tasks need kind, files (or hub, dataset) and, for tables, columns."""
 
     kind: str | None = None
-    files: dict[str, str] | None = Field(
+    files: dict[str, PathText] | None = Field(
         None, description="split name -> csv, tsv, jsonl, parquet or the kind's own file; splits: train, dev, dev_NAME, test"
     )
-    dataset: str | None = Field(None, description="folder written by datasets' save_to_disk")
+    dataset: PathText | None = Field(None, description="folder written by datasets' save_to_disk")
     hub: str | None = Field(None, description="hub dataset, NAME or NAME:CONFIG")
     splits: dict[str, str] | None = Field(
         None, description="for dataset/hub: our split name -> theirs, e.g. {train: train, dev: validation}"
@@ -95,10 +89,10 @@ class TaskSettings(Section):
 class InitSettings(Section):
     """Weights of an earlier run to begin with, instead of those of encoder.path and new heads."""
 
-    run: str | None = Field(
+    run: PathText | None = Field(
         None, description="run folder whose encoder, pooler and heads this run begins with; its encoder must be the same"
     )
-    checkpoint: str = Field("latest", description="latest, step_N, best/average or best/TASK of that run")
+    checkpoint: PathText = Field("latest", description="latest, step_N, best/average or best/TASK of that run")
     heads: Literal["matching", "none"] = Field(
         "matching", description="matching: heads of tasks with the same name, labels and loss are taken too; none: all heads are new"
     )
@@ -205,8 +199,8 @@ class RegularizerSettings(Section):
 class DistillationSettings(Section):
     """Finished runs whose answers on the training examples the tasks learn beside their labels."""
 
-    teachers: list[str] | None = Field(None, min_length=1, description="run folders to learn from; several: the mean of their answers")
-    checkpoint: str = Field("best/average", description="which weights of each teacher: best/average, best/TASK, step_N or latest")
+    teachers: list[PathText] | None = Field(None, min_length=1, description="run folders to learn from; several: the mean of their answers")
+    checkpoint: PathText = Field("best/average", description="which weights of each teacher: best/average, best/TASK, step_N or latest")
     tasks: list[str] | None = Field(None, min_length=1, description="tasks that learn from them; default: all that a teacher has too")
     temperature: Positive = Field(2.0, description="both sides' scores of classes are divided by it before their softmax")
     weight: Fraction = Field(0.5, description="of the teachers' answers in the loss; the labels have 1 - weight")
@@ -236,7 +230,9 @@ class TrainSettings(Section):
         description="under SLURM: seconds of the job's time, beside the longest step and save, that are left when the run saves and stops",
     )
     stall_timeout: float = Field(
-        600.0, ge=0, description="seconds without a sign of life, or without progress in training, after which a rank counts as lost; 0 = off"
+        600.0,
+        ge=0,
+        description="seconds without a sign of life, or without progress in training, after which a rank counts as lost; 0 = off",
     )
     freeze: list[str] = Field(
         [], description="parts that stay as they are: embeddings, encoder.layer.0-5, encoder, pooler, heads, heads.NAME"
@@ -260,14 +256,16 @@ def _none_to_empty(value: Any) -> Any:
 
 
 class DataSettings(Section):
-    glue_dir: str | None = Field(None, description="folder in the official GLUE layout (CoLA/train.tsv, ...)")
-    snli_dir: str | None = Field(None, description="folder with SNLI's train.tsv, dev.tsv, test.tsv")
-    scitail_dir: str | None = Field(None, description="SciTail's tsv_format folder")
-    wnut_dir: str | None = Field(None, description="folder with WNUT-17's train.conll, dev.conll, test.conll")
-    squad_dir: str | None = Field(None, description="folder with SQuAD's train-v1.1.json, dev-v1.1.json, train-v2.0.json, dev-v2.0.json")
-    coqa_dir: str | None = Field(None, description="folder with CoQA's coqa-train-v1.0.json, coqa-dev-v1.0.json")
-    quac_dir: str | None = Field(None, description="folder with QuAC's train_v0.2.json, val_v0.2.json")
-    cache_dir: str = ".cache/mtdnn_ds"
+    glue_dir: PathText | None = Field(None, description="folder in the official GLUE layout (CoLA/train.tsv, ...)")
+    snli_dir: PathText | None = Field(None, description="folder with SNLI's train.tsv, dev.tsv, test.tsv")
+    scitail_dir: PathText | None = Field(None, description="SciTail's tsv_format folder")
+    wnut_dir: PathText | None = Field(None, description="folder with WNUT-17's train.conll, dev.conll, test.conll")
+    squad_dir: PathText | None = Field(
+        None, description="folder with SQuAD's train-v1.1.json, dev-v1.1.json, train-v2.0.json, dev-v2.0.json"
+    )
+    coqa_dir: PathText | None = Field(None, description="folder with CoQA's coqa-train-v1.0.json, coqa-dev-v1.0.json")
+    quac_dir: PathText | None = Field(None, description="folder with QuAC's train_v0.2.json, val_v0.2.json")
+    cache_dir: PathText = ".cache/mtdnn_ds"
     on_bad_row: Literal["refuse", "skip"] = "refuse"
 
 
@@ -276,7 +274,7 @@ class Recipe(Section):
 
     encoder: EncoderSettings
     tasks: Annotated[dict[str, TaskSettings], BeforeValidator(_none_to_empty), BeforeValidator(_names_to_mapping), Field(min_length=1)]
-    plugins: list[str] = Field([], description="Python files with task kinds of your own, which are run: docs/own_kind.md")
+    plugins: list[PathText] = Field([], description="Python files with task kinds of your own, which are run: docs/own_kind.md")
     init: InitSettings = InitSettings()
     sharing: SharingSettings = SharingSettings()
     mixture: MixtureSettings = MixtureSettings()

@@ -22,7 +22,7 @@ from mtdnn_ds.config.yaml_text import dump_yaml
 log = logging.getLogger(__name__)
 
 OWN_KEYS = ("name", "from", "checkpoint", "each_task")  # of a stage, beside the sections of a recipe
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")  # becomes a folder's name
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")  # becomes a folder's name
 _CHECKPOINT = re.compile(r"latest|best/.+")
 
 _INIT_OF_STAGES = ("heads", "head_of")  # what a stage may say of `init`: the run is the earlier stage's
@@ -123,7 +123,7 @@ def _drafts(base: Overridden, entries: Sequence[dict[str, Any]], path: str) -> t
         label = entry.get("name")
         where = f"{path}: stages.{label if isinstance(label, str) else number}"
         if not isinstance(label, str) or _NAME.fullmatch(label) is None or label in ("none", "previous"):
-            problems.append(f"{where}: name: a stage needs a name of letters, digits, '_' and '-', other than none and previous")
+            problems.append(f"{where}: name: a stage needs a name of up to 100 letters, digits, '_' and '-', other than none and previous")
             continue
         problems += [f"{where}: {unknown_setting((key,))}" for key in entry if key not in OWN_KEYS and key not in Recipe.model_fields]
         source = _source(entry, previous, [draft.name for draft in drafts], where, problems)

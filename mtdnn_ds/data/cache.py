@@ -121,9 +121,11 @@ def _read_meta(job: _Job) -> tuple[dict[str, Any] | None, str]:
         size = (job.folder / "tokens.arrow").stat().st_size
         if size != meta["bytes"]:
             return None, f"tokens.arrow has {size:,} bytes instead of {meta['bytes']:,}"
+        if missing := [key for key in ("skipped", "num_texts") if key not in meta]:
+            raise ValueError(f"meta.json has no {missing[0]}")
         _shards(job.folder, meta["rows"])
         return meta, ""
-    except (OSError, ValueError, KeyError, TypeError) as error:  # pa.ArrowInvalid is a ValueError
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:  # pa.ArrowInvalid is a ValueError
         return None, f"{type(error).__name__}: {error}"
 
 

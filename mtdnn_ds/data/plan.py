@@ -35,6 +35,7 @@ from mtdnn_ds.data.rates import annealed_alpha, task_rates
 
 MIXINGS = ("per_example", "per_micro_batch", "per_step", "sequential")
 _VERSION = 1  # part of the fingerprint; raise it when the same arguments begin to give other steps
+MAX_STEPS = 2**32  # with MAX_UNITS_PER_STEP examples each, positions still fit 64 bits
 _ANNEAL_SEGMENTS = 50
 
 
@@ -185,6 +186,8 @@ def _check(sizes: Mapping[str, int], rates: str | Mapping[str, float], mixing: s
         problems.append(f"batch.examples_per_step={examples_per_step}: must lie in 1..{MAX_UNITS_PER_STEP}.")
     if total_steps < 1:
         problems.append(f"train.steps={total_steps}: must be at least 1.")
+    if total_steps > MAX_STEPS:
+        problems.append(f"train.steps or train.epochs: a run of more than {MAX_STEPS:,} steps; make it shorter.")
     if mixing == "sequential" and rates == "annealed":
         problems.append(
             "mixture.rates=annealed has no effect with mixture.mixing=sequential, where a task has one block of the run; choose other rates or another mixing."

@@ -23,7 +23,7 @@ from mtdnn_ds.tasks.plugins import load_plugins
 from mtdnn_ds.tasks.spec import Kind, Source, TaskSpec
 from mtdnn_ds.tasks.user_sources import COLUMN_NUMBER, user_splits
 
-_TASK_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")  # becomes a folder name and a TensorBoard tag
+_TASK_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")  # becomes a folder name and a TensorBoard tag
 _USER_KEYS = ("kind", "files", "dataset", "hub", "splits", "text_columns", "label_column", "labels", "choice_columns", "group_column")
 
 
@@ -112,7 +112,7 @@ def _user_task(name: str, settings: TaskSettings, own_kinds: Mapping[str, Custom
         )
         return None
     if _TASK_NAME.fullmatch(name) is None or name == "average":
-        problems.append(f"{where}: a task name is made of letters, digits, '_' and '-', and is not 'average'")
+        problems.append(f"{where}: a task name is made of up to 100 letters, digits, '_' and '-', and is not 'average'")
     custom = (own_kinds or {}).get(settings.kind or "")
     if settings.kind is not None and settings.kind not in KINDS and custom is None:
         if own_kinds is not None:

@@ -13,7 +13,7 @@ from mtdnn_ds.tasks.kinds import KindFacts
 from mtdnn_ds.tasks.spec import Format, Source
 
 _FORMATS: Mapping[str, Format] = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".parquet": "parquet"}
-_SPLIT_NAME = re.compile(r"train|(dev|test)(_[A-Za-z0-9_]+)?")
+_SPLIT_NAME = re.compile(r"train|(dev|test)(_[A-Za-z0-9_]{1,60})?")
 _NAMED_BY_LAYOUT: Mapping[Format, tuple[tuple[str, str], str]] = {
     "squad": (("question", "context"), "answers"),
     "conversations": (("question", "story"), "answers"),
@@ -99,7 +99,7 @@ def _dataset_splits(where: str, settings: TaskSettings, problems: list[str]) -> 
         path, form = str(Path(settings.dataset).expanduser()), "datasets"
     try:
         theirs = _saved_splits(Path(path)) if form == "datasets" else None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         problems.append(
             f"{where}.dataset={settings.dataset}: its dataset_dict.json is not readable; save the dataset again with save_to_disk"
         )
@@ -146,5 +146,8 @@ def _more_columns(settings: TaskSettings) -> tuple[str, ...]:
 def _saved_splits(folder: Path) -> tuple[str, ...] | None:
     """Split names of a saved DatasetDict; () for a saved Dataset; None if the folder is neither."""
     if (folder / "dataset_dict.json").is_file():
-        return tuple(json.loads((folder / "dataset_dict.json").read_text(encoding="utf-8"))["splits"])
+        names = json.loads((folder / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise TypeError("splits: must be a list of names")
+        return tuple(names)
     return () if (folder / "state.json").is_file() else None

@@ -36,7 +36,7 @@ def open_elsewhere(found: Found, topology: Mapping[str, Any]) -> SavedState | No
 def changes(saved: Mapping[str, Any], recipe: Mapping[str, Any], topology: Mapping[str, Any]) -> list[str]:
     """What a run says that goes on from the run state `saved` elsewhere; nothing if all is as it was."""
     before, ranks = saved["topology"], topology["world_size"]
-    tokens, ours = saved["recipe"]["batch"]["max_tokens_per_micro_batch"], recipe["batch"]["max_tokens_per_micro_batch"]
+    tokens, ours = saved["recipe"]["batch"].get("max_tokens_per_micro_batch"), recipe["batch"]["max_tokens_per_micro_batch"]
     parts = [f"{ranks} rank{'s' if ranks > 1 else ''} instead of {before['world_size']}"] if ranks != before["world_size"] else []
     if topology["zero_stage"] != before["zero_stage"]:
         parts.append(f"ZeRO stage {topology['zero_stage']} instead of {before['zero_stage']}")

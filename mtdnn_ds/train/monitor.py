@@ -200,7 +200,7 @@ def _line_step(line: bytes) -> int | None:
     """The line's step, or None for a line that is torn or not ours."""
     try:
         record = json.loads(line)
-    except ValueError:  # also what undecodable bytes raise
+    except (ValueError, RecursionError):  # the first is also what undecodable bytes raise
         return None
     step = record.get("step") if isinstance(record, dict) else None
     return step if isinstance(step, int) else None

@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
 from mtdnn_ds.config.errors import CheckpointError
 from mtdnn_ds.data.plan import StepPlan
 from mtdnn_ds.train.evaluate import Evaluation
@@ -59,12 +61,14 @@ class RunState:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> RunState:
+        """Of values that check_fit has seen."""
         evaluation = values["evaluation"]
         return cls(**{**values, "evaluation": None if evaluation is None else Evaluation(**evaluation)})
 
 
 def check_fit(name: str, saved: Mapping[str, Any], wanted: RunState, plan: StepPlan) -> None:
     """Raise CheckpointError listing every setting of checkpoint `name` that differs from this run's, with both values."""
+    _check_layout(name, saved)
     theirs, ours = flat({**saved["recipe"], "topology": saved["topology"]}), flat({**wanted.recipe, "topology": wanted.topology})
     problems = []
     for key in sorted(theirs.keys() | ours.keys()):
@@ -90,9 +94,25 @@ def check_fit(name: str, saved: Mapping[str, Any], wanted: RunState, plan: StepP
         )
 
 
+def _check_layout(name: str, saved: Mapping[str, Any]) -> None:
+    """Raise CheckpointError if `saved` is not what RunState.to_json writes: another version's, or changed by hand."""
+    try:
+        TypeAdapter(RunState).validate_python(saved)
+        wrong = [f"{key}: no such field" for key in saved if key not in RunState.__dataclass_fields__]
+        wrong += ["plan.step: no whole number"] if not isinstance(saved["plan"].get("step"), int) else []
+        wrong += [f"topology.{key}: no whole number" for key in PARTITION[:2] if not isinstance(saved["topology"].get(key), int)]
+        wrong += [
+            f"recipe.{section}: no section" for section in ("batch", "train") if not isinstance(saved["recipe"].get(section), Mapping)
+        ]
+    except ValidationError as error:
+        wrong = [f"{'.'.join(map(str, detail['loc']))}: {detail['msg']}" for detail in error.errors(include_url=False)]
+    if wrong:
+        raise CheckpointError([f"{name}: its run_state.json is not of this version: {line}; resume from another one" for line in wrong[:8]])
+
+
 def _place(key: str, value: Any) -> Any:
     """A run that this one began with is known by its folder's name: folders may move."""
-    return Path(value).name if key == "init.run" and value is not None else value
+    return Path(value).name if key == "init.run" and isinstance(value, str) else value
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

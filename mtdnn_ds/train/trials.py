@@ -66,11 +66,15 @@ def run_trials(trials: Sequence[Trial], folder: Path, *, say: Callable[[str], No
 def _finished(trial: Trial, folder: Path) -> Scores | None:
     if not (folder / RESULT).is_file():
         return None
-    result = json.loads((folder / RESULT).read_text())
-    differing = _differing(result["recipe"], settings_dict(trial.recipe))
+    try:
+        result = json.loads((folder / RESULT).read_bytes())
+        scores = {int(step): dict(of_step) for step, of_step in result["scores"].items()}
+        differing = _differing(dict(result["recipe"]), settings_dict(trial.recipe))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise CheckpointError(f"{folder / RESULT}: is damaged; remove {folder}, so that the trial is run again") from None
     if differing:
         raise CheckpointError([*differing, f"{folder}: was run with other settings; give another --output_dir, or remove this folder"])
-    return {int(step): scores for step, scores in result["scores"].items()}
+    return scores
 
 
 def _differing(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
