@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -315,9 +315,15 @@ def test_a_run_begins_with_what_its_tasks_ran_through_or_with_what_all_shared(fo
 # The penalty's limits, with plain gradient descent
 
 
+def plain_engine(module: Any, parameters: Iterable[torch.nn.Parameter]) -> SimpleNamespace:
+    """What the penalty asks of an engine, without ZeRO."""
+    optimizer = SimpleNamespace(param_groups=[{"params": list(parameters)}])
+    return SimpleNamespace(module=module, device=torch.device("cpu"), zero_optimization_stage=lambda: 0, optimizer=optimizer)
+
+
 def descend(model: MultiTaskModel, batch: PackedBatch, lr: float, penalty: float, steps: int) -> None:
     """Gradient descent on a sum of squares, with the penalty as a run applies it."""
-    engine = SimpleNamespace(module=model, device=torch.device("cpu"), zero_optimization_stage=lambda: 0)
+    engine = plain_engine(model, model.parameters())
     tie = SharingPenalty(engine, penalty)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     targets = torch.linspace(-1, 1, 6)
@@ -385,7 +391,7 @@ def test_the_penalty_is_half_the_squared_distance_from_the_copies_mean() -> None
     encoder = CopiedEncoder.__new__(CopiedEncoder)
     torch.nn.Module.__init__(encoder)
     encoder.copies = torch.nn.ModuleList(copies)
-    engine = SimpleNamespace(module=SimpleNamespace(encoder=encoder), device=torch.device("cpu"), zero_optimization_stage=lambda: 0)
+    engine = plain_engine(SimpleNamespace(encoder=encoder), encoder.parameters())
     tie = SharingPenalty(engine, 2.0)
     # The mean is (3, 1); squared distances 4 + 1, 1 + 1 and 9 + 4.
     assert tie.pull(lr=0.0) == pytest.approx(2.0 / 2 * 20)
