@@ -9,13 +9,15 @@ from typing import Any
 
 import pytest
 import yaml
+from fault_runs import run_forked
 from glue_rows import cut_glue
-from processes import ROOT, Rank, kill, lines, run_jobs, start_ranks, training_lines, write_json, zero_config
+from processes import ROOT, Rank, free_port, kill, lines, run_jobs, start_ranks, training_lines, write_json, zero_config
 from workers.train_and_die import SAVE_POINTS
 
 RANKS = 2
 EXACT_FIELDS = ("step", "loss", "task_loss", "task_examples", "lr", "grad_norm", "tokens", "micro_batches")
 CASES = [(stage, precision) for stage in (1, 2, 3) for precision in ("fp32", "bf16")]
+KILLS = [(mode, point) for mode in ("sync", "async") for point in SAVE_POINTS]
 Outputs = dict[str, str]
 
 
@@ -96,21 +98,23 @@ SAVING = {"overrides": {"train.save_every": "3", "train.steps": "9", "schedule.n
 
 @pytest.fixture(scope="module")
 def killed_saves(base: Path) -> Outputs:
-    """One rank, ZeRO 2, killed inside its second checkpoint (step 6) at every point, two at a time; then a straight run and all resumed."""
-    jobs = {point: job_of(base, f"killed_{point}", 2, "fp32", **SAVING) for point in SAVE_POINTS}
-    points = list(SAVE_POINTS)
-    run_jobs([job_of(base, "straight_saves", 2, "fp32", **SAVING)], base, 1)  # fills the data cache before two share it
-    while points:
-        for processes in [start_and_die(jobs[point], point, base, 1) for point in points[:2]]:
-            wait_for_death(processes)
-        del points[:2]
-    return run_jobs([{**job, "resume": "auto"} for job in jobs.values()], base, 1)
+    """One rank, ZeRO 2, killed inside its second checkpoint (step 6) at every point, saving at once and beside the steps; then all resumed."""
+    jobs, scenarios = [job_of(base, "straight_saves", 2, "fp32", **SAVING)], {}
+    for mode, point in KILLS:
+        overrides = {**SAVING["overrides"], "train.async_save": str(mode == "async").lower()}
+        job = job_of(base, f"killed_{mode}_{point}", 2, "fp32", overrides=overrides)
+        flags = {name: job[name] for name in ("recipe", "deepspeed_config", "output_dir")} | overrides
+        scenarios[f"{mode}_{point}"] = {"flags": flags, "acts": [(0, f"second_save {point}", "")], "world_size": 1, "port": free_port()}
+        jobs.append({**job, "resume": "auto"})
+    ended = run_forked(scenarios, base)
+    assert {name: outcome.codes for name, outcome in ended.items()} == {name: [-signal.SIGKILL] for name in scenarios}, ended
+    return run_jobs(jobs, base, 1)
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("point", SAVE_POINTS)
-def test_a_kill_while_saving_leaves_a_run_that_resumes(base: Path, killed_saves: Outputs, point: str) -> None:
-    ours = base / f"killed_{point}"
+@pytest.mark.parametrize(("mode", "point"), KILLS)
+def test_a_kill_while_saving_leaves_a_run_that_resumes(base: Path, killed_saves: Outputs, mode: str, point: str) -> None:
+    ours = base / f"killed_{mode}_{point}"
     whole = point in ("before_latest", "inside_latest", "inside_pruning")
     assert f"resuming after step {6 if whole else 3} of 9" in killed_saves[ours.name]
     left_over = {"before_latest": None, "inside_latest": None, "inside_pruning": "3"}.get(point, r"6\.[0-9a-f]{6}")

@@ -1,7 +1,8 @@
 """Runs of many ranks, one run after the other, each rank a forked process: `python forked_ranks.py SCENARIOS.json RESULTS.json`.
 
 Everything is imported once, before the forks. A scenario: `flags` of `launchers/train.py`, `world_size`, `port`, `job_seconds` (SLURM's time limit), and `acts`:
-[rank, point, action] each. Points: `tokenizing`, `step_N` (before it), `inside_step_N` (before its update), `evaluating_N`, `saving_N`.
+[rank, point, action] each. Points: `tokenizing`, `step_N` (before it), `inside_step_N` (before its update), `evaluating_N`, `saving_N`, and `second_save POINT`, one of
+train_and_die.py, where rank 0 kills itself.
 Actions: `file_limit N` (no file of this rank grows beyond N bytes; -1: any size), `fill FOLDER` and `free FOLDER` (its disk), `hang`, `raise`, `pause` (all ranks are stopped for `pause_seconds`), or the name of a signal that the rank sends itself.
 Results: exit codes (negative: the signal), what each rank said, seconds in all and from the first act to the end.
 """
@@ -27,6 +28,7 @@ from transformers import BertModel, PreTrainedTokenizerFast  # noqa: F401
 from mtdnn_ds import cli
 from mtdnn_ds.commands import train  # noqa: F401
 from mtdnn_ds.train import engine, monitor, setup, stages, trainer  # noqa: F401
+from workers.train_and_die import die_in_second_save
 
 SECONDS_FOR_A_RUN = 90
 
@@ -80,6 +82,8 @@ def arm(point: str, action: str, acted: Path) -> None:
         trainer._evaluate = before(trainer._evaluate, lambda run: run.state.step == step, action, acted)
     elif name == "saving":
         trainer._save = before(trainer._save, lambda run, **_: run.state.step == step, action, acted)
+    elif point.startswith("second_save "):
+        die_in_second_save(point.removeprefix("second_save "))
     else:
         raise ValueError(point)
 

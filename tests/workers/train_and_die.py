@@ -62,6 +62,19 @@ def arm(point: str) -> None:
         raise ValueError(point)
 
 
+def die_in_second_save(point: str) -> None:
+    """Make rank 0 die at one of SAVE_POINTS of its second checkpoint."""
+    save, saves = saving.begin_save, []
+
+    def second_save_dies(*arguments: Any, **keywords: Any) -> Any:
+        saves.append(1)
+        if len(saves) == 2 and dist.is_main():
+            arm(point)
+        return save(*arguments, **keywords)
+
+    saving.begin_save = second_save_dies
+
+
 def main(job_file: str, point: str) -> None:
     job = json.loads(Path(job_file).read_text())
     checked = checked_run(job["recipe"], job["deepspeed_config"], job.get("overrides", {}), world_size=dist.world_size())
@@ -70,15 +83,7 @@ def main(job_file: str, point: str) -> None:
         one_step = trainer._one_step
         trainer._one_step = lambda run, batches, loader: die() if batches.step == last else one_step(run, batches, loader)
     else:
-        save, saves = saving.begin_save, []
-
-        def second_save_dies(*arguments: Any, **keywords: Any) -> Any:
-            saves.append(1)
-            if len(saves) == 2 and dist.is_main():
-                arm(point)
-            return save(*arguments, **keywords)
-
-        saving.begin_save = second_save_dies
+        die_in_second_save(point)
     trainer.train(checked.recipe, checked.specs, checked.deepspeed, output_dir=Path(job["output_dir"]), resume=job.get("resume", "none"))
 
 
