@@ -30,6 +30,7 @@ from mtdnn_ds.losses.objective import micro_batch_loss, step_loss, term_coeffici
 from mtdnn_ds.tasks.layout import HeadLayout
 from mtdnn_ds.train.device import keep_freed_memory, take_device
 from mtdnn_ds.train.marks import mark
+from mtdnn_ds.train.meeting import fresh_store, shares_a_store
 from mtdnn_ds.train.regularizers import PLAIN, Regularizer, mean_losses
 from mtdnn_ds.train.shared_memory import remove_own_segments
 
@@ -60,7 +61,18 @@ def start_distributed(timeout: timedelta = COLLECTIVE_TIMEOUT) -> torch.device:
     if not torch.cuda.is_available():
         _skip_shared_memory_op(deepspeed)
     atexit.register(remove_own_segments)  # what is left of them, also by ranks of this node that were killed
-    deepspeed.init_distributed(dist_backend="nccl" if torch.cuda.is_available() else "gloo", timeout=timeout, verbose=False)
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    if shares_a_store() and not torch.distributed.is_initialized():
+        with fresh_store(dist.rank(), timeout) as store:
+            torch.distributed.init_process_group(
+                backend,
+                store=store,
+                rank=dist.rank(),
+                world_size=dist.world_size(),
+                timeout=timeout,
+                device_id=device if device.type == "cuda" and dist.world_size() > 1 else None,  # as DeepSpeed does
+            )
+    deepspeed.init_distributed(dist_backend=backend, timeout=timeout, verbose=False)
     if not torch.cuda.is_available():
         keep_freed_memory()
         if "OMP_NUM_THREADS" not in os.environ:  # else every rank would take all cores

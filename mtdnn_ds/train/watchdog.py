@@ -96,25 +96,34 @@ def _explain(watch: WatchServer | WatchClient, error: BaseException) -> None:
     """Before a rank fails: if another one's loss is the reason the watch ends this process, else the others are told of this rank's failure."""
     if watch.timeout and dist.world_size() > 1 and not isinstance(error, UserError) and _BROKEN_COLLECTIVE.search(str(error)):
         time.sleep(SECONDS_TO_EXPLAIN)  # the watch's thread ends the process meanwhile if it knows of a lost rank
-    first_line = (str(error).strip() or "no message").splitlines()[0]
     interrupted = isinstance(error, KeyboardInterrupt)
-    watch.wish("failed", "interrupted from the keyboard" if interrupted else f"{type(error).__name__}: {first_line}")
+    watch.wish("failed", "interrupted from the keyboard" if interrupted else f"{type(error).__name__}: {_first_line(error)}")
     watch.wait_until_told()
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or "no message").splitlines()[0]
 
 
 @contextmanager
 def joining(stall_timeout: float) -> Iterator[None]:
-    """End this process with exit code 75 if the block, in which the ranks meet, takes longer than that: before it there is no watch."""
+    """End this process with exit code 75 if the block, in which the ranks meet, fails or takes longer than that: before it there is no watch."""
     place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
-    text = (
-        f"error: rank {dist.rank()} on {socket.gethostname()} has waited {stall_timeout:g} s (train.stall_timeout) for the other ranks at {place}; "
-        f"WORLD_SIZE is {dist.world_size()}: see whether all were started and can reach that address"
+    who = f"error: rank {dist.rank()} on {socket.gethostname()}"
+    waited = (
+        f"{who} has waited {stall_timeout:g} s (train.stall_timeout) for the other ranks at {place}; WORLD_SIZE is {dist.world_size()}: "
+        "see whether all were started and can reach that address"
     )
-    timer = threading.Timer(stall_timeout, lambda: leave(LOST, text, speaks=True))
+    timer = threading.Timer(stall_timeout, lambda: leave(LOST, waited, speaks=True))
     timer.daemon = True
-    if stall_timeout and dist.world_size() > 1:
+    is_watched = bool(stall_timeout) and dist.world_size() > 1
+    if is_watched:
         timer.start()
     try:
         yield
+    except RuntimeError as error:
+        if not is_watched or not _BROKEN_COLLECTIVE.search(str(error)):
+            raise
+        leave(LOST, f"{who} could not meet the other ranks at {place}; one of them ended meanwhile ({_first_line(error)})", speaks=True)
     finally:
         timer.cancel()

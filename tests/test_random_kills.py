@@ -1,0 +1,168 @@
+"""Promise 4 under torchrun: random ranks killed at random moments, restarted by themselves, and nothing is lost. Real processes, dropout on.
+
+Three kills in the default suite; the twenty of the bar with `-m slow`. MTDNN_KILL_SEED chooses other moments; the seed is printed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from fault_runs import evaluations, exact, flags, run_forked, scenario, write_base
+from processes import ROOT, free_port, training_lines
+
+SEED = int(os.environ.get("MTDNN_KILL_SEED", "20261124"))
+SHARED_MEMORY = Path("/dev/shm")
+SECONDS_PER_START = 150  # imports and tokens from the cache, on a busy machine
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory, shared_data: Path, tiny_encoder: Path) -> Path:
+    """100 steps, saved every 4, and the undisturbed run."""
+    folder = write_base(tmp_path_factory.mktemp("kills"), shared_data, tiny_encoder, steps=100, save_every=4, eval_every=10)
+    ended = run_forked({"straight": scenario(folder, "straight")}, folder)["straight"]
+    assert ended.codes == [0, 0], ended.said
+    return folder
+
+
+def ranks_of(agent: int, run_folder: Path) -> dict[int, int]:
+    """Rank -> pid of the living ranks of a run, by the environment that torchrun has given them."""
+    found = {}
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            command = (path / "cmdline").read_bytes().decode(errors="replace")
+            parent = int((path / "stat").read_text().rpartition(")")[2].split()[1])
+            if parent == agent and f"--output_dir={run_folder}" in command and "launchers/train.py" in command:
+                environment = dict(item.split("=", 1) for item in (path / "environ").read_bytes().decode().split("\0") if "=" in item)
+                found[int(environment["RANK"])] = int(path.name)
+        except (OSError, KeyError):  # it ends, or has not begun
+            continue
+    return found
+
+
+def run_with_kills(base: Path, name: str, num_kills: int, seed: int) -> tuple[list[tuple[int, int, float]], str]:
+    """Train under torchrun; kill random ranks. Returns (rank, step reached, seconds after the start) of each kill, and all output."""
+    random_ = random.Random(seed)
+    folder, log = base / name, base / f"{name}.log"
+    print(f"seed of the kills: {seed}")
+    with log.open("w") as stream:
+        agent = subprocess.Popen(
+            [
+                sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--max_restarts", str(num_kills + 2), "--monitor_interval", "0.1",
+                "--master_addr", "127.0.0.1", "--master_port", str(free_port()), str(ROOT / "launchers/train.py"),
+                *(f"--{flag}={value}" for flag, value in flags(base, name, resume="auto").items()),
+            ],
+            cwd=ROOT, stdout=stream, stderr=stream, start_new_session=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+    kills: list[tuple[int, int, float]] = []
+    seconds_to_begin = 0.0
+    dead: set[int] = set()
+    try:
+        while agent.poll() is None and len(kills) < num_kills:
+            ranks = wait_for_ranks(agent, folder, dead)
+            if ranks is None:
+                break
+            begin, reached = time.monotonic(), last_step(folder)
+            # Some kills come at any time of a start, also before there is anything to lose; most once it has gone on by some steps.
+            at_a_step = len(kills) < 2 or random_.random() < 0.7
+            seconds = SECONDS_PER_START if at_a_step else random_.uniform(0, 1) * seconds_to_begin
+            wanted, then = reached + random_.randint(1, 3), random_.uniform(0, 0.1)
+            while agent.poll() is None and last_step(folder) < wanted and time.monotonic() - begin < seconds:
+                time.sleep(0.01)
+            if at_a_step:
+                seconds_to_begin = time.monotonic() - begin
+            time.sleep(then)
+            rank = random_.choice(sorted(ranks))
+            try:
+                os.kill(ranks[rank], signal.SIGKILL)
+            except ProcessLookupError:  # the run is done
+                break
+            kills.append((rank, last_step(folder), time.monotonic() - begin))
+            dead |= set(ranks.values())
+        assert agent.wait(timeout=SECONDS_PER_START) == 0, log.read_text()[-4000:]
+    finally:
+        for pid in session_of(agent.pid):
+            os.kill(pid, signal.SIGKILL)
+        agent.wait()
+    return kills, log.read_text()
+
+
+def wait_for_ranks(agent: subprocess.Popen[bytes], folder: Path, dead: set[int]) -> dict[int, int] | None:
+    """Both ranks of the next start, or None if the run ends before."""
+    deadline = time.monotonic() + SECONDS_PER_START
+    while agent.poll() is None:
+        ranks = {rank: pid for rank, pid in ranks_of(agent.pid, folder).items() if pid not in dead}
+        if len(ranks) == 2:
+            return ranks
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return None
+
+
+def last_step(folder: Path) -> int:
+    """Of the log as it is now."""
+    file = folder / "metrics.jsonl"
+    found = re.findall(r'^\{"step": (\d+), "loss"', file.read_text(), flags=re.MULTILINE) if file.exists() else []
+    return int(found[-1]) if found else 0
+
+
+def session_of(session: int) -> list[int]:
+    """Living processes of a session: everything that torchrun has started."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = path.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(fields[3]) == session and fields[0] not in "ZX":
+            found.append(int(path.parent.name))
+    return found
+
+
+def check(base: Path, name: str, num_kills: int, seed: int) -> None:
+    before = set(SHARED_MEMORY.iterdir())
+    kills, log = run_with_kills(base, name, num_kills, seed)
+    print(f"kills (rank, step reached, seconds after the start): {[(rank, step, round(seconds, 1)) for rank, step, seconds in kills]}")
+    assert len(kills) == num_kills, kills
+    ours, straight = exact(base / name), exact(base / "straight")
+    assert [line["step"] for line in ours] == list(range(1, 101))
+    assert ours == straight  # losses, gradient norms and the examples of each task, bit for bit
+    assert evaluations(base / name) == evaluations(base / "straight")
+    discarded = base / name / "metrics.discarded.jsonl"
+    repeated = [json.loads(line) for line in discarded.read_text().splitlines()] if discarded.exists() else []
+    by_step = {line["step"]: line for line in training_lines(base / "straight")}
+    for line in (line for line in repeated if "loss" in line):  # steps that were done again had the same examples and losses
+        assert {field: line[field] for field in ("loss", "task_examples", "grad_norm")} == {
+            field: by_step[line["step"]][field] for field in ("loss", "task_examples", "grad_norm")
+        }
+    # Every example of the plan was used: 16 a step, and of each task as many as the undisturbed run drew.
+    used = Counter[str]()
+    for line in ours:
+        used.update(line["task_examples"])
+    assert sum(used.values()) == 1600
+    assert not any(path.name.startswith("deepspeed_allreduce_buffer") for path in set(SHARED_MEMORY.iterdir()) - before)
+    assert [path.name for path in (base / name / "checkpoints").glob(".partial*")] == []
+    # A lost rank is named whenever the watch had begun.
+    print(
+        f"steps repeated: {sum('loss' in line for line in repeated)}; named by the watch: {log.count(' is lost: its process ended without a word')}"
+    )
+
+
+@pytest.mark.distributed
+def test_three_random_kills_lose_nothing(base: Path) -> None:
+    check(base, "three", 3, SEED)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_twenty_random_kills_lose_nothing(base: Path) -> None:
+    check(base, "twenty", 20, SEED)
