@@ -30,7 +30,7 @@ RANKS = (1, 2, 1)
 TOLERANCE = 1e-4
 GROUPS = {"single": ["cola"], "pairs": ["rte", "stsb"]}
 REPLY = {
-    "kind": "classification", "files": {"train": "recipes/own_task/train.csv", "dev": "recipes/own_task/dev.csv"},
+    "kind": "classification", "files": {"train": "recipes/own_task/train.csv"},
     "text_columns": ["message"], "label_column": "team", "labels": ["billing", "delivery", "account"],
 }  # fmt: skip
 
@@ -115,6 +115,8 @@ def base(tmp_path_factory: pytest.TempPathFactory, shared_data: Path, tiny_encod
     """A folder with recipes, data and DeepSpeed JSONs."""
     folder = tmp_path_factory.mktemp("elastic")
     glue = cut_glue(shared_data / "glue", folder / "glue", train_rows=60, dev_rows=4)
+    for file in glue.glob("*/dev.tsv"):
+        file.unlink()  # nothing to evaluate: that takes as long as the steps
     recipe: dict[str, Any] = {
         "encoder": {"path": str(tiny_encoder), "max_length": 48},
         "tasks": ["cola", "stsb", "rte"],
@@ -130,7 +132,7 @@ def base(tmp_path_factory: pytest.TempPathFactory, shared_data: Path, tiny_encod
         if name == "low_rank":
             merged["init"] = {"run": str(folder / "plain_0")}
         if name == "tied":
-            merged["tasks"]["text"]["files"] = {"train": str(text), "dev": str(text)}
+            merged["tasks"]["text"]["files"] = {"train": str(text)}
         (folder / f"{name}.yaml").write_text(yaml.safe_dump(merged))
     for name, config in JSONS.items():
         write_json(folder / f"{name}.json", config)
@@ -202,7 +204,7 @@ def test_auto_goes_on_in_the_same_folder(base: Path, said: dict[str, str]) -> No
         compare(run, base / "plain_1", range(1, STEPS + 1), TOLERANCE, TOLERANCE)
         note = f"goes on with {RANKS[hop]} rank{'s' * (hop == 1)} instead of {RANKS[hop - 1]}, ZeRO stage {stage}: the same examples in the same steps"
         assert note in said[run.name]
-        assert f"metrics.jsonl: {STEPS - HOP * hop + 1} lines after step {HOP * hop} moved" in said[run.name], said[run.name]
+        assert f"metrics.jsonl: {STEPS - HOP * hop} lines after step {HOP * hop} moved" in said[run.name], said[run.name]
 
 
 @pytest.mark.distributed
