@@ -153,7 +153,7 @@ def wait_until(
             logs = [] if folder is None else sorted(folder.glob("*.log"))
             ends = "".join(f"\n== {log.name}\n{log.read_text(errors='replace')[-2000:]}" for log in logs)
             raise TimeoutError(f"not within {timeout_seconds:g} s: {what}{ends}")
-        time.sleep(0.05)
+        time.sleep(0.1)
 
 
 def _path() -> str:
