@@ -15,13 +15,14 @@ import torch
 from fault_runs import Outcome, exact, run_forked, scenario, write_base
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from mtdnn_ds.config.errors import DataError
 from mtdnn_ds.train.checkpoint import damage
 from mtdnn_ds.train.disk import PatientFile, size
 from mtdnn_ds.train.safe_load import load
 
 # A checkpoint of the tiny encoder takes 16 MB, best weights 4. A line of the log takes less than half a kB: 16 do not fit into what is left
 # of a page of 4 kB on a full disk.
-LONG = {"train__steps": "40", "train__save_every": "10", "train__eval_every": "20", "resume": "auto"}
+LONG = {"train__steps": "24", "train__save_every": "6", "train__eval_every": "12", "resume": "auto"}
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +118,7 @@ def mount(folder: Path, options: str) -> bool:
 
 @pytest.fixture(scope="module")
 def small_disks(base: Path, outcomes: dict[str, Outcome]) -> Iterator[dict[str, Outcome]]:
-    """Runs whose folder is a disk of its own, full from step 4 until step 28, from step 4 on, or at a save; or read-only."""
+    """Runs whose folder is a disk of its own, full from step 4 until step 20, from step 4 on, or at a save; or read-only."""
     disks = {base / "gap": "size=100m", **{base / name: "size=40m" for name in ("log", "first", "no_room")}}
     disks[base / "read_only" / "checkpoints"] = "ro"
     mounted = [disk for disk, options in disks.items() if mount(disk, options)]
@@ -129,7 +130,7 @@ def small_disks(base: Path, outcomes: dict[str, Outcome]) -> Iterator[dict[str, 
 
     runs = {
         "gap": scenario(
-            base, "gap", fill("gap", "step_4"), (0, "step_28", f"free {base / 'gap'}"), train__on_save_error="continue", **LONG
+            base, "gap", fill("gap", "step_4"), (0, "step_20", f"free {base / 'gap'}"), train__on_save_error="continue", **LONG
         ),
         "log": scenario(base, "log", fill("log", "step_4"), **LONG),
         "first": scenario(base, "first", fill("first", "saving_3"), resume="auto"),
@@ -150,15 +151,15 @@ def test_on_a_full_disk_lines_and_points_wait_and_nothing_is_lost(base: Path, sm
     ended, run = small_disks["gap"], base / "gap"
     assert ended.codes == [0, 0], ended.said
     assert f"{run}/metrics.jsonl: No space left on device; its lines wait in memory (train.on_save_error=continue)" in ended.said[0]
-    for step in (10, 20):
+    for step in (6, 12, 18):
         assert f"step {step}: the checkpoint could not be saved: " in ended.said[0]
-    assert "step 20: the best weights of cola, " in ended.said[0]
+    assert "step 12: the best weights of cola, " in ended.said[0]
     assert exact(run) == exact(base / "straight_long")
     board = EventAccumulator(str(run / "tensorboard")).Reload()
     assert [(event.step, event.value) for event in board.Scalars("loss")] == [
         (line["step"], pytest.approx(line["loss"], rel=1e-6)) for line in exact(run)
     ]
-    assert checkpoints(run) == ["step_30", "step_40"]
+    assert checkpoints(run) == ["step_24"]
 
 
 @pytest.mark.distributed
@@ -171,7 +172,7 @@ def test_a_log_that_cannot_be_written_stops_the_run_with_one_message(base: Path,
         f"error: {step.replace('_', ' ')}: the log could not be written: {run}/metrics.jsonl: No space left on device; "
         "the checkpoint of this step is saved"
     )
-    assert 4 <= int(step.removeprefix("step_")) < 28
+    assert 4 <= int(step.removeprefix("step_")) < 20
 
 
 @pytest.mark.distributed
@@ -226,6 +227,28 @@ def test_a_patient_file_neither_tears_nor_doubles_a_line(tmp_path: Path) -> None
     file.close()
     assert file.problem is None
     assert (tmp_path / "lines").read_bytes() == b"one\ntwo\nthree\nfour\n"
+
+
+def test_a_cache_that_cannot_be_written_is_a_data_error(base: Path, tmp_path: Path) -> None:
+    from mtdnn_ds.config.load import load_recipe
+    from mtdnn_ds.data.cache import prepare
+    from mtdnn_ds.tasks.resolve import resolve_tasks
+
+    recipe = load_recipe(str(base / "recipe.yaml"), {"data.cache_dir": str(tmp_path)})
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+        with pytest.raises(DataError) as caught:
+            prepare(
+                resolve_tasks(recipe), tokenizer_path=recipe.encoder.path, cache_dir=str(tmp_path), splits=["train"], say=lambda text: None
+            )
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [problem.split(" (")[0] for problem in caught.value.problems] == [
+        f"{task}/train: the cache could not be written to {tmp_path}: File too large" for task in ("cola", "rte", "stsb")
+    ]
+    assert all(problem.endswith("MB were free); free some space, or give another data.cache_dir") for problem in caught.value.problems)
+    assert [path.name for path in tmp_path.iterdir() if path.suffix != ".lock"] == []
 
 
 def test_sizes_have_three_digits() -> None:
