@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from mtdnn_ds.config.errors import TrainingError
@@ -10,6 +12,15 @@ from mtdnn_ds.config.errors import TrainingError
 
 class SaveFailed(TrainingError):
     """Something of the run could not be written; what was there before is untouched. Raised on all ranks alike."""
+
+
+@contextmanager
+def writing(what: str) -> Iterator[None]:
+    """Turn an OSError of the block into SaveFailed."""
+    try:
+        yield
+    except OSError as error:
+        raise SaveFailed(f"{what} could not be written: {reason(error)}; free some space, and go on with --resume auto") from error
 
 
 def reason(error: BaseException) -> str:

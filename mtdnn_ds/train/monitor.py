@@ -156,6 +156,11 @@ class RunMonitor:
         if self._write_events is not None:
             self._write_events(events)
 
+    def flush(self) -> None:
+        """Write what waits, as far as the disk takes it."""
+        self._lines.flush()
+        self._board.flush()
+
     def close(self, *, succeeded: bool = True) -> None:
         """Flush and close both; the HPARAMS tab then shows the run as succeeded or failed. A second call does nothing."""
         if self._lines.closed:

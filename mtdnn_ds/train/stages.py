@@ -17,6 +17,7 @@ from mtdnn_ds.config.recipe import Recipe
 from mtdnn_ds.config.stages import Stage, by_stage, dump_stages
 from mtdnn_ds.tasks.spec import TaskSpec
 from mtdnn_ds.train.checkpoint import find_checkpoint
+from mtdnn_ds.train.disk import writing
 from mtdnn_ds.train.distillation import find_lessons
 from mtdnn_ds.train.engine import start_distributed
 from mtdnn_ds.train.lock import locked
@@ -86,8 +87,8 @@ def _train_stages(runs: Sequence[StageRun], output_dir: Path) -> None:
             continue
         train(run.recipe, run.specs, run.deepspeed, output_dir=run.folder.path, resume="auto" if standing.step else "none")
         standings[name] = replace(standing, step=standing.total_steps, run_state=_newest_state(run))
-        dist.on_main(lambda: write_results(output_dir, _results(runs, standings)))
-    dist.on_main(lambda: write_results(output_dir, _results(runs, standings)))
+        dist.on_main(lambda: _write_results(output_dir, runs, standings))
+    dist.on_main(lambda: _write_results(output_dir, runs, standings))
     say("\ndev scores of all stages (a score is the mean of a task's metrics):")
     say(format_stages(_results(runs, standings)))
     say(f"\nrun folder: {output_dir}")
@@ -173,4 +174,10 @@ def _results(runs: Sequence[StageRun], standings: Mapping[str, _Standing]) -> li
 
 
 def _write_recipe(output_dir: Path, runs: Sequence[StageRun]) -> None:
-    write_keeping_old(output_dir / "recipe.yaml", dump_stages([run.stage for run in runs]))
+    with writing(f"{output_dir}: recipe.yaml"):
+        write_keeping_old(output_dir / "recipe.yaml", dump_stages([run.stage for run in runs]))
+
+
+def _write_results(output_dir: Path, runs: Sequence[StageRun], standings: Mapping[str, _Standing]) -> None:
+    with writing(f"{output_dir}: the scores of all stages"):
+        write_results(output_dir, _results(runs, standings))

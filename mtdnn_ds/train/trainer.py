@@ -18,7 +18,7 @@ from mtdnn_ds.data.loader import StepBatches, TrainLoader
 from mtdnn_ds.losses.objective import Scale, task_means, task_scales
 from mtdnn_ds.tasks.spec import TaskSpec
 from mtdnn_ds.train import stopping
-from mtdnn_ds.train.disk import SaveFailed
+from mtdnn_ds.train.disk import SaveFailed, writing
 from mtdnn_ds.train.engine import count_units, free_memory, optimizer_step, set_learning_rate, start_distributed, stop_engine
 from mtdnn_ds.train.evaluate import EvaluationStopped, evaluate
 from mtdnn_ds.train.lock import locked
@@ -165,13 +165,20 @@ def _stop(run: Run) -> str:
     seconds = _save(run, must=True) if step > run.saver.saved_step else None
     _refuse_lost_lines(run)
     reasons = [f"rank {rank}: {reason}" for rank, reason in enumerate(dist.gather(stopping.requested())) if reason]
-    dist.on_main(lambda: write_stop(run.folder.path, step=step, reasons=reasons, save_seconds=seconds))
+
+    def note() -> None:
+        with writing(f"step {step} is saved, but stops.jsonl"):
+            write_stop(run.folder.path, step=step, reasons=reasons, save_seconds=seconds)
+
+    dist.on_main(note)
     how = "nothing was to be saved" if step == 0 else f"saved in {seconds:.1f} s" if seconds is not None else "saved before"
     return f"stopped after step {step} of {run.plan.total_steps} ({'; '.join(reasons)}); {how}; the same command with --resume auto goes on"
 
 
 def _refuse_lost_lines(run: Run) -> None:
     """Raise TrainingError if the log cannot be written; for a run that ends here. Collective."""
+    if run.monitor is not None:
+        run.monitor.flush()
     problem = dist.broadcast(None if run.monitor is None else run.monitor.problem)
     if problem is not None:
         raise TrainingError(f"step {run.state.step}: the log could not be written: {problem}; the checkpoint of this step is saved")
