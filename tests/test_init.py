@@ -353,7 +353,8 @@ def test_a_changed_source_is_refused_and_a_moved_one_is_not(base: Path) -> None:
         def step_of_state(self, state: dict[str, int]) -> int:
             return state["step"]
 
-    saved = {"recipe": recipe, "topology": {}, "plan": {"step": 2}, "step": 2}
-    check_fit("C", saved, RunState(step=0, recipe=moved, plan={}, topology={}), Plan())  # type: ignore[arg-type]
+    place = {"world_size": 1, "zero_stage": 0, "precision": "fp32"}
+    saved = {"recipe": recipe, "topology": place, "plan": {"step": 2}, "step": 2}
+    check_fit("C", saved, RunState(step=0, recipe=moved, plan={}, topology=place), Plan())  # type: ignore[arg-type]
     with pytest.raises(CheckpointError, match=r"C: init\.run was 'runs/a' when it was saved and is 'runs/b' now"):
-        check_fit("C", saved, RunState(step=0, recipe=changed, plan={}, topology={}), Plan())  # type: ignore[arg-type]
+        check_fit("C", saved, RunState(step=0, recipe=changed, plan={}, topology=place), Plan())  # type: ignore[arg-type]
