@@ -9,7 +9,7 @@ import copy
 import json
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any, Literal, get_args, get_origin
 
@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from mtdnn_ds.config.errors import UserError
 from mtdnn_ds.config.schema import annotation_at, field_docs, member_types
 
-EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "60"))
+EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "40"))
 fuzz = settings(
     max_examples=EXAMPLES,
     derandomize=True,  # the seed is the test's name
@@ -180,15 +180,3 @@ def bomb(width: int, levels: int) -> bytes:
     """A few hundred bytes of YAML that mean width ** levels values."""
     lines = ["a0: &a0 1"] + [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * width)}]" for n in range(1, levels)]
     return "\n".join(lines).encode()
-
-
-def nested(mapping: Mapping[str, Any]) -> dict[str, Any]:
-    """{"train.steps": 3} -> {"train": {"steps": 3}}"""
-    result: dict[str, Any] = {}
-    for name, value in mapping.items():
-        *sections, key = name.split(".")
-        holder = result
-        for section in sections:
-            holder = holder.setdefault(section, {})
-        holder[key] = value
-    return result

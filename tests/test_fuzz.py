@@ -1,7 +1,7 @@
-"""Random recipes, flags, DeepSpeed JSONs, data files and run folders: refused with a message, or taken; never a traceback or a hang.
+"""Random recipes, flags, DeepSpeed JSONs and plans: refused with a message, or taken; never a traceback or a hang.
 
-Inputs are drawn from a fixed seed (hypothesis, derandomized): EXAMPLES of each target. FUZZ_EXAMPLES=2000 makes them 12,000 inputs;
---hypothesis-show-statistics tells how far they got. What fuzzing has found is kept as `@example`s and in test_fuzz_found.py.
+Inputs are drawn from a fixed seed (hypothesis, derandomized), FUZZ_EXAMPLES of each target: 2000 make 12,666 inputs with those of
+test_fuzz_data.py and test_fuzz_runs.py; --hypothesis-show-statistics tells how far they got. What fuzzing has found is kept as `@example`s and in test_fuzz_found.py.
 """
 
 from __future__ import annotations
@@ -81,21 +81,26 @@ def test_recipes(content: bytes, tmp_path: Path) -> None:
 
 
 recipe_paths = st.sampled_from([str(ROOT / "recipes" / name) for name in ("quickstart.yaml", "quickstart_stages.yaml", "none.yaml")])
-flags = st.lists(
-    st.one_of(
-        st.sampled_from(NAMES).flatmap(lambda name: setting_value(annotation_at(name.split("."))).map(lambda value: f"--{name}={value}")),
-        st.sampled_from(NAMES).flatmap(
-            lambda name: setting_value(annotation_at(name.split("."))).map(lambda value: f"--stages.learn.{name}={value}")
-        ),
-        st.builds("--{}={}".format, st.one_of(st.sampled_from(NAMES), keys), st.one_of(texts, values.map(str))),
-        st.builds("--{}".format, st.one_of(st.sampled_from(["recipe", "resume", "train.steps", "nope", "tasks", "quiet"]), keys)),
-        texts,
-    ),
-    max_size=4,
+
+
+def setting_flag(name: str) -> st.SearchStrategy[str]:
+    value = setting_value(annotation_at(name.split(".")))
+    return st.builds(
+        "--{}{}={}".format, st.sampled_from(["", "", "stages.together."]), st.just(name.replace("NAME", "quickstart_sentiment")), value
+    )
+
+
+setting_flags = st.sampled_from(NAMES).flatmap(setting_flag)
+any_flags = st.one_of(
+    setting_flags,
+    st.builds("--{}={}".format, st.one_of(st.sampled_from(NAMES), keys), st.one_of(texts, values.map(str))),
+    st.builds("--{}".format, st.one_of(st.sampled_from(["recipe", "resume", "train.steps", "nope", "tasks", "quiet"]), keys)),
+    texts,
 )
+flags = st.one_of(st.lists(setting_flags, min_size=1, max_size=2), st.lists(any_flags, max_size=4))
 
 
-@given(arguments=flags, verb=st.sampled_from(sorted(VERBS)), recipe=st.one_of(st.none(), recipe_paths))
+@given(arguments=flags, verb=st.sampled_from(sorted(VERBS) + ["train", "plan", "prepare"] * 5), recipe=st.one_of(st.none(), recipe_paths))
 @example(arguments=["--=x"], verb="tasks", recipe=None)
 @fuzz
 def test_flags(arguments: list[str], verb: str, recipe: str | None) -> None:

@@ -13,7 +13,7 @@ from mtdnn_ds.cli import read_arguments
 from mtdnn_ds.commands.verbs import VERBS
 from mtdnn_ds.config.deepspeed import load_deepspeed_json
 from mtdnn_ds.config.errors import CheckpointError, ConfigError, UserError
-from mtdnn_ds.config.load import load_recipe
+from mtdnn_ds.config.load import dump_recipe, load_recipe
 from mtdnn_ds.config.stages import load_runs
 from mtdnn_ds.data.plan import MAX_STEPS, StepPlan
 from mtdnn_ds.tasks.resolve import resolve_tasks
@@ -66,6 +66,15 @@ def test_aliases_in_reason_are_taken(tmp_path: Path) -> None:
     assert [tasks[name].dropout for name in ("cola", "rte", "sst2")] == [0.2, 0.2, 0.2]
 
 
+def test_invisible_characters_come_back(tmp_path: Path) -> None:
+    """Written as escapes, they are texts like others; a run's own recipe.yaml held them as they are, and could not be read again."""
+    (tmp_path / "f.yaml").write_text(ENCODER + 'tasks: {mine: {kind: classification, labels: ["a\\u202e", "\\x85é"]}}\ntrain: {steps: 4}\n')
+    recipe = load_recipe(str(tmp_path / "f.yaml"), {})
+    (tmp_path / "again.yaml").write_text(dump_recipe(recipe))
+    assert load_recipe(str(tmp_path / "again.yaml"), {}) == recipe
+    assert recipe.tasks["mine"].labels == ["a\u202e", "\x85é"]
+
+
 JSONS = {
     "60 lists in each other": ('{"a": ' + "[" * 60 + "]" * 60 + "}", "f.json: values are nested more than 50 deep; write them flatter"),
     "20,000 open brackets": ("[" * 20_000, "f.json: values are nested more than 50 deep; write them flatter"),
@@ -101,6 +110,15 @@ def test_pipes_and_devices_are_refused(tmp_path: Path, monkeypatch: pytest.Monke
         for read in (lambda path=path: load_recipe(path, {}), lambda path=path: load_deepspeed_json(path)):
             with pytest.raises(ConfigError, match=f"{path}: is a pipe or a device, and a .* is read more than once; save it to a file"):
                 read()  # type: ignore[no-untyped-call]
+    task = {"kind": "classification", "text_columns": ["a"], "label_column": "b", "labels": ["x", "y"]}
+    Path("folder.csv").mkdir()
+    os.mkfifo("pipe.csv")
+    for name in ("folder.csv", "pipe.csv"):
+        Path("f.yaml").write_text(
+            json.dumps({"encoder": {"path": "x"}, "tasks": {"t": {**task, "files": {"train": name}}}, "train": {"steps": 4}})
+        )
+        with pytest.raises(ConfigError, match=rf"tasks\.t\.files\.train={name}: no such file"):
+            resolve_tasks(load_recipe("f.yaml", {}))
     with socket.socket(socket.AF_UNIX) as server:
         server.bind("socket")
         with pytest.raises(ConfigError, match="socket: cannot read this recipe: No such device or address"):

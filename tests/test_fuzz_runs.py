@@ -171,6 +171,18 @@ def test_caches(data: st.DataObject, whole: Whole) -> None:
     event("built again" if any("building it again" in text for text in said) else "used")
 
 
+@pytest.mark.parametrize("change", [{"skipped": 3}, {"skipped": {"a reason": "x"}}, {"num_texts": None}, {"rows": -7}])
+def test_a_cache_with_broken_counts_is_built_again(change: dict[str, Any], whole: Whole) -> None:
+    """The first two were a traceback."""
+    cache = Path(whole.settings.data.cache_dir)
+    meta = next(name for name in sorted(whole.cached) if name.endswith("meta.json"))
+    (cache / meta).write_text(json.dumps({**json.loads(whole.cached[meta]), **change}))
+    said: list[str] = []
+    prepare_run_data(whole.settings, resolve_tasks(whole.settings), said.append)
+    assert any("is damaged" in text and "building it again" in text for text in said)
+    assert (cache / meta).read_bytes() == whole.cached[meta]
+
+
 def test_the_whole_folder_is_read(whole: Whole, tmp_path: Path) -> None:
     run = copied(whole, tmp_path)
     found = find_checkpoint(run / "checkpoints")

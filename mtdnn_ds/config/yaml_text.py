@@ -102,7 +102,12 @@ def parse_scalar(text: str) -> Any:
 
 def dump_yaml(value: Any) -> str:
     """Plain values as YAML that parse_yaml reads back as they were: text that looks like a number or a word of YAML is quoted."""
-    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=160)
+    text = yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=160)
+    if _invisible_in(text) is None:
+        return text
+    return yaml.dump(
+        value, Dumper=_Dumper, sort_keys=False, allow_unicode=False, width=160
+    )  # as escapes: read_text refuses them as they are
 
 
 def _unreadable(root: yaml.Node) -> list[tuple[int, str]]:
@@ -177,11 +182,15 @@ def read_text(path: str, what: str) -> str:
     except ValueError:  # a path with U+0000, or one that its file system cannot spell
         raise ConfigError(f"{path!r}: no file can have this name; give the path of an existing file") from None
     text = text.replace("\r\n", "\n").replace("\r", "\n")
-    bad = next((index for index, letter in enumerate(text) if not letter.isprintable() and letter not in "\t\n"), None)
+    bad = _invisible_in(text)
     if bad is not None:
         line = text.count("\n", 0, bad) + 1
         raise ConfigError(f"{path}:{line}: character U+{ord(text[bad]):04X} does not belong in a {what}; remove it")
     return text
+
+
+def _invisible_in(text: str) -> int | None:
+    return next((index for index, letter in enumerate(text) if not letter.isprintable() and letter not in "\t\n"), None)
 
 
 def _read_bytes(path: str, what: str) -> bytes:

@@ -121,8 +121,9 @@ def _read_meta(job: _Job) -> tuple[dict[str, Any] | None, str]:
         size = (job.folder / "tokens.arrow").stat().st_size
         if size != meta["bytes"]:
             return None, f"tokens.arrow has {size:,} bytes instead of {meta['bytes']:,}"
-        if missing := [key for key in ("skipped", "num_texts") if key not in meta]:
-            raise ValueError(f"meta.json has no {missing[0]}")
+        counts = [meta["rows"], meta["num_texts"], *dict(meta["skipped"]).values()]
+        if not all(isinstance(count, int) and count >= 0 for count in counts):
+            raise ValueError("meta.json holds counts that are none")
         _shards(job.folder, meta["rows"])
         return meta, ""
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:  # pa.ArrowInvalid is a ValueError
