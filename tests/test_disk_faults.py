@@ -131,7 +131,7 @@ def small_disks(base: Path) -> Iterator[dict[str, Outcome]]:
     runs = {
         "straight_long": scenario(base, "straight_long", **LONG, **ALONE),
         "gap": scenario(
-            base, "gap", fill("gap", "step_4"), (0, "step_20", f"free {base / 'gap'}"), train__on_save_error="continue", **LONG
+            base, "gap", fill("gap", "step_4"), (0, "step_20", f"free {base / 'gap'}"), train__on_save_error="continue", **LONG, **ALONE
         ),
         "log": scenario(base, "log", fill("log", "step_4"), **LONG, **ALONE),
         "first": scenario(base, "first", fill("first", "saving_3"), resume="auto", **ALONE),
