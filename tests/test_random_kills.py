@@ -49,7 +49,7 @@ def ranks_of(agent: int, run_folder: Path) -> dict[int, int]:
     return found
 
 
-def run_with_kills(base: Path, name: str, num_kills: int, seed: int) -> tuple[list[tuple[int, int, float]], str]:
+def run_with_kills(base: Path, name: str, num_kills: int, seed: int, port: int) -> tuple[list[tuple[int, int, float]], str]:
     """Train under torchrun; kill random ranks. Returns (rank, step reached, seconds after the start) of each kill, and all output."""
     random_ = random.Random(seed)
     folder, log = base / name, base / f"{name}.log"
@@ -58,7 +58,7 @@ def run_with_kills(base: Path, name: str, num_kills: int, seed: int) -> tuple[li
         agent = subprocess.Popen(
             [
                 sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--max_restarts", str(num_kills + 2), "--monitor_interval", "0.1",
-                "--master_addr", "127.0.0.1", "--master_port", str(free_port()), str(ROOT / "launchers/train.py"),
+                "--master_addr", "127.0.0.1", "--master_port", str(port), str(ROOT / "launchers/train.py"),
                 *(f"--{flag}={value}" for flag, value in flags(base, name, resume="auto").items()),
             ],
             cwd=ROOT, stdout=stream, stderr=stream, start_new_session=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -75,7 +75,7 @@ def run_with_kills(base: Path, name: str, num_kills: int, seed: int) -> tuple[li
             # Some kills come at any time of a start, also before there is anything to lose; most once it has gone on by some steps.
             at_a_step = len(kills) < 2 or random_.random() < 0.7
             seconds = SECONDS_PER_START if at_a_step else random_.uniform(0, 1) * seconds_to_begin
-            wanted, then = reached + random_.randint(1, 3), random_.uniform(0, 0.1)
+            wanted, then = reached + random_.randint(1, 6), random_.uniform(0, 0.1)
             while agent.poll() is None and last_step(folder) < wanted and time.monotonic() - begin < seconds:
                 time.sleep(0.01)
             if at_a_step:
@@ -89,6 +89,7 @@ def run_with_kills(base: Path, name: str, num_kills: int, seed: int) -> tuple[li
             kills.append((rank, last_step(folder), time.monotonic() - begin))
             dead |= set(ranks.values())
         assert agent.wait(timeout=SECONDS_PER_START) == 0, log.read_text()[-4000:]
+        assert session_of(agent.pid) == []
     finally:
         for pid in session_of(agent.pid):
             os.kill(pid, signal.SIGKILL)
@@ -129,8 +130,8 @@ def session_of(session: int) -> list[int]:
 
 
 def check(base: Path, name: str, num_kills: int, seed: int) -> None:
-    before = set(SHARED_MEMORY.iterdir())
-    kills, log = run_with_kills(base, name, num_kills, seed)
+    port = free_port()
+    kills, log = run_with_kills(base, name, num_kills, seed, port)
     print(f"kills (rank, step reached, seconds after the start): {[(rank, step, round(seconds, 1)) for rank, step, seconds in kills]}")
     assert len(kills) == num_kills, kills
     ours, straight = exact(base / name), exact(base / "straight")
@@ -149,7 +150,7 @@ def check(base: Path, name: str, num_kills: int, seed: int) -> None:
     for line in ours:
         used.update(line["task_examples"])
     assert sum(used.values()) == 1600
-    assert not any(path.name.startswith("deepspeed_allreduce_buffer") for path in set(SHARED_MEMORY.iterdir()) - before)
+    assert [path.name for path in SHARED_MEMORY.iterdir() if f"_{port}_" in path.name] == []
     assert [path.name for path in (base / name / "checkpoints").glob(".partial*")] == []
     # A lost rank is named whenever the watch had begun.
     print(

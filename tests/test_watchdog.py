@@ -17,7 +17,8 @@ from mtdnn_ds.train.marks import Place
 from mtdnn_ds.train.shared_memory import SHARED_MEMORY, remove_own_segments
 from mtdnn_ds.train.watch_judge import Process, Seen, judge, summarize
 
-STALL_SECONDS = 3.0
+STALL_SECONDS = 4.0
+SECONDS_MORE = 30  # on a busy machine; the bar is 60
 HOST = socket.gethostname()
 KILLED = (
     rf"error: rank %d on {HOST} is lost: its process ended without a word at \d\d:\d\d:\d\d \(killed, out of memory, or its node failed\)"
@@ -27,28 +28,28 @@ HANGS = rf"error: rank %d on {HOST} hangs: no progress since \d\d:\d\d:\d\d, for
 
 # name: (act, exit codes, who speaks, what it says, seconds after the act until all have ended)
 LOSSES = {
-    "kill_1": ((1, "inside_step_5", "SIGKILL"), [75, -9], 0, KILLED % 1, 5),
-    "kill_0": ((0, "inside_step_5", "SIGKILL"), [-9, 75], 1, KILLED % 0, 5),
-    "kill_in_tokenizing": ((0, "tokenizing", "SIGKILL"), [-9, 75], 1, KILLED % 0, 5),
-    "stop_1": ((1, "inside_step_5", "SIGSTOP"), [75, -9], 0, SILENT % 1, STALL_SECONDS + 10),
-    "stop_0": ((0, "inside_step_5", "SIGSTOP"), [-9, 75], 1, SILENT % 0, STALL_SECONDS + 10),
-    "hang_1": ((1, "inside_step_5", "hang"), [75, 75], 0, HANGS.format("step 5, micro-batch 1 of 1") % 1, STALL_SECONDS + 10),
-    "hang_0": ((0, "inside_step_5", "hang"), [75, 75], 1, HANGS.format("step 5, micro-batch 1 of 1") % 0, STALL_SECONDS + 10),
-    "hang_in_evaluation": ((1, "evaluating_6", "hang"), [75, 75], 0, HANGS.format("step 6, done") % 1, STALL_SECONDS + 10),
-    "hang_in_save": ((0, "saving_6", "hang"), [75, 75], 1, HANGS.format(".*") % 0, STALL_SECONDS + 10),
+    "kill_1": ((1, "inside_step_5", "SIGKILL"), [75, -9], 0, KILLED % 1, SECONDS_MORE),
+    "kill_0": ((0, "inside_step_5", "SIGKILL"), [-9, 75], 1, KILLED % 0, SECONDS_MORE),
+    "kill_in_tokenizing": ((0, "tokenizing", "SIGKILL"), [-9, 75], 1, KILLED % 0, SECONDS_MORE),
+    "stop_1": ((1, "inside_step_5", "SIGSTOP"), [75, -9], 0, SILENT % 1, STALL_SECONDS + SECONDS_MORE),
+    "stop_0": ((0, "inside_step_5", "SIGSTOP"), [-9, 75], 1, SILENT % 0, STALL_SECONDS + SECONDS_MORE),
+    "hang_1": ((1, "inside_step_5", "hang"), [75, 75], 0, HANGS.format(r"step 5, micro-batch \d of \d") % 1, STALL_SECONDS + SECONDS_MORE),
+    "hang_0": ((0, "inside_step_5", "hang"), [75, 75], 1, HANGS.format(r"step 5, micro-batch \d of \d") % 0, STALL_SECONDS + SECONDS_MORE),
+    "hang_in_evaluation": ((1, "evaluating_6", "hang"), [75, 75], 0, HANGS.format("step 6, done") % 1, STALL_SECONDS + SECONDS_MORE),
+    "hang_in_save": ((0, "saving_6", "hang"), [75, 75], 1, HANGS.format(".*") % 0, STALL_SECONDS + SECONDS_MORE),
     "raise_1": (
         (1, "inside_step_5", "raise"),
         [75, 1],
         0,
         rf"error: rank 1 on {HOST} failed: RuntimeError: a fault of this rank's own \(its own output has the traceback\)",
-        12,
+        SECONDS_MORE,
     ),
     "raise_0": (
         (0, "inside_step_5", "raise"),
         [1, 75],
         1,
         rf"error: rank 0 on {HOST} failed: RuntimeError: a fault of this rank's own",
-        12,
+        SECONDS_MORE,
     ),
 }
 
@@ -108,7 +109,7 @@ def test_a_lost_rank_ends_the_run_in_time_and_is_named(outcomes: dict[str, Outco
 @pytest.mark.distributed
 def test_the_others_are_described(outcomes: dict[str, Outcome]) -> None:
     said = outcomes["hang_1"].said[0]
-    assert re.search(r"error: the others: rank 0: step 5, (micro-batch 1 of 1|update) \(waiting in \w+\)", said), said
+    assert re.search(r"error: the others: rank 0: step 5, (micro-batch \d of \d|update) \(waiting in \w+\)", said), said
     assert re.search(r"error: when it was last heard, ranks? 0", outcomes["stop_0"].said[1])
 
 
@@ -170,6 +171,7 @@ def test_of_ranks_that_stand_still_the_one_that_others_wait_for_is_named() -> No
     assert lost(seen(0, count=9, **still), seen(1, count=8, **still), seen(2, count=9, **still)) == (1,)
     assert lost(seen(0, **still), seen(1)) is None  # one goes on: it may be the other's turn next
     assert lost(seen(0, loop=False, **still), seen(1, loop=False, **still)) is None  # tokenizing may take hours
+    assert lost(seen(0, **still), seen(1, heard=99.9, **still)) == (1,)  # heard less than the others
     verdict = judge([seen(0, **still), seen(1, **still)], 105.0, 10.0)
     assert verdict is not None and verdict.lost == () and verdict.text.startswith("no rank has made progress since ")
 

@@ -125,10 +125,21 @@ def _end(*, ignore: bool) -> None:
         signal.set_wakeup_fd(_process.old_wakeup)
         for number, handler in _process.old_handlers.items():
             signal.signal(number, signal.SIG_IGN if ignore else handler)
-    assert _process.pipe is not None
-    os.close(_process.pipe[1])  # the thread ends, and closes the other side
-    _process.pipe, _process.old_handlers = None, {}
-    _process.reason, _process.heed, _process.interrupted_at = None, Heed.AT_ONCE, None
+    with _process.lock:  # what the thread has not read by now concerns nobody any more
+        assert _process.pipe is not None
+        os.close(_process.pipe[1])  # the thread ends, and closes the other side
+        _process.pipe, _process.old_handlers = None, {}
+        _process.reason, _process.heed, _process.interrupted_at = None, Heed.AT_ONCE, None
+
+
+def _before_a_fork() -> None:
+    if _process.old_handlers:  # a signal to the child waits until its own handlers are in place
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+
+
+def _after_a_fork() -> None:
+    if _process.old_handlers:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
 
 def _in_a_fork() -> None:
@@ -138,9 +149,10 @@ def _in_a_fork() -> None:
         for number in _process.old_handlers:
             signal.signal(number, signal.SIG_DFL)
         _process.old_handlers = {}
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
 
-os.register_at_fork(after_in_child=_in_a_fork)
+os.register_at_fork(before=_before_a_fork, after_in_parent=_after_a_fork, after_in_child=_in_a_fork)
 
 
 def _listen(reading: int) -> None:
@@ -152,11 +164,15 @@ def _listen(reading: int) -> None:
                 os.close(reading)
                 return
             for number in numbers:
-                _received(number)
+                with _process.lock:
+                    if _process.pipe is not None and _process.pipe[0] == reading:
+                        _received(number)
         lost = gone(launchers)
         if lost is not None:
             launchers = ()
-            request(f"the launcher is gone ({lost.name}, process {lost.pid})")
+            with _process.lock:
+                if _process.pipe is not None and _process.pipe[0] == reading:
+                    request(f"the launcher is gone ({lost.name}, process {lost.pid})")
 
 
 def _received(number: int) -> None:

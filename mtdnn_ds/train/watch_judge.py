@@ -72,11 +72,13 @@ def judge(ranks: Sequence[Seen], now: float, timeout: float) -> Verdict | None:
         first = min(failed, key=lambda seen: seen.ended)
         text = f"{first.name} failed: {first.failure} (its own output has the traceback)"
         return _verdict([first], ranks, now, [text], last=False)
-    silent = [seen for seen in living if now - seen.heard > timeout]
+    stall = bool(living) and any(seen.place.in_loop for seen in living) and now - max(seen.moved for seen in living) > timeout
+    # Who is not heard makes no progress either: where nobody does, it is the silent one that all wait for.
+    silent = [seen for seen in living if now - seen.heard > (timeout / 2 if stall else timeout)]
     if silent:
         verdict = _verdict(silent, ranks, now, [f"{seen.name} is lost: {no_sign_of_life(seen.heard, now)}" for seen in silent])
         return replace(verdict, silent=verdict.lost)
-    if living and any(seen.place.in_loop for seen in living) and now - max(seen.moved for seen in living) > timeout:
+    if stall:
         hanging = _behind(living)
         since = min(seen.moved for seen in hanging)
         if len(hanging) == len(living) > 1:

@@ -23,6 +23,7 @@ from mtdnn_ds.train.leaving import leave
 from mtdnn_ds.train.watch_client import WatchClient
 from mtdnn_ds.train.watch_server import WatchServer
 
+SHORTEST_MEETING = 60.0  # seconds: ranks are not started at one moment
 SECONDS_TO_EXPLAIN = 10.0  # that the watch has to say whose loss broke a collective
 _BROKEN_COLLECTIVE = re.compile(
     r"gloo|nccl|ProcessGroup|Connection (closed|reset|refused)|Broken pipe|[Tt]imed? ?out|process group", re.IGNORECASE
@@ -107,14 +108,18 @@ def _first_line(error: BaseException) -> str:
 
 @contextmanager
 def joining(stall_timeout: float) -> Iterator[None]:
-    """End this process with exit code 75 if the block, in which the ranks meet, fails or takes longer than that: before it there is no watch."""
+    """End this process with exit code 75 if the block, in which the ranks meet, fails or takes longer than that: before it there is no watch.
+
+    It may take a minute in any case.
+    """
     place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
     who = f"error: rank {dist.rank()} on {socket.gethostname()}"
+    patience = max(stall_timeout, SHORTEST_MEETING)
     waited = (
-        f"{who} has waited {stall_timeout:g} s (train.stall_timeout) for the other ranks at {place}; WORLD_SIZE is {dist.world_size()}: "
+        f"{who} has waited {patience:g} s (train.stall_timeout) for the other ranks at {place}; WORLD_SIZE is {dist.world_size()}: "
         "see whether all were started and can reach that address"
     )
-    timer = threading.Timer(stall_timeout, lambda: leave(LOST, waited, speaks=True))
+    timer = threading.Timer(patience, lambda: leave(LOST, waited, speaks=True))
     timer.daemon = True
     is_watched = bool(stall_timeout) and dist.world_size() > 1
     if is_watched:
