@@ -238,7 +238,9 @@ def test_user_file_refusals(user_task: dict[str, Any], tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["average", "my task", "../up"])
 def test_task_names_are_safe_folder_names(name: str, user_task: dict[str, Any]) -> None:
-    assert problems({name: user_task}) == (f"tasks.{name}: a task name is made of up to 100 letters, digits, '_' and '-', and is not 'average'",)
+    assert problems({name: user_task}) == (
+        f"tasks.{name}: a task name is made of up to 100 letters, digits, '_' and '-', and is not 'average'",
+    )
 
 
 def test_saved_dataset_folders(user_task: dict[str, Any], tmp_path: Path) -> None:
