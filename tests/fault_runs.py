@@ -51,11 +51,13 @@ def scenario(base: Path, name: str, *acts: tuple[int, str, str], world_size: int
     return {"flags": flags(base, name, **changes), "acts": acts, "world_size": world_size, "port": free_port()}
 
 
-def run_forked(scenarios: Mapping[str, Mapping[str, Any]], folder: Path) -> dict[str, Outcome]:
-    """Run all scenarios one after the other (tests/workers/forked_ranks.py)."""
+def run_forked(scenarios: Mapping[str, Mapping[str, Any]], folder: Path, at_once: int = 1) -> dict[str, Outcome]:
+    """Run all scenarios, the first alone and then `at_once` beside each other (tests/workers/forked_ranks.py)."""
     given, results = write_json(folder / "scenarios.json", scenarios), folder / "results.json"
     environment = {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}
-    ended = run_command([str(ROOT / "tests/workers/forked_ranks.py"), str(given), str(results)], timeout_seconds=500, **environment)
+    ended = run_command(
+        [str(ROOT / "tests/workers/forked_ranks.py"), str(given), str(results), str(at_once)], timeout_seconds=500, **environment
+    )
     assert ended.returncode == 0, ended.stdout + ended.stderr
     return {name: Outcome(**values) for name, values in json.loads(results.read_text()).items()}
 

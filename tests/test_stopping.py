@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from fault_runs import Outcome, evaluations, exact, flags, run_forked, scenario, stops, write_base
-from processes import ROOT, training_lines
+from processes import ROOT, free_port, training_lines
 
 from mtdnn_ds.config.errors import Stopped
 from mtdnn_ds.train import stopping
@@ -36,15 +36,17 @@ def base(tmp_path_factory: pytest.TempPathFactory, shared_data: Path, tiny_encod
 
 @pytest.fixture(scope="module")
 def outcomes(base: Path) -> dict[str, Outcome]:
-    runs = {"tokenizing": scenario(base, "tokenizing", (0, "tokenizing", "SIGUSR1")), "straight": scenario(base, "straight")}
-    for name, (acts, _, _) in STOPS.items():
-        runs[name] = scenario(base, name, *acts)
-        runs[f"{name}_resumed"] = scenario(base, name, resume="auto")
+    runs = {"straight": scenario(base, "straight")}
+    names = list(STOPS)
+    for pair in zip(names[::2], names[1::2], strict=True):  # every second run is in one lane, one after the other
+        runs |= {name: scenario(base, name, *STOPS[name][0]) for name in pair}
+        runs |= {f"{name}_resumed": scenario(base, name, resume="auto") for name in pair}
+    runs["tokenizing"] = scenario(base, "tokenizing", (0, "tokenizing", "SIGUSR1"))
     runs["last_step"] = scenario(base, "last_step", (1, "inside_step_12", "SIGTERM"))
     runs["interrupted"] = scenario(base, "interrupted", (0, "step_3", "SIGINT"))
     long = {"train__steps": "100000", "train__eval_every": "0", "train__save_every": "0", "train__time_margin": "1"}
     runs["time_limit"] = {**scenario(base, "time_limit", **long), "job_seconds": 8}
-    return run_forked(runs, base)
+    return run_forked(runs, base, at_once=2)
 
 
 @pytest.mark.distributed
@@ -108,7 +110,7 @@ def test_a_deepspeed_runner_that_is_terminated_leaves_no_rank_and_loses_nothing(
     output = base / "runner.log"
     with output.open("w") as stream:
         runner = subprocess.Popen(
-            [sys.executable, "-m", "deepspeed.launcher.runner", "--num_accelerators", "2", "--master_port", "29611", str(ROOT / "launchers/train.py"),
+            [str(Path(sys.executable).with_name("deepspeed")), "--num_accelerators", "2", "--master_port", str(free_port()), str(ROOT / "launchers/train.py"),
              *(f"--{name}={value}" for name, value in given.items())],
             cwd=ROOT, stdout=stream, stderr=stream, start_new_session=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
         )  # fmt: skip

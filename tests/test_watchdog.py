@@ -70,7 +70,7 @@ def outcomes(base: Path) -> dict[str, Outcome]:
     own, foreign = segments(runs["kill_1"]["port"])
     for path in (*own, *foreign):
         path.write_bytes(b"x")
-    results = run_forked(runs, base)
+    results = run_forked(runs, base, at_once=3)
     left = [path for path in (*own, *foreign) if path.exists()]
     for path in left:
         path.unlink()

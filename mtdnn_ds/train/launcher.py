@@ -18,6 +18,7 @@ _LAUNCHERS = {
     "torchrun": "torchrun",
     "slurmstepd": "slurmstepd",
 }
+_RUNNERS = ("deepspeed", "ds", "deepspeed.launcher.runner")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,11 +40,8 @@ def launchers_above() -> tuple[Ancestor, ...]:
         return ()
     found = [Ancestor(name, parent, above[1])]
     runner = _stat(above[0])
-    if (
-        name == _LAUNCHERS["deepspeed.launcher.launch"]
-        and runner is not None
-        and any(_is(part, "deepspeed") for part in _command(above[0]))
-    ):
+    is_launched = name == _LAUNCHERS["deepspeed.launcher.launch"]
+    if is_launched and runner is not None and any(_is(part, word) for part in _command(above[0]) for word in _RUNNERS):
         found.append(Ancestor("deepspeed", above[0], runner[1]))
     return tuple(found)
 

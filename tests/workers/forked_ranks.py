@@ -1,6 +1,6 @@
-"""Runs of many ranks, one run after the other, each rank a forked process: `python forked_ranks.py SCENARIOS.json RESULTS.json`.
+"""Runs of many ranks, one run after the other, each rank a forked process: `python forked_ranks.py SCENARIOS.json RESULTS.json [AT_ONCE]`.
 
-Everything is imported once, before the forks. A scenario: `flags` of `launchers/train.py`, `world_size`, `port`, `job_seconds` (SLURM's time limit), and `acts`:
+Everything is imported once, before the forks. After the first run AT_ONCE of them run beside each other. A scenario: `flags` of `launchers/train.py`, `world_size`, `port`, `job_seconds` (SLURM's time limit), and `acts`:
 [rank, point, action] each. Points: `tokenizing`, `step_N` (before it), `inside_step_N` (before its update), `evaluating_N`, `saving_N`, and `second_save POINT`, one of
 train_and_die.py, where rank 0 kills itself.
 Actions: `file_limit N` (no file of this rank grows beyond N bytes; -1: any size), `fill FOLDER` and `free FOLDER` (its disk), `hang`, `raise`, `pause` (all ranks are stopped for `pause_seconds`), or the name of a signal that the rank sends itself.
@@ -23,6 +23,10 @@ from typing import Any
 
 import datasets  # noqa: F401
 import deepspeed  # noqa: F401
+import sklearn.metrics  # noqa: F401
+import tensorboard.plugins.hparams.api_pb2  # noqa: F401
+import torch._inductor.compile_fx  # deepspeed.initialize imports it
+import torch.utils.tensorboard  # noqa: F401
 from transformers import BertModel, PreTrainedTokenizerFast  # noqa: F401
 
 from mtdnn_ds import cli
@@ -103,7 +107,7 @@ def become_rank(rank: int, scenario: dict[str, Any], output: Any, acted: Path) -
 
 
 def run(scenario: dict[str, Any], folder: Path) -> dict[str, Any]:
-    acted, begin = folder / "acted", time.time()
+    acted, begin = folder / f"acted_{scenario['port']}", time.time()
     acted.unlink(missing_ok=True)
     outputs = [tempfile.TemporaryFile("w+") for _ in range(scenario.get("world_size", 2))]  # noqa: SIM115
     pids: dict[int, int] = {}
@@ -141,10 +145,23 @@ def run(scenario: dict[str, Any], folder: Path) -> dict[str, Any]:
     return {"codes": [codes[rank] for rank in sorted(codes)], "said": said, "seconds": end - begin, "seconds_after_act": seconds_after_act}
 
 
-def main(scenarios_file: str, results_file: str) -> None:
-    results = {}
-    for name, scenario in json.loads(Path(scenarios_file).read_text()).items():
-        results[name] = run(scenario, Path(results_file).parent)
+def main(scenarios_file: str, results_file: str, at_once: str = "1") -> None:
+    folder, scenarios = Path(results_file).parent, json.loads(Path(scenarios_file).read_text())
+    first, *others = scenarios
+    results = {first: run(scenarios[first], folder)}  # it fills the data cache
+    lanes = [others[lane :: int(at_once)] for lane in range(int(at_once))]
+    files = [folder / f"lane_{lane}.json" for lane in range(len(lanes))]
+    pids = []
+    for names, file in zip(lanes[1:], files[1:], strict=True):
+        pid = os.fork()
+        if pid == 0:
+            file.write_text(json.dumps({name: run(scenarios[name], folder) for name in names}))
+            os._exit(0)
+        pids.append(pid)
+    results |= {name: run(scenarios[name], folder) for name in lanes[0]}
+    for pid, file in zip(pids, files[1:], strict=True):
+        assert os.waitpid(pid, 0)[1] == 0
+        results |= json.loads(file.read_text())
     Path(results_file).write_text(json.dumps(results))
 
 
