@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 from fault_runs import Outcome, evaluations, exact, flags, run_forked, scenario, stops, write_base
 from processes import ROOT, free_port, training_lines
 
@@ -31,7 +32,11 @@ STOPS = {
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory, shared_data: Path, tiny_encoder: Path) -> Path:
-    return write_base(tmp_path_factory.mktemp("stopping"), shared_data, tiny_encoder)
+    folder = write_base(tmp_path_factory.mktemp("stopping"), shared_data, tiny_encoder)
+    recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
+    recipe["stages"] = [{"name": "all"}, {"name": "tune", "from": "all", "tasks": ["cola"], "train": {"steps": 4}}]
+    (folder / "stages.yaml").write_text(yaml.safe_dump(recipe))
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -42,9 +47,13 @@ def outcomes(base: Path) -> dict[str, Outcome]:
         runs |= {name: scenario(base, name, *STOPS[name][0]) for name in pair}
         runs |= {f"{name}_resumed": scenario(base, name, resume="auto") for name in pair}
     runs["tokenizing"] = scenario(base, "tokenizing", (0, "tokenizing", "SIGUSR1"))
-    runs["last_step"] = scenario(base, "last_step", (1, "inside_step_12", "SIGTERM"))
-    runs["interrupted"] = scenario(base, "interrupted", (0, "step_3", "SIGINT"))
+    stages = {"recipe": str(base / "stages.yaml"), "resume": "auto"}
     long = {"train__steps": "100000", "train__eval_every": "0", "train__save_every": "0", "train__time_margin": "1"}
+    runs["first_stage"] = scenario(base, "staged", (1, "step_9", "SIGTERM"), **stages)
+    runs["last_step"] = scenario(base, "last_step", (1, "inside_step_12", "SIGTERM"))
+    runs["second_stage"] = scenario(base, "staged", (0, "inside_step_2", "SIGUSR1"), **stages)
+    runs["interrupted"] = scenario(base, "interrupted", (0, "step_3", "SIGINT"))
+    runs["both_stages"] = scenario(base, "staged", **stages)
     runs["time_limit"] = {**scenario(base, "time_limit", **long), "job_seconds": 8}
     return run_forked(runs, base, at_once=2)
 
@@ -82,6 +91,16 @@ def test_a_signal_in_the_last_step_changes_nothing(base: Path, outcomes: dict[st
     assert outcomes["last_step"].codes == [0, 0], outcomes["last_step"].said
     assert exact(base / "last_step") == exact(base / "straight")
     assert (base / "last_step/checkpoints/step_12").is_dir()
+
+
+@pytest.mark.distributed
+def test_a_run_in_stages_stops_as_a_whole_and_goes_on(base: Path, outcomes: dict[str, Outcome]) -> None:
+    ended = [outcomes[name] for name in ("first_stage", "second_stage", "both_stages")]
+    assert [outcome.codes for outcome in ended] == [[85, 85], [85, 85], [0, 0]], ended
+    first, second = base / "staged/stages/01_all", base / "staged/stages/02_tune"
+    assert [stop["step"] for stop in stops(first)] == [8] and [stop["step"] for stop in stops(second)] == [2]
+    assert exact(first) == exact(base / "straight")
+    assert [line["step"] for line in training_lines(second)] == [1, 2, 3, 4]
 
 
 @pytest.mark.distributed
