@@ -6,7 +6,6 @@ Every function works without a process group too (one process, rank 0 of 1).
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -51,12 +50,12 @@ def is_main() -> bool:
     return rank() == 0
 
 
-def fill_environment() -> None:
-    """Describe a run of one process in the environment when no launcher has described one."""
+def fill_environment(port: int) -> None:
+    """Describe a run of one process in the environment when no launcher has described one; `port`: a free one."""
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
         return
     defaults = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_SIZE": "1", "CROSS_RANK": "0", "CROSS_SIZE": "1"}
-    for name, value in {**defaults, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}.items():
+    for name, value in {**defaults, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}.items():
         os.environ.setdefault(name, value)
 
 
@@ -124,9 +123,3 @@ def any_rank(here: bool, device: torch.device) -> bool:
 
 def _started() -> bool:
     return torch_dist.is_available() and torch_dist.is_initialized()
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])

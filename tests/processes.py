@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -15,13 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from mtdnn_ds.config.launch import free_port
+
 ROOT = Path(__file__).resolve().parent.parent
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 def rank_environment(rank: int, world_size: int, port: int) -> dict[str, str]:
@@ -80,6 +75,19 @@ def kill(ranks: Sequence[Rank]) -> None:
             os.killpg(rank.process.pid, signal.SIGKILL)
         rank.process.wait()
         rank.output.close()
+
+
+def living_of_session(session: int) -> list[int]:
+    """Living processes of a session: everything that a launcher, started in one of its own, has started."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = path.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(fields[3]) == session and fields[0] not in "ZX":
+            found.append(int(path.parent.name))
+    return found
 
 
 def run_ranks(arguments: Sequence[str], world_size: int, timeout_seconds: float = 300) -> str:

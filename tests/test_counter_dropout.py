@@ -413,7 +413,12 @@ def test_the_seed_and_the_mode_make_a_difference(encoders: dict[str, Path]) -> N
 
 def test_it_is_part_of_what_a_resumed_run_must_have_in_common() -> None:
     plan: Any = type("Plan", (), {"step_of_state": lambda self, state: 2})()
-    saved = {"recipe": {"train": {"dropout": "counter"}}, "topology": {}, "plan": {}, "step": 2}
-    check_fit("step_2", saved, RunState(step=0, recipe={"train": {"dropout": "counter"}}, plan={}, topology={}), plan)
+    topology = {"world_size": 1, "zero_stage": 2}
+    states = {
+        mode: RunState(step=2, recipe={"batch": {}, "train": {"dropout": mode}}, plan={"step": 2}, topology=topology)
+        for mode in ("counter", "model")
+    }
+    saved = states["counter"].to_json()
+    check_fit("step_2", saved, states["counter"], plan)
     with pytest.raises(CheckpointError, match=r"^step_2: train.dropout was 'counter' when it was saved and is 'model' now"):
-        check_fit("step_2", saved, RunState(step=0, recipe={"train": {"dropout": "model"}}, plan={}, topology={}), plan)
+        check_fit("step_2", saved, states["model"], plan)

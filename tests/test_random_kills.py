@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 from fault_runs import evaluations, exact, flags, run_forked, scenario, write_base
-from processes import ROOT, free_port, training_lines
+from processes import ROOT, free_port, living_of_session, training_lines
 
 SEED = int(os.environ.get("MTDNN_KILL_SEED", "20261124"))
 SHARED_MEMORY = Path("/dev/shm")
@@ -89,9 +89,9 @@ def run_with_kills(base: Path, name: str, num_kills: int, seed: int, port: int) 
             kills.append((rank, last_step(folder), time.monotonic() - begin))
             dead |= set(ranks.values())
         assert agent.wait(timeout=SECONDS_PER_START) == 0, log.read_text()[-4000:]
-        assert session_of(agent.pid) == []
+        assert living_of_session(agent.pid) == []
     finally:
-        for pid in session_of(agent.pid):
+        for pid in living_of_session(agent.pid):
             os.kill(pid, signal.SIGKILL)
         agent.wait()
     return kills, log.read_text()
@@ -114,19 +114,6 @@ def last_step(folder: Path) -> int:
     file = folder / "metrics.jsonl"
     found = re.findall(r'^\{"step": (\d+), "loss"', file.read_text(), flags=re.MULTILINE) if file.exists() else []
     return int(found[-1]) if found else 0
-
-
-def session_of(session: int) -> list[int]:
-    """Living processes of a session: everything that torchrun has started."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = path.read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        if int(fields[3]) == session and fields[0] not in "ZX":
-            found.append(int(path.parent.name))
-    return found
 
 
 def check(base: Path, name: str, num_kills: int, seed: int) -> None:

@@ -8,9 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
-from fault_runs import run_forked
-from glue_rows import cut_glue
+from fault_runs import run_forked, write_base
 from processes import ROOT, Rank, free_port, kill, lines, run_jobs, start_ranks, training_lines, write_json, zero_config
 from workers.train_and_die import SAVE_POINTS
 
@@ -24,17 +22,7 @@ Outputs = dict[str, str]
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory, shared_data: Path, tiny_encoder: Path) -> Path:
     """A folder with recipe, data and DeepSpeed JSONs."""
-    folder = tmp_path_factory.mktemp("resume")
-    glue = cut_glue(shared_data / "glue", folder / "glue", train_rows=60, dev_rows=8)
-    recipe = {
-        "encoder": {"path": str(tiny_encoder), "max_length": 48},
-        "tasks": {"cola": {"dropout": 0.3}, "stsb": {}, "rte": {}},
-        "batch": {"examples_per_step": 16, "max_tokens_per_micro_batch": 200},
-        "optimizer": {"name": "torch_adamw", "lr": 1e-3},
-        "train": {"steps": 12, "save_every": 6, "eval_every": 3, "keep_last": 1, "seed": 3},
-        "data": {"glue_dir": str(glue), "cache_dir": str(folder / "cache")},
-    }
-    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    folder = write_base(tmp_path_factory.mktemp("resume"), shared_data, tiny_encoder, keep_last=1)
     for stage, precision in CASES:
         write_json(folder / f"zero{stage}_{precision}.json", zero_config(stage, precision))
     return folder

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 from fault_runs import Outcome, evaluations, exact, flags, run_forked, scenario, stops, write_base
-from processes import ROOT, free_port, training_lines
+from processes import ROOT, free_port, living_of_session, training_lines
 
 from mtdnn_ds.config.errors import Stopped
 from mtdnn_ds.train import stopping
@@ -137,9 +137,9 @@ def test_a_deepspeed_runner_that_is_terminated_leaves_no_rank_and_loses_nothing(
         wait_for(lambda: (base / "runner/metrics.jsonl").exists() and len(training_lines(base / "runner")) > 2, runner)
         runner.terminate()
         assert runner.wait(timeout=10) != 0
-        wait_for(lambda: processes_of_session(runner.pid) == [], None)
+        wait_for(lambda: living_of_session(runner.pid) == [], None)
     finally:
-        for pid in processes_of_session(runner.pid):
+        for pid in living_of_session(runner.pid):
             os.kill(pid, signal.SIGKILL)
     (stop,) = stops(base / "runner")
     assert "the launcher is gone (deepspeed, process " in " ".join(stop["reasons"])
@@ -152,18 +152,6 @@ def wait_for(condition: object, process: subprocess.Popen[bytes] | None, seconds
     while not condition():  # type: ignore[operator]
         assert time.monotonic() < deadline and (process is None or process.poll() is None)
         time.sleep(0.1)
-
-
-def processes_of_session(session: int) -> list[int]:
-    found = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = path.read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        if int(fields[3]) == session and fields[0] != "Z":
-            found.append(int(path.parent.name))
-    return found
 
 
 def test_handlers_are_put_back_and_a_request_is_forgotten() -> None:

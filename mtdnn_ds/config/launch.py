@@ -7,16 +7,19 @@ A launcher that sets RANK itself is left alone, and so is a plain python inside 
 from __future__ import annotations
 
 import os
+import random
 import re
 import socket
 import subprocess
 from collections.abc import Mapping, MutableMapping
+from contextlib import suppress
 
 from mtdnn_ds.config.errors import ConfigError
 
 # Ports below those that Linux gives out by itself (from 32768), eight for each job: jobs and steps beside each other, and a job that
 # comes back while sockets of its last start still linger, meet on different ones.
 FIRST_PORT, NUM_PORTS, PORTS_PER_JOB = 10_000, 20_000, 8
+FIRST_EPHEMERAL_PORT = 32_768
 
 
 def take_place(environment: MutableMapping[str, str] = os.environ) -> None:
@@ -34,6 +37,15 @@ def rank_of(environment: Mapping[str, str] = os.environ) -> int:
     """This process's rank in what a launcher has started, also where `take_place` refuses; 0 without a launcher."""
     ranks = ("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID")
     return next((int(environment[name]) for name in ranks if environment.get(name, "").isdigit()), 0)
+
+
+def free_port() -> int:
+    """A port of this host that nobody listens on, below those that Linux gives to outgoing connections: no such connection takes it meanwhile."""
+    while True:
+        port = random.SystemRandom().randrange(FIRST_PORT + NUM_PORTS, FIRST_EPHEMERAL_PORT)
+        with socket.socket() as listener, suppress(OSError):
+            listener.bind(("", port))
+            return port
 
 
 def _of_srun(environment: Mapping[str, str]) -> dict[str, str] | None:

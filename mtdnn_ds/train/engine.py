@@ -24,13 +24,13 @@ from torch import Tensor, nn
 from mtdnn_ds import dist
 from mtdnn_ds.batch import PackedBatch
 from mtdnn_ds.config.errors import TrainingError
-from mtdnn_ds.config.launch import take_place
+from mtdnn_ds.config.launch import free_port, take_place
 from mtdnn_ds.losses.forms import Losses, UnitLosses
 from mtdnn_ds.losses.objective import micro_batch_loss, step_loss, term_coefficients
 from mtdnn_ds.tasks.layout import HeadLayout
 from mtdnn_ds.train.device import keep_freed_memory, take_device
 from mtdnn_ds.train.marks import mark
-from mtdnn_ds.train.meeting import fresh_store, shares_a_store
+from mtdnn_ds.train.meeting import own_store
 from mtdnn_ds.train.regularizers import PLAIN, Regularizer, mean_losses
 from mtdnn_ds.train.shared_memory import remove_own_segments
 
@@ -56,14 +56,15 @@ def start_distributed(timeout: timedelta = COLLECTIVE_TIMEOUT) -> torch.device:
     import deepspeed
 
     take_place()
-    dist.fill_environment()
+    dist.fill_environment(free_port())
     device = take_device()
     if not torch.cuda.is_available():
         _skip_shared_memory_op(deepspeed)
     atexit.register(remove_own_segments)  # what is left of them, also by ranks of this node that were killed
     backend = "nccl" if torch.cuda.is_available() else "gloo"
-    if shares_a_store() and not torch.distributed.is_initialized():
-        with fresh_store(dist.rank(), timeout) as store:
+    own = None if torch.distributed.is_initialized() else own_store(dist.rank(), dist.world_size(), timeout)
+    if own is not None:
+        with own as store:
             torch.distributed.init_process_group(
                 backend,
                 store=store,

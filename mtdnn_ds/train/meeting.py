@@ -1,4 +1,4 @@
-"""How restarted ranks of torchrun meet: under a name that no earlier start has used. Only for torchrun; knows no DeepSpeed.
+"""Where ranks meet if not at MASTER_ADDR: a rank alone, and torchrun's restarted ranks, under a name that no earlier start has used. Knows no DeepSpeed.
 
 torchrun keeps one store through all restarts (its static rendezvous always, c10d too unless TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1), and torch 2.13 puts
 the ranks' addresses into it under the same names each time: a restarted rank may read those of a dead one, and fails ("Gloo
@@ -12,18 +12,23 @@ import os
 import secrets
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 
-from torch.distributed import PrefixStore, Store, TCPStore
+from torch.distributed import HashStore, PrefixStore, Store, TCPStore
 
 _ASKED = "mtdnn_ds/asked"
 SECONDS_BETWEEN_LOOKS = 0.05
 
 
-def shares_a_store() -> bool:
-    """Whether the launcher is one whose store outlives the ranks."""
-    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+def own_store(rank: int, world_size: int, timeout: timedelta) -> AbstractContextManager[Store] | None:
+    """A store for joining the process group within the block, where torch's own by MASTER_ADDR and MASTER_PORT is not to be used. Collective.
+
+    A rank alone needs no port, which another run may have; a torchrun's store outlives the ranks.
+    """
+    if world_size == 1:
+        return nullcontext(HashStore())
+    return fresh_store(rank, timeout) if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" else None
 
 
 @contextmanager

@@ -96,6 +96,7 @@ def become_rank(rank: int, scenario: dict[str, Any], output: Any, acted: Path) -
     os.dup2(output.fileno(), 1)
     os.dup2(output.fileno(), 2)
     size = scenario.get("world_size", 2)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job, and what it starts, ignores it
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_SIZE": str(size)}
     os.environ |= {"CROSS_RANK": "0", "CROSS_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(scenario["port"])}
     if "job_seconds" in scenario:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import tempfile
@@ -16,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from mtdnn_ds.config.launch import free_port
 from mtdnn_ds.config.load import resolved_values
 from mtdnn_ds.config.recipe import Recipe
 
@@ -40,7 +40,7 @@ def run_group(jobs: Sequence[Job], folder: Path, world_size: int) -> str:
     """
     file = folder / f"jobs_{world_size}_{jobs[0].name}.json"
     file.write_text(json.dumps([_entry(job, folder) for job in jobs]))
-    port = _free_port()
+    port = free_port()
     outputs = [tempfile.TemporaryFile("w+") for _ in range(world_size)]  # noqa: SIM115  # closed below
     processes = [
         subprocess.Popen(
@@ -100,9 +100,3 @@ def _environment(rank: int, world_size: int, port: int) -> dict[str, str]:
         "OMP_NUM_THREADS": threads,
         "PYTHONPATH": os.pathsep.join(paths),
     }
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
