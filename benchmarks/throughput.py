@@ -2,7 +2,7 @@
 
     python -m benchmarks.throughput --glue_dir DIR [--encoder minilm | bert_large:LAYERS | FOLDER] [--dtype fp32 | bf16]
 
-ours     mtdnn_ds' MultiTaskModel on packed micro-batches, fused head, losses/objective
+ours     mtdnn_ds' MultiTaskNet on packed micro-batches, fused head, losses/objective
 theirs   transformers' BertModel on batches padded to their longest example, one nn.Linear per task
 
 Both sides: the same examples in the same batches (drawn evenly from the dev rows of all tasks), the same weights, objective, dtype and
@@ -36,7 +36,7 @@ from mtdnn_ds.data.cache import prepare
 from mtdnn_ds.data.collate import collate
 from mtdnn_ds.data.examples import make_examples
 from mtdnn_ds.losses.forms import Losses, build_losses
-from mtdnn_ds.model.multitask import MultiTaskModel, build_model
+from mtdnn_ds.model.multitask import MultiTaskNet, build_model
 from mtdnn_ds.tasks.layout import HeadLayout, head_layout
 from mtdnn_ds.tasks.resolve import builtin_task
 from mtdnn_ds.tasks.spec import TaskSpec
@@ -76,7 +76,7 @@ class Side:
 class PaddedModel(nn.Module):
     """The plain loop's model: pooled output, dropout, one linear layer per task. Weights copied from `ours`."""
 
-    def __init__(self, folder: str, ours: MultiTaskModel, layout: HeadLayout, dtype: torch.dtype, dropout: str) -> None:
+    def __init__(self, folder: str, ours: MultiTaskNet, layout: HeadLayout, dtype: torch.dtype, dropout: str) -> None:
         super().__init__()
         off = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0} if dropout == "none" else {}
         self.encoder: Any = AutoModel.from_pretrained(folder, dtype=dtype, **off)
@@ -117,7 +117,7 @@ def padded(batch: PackedBatch, device: torch.device) -> PaddedBatch:
     )
 
 
-def packed_loss(model: MultiTaskModel, batch: PackedBatch, losses: Losses) -> Tensor:
+def packed_loss(model: MultiTaskNet, batch: PackedBatch, losses: Losses) -> Tensor:
     """Mean over all examples of the batch."""
     return losses.sums(losses.of_batch(model(batch), batch.targets)).total.sum() / batch.num_sequences
 

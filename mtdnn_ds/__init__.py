@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from mtdnn_ds.check.task import check_task as check_task
     from mtdnn_ds.tasks.custom import CustomKind as CustomKind
 
-__version__ = "0.3.0"
+__version__ = "0.4.0"
 
 
 def __getattr__(name: str) -> Any:

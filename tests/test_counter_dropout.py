@@ -32,7 +32,7 @@ from mtdnn_ds.model.counter_masks import (
 )
 from mtdnn_ds.model.custom import build_custom_heads
 from mtdnn_ds.model.encoder import PackedEncoder, load_encoder
-from mtdnn_ds.model.multitask import MultiTaskModel, build_model
+from mtdnn_ds.model.multitask import MultiTaskNet, build_model
 from mtdnn_ds.tasks.layout import head_layout
 from mtdnn_ds.train.state import RunState, check_fit
 
@@ -330,7 +330,7 @@ def test_kernels_that_take_no_masks_are_not_taken() -> None:
 # Heads
 
 
-def two_tasks(folder: Path, dropout: str) -> MultiTaskModel:
+def two_tasks(folder: Path, dropout: str) -> MultiTaskNet:
     specs = [dataclasses.replace(spec, dropout=p) for spec, p in zip(SPECS, (0.5, 0.2), strict=True)]
     return build_model(encoder_path=str(folder), specs=specs, layout=head_layout(specs), dropout=dropout, seed=6)  # type: ignore[arg-type]
 

@@ -22,7 +22,7 @@ from mtdnn_ds.config.load import load_recipe
 from mtdnn_ds.config.recipe import Recipe
 from mtdnn_ds.model.custom import CustomHeads
 from mtdnn_ds.model.freeze import freeze
-from mtdnn_ds.model.multitask import MultiTaskModel, build_model
+from mtdnn_ds.model.multitask import MultiTaskNet, build_model
 from mtdnn_ds.tasks.layout import head_layout
 from mtdnn_ds.tasks.resolve import resolve_tasks
 from mtdnn_ds.train.init import _carry, _Slot, begin_with, find_source
@@ -76,7 +76,7 @@ def best(run: Path) -> dict[str, torch.Tensor]:
     return load_file(run / "best/average/model.safetensors")
 
 
-def new_model(recipe: Recipe) -> MultiTaskModel:
+def new_model(recipe: Recipe) -> MultiTaskNet:
     specs = resolve_tasks(recipe)
     return build_model(encoder_path=recipe.encoder.path, specs=specs, layout=head_layout(specs), seed=7)
 

@@ -20,7 +20,7 @@ from mtdnn_ds.data.collate import collate
 from mtdnn_ds.data.examples import make_examples
 from mtdnn_ds.losses.forms import build_losses
 from mtdnn_ds.losses.readout import read_out
-from mtdnn_ds.model.multitask import MultiTaskModel, build_model
+from mtdnn_ds.model.multitask import MultiTaskNet, build_model
 from mtdnn_ds.tasks.layout import head_layout
 from mtdnn_ds.tasks.resolve import resolve_tasks
 
@@ -43,7 +43,7 @@ class Pipeline:
         self.examples = make_examples(spec, prepared["task"]["train"], max_length=MAX_LENGTH)
         self.layout = head_layout([spec])
         (self.form,) = self.layout.forms
-        self.model: MultiTaskModel = build_model(encoder_path=str(encoder), specs=[spec], layout=self.layout, dropout="none")
+        self.model: MultiTaskNet = build_model(encoder_path=str(encoder), specs=[spec], layout=self.layout, dropout="none")
         self.losses = build_losses(self.layout, (spec,), "cpu")
         everything, zeros = np.arange(len(rows)), np.zeros(len(rows), dtype=np.int64)
         self.batch = collate(zeros, everything, zeros, [self.examples], layout=self.layout, tasks=[0], filler_ids=np.array([101, 102]))

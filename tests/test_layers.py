@@ -15,11 +15,14 @@ LAYERS = {
     "model": 2,
     "losses": 2,
     "train": 3,
-    "export": 4,
     "check": 4,
-    "commands": 5,
-    "cli": 6,
-    "__main__": 7,
+    "export": 4,
+    "report": 4,
+    "predict": 5,
+    "api": 6,
+    "commands": 7,
+    "cli": 8,
+    "__main__": 9,
 }
 ONLY_IN = {
     "deepspeed": ("mtdnn_ds/train/", "launchers/"),

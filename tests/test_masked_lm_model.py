@@ -31,7 +31,7 @@ from mtdnn_ds.losses.forms import build_losses
 from mtdnn_ds.losses.objective import micro_batch_loss, term_coefficients
 from mtdnn_ds.model.encoder import load_encoder
 from mtdnn_ds.model.masked_lm import MaskedLMHead, build_masked_lm_head
-from mtdnn_ds.model.multitask import MultiTaskModel, build_model
+from mtdnn_ds.model.multitask import MultiTaskNet, build_model
 from mtdnn_ds.tasks.layout import head_layout
 from mtdnn_ds.tasks.sharing import share
 from mtdnn_ds.tasks.spec import TaskSpec
@@ -165,7 +165,7 @@ def their_inputs(batch: PackedBatch) -> dict[str, torch.Tensor]:
     }
 
 
-def our_loss(model: MultiTaskModel, batch: PackedBatch, spec: TaskSpec) -> torch.Tensor:
+def our_loss(model: MultiTaskNet, batch: PackedBatch, spec: TaskSpec) -> torch.Tensor:
     losses = build_losses(model.layout, (spec,), "cpu")
     coefficients = term_coefficients(np.array([1.0]), batch.unit_counts, model.layout.task_of_term)
     sums = losses.sums(losses.of_batch(model(batch), batch.targets))

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from test_masked_lm_examples import corpus  # noqa: F401  (a fixture)
 
 from mtdnn_ds.config.stages import load_runs
-from mtdnn_ds.model.multitask import MultiTaskModel
+from mtdnn_ds.model.multitask import MultiTaskNet
 from mtdnn_ds.tasks.resolve import resolve_tasks
 from mtdnn_ds.train.evaluate import evaluate
 from mtdnn_ds.train.loaded_run import find_run, load_run
@@ -109,7 +109,7 @@ def test_best_weights_hold_the_embeddings_once_and_score_the_same(runs: Path, st
     found = find_run(str(run), "best/average")
     data = prepare_run_data(found.recipe, found.specs, lambda text: None)
     loaded = load_run(found, device=torch.device("cpu"))
-    assert isinstance(loaded.model, MultiTaskModel)
+    assert isinstance(loaded.model, MultiTaskNet)
     assert torch.equal(loaded.model.heads["masked_lm"].tied_weight, weights[TABLE])
     scores = evaluate(loaded.model, data.specs, data.layout, data.examples, loaded.settings, torch.device("cpu")).metrics
     assert scores["text"] == pytest.approx(line["eval"]["text"], abs=1e-12)

@@ -31,7 +31,7 @@ from mtdnn_ds.config.encoder_path import resolve_encoder_path
 from mtdnn_ds.config.errors import ConfigError
 from mtdnn_ds.model.encoder import PackedEncoder, load_encoder
 from mtdnn_ds.model.heads import LinearBank, row_dropout
-from mtdnn_ds.model.multitask import MultiTaskModel, build_model, parameter_groups
+from mtdnn_ds.model.multitask import MultiTaskNet, build_model, parameter_groups
 from mtdnn_ds.tasks.layout import head_layout
 from mtdnn_ds.tasks.spec import TaskSpec
 
@@ -56,7 +56,7 @@ SPECS = (
 LAYOUT = head_layout(SPECS)
 
 
-def built(folder: Path, *dropouts: float | None, **settings: Any) -> MultiTaskModel:
+def built(folder: Path, *dropouts: float | None, **settings: Any) -> MultiTaskNet:
     """The model of both tasks, with a dropout for each."""
     specs = [dataclasses.replace(spec, dropout=dropout) for spec, dropout in zip(SPECS, dropouts, strict=True)]
     return build_model(encoder_path=str(folder), specs=specs, layout=LAYOUT, **settings)
@@ -357,7 +357,7 @@ def test_encoder_path_errors_say_what_to_do(tmp_path: Path) -> None:
 def test_tiny_encoder_of_the_fixtures_loads_as_a_model(tmp_path: Path, minilm: Path) -> None:
     folder = write_tiny_encoder(tmp_path, minilm)
     model = built(folder, 0.0, 0.0)
-    assert isinstance(model, MultiTaskModel)
+    assert isinstance(model, MultiTaskNet)
     assert model.notes[0].startswith("attention back end grouped (flash: ")
     batch = dataclasses.replace(packed_batch(LENGTHS), token_type_ids=torch.zeros(sum(LENGTHS), dtype=torch.int64))
     assert model(batch)["class"].shape == (3, 4)

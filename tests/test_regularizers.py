@@ -26,7 +26,7 @@ from mtdnn_ds.losses.forms import build_losses
 from mtdnn_ds.losses.objective import micro_batch_loss
 from mtdnn_ds.losses.sums import term_table
 from mtdnn_ds.model.encoder import load_encoder
-from mtdnn_ds.model.multitask import MultiTaskModel, build_model
+from mtdnn_ds.model.multitask import MultiTaskNet, build_model
 from mtdnn_ds.tasks.layout import head_layout
 from mtdnn_ds.tasks.regularized import COMPARABLE_FORMS, regularized_tasks
 from mtdnn_ds.tasks.spec import TaskSpec
@@ -88,11 +88,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory, minilm: Path) -> Path:
     return write_tiny_encoder(tmp_path_factory.mktemp("regularized"), minilm, vocab_size=100, initializer_range=0.2)
 
 
-def model_of(folder: Path, dropout: str = "none") -> MultiTaskModel:
+def model_of(folder: Path, dropout: str = "none") -> MultiTaskNet:
     return build_model(encoder_path=str(folder), specs=SPECS, layout=LAYOUT, dropout=dropout, seed=3)  # type: ignore[arg-type]
 
 
-def regularizer_of(model: MultiTaskModel, **settings: Any) -> Regularizer:
+def regularizer_of(model: MultiTaskNet, **settings: Any) -> Regularizer:
     regularizer, _ = build_regularizer(
         RegularizerSettings(**settings),
         model,
@@ -106,7 +106,7 @@ def regularizer_of(model: MultiTaskModel, **settings: Any) -> Regularizer:
     return regularizer
 
 
-def run_passes(model: MultiTaskModel, regularizer: Regularizer | None, batch: PackedBatch, step: int = 1) -> tuple[float, float]:
+def run_passes(model: MultiTaskNet, regularizer: Regularizer | None, batch: PackedBatch, step: int = 1) -> tuple[float, float]:
     """What the engine does with a micro-batch: (sum of losses, sum of what is added), and gradients of both together."""
     losses = build_losses(LAYOUT, SPECS, "cpu")
     total, added = 0.0, 0.0
@@ -305,7 +305,7 @@ def test_noise_of_zero_changes_no_encoders_hidden_states(name: str, backend: Any
 # SMART, FreeLB, R-Drop
 
 
-def reference(model: MultiTaskModel, folder: Path, step: int, std: float | None, ball: Ball) -> tuple[ReferenceModel, list[TokenExample]]:
+def reference(model: MultiTaskNet, folder: Path, step: int, std: float | None, ball: Ball) -> tuple[ReferenceModel, list[TokenExample]]:
     head = model.heads["sequence"]
     heads = {
         own.name: (head.weight[list(term.columns)].detach(), head.bias[list(term.columns)].detach())

@@ -26,7 +26,7 @@ from mtdnn_ds.data.packing import pack
 from mtdnn_ds.model.copies import CopiedEncoder
 from mtdnn_ds.model.encoder import PackedEncoder
 from mtdnn_ds.model.freeze import freeze
-from mtdnn_ds.model.multitask import MultiTaskModel, build_model, parameter_groups
+from mtdnn_ds.model.multitask import MultiTaskNet, build_model, parameter_groups
 from mtdnn_ds.model.sharing import carried_encoder, merged_encoder_state, num_parameters
 from mtdnn_ds.tasks.layout import head_layout
 from mtdnn_ds.tasks.sharing import Sharing, share
@@ -134,7 +134,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {name: root / name for name in CONFIGS}
 
 
-def built(folder: Path, sharing: Sharing, *, moved: bool = True, **settings: Any) -> MultiTaskModel:
+def built(folder: Path, sharing: Sharing, *, moved: bool = True, **settings: Any) -> MultiTaskNet:
     """The model without dropout; with `moved`, its groups' weights away from each other as if trained."""
     model = build_model(encoder_path=str(folder), specs=SPECS, layout=LAYOUT, sharing=sharing, dropout="none", **settings)
     generator = torch.Generator().manual_seed(7)
@@ -321,7 +321,7 @@ def plain_engine(module: Any, parameters: Iterable[torch.nn.Parameter]) -> Simpl
     return SimpleNamespace(module=module, device=torch.device("cpu"), zero_optimization_stage=lambda: 0, optimizer=optimizer)
 
 
-def descend(model: MultiTaskModel, batch: PackedBatch, lr: float, penalty: float, steps: int) -> None:
+def descend(model: MultiTaskNet, batch: PackedBatch, lr: float, penalty: float, steps: int) -> None:
     """Gradient descent on a sum of squares, with the penalty as a run applies it."""
     engine = plain_engine(model, model.parameters())
     tie = SharingPenalty(engine, penalty)
@@ -337,7 +337,7 @@ def descend(model: MultiTaskModel, batch: PackedBatch, lr: float, penalty: float
         tie.pull(lr)
 
 
-def distance(model: MultiTaskModel, other: MultiTaskModel, copies: Callable[[MultiTaskModel], list[PackedEncoder]]) -> float:
+def distance(model: MultiTaskNet, other: MultiTaskNet, copies: Callable[[MultiTaskNet], list[PackedEncoder]]) -> float:
     """Largest difference of a weight of any of our encoders from the other model's only one."""
     assert isinstance(other.encoder, PackedEncoder)
     theirs = dict(other.encoder.named_parameters())
@@ -349,7 +349,7 @@ def distance(model: MultiTaskModel, other: MultiTaskModel, copies: Callable[[Mul
     )
 
 
-def copies_of(model: MultiTaskModel) -> list[PackedEncoder]:
+def copies_of(model: MultiTaskNet) -> list[PackedEncoder]:
     assert isinstance(model.encoder, CopiedEncoder)
     return model.encoder.encoders
 

@@ -20,7 +20,7 @@ from mtdnn_ds.losses.forms import build_losses
 from mtdnn_ds.losses.objective import micro_batch_loss, task_scales, term_coefficients
 from mtdnn_ds.losses.span import span_losses
 from mtdnn_ds.losses.sums import term_table
-from mtdnn_ds.model.multitask import MultiTaskModel, build_model
+from mtdnn_ds.model.multitask import MultiTaskNet, build_model
 from mtdnn_ds.tasks.layout import head_layout
 from mtdnn_ds.tasks.spec import TaskSpec
 from tests.test_nested_sources import span_task, task
@@ -86,7 +86,7 @@ def sets(tiny_encoder: Path, shared_data: Path, tmp_path_factory: pytest.TempPat
 CHOSEN = [[0, 1, 7, 40, 41, 300], [0, 5, 9, 30]]  # windows of each task
 
 
-def step(model: MultiTaskModel, specs: tuple[TaskSpec, ...], sets: list[Any], cuts: list[list[int]]) -> float:
+def step(model: MultiTaskNet, specs: tuple[TaskSpec, ...], sets: list[Any], cuts: list[list[int]]) -> float:
     """The objective of the chosen windows, cut into micro-batches, with its gradients added up in the model."""
     layout = head_layout(specs)
     losses = build_losses(layout, specs, "cpu")

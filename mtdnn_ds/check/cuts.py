@@ -18,7 +18,7 @@ from mtdnn_ds.data.examples import Examples
 from mtdnn_ds.data.loader import LoaderSettings, example_lengths, pack_examples
 from mtdnn_ds.losses.forms import Losses
 from mtdnn_ds.losses.objective import micro_batch_loss, task_scales, term_coefficients
-from mtdnn_ds.model.multitask import MultiTaskModel
+from mtdnn_ds.model.multitask import MultiTaskNet
 from mtdnn_ds.tasks.layout import HeadLayout
 
 
@@ -59,7 +59,7 @@ def cut_batches(sets: Sequence[Examples], layout: HeadLayout, settings: LoaderSe
     return [*batches[:-1], (*batches[-1], batch(np.zeros(0, dtype=np.int64)))]
 
 
-def run_cut(model: MultiTaskModel, losses: Losses, batches: Sequence[PackedBatch], num_examples: Sequence[int]) -> CutResult:
+def run_cut(model: MultiTaskNet, losses: Losses, batches: Sequence[PackedBatch], num_examples: Sequence[int]) -> CutResult:
     """Forward and backward of every micro-batch, as a training step does them. `num_examples`: of each task."""
     layout = model.layout
     units_M = np.sum([batch.unit_counts for batch in batches], axis=0)

@@ -26,7 +26,7 @@ from mtdnn_ds.config.errors import ConfigError
 from mtdnn_ds.config.messages import plain_problems
 from mtdnn_ds.config.recipe import Recipe, TaskSettings
 from mtdnn_ds.losses.forms import Losses, build_losses
-from mtdnn_ds.model.multitask import MultiTaskModel
+from mtdnn_ds.model.multitask import MultiTaskNet
 from mtdnn_ds.tasks.custom import CustomKind
 from mtdnn_ds.tasks.resolve import resolve_tasks
 from mtdnn_ds.tasks.spec import Source, TaskSpec
@@ -181,7 +181,7 @@ def _checked(recipe: Recipe, data: RunData, folder: Path) -> CheckReport:
     )
 
 
-def _check_outputs(model: MultiTaskModel, losses: Losses, whole: PackedBatch) -> None:
+def _check_outputs(model: MultiTaskNet, losses: Losses, whole: PackedBatch) -> None:
     """Losses of the task's rows are finite, and depend on what the model says of them."""
     outputs = model(whole)
     leaves = {form: of_form.detach().requires_grad_() for form, of_form in outputs.items()}
@@ -230,7 +230,7 @@ def _check_cuts(data: RunData, results: Sequence[CutResult]) -> None:
         raise ConfigError(list(dict.fromkeys(problems)))
 
 
-def _check_half_precision(model: MultiTaskModel, losses: Losses, whole: PackedBatch) -> None:
+def _check_half_precision(model: MultiTaskNet, losses: Losses, whole: PackedBatch) -> None:
     """A run on GPUs computes in bf16: parameters and hidden states are, outputs and losses are float32."""
     half = copy.deepcopy(model).to(torch.bfloat16)
     try:
@@ -242,7 +242,7 @@ def _check_half_precision(model: MultiTaskModel, losses: Losses, whole: PackedBa
         raise ConfigError("check_task: with a model in bf16 the loss is not finite")
 
 
-def _check_saved_weights(recipe: Recipe, data: RunData, model: MultiTaskModel, whole: PackedBatch, folder: Path) -> None:
+def _check_saved_weights(recipe: Recipe, data: RunData, model: MultiTaskNet, whole: PackedBatch, folder: Path) -> None:
     """A model drawn from another seed gives the same outputs with the saved weights."""
     save_file({name: tensor.contiguous().clone() for name, tensor in model.state_dict().items()}, folder / WEIGHTS)
     other = recipe.model_copy(update={"train": recipe.train.model_copy(update={"seed": 1})})

@@ -9,11 +9,11 @@ from torch import nn
 from mtdnn_ds.config.errors import ConfigError
 from mtdnn_ds.config.freeze import freeze_problems, layers_of
 from mtdnn_ds.model.copies import CopiedEncoder
-from mtdnn_ds.model.multitask import MultiTaskModel
+from mtdnn_ds.model.multitask import MultiTaskNet
 from mtdnn_ds.model.sharing import hard_name
 
 
-def freeze(model: MultiTaskModel, parts: Sequence[str]) -> tuple[str, ...]:
+def freeze(model: MultiTaskNet, parts: Sequence[str]) -> tuple[str, ...]:
     """Takes the parameters of `parts` out of training, in place; returns a note on how much that is. Raises ConfigError for unknown parts.
 
     A parameter that encoder and heads share (a tied decoder) belongs to the encoder; of an encoder with copies a part is frozen in all
@@ -51,7 +51,7 @@ def encoder_layers(model: nn.Module) -> tuple[str, nn.ModuleList] | None:
 
 
 def _prefixes(part: str, layers: str | None) -> Iterator[str]:
-    """How the names of a part's parameters in MultiTaskModel begin."""
+    """How the names of a part's parameters in MultiTaskNet begin."""
     numbers = layers_of(part)
     if numbers is not None:
         yield from (f"encoder.model.{layers}.{number}." for number in numbers)

@@ -2,7 +2,7 @@
 
 logits = E norm(activation(W h + b)) + c, with E (V, E) the encoder's own word embeddings: BERT's head (Devlin et al. 2019) and those
 of its successors. E stays the embedding's parameter: the head only reads it, so the state dict holds it once, and its gradient is the
-sum of both uses. ZeRO-3 has to be told of such a loan (MultiTaskModel.borrowed, train/engine.py).
+sum of both uses. ZeRO-3 has to be told of such a loan (MultiTaskNet.borrowed, train/engine.py).
 
 Shape legend: K masked tokens, D hidden, E width of the word embeddings, V vocabulary.
 """

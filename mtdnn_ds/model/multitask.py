@@ -1,4 +1,4 @@
-"""MultiTaskModel: one encoder and the heads of all tasks in a single forward. Not the losses, not the engine.
+"""MultiTaskNet: one encoder and the heads of all tasks in a single forward. Not the losses, not the engine.
 
 Shape legend: T packed tokens, K supervised rows of a head, D hidden, C columns of a head, M terms.
 """
@@ -32,7 +32,7 @@ from mtdnn_ds.tasks.spec import TaskSpec
 Outputs = dict[str, Tensor]
 
 
-class MultiTaskModel(nn.Module):
+class MultiTaskNet(nn.Module):
     """Packed micro-batch in, outputs of all forms out.
 
     Everything happens in one forward, because ZeRO-3 gathers parameters by hooks on it; and every parameter is in the graph of
@@ -61,7 +61,7 @@ class MultiTaskModel(nn.Module):
         for name, head in heads.items():
             setattr(head, STREAM, stream_of(f"heads.{name}"))
 
-    def forward(self, batch: PackedBatch, within: Callable[[MultiTaskModel, PackedBatch], Any] | None = None) -> Any:
+    def forward(self, batch: PackedBatch, within: Callable[[MultiTaskNet, PackedBatch], Any] | None = None) -> Any:
         """{form: (K, C)} of every form in `batch.targets`; or what `within(self, batch)` returns, computed inside this forward.
 
         `within` may call `outputs` several times (regularisers do): under ZeRO-3 that works only inside the engine's forward.
@@ -144,7 +144,7 @@ def build_model(
     fused_layer_norm: bool = False,
     first_score: Mapping[str, float] | None = None,
     sharing: Sharing = HARD,
-) -> MultiTaskModel:
+) -> MultiTaskNet:
     """The whole model on the CPU, in training mode; equal on every rank for equal arguments.
 
     `encoder_path` is resolved (see resolve_encoder_path); `device_type` and `compute_dtype` are those of the training run, which
@@ -184,7 +184,7 @@ def build_model(
     shared = share_encoder(encoder, sharing, seed=seed)
     if isinstance(shared, CopiedEncoder) and "masked_lm" in heads:
         _tie_to_its_copy(heads["masked_lm"], shared, sharing, layout)
-    return MultiTaskModel(encoder=shared, heads=heads, layout=layout, dropout_seed=seed if dropout == "counter" else None).train()
+    return MultiTaskNet(encoder=shared, heads=heads, layout=layout, dropout_seed=seed if dropout == "counter" else None).train()
 
 
 def _tie_to_its_copy(head: nn.Module, encoder: CopiedEncoder, sharing: Sharing, layout: HeadLayout) -> None:
@@ -260,7 +260,7 @@ def _build_head(
     )
 
 
-def parameter_groups(model: MultiTaskModel, weight_decay: float, head_lr_factor: float = 1.0) -> list[dict[str, Any]]:
+def parameter_groups(model: MultiTaskNet, weight_decay: float, head_lr_factor: float = 1.0) -> list[dict[str, Any]]:
     """Trainable parameters in optimizer groups, with and without `weight_decay`, each in the model's own order.
 
     No decay on biases and on the parameters of normalisation layers, as BERT was trained (Devlin et al. 2019, appendix A.2, and

@@ -1,6 +1,6 @@
 """Sharing of the encoder on weights: building it, taking one task's plain encoder out, carrying weights from one way of sharing to another.
 
-Names of weights are those of MultiTaskModel: `encoder.model.X` and `encoder.pooler.X` with hard sharing; soft sharing has them below
+Names of weights are those of MultiTaskNet: `encoder.model.X` and `encoder.pooler.X` with hard sharing; soft sharing has them below
 `encoder.copies.N.`, low-rank sharing has `encoder.model.X.delta.a` and `.delta.b` beside `encoder.model.X.weight`. A plain state holds
 the encoder that some tasks run through, by the names of a PackedEncoder: `model.X`, with Hugging Face's names X, and `pooler.X`.
 """

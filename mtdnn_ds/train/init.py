@@ -20,7 +20,7 @@ from mtdnn_ds import dist
 from mtdnn_ds.config.errors import CheckpointError
 from mtdnn_ds.config.load import load_recipe
 from mtdnn_ds.config.recipe import Recipe
-from mtdnn_ds.model.multitask import MultiTaskModel
+from mtdnn_ds.model.multitask import MultiTaskNet
 from mtdnn_ds.model.sharing import ENCODER, carried_encoder
 from mtdnn_ds.tasks.layout import HeadLayout, head_layout
 from mtdnn_ds.tasks.resolve import resolve_tasks
@@ -73,7 +73,7 @@ def find_source(recipe: Recipe) -> InitSource | None:
     )
 
 
-def begin_with(model: MultiTaskModel, specs: Sequence[TaskSpec], source: InitSource) -> str:
+def begin_with(model: MultiTaskNet, specs: Sequence[TaskSpec], source: InitSource) -> str:
     """Put the source's weights into `model`; returns in words what was carried and what was not. Raises CheckpointError if they do not fit."""
     theirs, ours = read_weights(source.weights_folder), model.state_dict()
     encoder = carried_encoder(theirs, source.sharing, ours, source.own_sharing, [spec.name for spec in specs])
@@ -96,7 +96,7 @@ def begin_with(model: MultiTaskModel, specs: Sequence[TaskSpec], source: InitSou
 
 
 def _heads(
-    model: MultiTaskModel, specs: Sequence[TaskSpec], source: InitSource, theirs: Mapping[str, Tensor]
+    model: MultiTaskNet, specs: Sequence[TaskSpec], source: InitSource, theirs: Mapping[str, Tensor]
 ) -> tuple[dict[str, Tensor], str]:
     """Parameters of heads as they shall be, and what is said of them."""
     if source.specs is None:

@@ -1,4 +1,4 @@
-"""A finished run as a model: run folder + checkpoint -> recipe, tasks, weights in a MultiTaskModel. Trains nothing, needs no engine."""
+"""A finished run as a model: run folder + checkpoint -> recipe, tasks, weights in a MultiTaskNet. Trains nothing, needs no engine."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from mtdnn_ds.data.loader import LoaderSettings
-    from mtdnn_ds.model.multitask import MultiTaskModel
+    from mtdnn_ds.model.multitask import MultiTaskNet
     from mtdnn_ds.tasks.layout import HeadLayout
 
 
@@ -40,9 +40,10 @@ class FinishedRun:
 class LoadedRun:
     """A finished run's model on a device, and how micro-batches for it are cut."""
 
+    recipe: Recipe  # its own, in float32
     specs: tuple[TaskSpec, ...]
     layout: HeadLayout
-    model: MultiTaskModel
+    model: MultiTaskNet
     settings: LoaderSettings
     device: torch.device
 
@@ -77,7 +78,7 @@ def load_run(found: FinishedRun, *, device: torch.device) -> LoadedRun:
     settings = loader_settings(
         found.recipe, hidden_size=model.encoder.hidden_size, rank=dist.rank(), world_size=dist.world_size(), device=device
     )
-    return LoadedRun(specs=found.specs, layout=layout, model=model.to(device), settings=settings, device=device)
+    return LoadedRun(recipe=found.recipe, specs=found.specs, layout=layout, model=model.to(device), settings=settings, device=device)
 
 
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor], folder: Path) -> None:

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mtdnn_ds.batch import PackedBatch
-from mtdnn_ds.model.multitask import MultiTaskModel
+from mtdnn_ds.model.multitask import MultiTaskNet
 
 FILE = "momentum.safetensors"
 
@@ -25,7 +25,7 @@ FILE = "momentum.safetensors"
 class MomentumCopy:
     """A model whose weights follow those of the run. `compute_dtype`: that of the run's own forward."""
 
-    def __init__(self, model: MultiTaskModel, *, momentum: float, compute_dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, model: MultiTaskNet, *, momentum: float, compute_dtype: torch.dtype, device: torch.device) -> None:
         """Equal to `model`, which is not yet in an engine."""
         self.momentum, self.compute_dtype = momentum, compute_dtype
         self.model = copy.deepcopy(model).requires_grad_(False).eval().to(device)

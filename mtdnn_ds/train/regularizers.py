@@ -31,7 +31,7 @@ from mtdnn_ds.losses.divergence import divergence_sums
 from mtdnn_ds.losses.forms import Losses, UnitLosses
 from mtdnn_ds.losses.sums import TermTable, term_table
 from mtdnn_ds.model.encoder import PackedEncoder
-from mtdnn_ds.model.multitask import MultiTaskModel, Outputs
+from mtdnn_ds.model.multitask import MultiTaskNet, Outputs
 from mtdnn_ds.tasks.layout import HeadLayout
 from mtdnn_ds.tasks.regularized import COMPARABLE_FORMS, regularized_tasks
 from mtdnn_ds.tasks.spec import TaskSpec
@@ -48,7 +48,7 @@ class Pass:
     `within` runs in the engine's forward and returns outputs, whose losses are averaged, and what is added to the loss sums, (M,).
     """
 
-    within: Callable[[MultiTaskModel, PackedBatch], Computed]
+    within: Callable[[MultiTaskNet, PackedBatch], Computed]
     share: float  # of the micro-batch's losses; the shares of its passes add up to 1
 
 
@@ -91,7 +91,7 @@ class Regularizer:
         averaged = None if self.momentum is None else self.momentum.outputs(batch)
         lengths_S = batch.cu_seqlens.diff().long()
 
-        def within(model: MultiTaskModel, batch: PackedBatch) -> Computed:
+        def within(model: MultiTaskNet, batch: PackedBatch) -> Computed:
             assert self.ball is not None
             clean = model.outputs(batch)
             fixed = {form: outputs.detach() for form, outputs in clean.items()}
@@ -116,7 +116,7 @@ class Regularizer:
         lengths_S = batch.cu_seqlens.diff().long()
         is_noisy_T1 = noisy_tokens(host_batch, self.is_on_N).to(batch.input_ids.device, non_blocking=True)
 
-        def within(model: MultiTaskModel, batch: PackedBatch) -> Computed:
+        def within(model: MultiTaskNet, batch: PackedBatch) -> Computed:
             if noise:
                 _set_generator_state(batch.input_ids.device, dropout[0])  # the same dropout in all passes (their section 3.3)
             else:
@@ -132,13 +132,13 @@ class Regularizer:
             noise[0] = ascend(noise[0].detach(), gradient_TE * is_noisy_T1, lengths_S, self.ball)
 
     def _r_drop(self, host_batch: PackedBatch, batch: PackedBatch, step: int) -> Iterator[Pass]:
-        def within(model: MultiTaskModel, batch: PackedBatch) -> Computed:
+        def within(model: MultiTaskNet, batch: PackedBatch) -> Computed:
             first, second = model.outputs(batch), model.outputs(batch, number=1)
             return [first, second], self.factor / 2 * self._divergence(first, second, batch)
 
         yield Pass(within=within, share=1.0)
 
-    def _noise(self, model: MultiTaskModel, host_batch: PackedBatch, batch: PackedBatch, step: int) -> Tensor:
+    def _noise(self, model: MultiTaskNet, host_batch: PackedBatch, batch: PackedBatch, step: int) -> Tensor:
         assert self.ball is not None
         return draw_noise(
             host_batch,
@@ -157,7 +157,7 @@ class Regularizer:
 
 def build_regularizer(
     settings: RegularizerSettings,
-    model: MultiTaskModel,
+    model: MultiTaskNet,
     *,
     specs: Sequence[TaskSpec],
     layout: HeadLayout,
@@ -211,7 +211,7 @@ def _ball(settings: RegularizerSettings) -> Ball | None:
     )
 
 
-def _check_dropout(model: MultiTaskModel) -> None:
+def _check_dropout(model: MultiTaskNet) -> None:
     if not any(getattr(module, "p", 0) > 0 or getattr(module, "has_dropout", False) for module in model.modules()):
         raise ConfigError(
             "regularizer.name=r_drop: neither encoder nor heads have dropout, so both passes are equal and it has no effect; "
@@ -219,7 +219,7 @@ def _check_dropout(model: MultiTaskModel) -> None:
         )
 
 
-def _check_inputs(model: MultiTaskModel, name: str) -> None:
+def _check_inputs(model: MultiTaskNet, name: str) -> None:
     for encoder in (module for module in model.modules() if isinstance(module, PackedEncoder)):
         if "inputs_embeds" not in signature(encoder.model.forward).parameters:
             raise ConfigError(

@@ -20,7 +20,7 @@ from mtdnn_ds.losses.adaptive import AdaptiveScales, adaptive_scales
 from mtdnn_ds.losses.distillation import Distillation
 from mtdnn_ds.losses.forms import Losses, build_losses
 from mtdnn_ds.model.freeze import freeze
-from mtdnn_ds.model.multitask import MultiTaskModel, parameter_groups
+from mtdnn_ds.model.multitask import MultiTaskNet, parameter_groups
 from mtdnn_ds.tasks.spec import TaskSpec
 from mtdnn_ds.train import checkpoint, elastic
 from mtdnn_ds.train.disk import reason
@@ -161,7 +161,7 @@ def _distillation(recipe: Recipe) -> Distillation:
 
 
 def _regularizer(
-    recipe: Recipe, model: MultiTaskModel, data: RunData, *, device: torch.device, compute_dtype: torch.dtype, say: Callable[[str], None]
+    recipe: Recipe, model: MultiTaskNet, data: RunData, *, device: torch.device, compute_dtype: torch.dtype, say: Callable[[str], None]
 ) -> Regularizer | None:
     regularizer, notes = build_regularizer(
         recipe.regularizer,
@@ -228,7 +228,7 @@ def _open_folder(
     return opened[0] if opened else None
 
 
-def _engine(recipe: Recipe, model: MultiTaskModel, deepspeed: ResolvedDeepSpeed, *, say: Any) -> Any:
+def _engine(recipe: Recipe, model: MultiTaskNet, deepspeed: ResolvedDeepSpeed, *, say: Any) -> Any:
     optimizer = build_optimizer(
         recipe.optimizer.name,
         parameter_groups(model, recipe.optimizer.weight_decay, recipe.optimizer.head_lr_factor),

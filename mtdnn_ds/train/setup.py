@@ -21,7 +21,7 @@ from mtdnn_ds.data.features import load_tokenizer, special_tokens
 from mtdnn_ds.data.loader import LoaderSettings
 from mtdnn_ds.data.plan import StepPlan, steps_for_epochs
 from mtdnn_ds.data.prepared import PreparedSplit
-from mtdnn_ds.model.multitask import MultiTaskModel, build_model
+from mtdnn_ds.model.multitask import MultiTaskNet, build_model
 from mtdnn_ds.tasks.layout import HeadLayout, head_layout
 from mtdnn_ds.tasks.sharing import Sharing, share
 from mtdnn_ds.tasks.spec import TaskSpec
@@ -164,7 +164,7 @@ def recipe_sharing(recipe: Recipe) -> Sharing:
     return share(list(recipe.tasks), mode=settings.mode, groups=settings.groups, penalty=settings.penalty, rank=settings.rank)
 
 
-def run_model(recipe: Recipe, data: RunData, *, device: torch.device, compute_dtype: torch.dtype) -> MultiTaskModel:
+def run_model(recipe: Recipe, data: RunData, *, device: torch.device, compute_dtype: torch.dtype) -> MultiTaskNet:
     """The recipe's model on the CPU in float32; the engine moves and casts it. Raises ConfigError if the encoder cannot serve it.
 
     `data.examples` may lack tasks (regressions then answer 0 at first): the weights may come from a checkpoint.

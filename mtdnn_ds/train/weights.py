@@ -1,6 +1,6 @@
 """Whole weights out of a sharded engine, and the best ones of each task. No optimizer state (train/checkpoint.py).
 
-runs/NAME/best/TASK and runs/NAME/best/average each hold model.safetensors (names as in MultiTaskModel) and best.json.
+runs/NAME/best/TASK and runs/NAME/best/average each hold model.safetensors (names as in MultiTaskNet) and best.json.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from typing import Any
 from mtdnn_ds import dist
 from mtdnn_ds.commands.checks import checked_stages
 from mtdnn_ds.config.errors import UserError
-from mtdnn_ds.model.multitask import MultiTaskModel
+from mtdnn_ds.model.multitask import MultiTaskNet
 from mtdnn_ds.train import stages, trainer
 from mtdnn_ds.train.engine import stop_distributed
 
@@ -33,7 +33,7 @@ def watch(stage_to_die: str | None, step_to_die: int | None) -> None:
     def watched_train(*arguments: Any, **keywords: Any) -> None:
         name = keywords["output_dir"].name.partition("_")[2]
         if dist.is_main():
-            print(f"models alive before {name}: {sum(isinstance(item, MultiTaskModel) for item in gc.get_objects())}", flush=True)
+            print(f"models alive before {name}: {sum(isinstance(item, MultiTaskNet) for item in gc.get_objects())}", flush=True)
         if name == stage_to_die and step_to_die is None:
             die()
         train(*arguments, **keywords)
