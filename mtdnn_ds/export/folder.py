@@ -1,17 +1,215 @@
-"""A trained model as it is opened for use: a run folder with one of its checkpoints, or an exported folder of the whole model."""
+"""A trained model as it is opened for use: a run folder with one of its checkpoints, or an exported folder of the whole model. Trains nothing.
+
+An exported folder needs neither the run's data nor the encoder it began with:
+
+    model.safetensors    every weight in float32, names as in MultiTaskNet
+    mtdnn_ds.json        format, sha256 of the weights, recipe, tasks, plugin files, where it comes from
+    config.json, tokenizer.json, ...    the encoder's config and its tokenizer, as transformers writes them
+    plugins/*.py         files of task kinds of the user's own
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from mtdnn_ds.train.loaded_run import LoadedRun, find_run, load_run
+from mtdnn_ds import __version__, dist
+from mtdnn_ds.config.errors import CheckpointError, ConfigError
+from mtdnn_ds.config.recipe import Recipe
+from mtdnn_ds.tasks.custom import CustomKind
+from mtdnn_ds.tasks.plugins import load_plugins
+from mtdnn_ds.tasks.spec import TaskSpec
+from mtdnn_ds.train.loaded_run import LoadedRun, find_run, load_run, load_weights
+from mtdnn_ds.train.run_folder import RunFolder
+from mtdnn_ds.train.weights import WEIGHTS
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor
+    from transformers import PreTrainedConfig
+
+ABOUT = "mtdnn_ds.json"
+FORMAT = 1
+PLUGINS = "plugins"
+DEFAULT = "best/average"
+
+_SPEC_FIELDS = ("name", "kind", "labels", "metrics", "dropout", "loss_scale", "head", "objective", "options")
+_PATH_SETTINGS: dict[str, Any] = {"files": None, "dataset": None, "hub": None, "splits": None, "train_fraction": None, "sample_seed": None}
 
 
-def open_model(path: str, checkpoint: str = "best/average", *, device: torch.device) -> LoadedRun:
-    """The model in `path`, in float32 and in evaluation mode. Raises ConfigError and CheckpointError in the words of the command line."""
-    loaded = load_run(find_run(path, checkpoint, run_setting="MODEL"), device=device)
+def default_checkpoint(path: str) -> str:
+    """What --checkpoint is where it is not given: best/average, or latest in a run that was never evaluated."""
+    folder = RunFolder(Path(path))
+    return DEFAULT if is_exported(path) or (folder.best / "average" / WEIGHTS).is_file() else "latest"
+
+
+def is_exported(path: str) -> bool:
+    """Whether `path` is an exported folder of a whole model."""
+    return (Path(path) / ABOUT).is_file()
+
+
+def open_model(
+    path: str, checkpoint: str = DEFAULT, *, device: torch.device, setting: str = "MODEL", trust_plugins: bool = False
+) -> LoadedRun:
+    """The model in `path`, in float32 and in evaluation mode. Raises ConfigError and CheckpointError in the words of the command line.
+
+    An exported folder may hold Python files of the user's own kinds of tasks, which opening it runs: only with `trust_plugins`.
+    """
+    if is_exported(path):
+        if checkpoint not in (DEFAULT, "latest"):
+            raise ConfigError(
+                f"--checkpoint {checkpoint}: {path} is an exported folder, which holds one; leave it out, or give the run folder"
+            )
+        loaded = _open_exported(Path(path), device=device, setting=setting, trust_plugins=trust_plugins)
+    else:
+        _refuse_other_folders(Path(path), setting)
+        loaded = load_run(find_run(path, checkpoint, run_setting=setting), device=device)
     loaded.model.eval()
     return loaded
+
+
+def save_folder(
+    folder: Path,
+    *,
+    recipe: Recipe,
+    specs: Sequence[TaskSpec],
+    weights: Mapping[str, Tensor],
+    config: PreTrainedConfig,
+    tokenizer: Any,
+    source: Mapping[str, Any],
+) -> None:
+    """Write the whole model to `folder`, which is there and empty. `weights` are MultiTaskNet's; `source`: plain facts on where it comes from."""
+    from safetensors.torch import save_file
+
+    save_file({name: tensor.float().contiguous() for name, tensor in weights.items()}, folder / WEIGHTS, metadata={"format": "pt"})
+    config.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    plugins = _copy_plugins(recipe, specs, folder)
+    about = {
+        "format": FORMAT,
+        "mtdnn_ds": __version__,
+        "sha256": _sha256(folder / WEIGHTS),
+        "source": dict(source),
+        "tasks": [{name: getattr(spec, name) for name in _SPEC_FIELDS} for spec in specs],
+        "plugins": plugins,
+        "recipe": _portable(recipe).model_dump(mode="json"),
+    }
+    (folder / ABOUT).write_text(json.dumps(about, indent=1) + "\n")
+
+
+def read_about(folder: Path) -> dict[str, Any]:
+    """mtdnn_ds.json of an exported folder, checked. Raises CheckpointError."""
+    path = folder / ABOUT
+    try:
+        about = json.loads(path.read_text())
+        version = about["format"]
+        missing = [key for key in ("sha256", "source", "tasks", "plugins", "recipe") if key not in about]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({error}); export the run again") from error
+    if version != FORMAT:
+        raise CheckpointError(
+            f"{path}: has format {version!r}, and this version of mtdnn_ds reads {FORMAT}; install the version that wrote it"
+        )
+    if missing:
+        raise CheckpointError(f"{path}: says nothing of {', '.join(missing)}; export the run again")
+    return dict(about)
+
+
+def _open_exported(folder: Path, *, device: torch.device, setting: str, trust_plugins: bool) -> LoadedRun:
+    about = read_about(folder)
+    kinds = _own_kinds(folder, about["plugins"], setting, trust_plugins=trust_plugins)
+    try:
+        recipe = Recipe.model_validate(about["recipe"])
+        specs = tuple(_spec(values, kinds) for values in about["tasks"])
+    except (ValueError, TypeError, KeyError) as error:
+        raise CheckpointError(f"{folder / ABOUT}: does not describe a model ({error}); export the run again") from error
+    encoder = recipe.encoder.model_copy(update={"path": str(folder)})
+    recipe = recipe.model_copy(update={"encoder": encoder, "plugins": [str(folder / name) for name in about["plugins"]]})
+    if not (folder / WEIGHTS).is_file():
+        raise CheckpointError(f"{folder / WEIGHTS}: is missing; export the run again")
+    if (found := _sha256(folder / WEIGHTS)) != about["sha256"]:
+        raise CheckpointError(
+            f"{folder / WEIGHTS}: is damaged (its sha256 is {found}, {ABOUT} says {about['sha256']}); export the run again"
+        )
+
+    import torch  # with transformers, seconds: a wrong folder is refused before
+    from safetensors.torch import load_file
+
+    from mtdnn_ds.tasks.layout import head_layout
+    from mtdnn_ds.train.setup import RunData, loader_settings, run_model
+
+    layout = head_layout(specs)
+    model = run_model(recipe, RunData(specs=specs, layout=layout, examples={}), device=device, compute_dtype=torch.float32)
+    load_weights(model, load_file(folder / WEIGHTS), folder)
+    settings = loader_settings(recipe, hidden_size=model.encoder.hidden_size, rank=dist.rank(), world_size=dist.world_size(), device=device)
+    return LoadedRun(recipe=recipe, specs=specs, layout=layout, model=model.to(device), settings=settings, device=device)
+
+
+def _spec(values: Mapping[str, Any], kinds: Mapping[str, CustomKind]) -> TaskSpec:
+    own = {name: values[name] for name in _SPEC_FIELDS}
+    own |= {name: tuple(own[name]) for name in ("labels", "metrics")}
+    return TaskSpec(**own, splits={}, custom=kinds.get(own["kind"]))
+
+
+def _portable(recipe: Recipe) -> Recipe:
+    """The recipe without what names files of the machine it ran on. The encoder is the folder's own."""
+    defaults = {name: Recipe.model_fields[name].default for name in ("init", "distillation", "data")}
+    encoder = recipe.encoder.model_copy(
+        update={"path": ".", "tokenizer": None, "sha256": None, "random_init": True, "attention": "auto", "fused_layer_norm": False}
+    )
+    tasks = {name: settings.model_copy(update=_PATH_SETTINGS) for name, settings in recipe.tasks.items()}
+    return recipe.model_copy(update={**defaults, "encoder": encoder, "tasks": tasks, "plugins": []})
+
+
+def _copy_plugins(recipe: Recipe, specs: Sequence[TaskSpec], folder: Path) -> dict[str, str]:
+    """The plugin files, if a task is of a kind of the user's own, below plugins/; {name in the folder: sha256}."""
+    if not any(spec.custom is not None for spec in specs):
+        return {}
+    copied = {}
+    (folder / PLUGINS).mkdir()
+    for number, source in enumerate(dict.fromkeys(recipe.plugins), 1):
+        path = Path(source).expanduser()
+        target = folder / PLUGINS / path.name
+        if target.exists():  # two files of one name
+            target = target.with_name(f"{path.stem}_{number}.py")
+        shutil.copyfile(path, target)
+        copied[target.relative_to(folder).as_posix()] = _sha256(target)
+    return copied
+
+
+def _own_kinds(folder: Path, plugins: Mapping[str, str], setting: str, *, trust_plugins: bool) -> dict[str, CustomKind]:
+    if not plugins:
+        return {}
+    listed = ", ".join(str(folder / name) for name in plugins)
+    if not trust_plugins:
+        raise ConfigError(
+            f"{setting} {folder}: holds task kinds of its maker's own, in Python files that opening it runs: {listed}; read them, "
+            f"and give --trust_plugins (in Python trust_plugins=True) if you trust them"
+        )
+    wrong = [
+        f"{folder / name}: is not the file that was exported (its sha256 differs from that in {ABOUT}); export the run again"
+        for name, sha256 in plugins.items()
+        if not (folder / name).is_file() or _sha256(folder / name) != sha256
+    ]
+    if wrong:
+        raise CheckpointError(wrong)
+    return load_plugins([str(folder / name) for name in plugins])
+
+
+def _refuse_other_folders(folder: Path, setting: str) -> None:
+    """Folders that an export made beside the one of the whole model."""
+    if is_exported(str(folder / "multitask")):
+        raise ConfigError(f"{setting} {folder}: holds several exported folders; give {folder / 'multitask'}, that of the whole model")
+    if (folder / "config.json").is_file() and not (folder / "recipe.yaml").is_file():
+        raise ConfigError(
+            f"{setting} {folder}: a plain transformers model, which transformers loads; give a run folder, or a folder of the whole model ({ABOUT})"
+        )
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
