@@ -134,21 +134,23 @@ def _shards(folder: Path, num_rows: int) -> tuple[Shard, ...]:
     """Zero-copy views into the memory-mapped file."""
     reader = pa.ipc.open_file(pa.memory_map(str(folder / "tokens.arrow")))
     batches = [reader.get_batch(index) for index in range(reader.num_record_batches)]
-    shards = tuple(
-        Shard(
-            tokens=batch.column("tokens").values.to_numpy(zero_copy_only=True),
-            offsets=batch.column("tokens").offsets.to_numpy(zero_copy_only=True),
-            text_lengths=batch.column("text_lengths").values.to_numpy(zero_copy_only=True),
-            text_offsets=batch.column("text_lengths").offsets.to_numpy(zero_copy_only=True),
-            labels=batch.column("label").to_numpy(zero_copy_only=True),
-            source_rows=batch.column("source_row").to_numpy(zero_copy_only=True),
-            extra={name: batch.column(name) for name in batch.schema.names if name not in _OWN_COLUMNS},
-        )
-        for batch in batches
-    )
+    shards = tuple(shard_of(batch) for batch in batches)
     if sum(len(shard.labels) for shard in shards) != num_rows or any(len(shard.labels) != ROWS_PER_BATCH for shard in shards[:-1]):
         raise ValueError(f"record batches of {[len(shard.labels) for shard in shards]} rows do not make up {num_rows} rows")
     return shards
+
+
+def shard_of(batch: pa.RecordBatch) -> Shard:
+    """Zero-copy views into a record batch."""
+    return Shard(
+        tokens=batch.column("tokens").values.to_numpy(zero_copy_only=True),
+        offsets=batch.column("tokens").offsets.to_numpy(zero_copy_only=True),
+        text_lengths=batch.column("text_lengths").values.to_numpy(zero_copy_only=True),
+        text_offsets=batch.column("text_lengths").offsets.to_numpy(zero_copy_only=True),
+        labels=batch.column("label").to_numpy(zero_copy_only=True),
+        source_rows=batch.column("source_row").to_numpy(zero_copy_only=True),
+        extra={name: batch.column(name) for name in batch.schema.names if name not in _OWN_COLUMNS},
+    )
 
 
 def _open(job: _Job, meta: dict[str, Any], specials: SpecialTokens) -> PreparedSplit:

@@ -230,7 +230,7 @@ def _build_head(
             first_bias={
                 term.first_column: first_score[specs[term.task].name]
                 for term in layout.terms
-                if term.form == "score" and specs[term.task].name in first_score
+                if term.head == name and term.form == "score" and specs[term.task].name in first_score
             },
         )
     if name == "embedding":

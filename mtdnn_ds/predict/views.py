@@ -1,0 +1,111 @@
+"""Views: the different sequences that the asked tasks make of one row, and the checks of its cells. Cuts no tokens (data/features.py), runs no model.
+
+Tasks that read the same columns in the same way share a view, so its sequences run through the encoder once for all of them. Where tasks
+have encoders of their own (soft and low-rank sharing), each group of tasks has views of its own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mtdnn_ds.data.conversations import Turn
+from mtdnn_ds.data.lines import RowProblem
+from mtdnn_ds.data.rows import CheckedRow, RowParser, shown, text_problem
+from mtdnn_ds.data.rows_answers import span_rows, turn_rows
+from mtdnn_ds.data.rows_choices import choices_and_index
+from mtdnn_ds.data.rows_words import words_and_tags
+from mtdnn_ds.predict.inputs import Reading, ViewKind
+from mtdnn_ds.tasks.spec import Source, TaskSpec
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class View:
+    """One way of making sequences of a row, and the tasks that read them."""
+
+    kind: ViewKind
+    lane: int  # which encoder (or low-rank change of it) the sequences run through
+    texts: tuple[str, ...]
+    more: tuple[str, ...]
+    prefix: str  # what the tokenizer needs in front of a text whose words are to be cut as in training
+    stride: int | None  # of windows
+    tasks: tuple[int, ...]
+    parse: RowParser
+
+
+def views_of(
+    readings: Sequence[Reading],
+    specs: Sequence[TaskSpec],
+    *,
+    lane_of: Mapping[int, int],
+    word_prefix: str,
+    truncates_left: bool,
+    is_list: frozenset[str],
+) -> tuple[View, ...]:
+    """The views of rows whose columns `is_list` hold lists; tasks with the same sequences share one."""
+    members: dict[tuple[Any, ...], list[int]] = {}
+    for reading in readings:
+        spec, kind, prefix, apart = specs[reading.task], reading.kind, "", False
+        if kind == "words" and reading.texts[0] not in is_list:
+            kind, prefix, apart = "text", word_prefix, truncates_left  # words are kept from the first one on
+        stride = spec.options["stride"] if kind in ("windows", "turns") else None
+        turns = spec.options["history_turns"] if kind == "turns" else None
+        key = (kind, lane_of[reading.task], reading.texts, reading.more, prefix, stride, turns, apart)
+        members.setdefault(key, []).append(reading.task)
+    return tuple(
+        View(
+            kind=kind, lane=lane, texts=texts, more=more, prefix=prefix, stride=stride, tasks=tuple(tasks),
+            parse=_parser(kind, specs[tasks[0]], texts, more),
+        )
+        for (kind, lane, texts, more, prefix, stride, *_), tasks in members.items()
+    )  # fmt: skip
+
+
+def parsed(views: Sequence[View], number: int, row: Mapping[str, Any]) -> list[CheckedRow] | RowProblem:
+    """The row as each view reads it, or the first thing that is wrong with it."""
+    checked = []
+    for view in views:
+        one = view.parse(number, tuple(row.get(column) for column in (*view.texts, *view.more)))
+        if isinstance(one, RowProblem):
+            return one
+        checked.append(one)
+    return checked
+
+
+def _parser(kind: ViewKind, spec: TaskSpec, texts: tuple[str, ...], more: tuple[str, ...]) -> RowParser:
+    source = Source(format="jsonl", path="", text_columns=texts, label_column=None, more_columns=more if kind == "choices" else ())
+    if kind == "turns":
+        return _turns(turn_rows(spec, source), texts, more)
+    makers = {"words": words_and_tags, "choices": choices_and_index, "windows": span_rows}
+    return makers[kind](spec, source) if kind in makers else _plain_texts(texts)
+
+
+def _plain_texts(columns: Sequence[str]) -> RowParser:
+    def parse(number: int, cells: tuple[object, ...]) -> CheckedRow | RowProblem:
+        for text, column in zip(cells, columns, strict=True):
+            if problem := text_problem(text, column):
+                return problem
+        return CheckedRow(number, cells, math.nan)  # type: ignore[arg-type]
+
+    return parse
+
+
+def _turns(parse_turn: RowParser, texts: Sequence[str], more: Sequence[str]) -> RowParser:
+    """A question with the turns before it; a missing history is an empty one."""
+
+    def parse(number: int, cells: tuple[object, ...]) -> CheckedRow | RowProblem:
+        for text, column in zip(cells, texts, strict=False):
+            if problem := text_problem(text, column):
+                return problem
+        history = (cells[2] if more else None) or []
+        if not isinstance(history, (list, tuple)) or not all(isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in history):
+            return RowProblem("bad history", f"column 'history' holds {shown(cells[2])}, not a list of [question, answer] pairs")
+        turn = Turn(
+            question=cells[0], context=cells[1], history=tuple((pair[0], pair[1]) for pair in history), given=None, answers=(), spans=(),
+            is_free=True, yes_no=None, id=str(number), place="",
+        )  # fmt: skip
+        return parse_turn(number, (turn,))
+
+    return parse
