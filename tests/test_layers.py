@@ -19,9 +19,9 @@ LAYERS = {
     "export": 4,
     "report": 4,
     "predict": 5,
-    "api": 6,
     "commands": 7,
     "cli": 8,
+    "api": 9,
     "__main__": 9,
 }
 ONLY_IN = {

@@ -90,9 +90,11 @@ def _skip_shared_memory_op(deepspeed: Any) -> None:
 
 
 def stop_distributed() -> None:
-    """Leave the process group. Collective: all ranks must call this, last."""
+    """Leave the process group; another one may be joined after it. Collective: all ranks must call this, last."""
     if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+        import deepspeed
+
+        deepspeed.comm.destroy_process_group()  # which also forgets the groups that DeepSpeed keeps by name
 
 
 def start_engine(model: nn.Module, optimizer: torch.optim.Optimizer, config: dict[str, Any]) -> Any:
