@@ -56,6 +56,7 @@ def _main(arguments: list[str]) -> int:
 
         print(overview(program), end="")
         return 0
+    verb = verb.replace("_", "-") if verb.replace("_", "-") in VERBS else verb
     if verb not in VERBS:
         what = f"'{verb}' is a flag; the verb comes first" if verb.startswith("-") else f"unknown verb '{verb}'"
         raise ConfigError(f"{what}{did_you_mean(verb, VERBS)}")
@@ -70,7 +71,7 @@ def _run_verb(verb: Verb, arguments: list[str], *, program: str) -> int:
         return 0
     values = read_arguments(verb, arguments)
     _configure_logging(values.get("log_level") or "warning")
-    run: Callable[..., int] = importlib.import_module(f"mtdnn_ds.commands.{verb.name}").run
+    run: Callable[..., int] = importlib.import_module(f"mtdnn_ds.commands.{verb.module}").run
     if not verb.from_launcher:
         return run(**values)
     from mtdnn_ds.train.stopping import listening
@@ -82,7 +83,7 @@ def _run_verb(verb: Verb, arguments: list[str], *, program: str) -> int:
 def read_arguments(verb: Verb, arguments: Sequence[str]) -> dict[str, Any]:
     """The keyword arguments of the verb's `run`. Raises ConfigError with everything wrong with the flags, and with the recipe if they are."""
     problems: list[str] = []
-    call = _parse(verb.name, _explicit(arguments, problems, switches=[flag.name for flag in verb.flags if flag.is_switch]))
+    call = _parse(verb.module, _explicit(arguments, problems, switches=[flag.name for flag in verb.flags if flag.is_switch]))
     flags = dict(call.flags)
     values = _flag_values(verb, flags, call.positional, problems)
     overrides = {name: text for name, text in flags.items() if name not in values and not (verb.from_launcher and name in LAUNCHER_FLAGS)}
@@ -141,7 +142,9 @@ def _flag_values(verb: Verb, flags: dict[str, str], positional: Sequence[str], p
     if verb.positional and unnamed:
         if verb.positional in flags:
             problems.append(f"'{unnamed[0]}': --{verb.positional} is given too; keep one")
-        flags.setdefault(verb.positional, unnamed.pop(0))
+        flags.setdefault(verb.positional, unnamed[0] if verb.takes_several else unnamed.pop(0))
+    several = tuple(unnamed) or tuple(flags[name] for name in (verb.positional,) if name in flags) if verb.takes_several else ()
+    unnamed = [] if verb.takes_several else unnamed
     problems += [f"'{word}': unexpected; flags are written --name value{_recipe_hint(verb, word)}" for word in unnamed]
     values: dict[str, Any] = {}
     for flag in verb.flags:
@@ -154,6 +157,8 @@ def _flag_values(verb: Verb, flags: dict[str, str], positional: Sequence[str], p
             if values[flag.name] not in (None, "true", "false"):
                 problems.append(f"--{flag.name}={values[flag.name]}: takes no value; write --{flag.name} or leave it out")
             values[flag.name] = values[flag.name] == "true"
+    if verb.positional and verb.takes_several:
+        values[verb.positional] = several
     if "log_level" in values and values["log_level"] not in LOG_LEVELS:
         problems.append(f"--log_level {values['log_level']}: must be one of {', '.join(LOG_LEVELS)}")
     if "world_size" in values:
@@ -166,9 +171,12 @@ def _flag_values(verb: Verb, flags: dict[str, str], positional: Sequence[str], p
 
 
 def _default(flag: Flag) -> str | None:
-    if not flag.shipped or flag.default is None or Path(flag.default).exists():
-        return flag.default
-    return str(PROJECT_ROOT / flag.default)
+    return flag.default if not flag.shipped or flag.default is None else shipped_file(flag.default)
+
+
+def shipped_file(name: str) -> str:
+    """A file of this project: in the current directory, else beside the package."""
+    return name if Path(name).exists() else str(PROJECT_ROOT / name)
 
 
 def _recipe_hint(verb: Verb, word: str) -> str:

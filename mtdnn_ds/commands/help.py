@@ -11,7 +11,7 @@ _WIDTH = 118
 
 def overview(program: str) -> str:
     """What `python -m mtdnn_ds --help` shows."""
-    verbs = "\n".join(_entry(verb.name, verb.summary, indent=2, column=14) for verb in VERBS.values())
+    verbs = "\n".join(_entry(verb.name, verb.summary, indent=2, column=19) for verb in VERBS.values())
     return (
         f"usage: {program} VERB [--flag value ...] [--section.setting value ...]\n\n"
         "One encoder, many tasks, trained exactly under DeepSpeed.\n\n"

@@ -31,7 +31,13 @@ class Verb:
     flags: tuple[Flag, ...]
     takes_settings: bool = True
     positional: str | None = None  # flag that may be given without its name
+    takes_several: bool = False  # and more than once: its value is a tuple
     from_launcher: bool = False
+
+    @property
+    def module(self) -> str:
+        """Name of its module in mtdnn_ds/commands."""
+        return self.name.replace("-", "_")
 
 
 _RECIPE = Flag(name="recipe", help="recipe to run", default="recipes/quickstart.yaml", shipped=True)
@@ -128,6 +134,48 @@ VERBS: dict[str, Verb] = {
             takes_settings=False,
             positional="run_dir",
             from_launcher=True,
+        ),
+        Verb(
+            name="submit",
+            summary="write GLUE's leaderboard zip from a run and the official test files, or check one",
+            flags=(
+                Flag(name="run_dir", help="run folder, as train wrote it"),
+                Flag(name="checkpoint", help="best: each task from its own best/TASK; or best/average, step_N, latest for all", default="best"),
+                Flag(name="glue_dir", help="folder with the official test files; default: the run's data.glue_dir"),
+                Flag(name="output", help="zip to write; default: glue_submission.zip in the run folder"),
+                Flag(name="fill_missing", help="fill files that the run cannot predict with the most frequent label", is_switch=True),
+                Flag(name="check", help="only check this zip, and say everything that is wrong with it"),
+                _LOG_LEVEL,
+            ),
+            takes_settings=False,
+            positional="run_dir",
+            from_launcher=True,
+        ),
+        Verb(
+            name="report",
+            summary="write one HTML page on one or several runs: curves, mixture, speed, results, confusions, worst errors",
+            flags=(
+                Flag(name="run_dir", help="run folders, one or several", required=True),
+                Flag(name="output", help="page to write", default="report.html"),
+                Flag(name="no_predictions", help="leave out confusions and worst errors, which need data and weights", is_switch=True),
+                _LOG_LEVEL,
+            ),
+            takes_settings=False,
+            positional="run_dir",
+            takes_several=True,
+        ),
+        Verb(
+            name="import-task-def",
+            summary="write a recipe from a task definition of mt-dnn and its data files, and say what is not carried over",
+            flags=(
+                Flag(name="task_def", help="mt-dnn's task definition, a YAML file", required=True),
+                Flag(name="data", help="folder with its TASK_SPLIT.tsv (or .json) files", required=True),
+                Flag(name="output", help="recipe to write; rows that must be converted go to a folder beside it", required=True),
+                Flag(name="encoder", help="encoder of the recipe; default: BERT-base, or what encoder_type names"),
+                Flag(name="decode_with", help="tokenizer (hub name or folder) to make texts of token ids with, where there is no .tsv"),
+            ),
+            takes_settings=False,
+            positional="task_def",
         ),
         Verb(
             name="verify",
