@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mtdnn_ds.cli import shipped_file
+from mtdnn_ds.config.errors import ConfigError
 from mtdnn_ds.config.launch import take_place
 from mtdnn_ds.config.recipe import Recipe
 from mtdnn_ds.config.yaml_text import dump_yaml
@@ -50,14 +51,15 @@ def train(
         if isinstance(deepspeed_config, Mapping):
             (written / "deepspeed.json").write_text(json.dumps(deepspeed_config), encoding="utf-8")
             deepspeed_config = written / "deepspeed.json"
-        run(
-            recipe=str(recipe),
-            deepspeed_config=str(deepspeed_config or shipped_file(DEEPSPEED_JSON)),
-            output_dir=str(output_dir),
-            resume=resume,
-            log_level="warning",
-            overrides={name: value if isinstance(value, str) else json.dumps(value) for name, value in (settings or {}).items()},
-        )
+        with _naming({written / "recipe.yaml": "recipe", written / "deepspeed.json": "deepspeed_config"}):
+            run(
+                recipe=str(recipe),
+                deepspeed_config=str(deepspeed_config or shipped_file(DEEPSPEED_JSON)),
+                output_dir=str(output_dir),
+                resume=resume,
+                log_level="warning",
+                overrides={name: value if isinstance(value, str) else json.dumps(value) for name, value in (settings or {}).items()},
+            )
     return Path(output_dir)
 
 
@@ -70,6 +72,18 @@ def evaluate(run_dir: str | Path, *, checkpoint: str = "best/average") -> Evalua
 
     with _as_a_command():
         return evaluated(str(run_dir), checkpoint, lambda text: None)
+
+
+@contextmanager
+def _naming(names: Mapping[Path, str]) -> Iterator[None]:
+    """Refusals that name one of the files say what the caller knows it by."""
+    try:
+        yield
+    except ConfigError as error:
+        problems = error.problems
+        for path, name in names.items():
+            problems = tuple(problem.replace(str(path), name) for problem in problems)
+        raise ConfigError(problems) from error
 
 
 @contextmanager

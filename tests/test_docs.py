@@ -128,6 +128,8 @@ def check_command(words: list[str]) -> None:
         check_verb(VERBS["train"], words[2:])
     elif words[:2] == ["python", "tests/slurm/cluster.py"]:
         assert words[2] in ("start", "stop") and words[3].startswith(PLACEHOLDERS), words
+    elif words[:2] == ["python", "examples/own_data.py"]:
+        assert set(flags_with_values([*words[2::2], "end"])[0]) <= {"--encoder", "--output_dir"}, words
     elif program in ("docker", "apptainer"):
         assert words[1] == "build" and any(word.startswith("containers/") and Path(word).is_file() for word in words), words
     elif program == "tensorboard":
