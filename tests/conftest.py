@@ -64,3 +64,11 @@ def keep_capitals(folder: Path) -> Path:
 @pytest.fixture(scope="session")
 def tiny_encoder(tmp_path_factory: pytest.TempPathFactory, minilm: Path) -> Path:
     return write_tiny_encoder(tmp_path_factory.mktemp("tiny_bert"), minilm)
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory: pytest.TempPathFactory, tiny_encoder: Path, shared_data: Path) -> Path:
+    """A small run of several kinds of tasks with GLUE's real test files (finished_run.py); read it, and write elsewhere."""
+    from finished_run import train_finished_run
+
+    return train_finished_run(tmp_path_factory.mktemp("finished"), tiny_encoder, shared_data)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -48,8 +48,17 @@ class LoadedRun:
     device: torch.device
 
 
-def find_run(run_dir: str, checkpoint: str, *, run_setting: str = "--run_dir", checkpoint_setting: str = "--checkpoint") -> FinishedRun:
+def find_run(
+    run_dir: str,
+    checkpoint: str,
+    *,
+    run_setting: str = "--run_dir",
+    checkpoint_setting: str = "--checkpoint",
+    overrides: Mapping[str, str] | None = None,
+) -> FinishedRun:
     """The run in `run_dir` with its `checkpoint` (latest, step_N, best/TASK, best/average). Reads no weights.
+
+    `overrides`: settings that differ from the run's own, as where its data are now.
 
     Raises ConfigError and CheckpointError in the words of the settings that named the two.
     """
@@ -58,7 +67,7 @@ def find_run(run_dir: str, checkpoint: str, *, run_setting: str = "--run_dir", c
         raise ConfigError(f"{run_setting} {run_dir}: not a run folder (recipe.yaml is missing); give the --output_dir of a training run")
     refuse_staged_folder(folder, run_setting)
     weights_folder = find_weights(folder, checkpoint, checkpoint_setting)
-    recipe = load_recipe(str(folder.recipe), {})
+    recipe = load_recipe(str(folder.recipe), overrides or {})
     # Back ends that need half precision or CUDA change no weights.
     encoder = recipe.encoder.model_copy(update={"attention": "auto", "fused_layer_norm": False})
     recipe = recipe.model_copy(update={"encoder": encoder})
@@ -81,8 +90,25 @@ def load_run(found: FinishedRun, *, device: torch.device) -> LoadedRun:
     return LoadedRun(recipe=found.recipe, specs=found.specs, layout=layout, model=model.to(device), settings=settings, device=device)
 
 
-def load_weights(model: nn.Module, weights: Mapping[str, Tensor], folder: Path) -> None:
-    """Put `weights` into `model`, all of them. Raises CheckpointError naming what does not fit."""
+def best_folders(folder: RunFolder, tasks: Sequence[str], otherwise: Path) -> dict[Path, list[str]]:
+    """Which of `tasks` have which weights as their best: {folder of weights: tasks}, each file of weights once.
+
+    best/TASK of tasks that were best in one step are one file. A task that was never evaluated has those of `otherwise`.
+    """
+    folders: dict[tuple[int, int], Path] = {}
+    groups: dict[Path, list[str]] = {}
+    for task in tasks:
+        own = folder.best / task
+        if not (own / WEIGHTS).is_file():
+            own = otherwise
+        elif (file := (own / WEIGHTS).stat()).st_nlink > 1:
+            own = folders.setdefault((file.st_dev, file.st_ino), own)
+        groups.setdefault(own, []).append(task)
+    return groups
+
+
+def load_weights(model: nn.Module, weights: Mapping[str, Tensor], folder: Path, *, assign: bool = False) -> None:
+    """Put `weights` into `model`, all of them; with `assign` as they are, without a copy. Raises CheckpointError naming what does not fit."""
     expected = model.state_dict()
     wrong = [f"{name} is missing" for name in expected if name not in weights]
     wrong += [f"{name} is not part of this model" for name in weights if name not in expected]
@@ -93,7 +119,7 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], folder: Path) 
     ]
     if wrong:
         raise CheckpointError([f"{folder}: {line}" for line in wrong[:8]])
-    model.load_state_dict(weights)
+    model.load_state_dict(weights, assign=assign)
 
 
 def checkpoint_folders(folder: RunFolder) -> dict[str, Path]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,7 @@ from mtdnn_ds.data.plan import StepPlan, steps_for_epochs
 from mtdnn_ds.data.prepared import PreparedSplit
 from mtdnn_ds.model.multitask import MultiTaskNet, build_model
 from mtdnn_ds.tasks.layout import HeadLayout, head_layout
+from mtdnn_ds.tasks.saved_datasets import choices_made
 from mtdnn_ds.tasks.sharing import Sharing, share
 from mtdnn_ds.tasks.spec import TaskSpec
 from mtdnn_ds.train.schedule import num_warmup_steps
@@ -56,12 +57,14 @@ class RunData:
         return f"{spec.name} {spec.splits['train'].path} row {self.examples[spec.name]['train'].source_row(row)}"
 
 
-def prepare_run_data(recipe: Recipe, specs: Sequence[TaskSpec], say: Say) -> RunData:
-    """Prepare every train and dev split once: on rank 0, then on nodes that do not see its disk, then open everywhere.
+def prepare_run_data(recipe: Recipe, specs: Sequence[TaskSpec], say: Say, *, splits: Collection[str] | None = None) -> RunData:
+    """Prepare every train and dev split, or those named, once: on rank 0, then on nodes that do not see its disk, then open everywhere.
 
     Collective: all ranks must call this.
     """
     tokenizer_path = resolve_encoder_path(recipe.encoder.tokenizer or recipe.encoder.path)
+    for line in choices_made(recipe, specs):
+        say(line)
 
     def run(build: bool, speak: Say) -> dict[str, dict[str, Examples]]:
         prepared = prepare(
@@ -69,7 +72,7 @@ def prepare_run_data(recipe: Recipe, specs: Sequence[TaskSpec], say: Say) -> Run
             tokenizer_path=tokenizer_path,
             cache_dir=recipe.data.cache_dir,
             on_bad_row=recipe.data.on_bad_row,
-            splits={name for spec in specs for name in ("train", *spec.dev_splits)},
+            splits={name for spec in specs for name in ("train", *spec.dev_splits)} if splits is None else splits,
             build=build,
             say=speak,
             trust_remote_code=recipe.encoder.trust_remote_code,

@@ -1,0 +1,170 @@
+"""A GLUE submission of a run: what its heads answer on the official test files, as the files that the leaderboard takes.
+
+Which tasks and files there are is in tasks/glue.py, what a submission must look like in export/check_submission.py.
+"""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mtdnn_ds.config.errors import ConfigError, DataError
+from mtdnn_ds.config.recipe import Recipe
+from mtdnn_ds.data.sources import iterate_rows, place_of, row_word
+from mtdnn_ds.export.check_submission import HEADER
+from mtdnn_ds.tasks.builtin import BUILTIN_TASKS
+from mtdnn_ds.tasks.glue import GLUE_FILES, SCORE_RANGE, GlueFile
+from mtdnn_ds.tasks.spec import Source, TaskSpec
+from mtdnn_ds.train.loaded_run import LoadedRun, load_weights
+from mtdnn_ds.train.weights import read_weights
+
+if TYPE_CHECKING:
+    from mtdnn_ds.train.setup import RunData
+
+_EPOCH = (1980, 1, 1, 0, 0, 0)  # of every file in the zip: the same predictions make the same bytes
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Parts:
+    """What each file of a submission will hold."""
+
+    predicted: Mapping[str, Source]  # file -> its test set
+    filled: Mapping[str, str]  # file -> why it cannot be predicted
+
+
+def submission_parts(specs: Sequence[TaskSpec], glue_dir: str | None, *, fill_missing: bool) -> Parts:
+    """Which files the run's tasks can predict. Raises ConfigError naming every other one, unless those are to be filled."""
+    trained = {spec.name for spec in specs}
+    if not trained & {file.task for file in GLUE_FILES}:
+        raise ConfigError(
+            "none of this run's tasks is one of GLUE's (cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte, wnli); there is nothing to submit"
+        )
+    predicted: dict[str, Source] = {}
+    filled: dict[str, str] = {}
+    for file in GLUE_FILES:
+        source = _test_source(file, glue_dir)
+        if file.task not in trained:
+            filled[file.name] = f"{file.task} is not a task of this run"
+        elif glue_dir is not None and not Path(source.path).is_file():
+            filled[file.name] = f"its test file {source.path} is not there"
+        else:
+            predicted[file.name] = source
+    if filled and not fill_missing:
+        raise ConfigError(
+            [
+                *(f"{name}: {why}" for name, why in filled.items()),
+                "the leaderboard takes all files only; add --fill_missing to fill these with the most frequent label, or --glue_dir with their test files",
+            ]
+        )
+    return Parts(predicted=predicted, filled=filled)
+
+
+def _test_source(file: GlueFile, glue_dir: str | None) -> Source:
+    task = BUILTIN_TASKS["ax" if file.split == "ax" else file.task]
+    split = "test" if file.split == "ax" else file.split
+    if glue_dir is None:
+        return task.remote[split]
+    return replace(task.folder[split], path=str(Path(glue_dir).expanduser() / task.folder[split].path))
+
+
+def specs_with_tests(specs: Sequence[TaskSpec], parts: Parts) -> tuple[TaskSpec, ...]:
+    """The run's tasks with the test sets to predict as their only splits; AX is one of MNLI's."""
+    sources: dict[str, dict[str, Source]] = {spec.name: {} for spec in specs}
+    for file in GLUE_FILES:
+        if file.name in parts.predicted:
+            sources[file.task][file.split] = parts.predicted[file.name]
+    return tuple(replace(spec, splits=sources[spec.name]) for spec in specs)
+
+
+def recipe_for_tests(recipe: Recipe) -> Recipe:
+    """The recipe as test sets are read with it: a row without a usable text is not refused, since it needs an answer all the same."""
+    room = max(recipe.batch.max_tokens_per_micro_batch, recipe.encoder.max_length)
+    batch = recipe.batch.model_copy(update={"max_tokens_per_micro_batch": room})
+    return recipe.model_copy(update={"batch": batch, "data": recipe.data.model_copy(update={"on_bad_row": "skip"})})
+
+
+def predicted_values(loaded: LoadedRun, data: RunData, weights: Mapping[Path, Sequence[str]]) -> dict[str, np.ndarray]:
+    """{file: class id or score of each readable row}. `weights`: folder -> the tasks to predict with it.
+
+    Collective: all ranks must call this. Leaves the model with the weights of the last folder.
+    """
+    from mtdnn_ds.train.evaluate import predict
+
+    task_ids = {spec.name: index for index, spec in enumerate(data.specs)}
+    values: dict[str, np.ndarray] = {}
+    for folder, tasks in weights.items():
+        files = [file for file in GLUE_FILES if file.task in tasks and file.split in data.examples[file.task]]
+        if not files:
+            continue
+        load_weights(loaded.model, read_weights(folder), folder)
+        wanted = [(task_ids[file.task], file.split) for file in files]
+        outputs = predict(loaded.model, wanted, data.specs, data.layout, data.examples, loaded.settings, loaded.device)
+        for file, of_file in zip(files, outputs, strict=True):
+            values[file.name] = np.asarray(data.examples[file.task][file.split].decode(of_file).predictions)
+    return values
+
+
+def submission_contents(parts: Parts, data: RunData, values: Mapping[str, np.ndarray], say: Callable[[str], None]) -> dict[str, bytes]:
+    """{file name: contents} of all files; says what is filled. Raises DataError if a test set's rows are not in their official order."""
+    contents = {}
+    for file in GLUE_FILES:
+        if file.name in parts.filled:
+            say(f"{file.name}: filled with {file.most_frequent}: {parts.filled[file.name]}")
+            answers = [file.most_frequent] * file.num_rows
+        else:
+            split = data.examples[file.task][file.split].split
+            lines = _checked_lines(file, parts.predicted[file.name])
+            answers = [file.most_frequent] * len(lines)
+            for number, value in zip(split.source_rows.tolist(), values[file.name].tolist(), strict=True):
+                answers[lines[number]] = _word(file, value)
+            if split.skipped:
+                why = ", ".join(f"{count:,} with {reason}" for reason, count in sorted(split.skipped.items()))
+                say(f"{file.name}: rows that cannot be read are filled with {file.most_frequent}: {why}")
+        contents[file.name] = "".join(
+            f"{line}\n" for line in (HEADER, *(f"{index}\t{word}" for index, word in enumerate(answers)))
+        ).encode()
+    return contents
+
+
+def _word(file: GlueFile, value: float) -> str:
+    if file.words:
+        return file.words[int(value)]
+    low, high = SCORE_RANGE
+    return np.format_float_positional(np.float32(np.clip(value, low, high)), trim="0")
+
+
+def _checked_lines(file: GlueFile, source: Source) -> dict[int, int]:
+    """{line or row number: index} of every row. The index is what the test set's own index column says, which must count from 0."""
+    column = "idx" if source.format == "hub" else "id" if file.task == "qqp" else "index"
+    lines: dict[int, int] = {}
+    for index, (number, cells) in enumerate(iterate_rows(replace(source, text_columns=(column,)))):
+        if isinstance(cells, tuple) and str(cells[0]).strip() != str(index):
+            raise DataError(
+                f"{place_of(source)}: {row_word(source)} {number}: its {column} is {cells[0]!r}, not {index}; give the official test file, in its order"
+            )
+        lines[number] = index
+    return lines
+
+
+def write_submission(path: Path, contents: Mapping[str, bytes]) -> None:
+    """Write the zip aside, then rename it. Rank 0 only. Raises ConfigError if `path` is there already or cannot be written."""
+    if path.exists():
+        raise ConfigError(f"--output {path}: is there already; remove it, or give another --output")
+    aside = path.with_name(path.name + ".tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with zipfile.ZipFile(aside, "w") as archive:
+            for name, content in contents.items():
+                item = zipfile.ZipInfo(name, date_time=_EPOCH)
+                item.external_attr = 0o644 << 16
+                archive.writestr(item, content, compress_type=zipfile.ZIP_DEFLATED)
+        os.replace(aside, path)
+    except OSError as error:
+        aside.unlink(missing_ok=True)
+        raise ConfigError(f"--output {path}: cannot be written ({error.strerror}); give another --output") from error
