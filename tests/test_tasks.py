@@ -250,6 +250,9 @@ def test_saved_dataset_folders(user_task: dict[str, Any], tmp_path: Path) -> Non
         folder.mkdir()
     (single / "state.json").write_text("{}")
     (several / "dataset_dict.json").write_text(json.dumps({"splits": ["train", "validation"]}))
+    unnamed = tmp_path / "unnamed"
+    unnamed.mkdir()
+    (unnamed / "dataset_dict.json").write_text(json.dumps({"splits": ["r1", "r2"]}))
     assert problems({"mine": {**user_task, "dataset": str(empty)}}) == (
         f"tasks.mine.dataset={empty}: not a folder written by datasets' save_to_disk (no dataset_dict.json, no state.json)",
     )
@@ -259,8 +262,8 @@ def test_saved_dataset_folders(user_task: dict[str, Any], tmp_path: Path) -> Non
     assert problems({"mine": {**user_task, "dataset": str(several), "splits": {"train": "train", "dev": "validatoin"}}}) == (
         f"tasks.mine.splits.dev=validatoin: {several} has no split 'validatoin'; did you mean 'validation'? (known: train, validation)",
     )
-    assert problems({"mine": {**user_task, "dataset": str(several)}}) == (
-        "tasks.mine.splits: missing; say which of its splits is what, e.g. {train: train, dev: validation} (it has: train, validation)",
+    assert problems({"mine": {**user_task, "dataset": str(unnamed)}}) == (
+        "tasks.mine.splits: missing; say which of its splits is what, e.g. {train: train, dev: validation} (it has: r1, r2)",
     )
     (task,) = resolve_tasks(recipe({"mine": {**user_task, "dataset": str(single)}}))
     assert (task.splits["train"].format, task.splits["train"].split) == ("datasets", None)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from mtdnn_ds.commands.checks import checked_tasks
 from mtdnn_ds.config.encoder_path import resolve_encoder_path
 from mtdnn_ds.config.errors import DataError
+from mtdnn_ds.tasks.saved_datasets import choices_made
 
 if TYPE_CHECKING:
     from mtdnn_ds.data.prepared import PreparedSplit
@@ -19,6 +20,8 @@ def run(*, recipe: str, overrides: Mapping[str, str]) -> int:
     tokenizer_paths = [resolve_encoder_path(stage.recipe.encoder.tokenizer or stage.recipe.encoder.path) for stage, _ in stages]
     from mtdnn_ds.data.cache import prepare  # tokenizers and Arrow, only once the recipe is known to be right
 
+    for line in dict.fromkeys(line for stage, specs in stages for line in choices_made(stage.recipe, specs)):
+        print(line)
     splits: dict[tuple[str, str, str], PreparedSplit] = {}  # stages share most of theirs
     problems: list[str] = []
     for (stage, specs), tokenizer_path in zip(stages, tokenizer_paths, strict=True):

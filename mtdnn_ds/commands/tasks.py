@@ -19,6 +19,7 @@ from mtdnn_ds.tasks.builtin import BUILTIN_TASKS
 from mtdnn_ds.tasks.custom import CustomKind
 from mtdnn_ds.tasks.plugins import load_plugins
 from mtdnn_ds.tasks.resolve import builtin_task
+from mtdnn_ds.tasks.saved_datasets import choices_made
 from mtdnn_ds.tasks.spec import Source, TaskSpec
 
 _FILE_WIDTH = 160  # columns, where no terminal says how wide it is
@@ -42,6 +43,8 @@ def run(*, recipe: str | None, overrides: Mapping[str, str]) -> int:
         )
     console = Console(width=None if sys.stdout.isatty() else _FILE_WIDTH)
     console.print(table)
+    for line in dict.fromkeys(line for stage, of_stage in stages for line in choices_made(stage.recipe, of_stage)):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     if own_kinds:
         console.print(_kinds_table(own_kinds))
     for problem in problems:

@@ -20,6 +20,7 @@ from mtdnn_ds.tasks.kinds import KIND_OPTIONS, KINDS, KindFacts
 from mtdnn_ds.tasks.metrics import METRICS, metric_misfit
 from mtdnn_ds.tasks.own_kinds import NO_FACTS, num_outputs_problem, own_facts, own_metric_problems
 from mtdnn_ds.tasks.plugins import load_plugins
+from mtdnn_ds.tasks.saved_datasets import completed
 from mtdnn_ds.tasks.spec import Kind, Source, TaskSpec
 from mtdnn_ds.tasks.user_sources import COLUMN_NUMBER, user_splits
 
@@ -105,7 +106,7 @@ def _folder_splits(name: str, key: str, folder: Path, problems: list[str]) -> di
 
 def _user_task(name: str, settings: TaskSettings, own_kinds: Mapping[str, CustomKind] | None, problems: list[str]) -> TaskSpec | None:
     """`own_kinds` None: their files cannot be used, which has been said."""
-    where = f"tasks.{name}"
+    where, settings = f"tasks.{name}", completed(settings)
     if all(getattr(settings, key) is None for key in _USER_KEYS):
         problems.append(
             f"{where}: unknown task '{name}'{did_you_mean(name, BUILTIN_TASKS)}; a task of your own needs kind, text_columns, label_column and files"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 from mtdnn_ds.config.errors import did_you_mean
 from mtdnn_ds.config.recipe import TaskSettings
 from mtdnn_ds.tasks.kinds import KindFacts
+from mtdnn_ds.tasks.saved_datasets import saved_splits
 from mtdnn_ds.tasks.spec import Format, Source
 
 _FORMATS: Mapping[str, Format] = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".parquet": "parquet"}
@@ -98,7 +98,7 @@ def _dataset_splits(where: str, settings: TaskSettings, problems: list[str]) -> 
     elif settings.dataset is not None:
         path, form = str(Path(settings.dataset).expanduser()), "datasets"
     try:
-        theirs = _saved_splits(Path(path)) if form == "datasets" else None
+        theirs = saved_splits(Path(path)) if form == "datasets" else None
     except (ValueError, KeyError, TypeError, RecursionError):
         problems.append(
             f"{where}.dataset={settings.dataset}: its dataset_dict.json is not readable; save the dataset again with save_to_disk"
@@ -141,13 +141,3 @@ def _dataset_source(form: str, path: str, config: str | None, split: str | None,
 def _more_columns(settings: TaskSettings) -> tuple[str, ...]:
     """Columns beside texts and label that the kind reads, each once."""
     return (*(settings.choice_columns or ()), *((settings.group_column,) if settings.group_column else ()))
-
-
-def _saved_splits(folder: Path) -> tuple[str, ...] | None:
-    """Split names of a saved DatasetDict; () for a saved Dataset; None if the folder is neither."""
-    if (folder / "dataset_dict.json").is_file():
-        names = json.loads((folder / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]
-        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise TypeError("splits: must be a list of names")
-        return tuple(names)
-    return () if (folder / "state.json").is_file() else None
