@@ -46,6 +46,16 @@ _DEEPSPEED = Flag(
 )
 _LOG_LEVEL = Flag(name="log_level", help=f"{' | '.join(LOG_LEVELS)}: how much the libraries say", default="warning")
 
+_MODEL = Flag(name="model", help="run folder, or a folder that export wrote of the whole model", required=True)
+_INPUT = Flag(name="input", help="csv, tsv, jsonl or parquet with columns, or txt with a text a line", required=True)
+_COLUMNS = (
+    Flag(name="text_columns", help="columns that hold the text, or both texts (a,b); default: by their names"),
+    Flag(name="id_column", help="column that names a row in the output; default: id, or the row's line"),
+)
+_CHECKPOINT = Flag(name="checkpoint", help="of a run: best/average, best/TASK, step_N or latest; default: the best on average, else the latest")
+_MAX_TOKENS = Flag(name="max_tokens", help="tokens of a micro-batch; default: the training run's")
+_TRUST_PLUGINS = Flag(name="trust_plugins", help="run the Python files of an exported folder (kinds of the user's own)", is_switch=True)
+
 VERBS: dict[str, Verb] = {
     verb.name: verb
     for verb in (
@@ -176,6 +186,81 @@ VERBS: dict[str, Verb] = {
             ),
             takes_settings=False,
             positional="task_def",
+        ),
+        Verb(
+            name="predict",
+            summary="answer every row of a file with all asked tasks in one pass of the encoder",
+            flags=(
+                _MODEL,
+                Flag(name="task", help="a task, several (a,b), or all that can read the file's columns", default="all"),
+                _INPUT,
+                Flag(name="output", help="file to write: .jsonl or .csv", required=True),
+                *_COLUMNS,
+                _CHECKPOINT,
+                _MAX_TOKENS,
+                Flag(name="window_rows", help="rows that are sorted by length together, and that a killed run loses at most", default="2048"),
+                Flag(name="on_bad_row", help="refuse: write nothing; skip: leave bad rows out", default="refuse"),
+                _TRUST_PLUGINS,
+                _LOG_LEVEL,
+            ),
+            takes_settings=False,
+            positional="model",
+            from_launcher=True,
+        ),
+        Verb(
+            name="embed",
+            summary="write the encoder's embedding of every row of a file",
+            flags=(
+                _MODEL,
+                _INPUT,
+                Flag(name="output", help="file to write: .npy or .parquet", required=True),
+                Flag(name="pooling", help="cls: the first token's hidden state; mean: the mean over all tokens", default="cls"),
+                Flag(name="layer", help="whose hidden states: -1 the last layer's, 0 the embeddings'", default="-1"),
+                Flag(name="task", help="soft and low-rank sharing: the task whose encoder it is"),
+                *_COLUMNS,
+                _CHECKPOINT,
+                _MAX_TOKENS,
+                Flag(name="window_rows", help="rows that are sorted by length together", default="2048"),
+                Flag(name="on_bad_row", help="refuse: write nothing; skip: leave bad rows out", default="refuse"),
+                _TRUST_PLUGINS,
+                _LOG_LEVEL,
+            ),
+            takes_settings=False,
+            positional="model",
+            from_launcher=True,
+        ),
+        Verb(
+            name="serve",
+            summary="answer texts over HTTP, with a page that shows every task's answer",
+            flags=(
+                _MODEL,
+                Flag(name="host", help="address to listen on; other machines reach 0.0.0.0", default="127.0.0.1"),
+                Flag(name="port", help="port to listen on", default="8000"),
+                _CHECKPOINT,
+                Flag(name="max_batch_tokens", help="tokens of a micro-batch; default: the training run's"),
+                Flag(name="max_wait_ms", help="how long a request waits for others to share a pass with", default="5"),
+                Flag(name="max_texts", help="most texts of a request", default="256"),
+                Flag(name="max_chars", help="most characters of a text with all its parts", default="20000"),
+                Flag(name="max_queue", help="most texts that wait; further requests are told to come again", default="4096"),
+                _TRUST_PLUGINS,
+                _LOG_LEVEL,
+            ),
+            takes_settings=False,
+            positional="model",
+        ),
+        Verb(
+            name="export",
+            summary="write a run as folders for transformers, ONNX or sentence-transformers, each compared with the run",
+            flags=(
+                Flag(name="run_dir", help="run folder, as train wrote it", required=True),
+                Flag(name="task", help="this task only; default: the encoder, the whole model and every task"),
+                Flag(name="checkpoint", help="best (best/TASK with --task, else best/average), best/NAME, step_N, N or latest", default="best"),
+                Flag(name="output_dir", help="where the folders go; default: the folder export in the run folder"),
+                Flag(name="format", help="hf | onnx | sentence-transformers | all", default="hf"),
+                _LOG_LEVEL,
+            ),
+            takes_settings=False,
+            positional="run_dir",
         ),
         Verb(
             name="verify",

@@ -1,0 +1,196 @@
+"""Sample rows of every task: sequences and the rows that its heads read, and our outputs for them. Not the comparison (export/parity.py).
+
+Rows come from the dev splits in the run's cache. Where those are not there, a few built-in sentences stand in.
+
+Shape legend: S sequences, T their tokens, K supervised rows, C outputs of a term.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from mtdnn_ds.config.encoder_path import resolve_encoder_path
+from mtdnn_ds.config.errors import UserError
+from mtdnn_ds.config.recipe import Recipe
+from mtdnn_ds.data.cache import prepare
+from mtdnn_ds.data.collate import collate
+from mtdnn_ds.data.examples import Gathered, make_examples
+from mtdnn_ds.data.examples.base import TargetRows
+from mtdnn_ds.data.features import SpecialTokens, encodings
+from mtdnn_ds.data.prepared import PreparedSplit
+from mtdnn_ds.tasks.layout import HeadLayout
+from mtdnn_ds.tasks.spec import TaskSpec
+from mtdnn_ds.train.loaded_run import LoadedRun
+
+EXAMPLES = 32
+MOST_TOKENS = 4096  # of a task's sample
+MOST_MASKED_TOKENS = 512  # of one whose plain model scores the vocabulary for every token
+BUILT_IN = "built-in sentences"
+
+_SENTENCES = (
+    ("The film was a long, slow delight.", "Nobody left the cinema early."),
+    ("How far is the moon from the earth?", "The moon is about 384,400 kilometres away from the earth."),
+    ("Anna Meier moved from Zurich to Lisbon in 2019.", "She lives in Portugal."),
+    ("It rained.", "The match was called off because the pitch at Elland Road was under water, and the next date is open."),
+    ("They book the table, and we pays the bill.", "We pay."),
+    ("A man is playing a guitar on a wooden stage.", "Someone is making music."),
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sample:
+    """Some examples of one task. `outputs[n]` (K, C) are ours for the rows of its term n, in the order of `gathered.targets[n]`."""
+
+    gathered: Gathered
+    source: str  # "dev rows" or BUILT_IN
+    outputs: tuple[np.ndarray, ...] = ()
+
+    @property
+    def num_sequences(self) -> int:
+        return len(self.gathered.lengths)
+
+    def sequences(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Ids and token types of each sequence."""
+        cuts = np.cumsum(self.gathered.lengths)[:-1]
+        return list(zip(np.split(self.gathered.input_ids, cuts), np.split(self.gathered.token_type_ids, cuts), strict=True))
+
+
+def prepared_splits(recipe: Recipe, specs: Sequence[TaskSpec]) -> dict[str, dict[str, PreparedSplit]]:
+    """{task: {split: rows}} of the train and dev splits that are in the run's cache; builds and downloads nothing."""
+    found: dict[str, dict[str, PreparedSplit]] = {}
+    for spec in specs:
+        for split in ("train", *spec.dev_splits):
+            if split not in spec.splits:
+                continue
+            try:
+                prepared = prepare(
+                    [spec],
+                    tokenizer_path=resolve_encoder_path(recipe.encoder.tokenizer or recipe.encoder.path),
+                    cache_dir=recipe.data.cache_dir,
+                    on_bad_row=recipe.data.on_bad_row,
+                    splits=[split],
+                    build=False,
+                    say=lambda text: None,
+                    trust_remote_code=recipe.encoder.trust_remote_code,
+                )
+            except UserError:
+                continue
+            found.setdefault(spec.name, {}).update(prepared[spec.name])
+    return found
+
+
+def take_samples(
+    recipe: Recipe,
+    specs: Sequence[TaskSpec],
+    layout: HeadLayout,
+    prepared: Mapping[str, Mapping[str, PreparedSplit]],
+    tokenizer: object,
+    specials: SpecialTokens,
+) -> dict[str, Sample]:
+    """{task: its sample, without outputs}. Deterministic: examples at equal distances over the dev split (masked_lm: the train split)."""
+    samples = {}
+    for task_id, spec in enumerate(specs):
+        splits = prepared.get(spec.name, {})
+        own = next((name for name in (*spec.dev_splits, "train") if name in splits), None)
+        if own is None:
+            gathered, source = _built_in(spec, layout, task_id, recipe.encoder.max_length, tokenizer, specials), BUILT_IN
+        else:
+            examples = make_examples(spec, splits[own], max_length=recipe.encoder.max_length, seed=recipe.train.seed)
+            chosen = np.unique(np.linspace(0, examples.num_examples - 1, EXAMPLES).astype(np.int64))
+            most = MOST_MASKED_TOKENS if spec.kind == "masked_lm" else MOST_TOKENS
+            fits = np.cumsum(examples.lengths[chosen]) <= most
+            fits[0] = True
+            chosen = chosen[fits]
+            gathered, source = examples.gather(chosen, np.zeros_like(chosen)), f"{own} rows"
+        samples[spec.name] = Sample(gathered=gathered, source=source)
+    return samples
+
+
+def with_outputs(sample: Sample, loaded: LoadedRun, task_id: int) -> Sample:
+    """The sample with our packed model's outputs for it, which is to be in evaluation mode."""
+    gathered, layout = sample.gathered, loaded.layout
+    # A label is its row's number: targets come back in the order of the packed sequences.
+    numbered = [replace(own, labels=np.arange(len(own.rows), dtype=np.float32)) for own in gathered.targets]
+    num_examples = int(gathered.examples.max()) + 1
+    batch = collate(
+        np.zeros(num_examples, dtype=np.int32),
+        np.arange(num_examples),
+        np.zeros(num_examples, dtype=np.int64),
+        [_Fixed(replace(gathered, targets=numbered))],  # type: ignore[list-item]
+        layout=layout,
+        tasks=[task_id],
+        filler_ids=loaded.settings.filler_ids,
+        sharing=loaded.settings.sharing,
+    )
+    with torch.no_grad():
+        forms = loaded.model(batch.to(loaded.device))
+    outputs = []
+    for term_id in layout.terms_of(task_id):
+        term, targets = layout.terms[term_id], batch.targets[layout.terms[term_id].form]
+        own = torch.nonzero(targets.term_ids == term_id)[:, 0]
+        order = own[targets.labels[own].argsort()]
+        columns = slice(term.columns.start, term.columns.stop) if term.num_outputs else slice(None)
+        outputs.append(forms[term.form].cpu()[order][:, columns].numpy())
+    return replace(sample, outputs=tuple(outputs))
+
+
+def encoder_outputs(sample: Sample, loaded: LoadedRun, task_id: int) -> np.ndarray:
+    """(T, D): our hidden states of all tokens of the sample, end to end. With hard sharing only."""
+    gathered = sample.gathered
+    num_examples = int(gathered.examples.max()) + 1
+    batch = collate(
+        np.zeros(num_examples, dtype=np.int32),
+        np.arange(num_examples),
+        np.zeros(num_examples, dtype=np.int64),
+        [_Fixed(gathered)],  # type: ignore[list-item]
+        layout=loaded.layout,
+        tasks=[task_id],
+        filler_ids=loaded.settings.filler_ids,
+    )
+    with torch.no_grad():
+        hidden_TD = loaded.model.encoder(batch.to(loaded.device)).cpu()
+    packed = hidden_TD.split(batch.cu_seqlens.diff().tolist())
+    # Collate lays sequences out shortest first, ties in their own order.
+    order = np.lexsort((np.arange(sample.num_sequences), gathered.examples, gathered.lengths))
+    in_order = [packed[place] for place in np.argsort(order)]
+    return torch.cat(in_order).numpy()
+
+
+class _Fixed:
+    """What collate reads of a split: the sample, whole."""
+
+    def __init__(self, gathered: Gathered) -> None:
+        self.gathered = gathered
+
+    def gather(self, examples_B: np.ndarray, epochs_B: np.ndarray) -> Gathered:
+        return self.gathered
+
+
+def _built_in(spec: TaskSpec, layout: HeadLayout, task_id: int, max_length: int, tokenizer: object, specials: SpecialTokens) -> Gathered:
+    """Pairs of the built-in sentences; choices are two to an example. Every row that a term could read is read."""
+    template = specials.pair
+    room = (max_length - template.num_special) // 2
+    ids, types, lengths, segments = [], [], [], []
+    for pair in _SENTENCES:
+        first, second = ([*encoding.ids][:room] for encoding in encodings(tokenizer, pair))
+        ids += [*template.prefix, *first, *template.middle, *second, *template.suffix]
+        types += [*template.prefix_types, *([template.first_type] * len(first)), *template.middle_types]
+        types += [*([template.second_type] * len(second)), *template.suffix_types]
+        lengths.append(template.num_special + len(first) + len(second))
+        begin = len(template.prefix)
+        segments.append((begin, len(first), begin + len(first) + len(template.middle), len(second)))
+    lengths_S = np.array(lengths)
+    per_example = 2 if spec.kind in ("multiple_choice", "ranking", "similarity") else 1
+    examples_S = np.arange(len(lengths_S)) // per_example
+    targets = []
+    for term_id in layout.terms_of(task_id):
+        on_tokens = layout.terms[term_id].reads == "token"
+        rows = np.arange(int(lengths_S.sum()) if on_tokens else len(lengths_S))
+        examples = np.repeat(examples_S, lengths_S) if on_tokens else examples_S
+        extra = {"segments": np.array(segments)} if layout.terms[term_id].head == "san" else {}
+        targets.append(TargetRows(rows=rows, labels=np.zeros(len(rows), dtype=np.float32), examples=examples, extra=extra))
+    return Gathered(input_ids=np.array(ids), token_type_ids=np.array(types), lengths=lengths_S, examples=examples_S, targets=targets)
