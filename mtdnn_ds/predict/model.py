@@ -86,6 +86,15 @@ class MultiTaskModel:
         asked = asked_tasks(tasks, self.specs, "tasks")
         return self.answer(rows, [asked] * len(rows), max_tokens=max_tokens).answers
 
+    def embed(self, texts: Sequence[Any], pooling: Pooling = "cls", *, layer: int = -1, task: str | None = None) -> np.ndarray:
+        """(texts, hidden size) float32: hidden state of the first token, or the mean over all tokens, special ones included.
+
+        `layer`: as transformers counts hidden_states, -1 the last. `task`: with soft or low-rank sharing, whose encoder it is.
+        """
+        from mtdnn_ds.predict.embedding import embed
+
+        return embed(self, texts, pooling, layer=layer, task=task)
+
     def answer(
         self, rows: Sequence[Mapping[str, Any]], asked: Sequence[tuple[int, ...] | None], *, max_tokens: int | None = None
     ) -> Answered:

@@ -107,6 +107,14 @@ def set_of_view(
     return SetOfView(view, split, makers, maker_of, terms)
 
 
+def set_of_rows(view: View, rows: Sequence[CheckedRow], layout: HeadLayout, lanes: Sequence[int], tokenizing: Tokenizing) -> SetOfView:
+    """The rows of a view of one text or two as sequences that no task asks about."""
+    split = _split(rows, _TEXTS, tokenizing)
+    nobody = TaskSpec(name="nobody", kind="classification", labels=(), metrics=(), splits={})
+    terms = [(term.task, term.form) for term in layout.terms if lanes[term.task] == view.lane]
+    return SetOfView(view, split, [TextExamples(nobody, split, max_length=tokenizing.max_length)], {}, terms)
+
+
 def _reads_tokens(spec: TaskSpec) -> bool:
     return spec.kind == "token_classification" if spec.custom is None else spec.custom.reads == "token"
 

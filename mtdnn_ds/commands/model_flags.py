@@ -1,0 +1,45 @@
+"""What predict, embed and serve have in common: checks of their flags, and the ranks they run on. Opens no model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from mtdnn_ds.config.errors import did_you_mean
+
+if TYPE_CHECKING:
+    import torch
+
+
+def refuse_unknown(flag: str, value: str, known: Sequence[str], what: str = "is") -> list[str]:
+    """A problem if `value` is none of `known`."""
+    return [] if value in known else [f"{flag}: {what} '{value}'{did_you_mean(value, known)}"]
+
+
+def whole_number(flag: str, text: str | None, problems: list[str], least: int = 1) -> int | None:
+    """The number; None where it is not given, or is a problem."""
+    if text is None:
+        return None
+    if text.isascii() and text.isdecimal() and int(text) >= least:
+        return int(text)
+    problems.append(f"{flag} {text}: must be a whole number, at least {least}")
+    return None
+
+
+@contextmanager
+def ranks() -> Iterator[torch.device]:
+    """This rank's device; under a launcher the process group is joined and left. Collective: all ranks must call this."""
+    from mtdnn_ds import dist
+    from mtdnn_ds.train.device import keep_freed_memory, take_device
+
+    if dist.world_size() > 1:
+        from mtdnn_ds.train.engine import start_distributed, stop_distributed
+
+        yield start_distributed()
+        stop_distributed()
+        return
+    device = take_device()
+    if device.type == "cpu":
+        keep_freed_memory()
+    yield device

@@ -1,0 +1,60 @@
+"""`predict`: a model's answers to every row of a file, all asked tasks in one pass of the encoder. Trains nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mtdnn_ds.commands.model_flags import refuse_unknown, whole_number
+from mtdnn_ds.config.errors import ConfigError, DataError
+
+
+def run(
+    *, model: str, task: str, input: str, output: str, text_columns: str | None, id_column: str | None, checkpoint: str | None,
+    max_tokens: str | None, window_rows: str, on_bad_row: str, trust_plugins: bool, log_level: str,
+) -> int:  # fmt: skip
+    """Write the answers of `model` to the rows of `input`. Collective under a launcher."""
+    problems = refuse_unknown("--on_bad_row", on_bad_row, ("refuse", "skip"))
+    problems += refuse_unknown("--output", Path(output).suffix, (".jsonl", ".csv"), what=f"{output} is of type")
+    tokens, rows = whole_number("--max_tokens", max_tokens, problems), whole_number("--window_rows", window_rows, problems)
+    if problems:
+        raise ConfigError(problems)
+
+    from mtdnn_ds.predict.output import refuse_existing
+    from mtdnn_ds.predict.table import open_table
+
+    refuse_existing(Path(output))
+    table = open_table(input, text_columns=text_columns, id_column=id_column)
+
+    from mtdnn_ds import dist
+    from mtdnn_ds.train.progress import configure_logging
+
+    configure_logging(log_level, dist.rank())  # type: ignore[arg-type]
+
+    from mtdnn_ds.commands.model_flags import ranks
+    from mtdnn_ds.predict.files import predict_file
+    from mtdnn_ds.predict.inputs import asked_tasks
+    from mtdnn_ds.predict.model import MultiTaskModel
+
+    with ranks() as device:
+        opened = MultiTaskModel.from_pretrained(model, checkpoint, device=device, trust_plugins=trust_plugins)
+        asked = asked_tasks(task, opened.specs)
+        if "id" in opened.task_names and (asked is None or "id" in [opened.specs[index].name for index in asked]):
+            raise DataError("--task: a task named 'id' would stand where a row's id stands in the output; leave it out")
+        assert rows is not None
+        written = predict_file(
+            opened, table, Path(output), asked=asked, skips_bad=on_bad_row == "skip", max_tokens=tokens, window_rows=rows
+        )  # fmt: skip
+        if dist.is_main():
+            print(_summary(written, output, opened.tokenizing.max_length))
+    return 0
+
+
+def _summary(written, output: str, max_length: int) -> str:  # type: ignore[no-untyped-def]
+    parts = [f"{written.rows:,} rows answered in {output}"]
+    if written.went_on:
+        parts.append(f"{written.went_on:,} of them by a run that did not end")
+    if written.bad:
+        parts.append(f"{written.bad:,} bad rows left out")
+    if written.truncated:
+        parts.append(f"{written.truncated:,} rows longer than encoder.max_length={max_length} were cut")
+    return "; ".join(parts)

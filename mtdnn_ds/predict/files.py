@@ -1,0 +1,147 @@
+"""predict for files: windows of the input to lines of the output, on any number of ranks, the same bytes whatever their number. No flags.
+
+Each rank answers every world_size-th window; rank 0 writes them in order and records how far it is (predict/output.py).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+
+from mtdnn_ds import __version__, dist
+from mtdnn_ds.predict.bar import Bar
+from mtdnn_ds.predict.model import MultiTaskModel
+from mtdnn_ds.predict.output import PartFile, csv_lines, json_lines
+from mtdnn_ds.predict.table import Table, Window, first_row, input_fingerprint, scan, windows_of
+from mtdnn_ds.predict.views import View
+
+WINDOW_ROWS = 2048
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Written:
+    """What went into an output."""
+
+    rows: int
+    bad: int  # left out
+    truncated: int
+    went_on: int  # rows that an earlier run had answered already
+
+
+class _Part(NamedTuple):
+    """One window's lines, from the rank that answered it."""
+
+    header: bytes
+    lines: bytes
+    rows: int
+    bad: int
+    truncated: int
+
+
+def predict_file(
+    model: MultiTaskModel,
+    table: Table,
+    output: Path,
+    *,
+    asked: tuple[int, ...] | None,
+    skips_bad: bool = False,
+    max_tokens: int | None = None,
+    window_rows: int = WINDOW_ROWS,
+) -> Written:
+    """Answer every row of `table` into `output`, a .jsonl or .csv; goes on where a killed run of the same call stopped.
+
+    Collective: all ranks must call this. Raises ConfigError and DataError before anything is written.
+    """
+    views = model.views(first_row(table), asked, table.chosen)
+    found = dist.on_main(lambda: scan(table, views, skips_bad=skips_bad))
+    held: list[PartFile] = []  # of rank 0
+
+    def begin() -> int:
+        held.append(PartFile(output, _identity(model, table, views, output, skips_bad, max_tokens, window_rows)))
+        return held[0].windows
+
+    def answer(window: Window) -> _Part:
+        numbers = [range(len(window.ids))] * len(views)
+        answered = model.answer_checked(views, window.checked, numbers, len(window.ids), max_tokens=max_tokens)
+        if output.suffix == ".csv":
+            header, lines = csv_lines(window.ids, answered.answers)
+        else:
+            header, lines = b"", json_lines(window.ids, answered.answers)
+        return _Part(header, lines, len(window.ids), window.num_bad, answered.num_truncated)
+
+    def write(parts: Sequence[_Part]) -> None:
+        for part in parts:
+            begins = not held[0].counts["rows"]
+            held[0].add(part.header * begins + part.lines, rows=part.rows, bad=part.bad, truncated=part.truncated)
+
+    first = dist.on_main(begin)
+    try:
+        went_on = dist.on_main(lambda: held[0].counts["rows"])
+        bar = Bar(found.num_rows, done=min(first * window_rows, found.num_rows), is_main=dist.is_main())
+        for done, parts in rounds(table, views, answer, num_rows=found.num_rows, window_rows=window_rows, first=first):
+            dist.on_main(lambda parts=parts: write(parts))  # type: ignore[misc]
+            bar.update(done)
+        bar.close()
+        dist.on_main(lambda: held[0].finish())
+        counts = dist.on_main(lambda: held[0].counts)
+    finally:
+        for part in held:
+            part.close()
+    return Written(rows=counts["rows"], bad=counts["bad"], truncated=counts["truncated"], went_on=went_on)
+
+
+def rounds(
+    table: Table, views: Sequence[View], work: Callable[[Window], Result], *, num_rows: int, window_rows: int, first: int
+) -> Iterator[tuple[int, list[Result]]]:
+    """(rows done, results of the next windows in order), a window of each rank at a time, on every rank.
+
+    Collective: all ranks must read it to its end. What `work` raises on one of them is raised on all.
+    """
+    windows = windows_of(table, views, window_rows=window_rows, first=first, rank=dist.rank(), world_size=dist.world_size())
+    num_windows = -(-num_rows // window_rows)
+    for begin in range(first, num_windows, dist.world_size()):
+        result: Result | None = None
+        problem: Exception | None = None
+        if begin + dist.rank() < num_windows:
+            try:
+                result = work(next(windows))
+            except Exception as error:  # the other ranks would wait forever otherwise
+                problem = error
+        gathered = dist.gather((result, problem))
+        raised = problem or next((theirs for _, theirs in gathered if theirs is not None), None)
+        if raised is not None:
+            raise raised
+        yield min((begin + dist.world_size()) * window_rows, num_rows), [own for own, _ in gathered if own is not None]
+
+
+def _identity(
+    model: MultiTaskModel, table: Table, views: Sequence[View], output: Path, skips_bad: bool, max_tokens: int | None, window_rows: int
+) -> dict[str, Any]:
+    """What decides the bytes of the output."""
+    return {
+        "mtdnn_ds": __version__,
+        "input": input_fingerprint(table),
+        "model": model_fingerprint(model),
+        "tasks": sorted({model.specs[task].name for view in views for task in view.tasks}),
+        "text_columns": list(table.chosen),
+        "id_column": table.id_column,
+        "on_bad_row": "skip" if skips_bad else "refuse",
+        "max_tokens": max_tokens or model.settings.max_tokens_per_micro_batch,
+        "window_rows": window_rows,
+        "format": output.suffix,
+    }
+
+
+def model_fingerprint(model: MultiTaskModel) -> str:
+    """sha256 of every weight, of the tasks and of the length of sequences."""
+    digest = hashlib.sha256(f"{model.tokenizing.max_length} {[(spec.name, spec.kind, spec.labels) for spec in model.specs]}".encode())
+    for name, tensor in sorted(model.net.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().contiguous().cpu().view(torch.uint8).numpy().data if tensor.ndim else str(tensor.item()).encode())
+    return digest.hexdigest()
