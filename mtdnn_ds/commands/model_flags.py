@@ -11,6 +11,8 @@ from mtdnn_ds.config.errors import did_you_mean
 if TYPE_CHECKING:
     import torch
 
+    from mtdnn_ds.predict.files import Written
+
 
 def refuse_unknown(flag: str, value: str, known: Sequence[str], what: str = "is") -> list[str]:
     """A problem if `value` is none of `known`."""
@@ -25,6 +27,18 @@ def whole_number(flag: str, text: str | None, problems: list[str], least: int = 
         return int(text)
     problems.append(f"{flag} {text}: must be a whole number, at least {least}")
     return None
+
+
+def summary(written: Written, what: str, max_length: int) -> str:
+    """What a finished command says."""
+    parts = [f"{written.rows:,} rows {what}"]
+    if written.went_on:
+        parts.append(f"{written.went_on:,} of them by a run that did not end")
+    if written.bad:
+        parts.append(f"{written.bad:,} bad rows left out")
+    if written.truncated:
+        parts.append(f"{written.truncated:,} rows longer than encoder.max_length={max_length} were cut")
+    return "; ".join(parts)
 
 
 @contextmanager

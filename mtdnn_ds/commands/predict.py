@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mtdnn_ds.commands.model_flags import refuse_unknown, whole_number
+from mtdnn_ds.commands.model_flags import ranks, refuse_unknown, summary, whole_number
 from mtdnn_ds.config.errors import ConfigError, DataError
 
 
@@ -30,7 +30,6 @@ def run(
 
     configure_logging(log_level, dist.rank())  # type: ignore[arg-type]
 
-    from mtdnn_ds.commands.model_flags import ranks
     from mtdnn_ds.predict.files import predict_file
     from mtdnn_ds.predict.inputs import asked_tasks
     from mtdnn_ds.predict.model import MultiTaskModel
@@ -45,16 +44,5 @@ def run(
             opened, table, Path(output), asked=asked, skips_bad=on_bad_row == "skip", max_tokens=tokens, window_rows=rows
         )  # fmt: skip
         if dist.is_main():
-            print(_summary(written, output, opened.tokenizing.max_length))
+            print(summary(written, f"answered in {output}", opened.tokenizing.max_length))
     return 0
-
-
-def _summary(written, output: str, max_length: int) -> str:  # type: ignore[no-untyped-def]
-    parts = [f"{written.rows:,} rows answered in {output}"]
-    if written.went_on:
-        parts.append(f"{written.went_on:,} of them by a run that did not end")
-    if written.bad:
-        parts.append(f"{written.bad:,} bad rows left out")
-    if written.truncated:
-        parts.append(f"{written.truncated:,} rows longer than encoder.max_length={max_length} were cut")
-    return "; ".join(parts)

@@ -27,9 +27,7 @@ from mtdnn_ds.predict.sets import set_of_rows, truncated_rows
 from mtdnn_ds.predict.views import View, parsed, views_of
 
 
-def embed(
-    model: MultiTaskModel, texts: Sequence[Any], pooling: Pooling = "cls", *, layer: int = -1, task: str | None = None
-) -> np.ndarray:
+def embed(model: MultiTaskModel, texts: Sequence[Any], pooling: Pooling = "cls", *, layer: int = -1, task: str | None = None) -> np.ndarray:
     """(R, D) float32, one row a text. See MultiTaskModel.embed."""
     rows = rows_of(texts)
     view_of: dict[tuple[str, ...], View] = {}

@@ -73,7 +73,7 @@ def predict_file(
             header, lines = csv_lines(window.ids, answered.answers)
         else:
             header, lines = b"", json_lines(window.ids, answered.answers)
-        return _Part(header, lines, len(window.ids), window.num_bad, answered.num_truncated)
+        return _Part(header, lines, len(window.ids), window.num_bad, sum(answered.truncated))
 
     def write(parts: Sequence[_Part]) -> None:
         for part in parts:

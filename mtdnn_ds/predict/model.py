@@ -35,10 +35,10 @@ _MOST_VIEWS = 256
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Answered:
-    """Answers of some rows, and how many rows lost tokens to encoder.max_length."""
+    """Answers of some rows, and which rows lost tokens to encoder.max_length."""
 
     answers: list[dict[str, Answer]]
-    num_truncated: int
+    truncated: list[bool]
 
 
 class MultiTaskModel:
@@ -56,6 +56,7 @@ class MultiTaskModel:
         self.inputs = tuple(task_input(spec, self.recipe) for spec in self.specs)
         self._word_prefix = word_prefix(tokenizer) if any(reads and reads.kind == "words" for reads in self.inputs) else ""
         self._views: dict[Any, tuple[View, ...]] = {}
+        self.speaks = True  # says once what is left out; a service does not
         self._said: set[str] = set()
 
     @classmethod
@@ -136,7 +137,7 @@ class MultiTaskModel:
         """The same of rows that are checked: `rows[i]` as view i reads them are number `numbers[i]` of all."""
         answers: list[dict[str, Answer]] = [{} for _ in range(num_rows)]
         if not num_rows:
-            return Answered(answers=answers, num_truncated=0)
+            return Answered(answers=answers, truncated=[])
         sets = [set_of_view(view, own, self.specs, self.layout, self.lanes, self.tokenizing) for view, own in zip(views, rows, strict=True)]
         batches = micro_batches(
             sets, self.layout, self.lanes, self.sharing, filler_ids=self.settings.filler_ids,
@@ -152,7 +153,7 @@ class MultiTaskModel:
                     answers[place][self.specs[task].name] = answer
         order = {spec.name: place for place, spec in enumerate(self.specs)}
         return Answered(
-            answers=[dict(sorted(each.items(), key=lambda item: order[item[0]])) for each in answers], num_truncated=int(truncated.sum())
+            answers=[dict(sorted(each.items(), key=lambda item: order[item[0]])) for each in answers], truncated=truncated.tolist()
         )  # fmt: skip
 
     def views(self, row: Mapping[str, Any], asked: tuple[int, ...] | None, chosen: tuple[str, ...] = ()) -> tuple[View, ...]:
@@ -181,7 +182,9 @@ class MultiTaskModel:
                 missing.append(f"{self.specs[task].name} ({'no answer to a text' if reads is None else 'reads ' + needs_of(reads)})")
         given = ", ".join(f"'{name}'" for name in (chosen or columns))
         if missing and (asked is not None or not readings):
-            raise ConfigError([f"task {each}: cannot read an input of {given}; name its columns, or leave the task out" for each in missing])
+            raise ConfigError(
+                [f"task {each}: cannot read an input of {given}; name its columns, or leave the task out" for each in missing]
+            )
         if missing:
             self._say_once(f"left out, because they cannot read an input of {given}: {', '.join(missing)}")
         views = views_of(
@@ -198,6 +201,6 @@ class MultiTaskModel:
         return views
 
     def _say_once(self, text: str) -> None:
-        if text not in self._said:
+        if self.speaks and text not in self._said:
             self._said.add(text)
             log.warning(text)

@@ -88,10 +88,8 @@ def set_of_view(
     if view.prefix:
         rows = [row._replace(texts=(view.prefix + row.texts[0],)) for row in rows]
     word_tasks = [task for task in view.tasks if _reads_tokens(specs[task])]
-    if view.kind in _KIND_OF_VIEW:
-        reader = READERS[_KIND_OF_VIEW[view.kind]]
-    else:
-        reader = _TEXTS_OF_WORDS if word_tasks else _TEXTS
+    plain = _TEXTS_OF_WORDS if word_tasks else _TEXTS
+    reader = READERS[_KIND_OF_VIEW[view.kind]] if view.kind in _KIND_OF_VIEW else plain
     split = _split(rows, reader, tokenizing)
     makers: list[Examples] = []
     maker_of: dict[int, int] = {}

@@ -73,7 +73,9 @@ def open_table(path: str, *, text_columns: str | None, id_column: str | None) ->
         raise ConfigError(problems)
     if id_column is None and header and "id" in columns:
         id_column = "id"
-    return Table(path=path, format=form, columns=columns if header else (*columns, *chosen), chosen=chosen, id_column=id_column, header=header)
+    return Table(
+        path=path, format=form, columns=columns if header else (*columns, *chosen), chosen=chosen, id_column=id_column, header=header
+    )
 
 
 def _columns(path: str, form: Format, header: bool) -> tuple[str, ...]:
@@ -100,10 +102,8 @@ def _columns(path: str, form: Format, header: bool) -> tuple[str, ...]:
         if not isinstance(row, dict) or not row:
             raise DataError(f"--input {path}: {'its first line is not a JSON object' if first else 'has no rows'}")
         return tuple(row)
-    if form == "csv":
-        names = next(csv.reader(lines), [])
-    else:
-        names = next(lines, "").removesuffix("\n").removesuffix("\r").split("\t")
+    tabs = (line.removesuffix("\n").removesuffix("\r").split("\t") for line in lines)
+    names = next(csv.reader(lines) if form == "csv" else tabs, [])
     if not names or names == [""]:
         raise DataError(f"--input {path}: has no rows")
     return tuple(names) if header else tuple(str(number) for number in range(len(names)))
@@ -174,9 +174,7 @@ def scan(table: Table, views: Sequence[View], *, skips_bad: bool) -> Scan:
     return Scan(num_rows=num_rows, num_bad=num_bad)
 
 
-def windows_of(
-    table: Table, views: Sequence[View], *, window_rows: int, first: int, rank: int, world_size: int
-) -> Iterator[Window]:
+def windows_of(table: Table, views: Sequence[View], *, window_rows: int, first: int, rank: int, world_size: int) -> Iterator[Window]:
     """This rank's windows from number `first` on: those with (number - first) % world_size == rank."""
     rows = islice(rows_in(table, needed_columns(table, views)), first * window_rows, None)
     number = 0

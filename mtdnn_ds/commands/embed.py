@@ -1,0 +1,51 @@
+"""`embed`: the encoder's embedding of every row of a file. Answers no task."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from mtdnn_ds.commands.model_flags import ranks, refuse_unknown, summary, whole_number
+from mtdnn_ds.config.errors import ConfigError
+
+
+def run(
+    *, model: str, input: str, output: str, pooling: str, layer: str, task: str | None, text_columns: str | None, id_column: str | None,
+    checkpoint: str | None, max_tokens: str | None, window_rows: str, on_bad_row: str, trust_plugins: bool, log_level: str,
+) -> int:  # fmt: skip
+    """Write the embeddings of the rows of `input`. Collective under a launcher."""
+    problems = refuse_unknown("--on_bad_row", on_bad_row, ("refuse", "skip"))
+    problems += refuse_unknown("--pooling", pooling, ("cls", "mean"))
+    problems += refuse_unknown("--output", Path(output).suffix, (".npy", ".parquet"), what=f"{output} is of type")
+    if not re.fullmatch(r"-?\d{1,4}", layer):
+        problems.append(f"--layer {layer}: must be a whole number, -1 for the last layer")
+    if id_column is not None and Path(output).suffix == ".npy":
+        problems.append("--id_column: has no effect on a .npy, which holds numbers alone; leave it out, or write a .parquet")
+    tokens, rows = whole_number("--max_tokens", max_tokens, problems), whole_number("--window_rows", window_rows, problems)
+    if problems:
+        raise ConfigError(problems)
+
+    from mtdnn_ds.predict.output import refuse_existing
+    from mtdnn_ds.predict.table import open_table
+
+    refuse_existing(Path(output))
+    table = open_table(input, text_columns=text_columns, id_column=id_column)
+
+    from mtdnn_ds import dist
+    from mtdnn_ds.train.progress import configure_logging
+
+    configure_logging(log_level, dist.rank())  # type: ignore[arg-type]
+
+    from mtdnn_ds.predict.embed_files import embed_file
+    from mtdnn_ds.predict.model import MultiTaskModel
+
+    with ranks() as device:
+        opened = MultiTaskModel.from_pretrained(model, checkpoint, device=device, trust_plugins=trust_plugins)
+        assert rows is not None
+        written = embed_file(
+            opened, table, Path(output), pooling=pooling, layer=int(layer), task=task, skips_bad=on_bad_row == "skip",  # type: ignore[arg-type]
+            max_tokens=tokens, window_rows=rows,
+        )  # fmt: skip
+        if dist.is_main():
+            print(summary(written, f"embedded in {output}", opened.tokenizing.max_length))
+    return 0
