@@ -70,11 +70,18 @@ def plain_config(encoder: PreTrainedConfig, spec: TaskSpec | None = None, *, dro
 
 
 def plain_model(
-    spec: TaskSpec | None, weights: Mapping[str, Tensor], net: MultiTaskNet, layout: HeadLayout, sharing: Sharing, config: PreTrainedConfig
+    spec: TaskSpec | None,
+    weights: Mapping[str, Tensor],
+    net: MultiTaskNet,
+    layout: HeadLayout,
+    sharing: Sharing,
+    config: PreTrainedConfig,
+    *,
+    of: str | None = None,
 ) -> PreTrainedModel | str:
     """The encoder (`spec` None) or a task as a plain model that shares memory with `weights`, to be saved and not to be run.
 
-    `net` gives the structure only. Where no plain class of this encoder computes the same: why, as the end of a sentence.
+    `of`: the task whose encoder it is, where they are not shared. `net` gives the structure only. Where no plain class of this encoder computes the same: why, as the end of a sentence.
     """
     reason = None if spec is None else why_not_plain(spec) or _no_class(spec, config)
     if reason is not None:
@@ -82,7 +89,7 @@ def plain_model(
     auto = getattr(transformers, ENCODER if spec is None else CLASSES[spec.kind])
     with quiet_transformers(), torch.device("meta"):
         model: PreTrainedModel = auto.from_config(config)
-    encoder = merged_encoder_state(weights, sharing, [] if spec is None else [spec.name])
+    encoder = merged_encoder_state(weights, sharing, [name for name in (of, spec.name if spec else None) if name])
     head = None if spec is None else _head_weights(spec, weights, layout)
     state: dict[str, Tensor] = {}
     for name, tensor in model.state_dict().items():

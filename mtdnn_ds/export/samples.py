@@ -138,8 +138,8 @@ def with_outputs(sample: Sample, loaded: LoadedRun, task_id: int) -> Sample:
     return replace(sample, outputs=tuple(outputs))
 
 
-def encoder_outputs(sample: Sample, loaded: LoadedRun, task_id: int) -> np.ndarray:
-    """(T, D): our hidden states of all tokens of the sample, end to end. With hard sharing only."""
+def hidden_outputs(sample: Sample, loaded: LoadedRun, task_id: int) -> list[np.ndarray]:
+    """Our hidden states (tokens, D) of each sequence of the task's sample."""
     gathered = sample.gathered
     num_examples = int(gathered.examples.max()) + 1
     batch = collate(
@@ -150,14 +150,15 @@ def encoder_outputs(sample: Sample, loaded: LoadedRun, task_id: int) -> np.ndarr
         layout=loaded.layout,
         tasks=[task_id],
         filler_ids=loaded.settings.filler_ids,
+        sharing=loaded.settings.sharing,
     )
     with torch.no_grad():
         hidden_TD = loaded.model.encoder(batch.to(loaded.device)).cpu()
     packed = hidden_TD.split(batch.cu_seqlens.diff().tolist())
+    own = [tokens.numpy() for tokens, owner in zip(packed, batch.sequence_examples, strict=True) if owner >= 0]  # without fillers
     # Collate lays sequences out shortest first, ties in their own order.
     order = np.lexsort((np.arange(sample.num_sequences), gathered.examples, gathered.lengths))
-    in_order = [packed[place] for place in np.argsort(order)]
-    return torch.cat(in_order).numpy()
+    return [own[place] for place in np.argsort(order)]
 
 
 class _Fixed:

@@ -15,7 +15,7 @@ from mtdnn_ds.export.one_task import one_task_recipe, one_task_weights
 from mtdnn_ds.export.opened import Opened
 from mtdnn_ds.export.parity import Parity, compared, load_plain, padded, plain_outputs
 from mtdnn_ds.export.plain import CLASSES, ENCODER, plain_config, plain_model
-from mtdnn_ds.export.samples import Sample, encoder_outputs, take_samples, with_outputs
+from mtdnn_ds.export.samples import Sample, hidden_outputs, take_samples, with_outputs
 from mtdnn_ds.model.encoder import quiet_transformers
 from mtdnn_ds.tasks.spec import TaskSpec
 
@@ -110,7 +110,7 @@ def encoder_check(opened: Opened, folder: Path, samples: dict[str, Sample], plai
         return note, None, f"Not compared: {note}. The encoders of the tasks are in their folders."
     task_id, spec = next(iter(enumerate(opened.loaded.specs)))
     sample = samples[spec.name]
-    ours = encoder_outputs(sample, opened.loaded, task_id)
+    ours = np.concatenate(hidden_outputs(sample, opened.loaded, task_id))
     inputs = padded(folder, sample.sequences())
     with torch.no_grad():
         theirs = plain(**inputs).last_hidden_state[inputs["attention_mask"].bool()].numpy()
