@@ -72,3 +72,11 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory, tiny_encoder: Path, s
     from finished_run import train_finished_run
 
     return train_finished_run(tmp_path_factory.mktemp("finished"), tiny_encoder, shared_data)
+
+
+@pytest.fixture(scope="session")
+def all_kinds_run(tmp_path_factory: pytest.TempPathFactory, shared_data: Path, tiny_encoder: Path) -> Path:
+    """A trained run folder with a task of every kind; its data lie beside it (tests/predict_runs.py)."""
+    from predict_runs import train_all_kinds
+
+    return train_all_kinds(tmp_path_factory.mktemp("all_kinds"), shared_data, tiny_encoder)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -176,4 +177,10 @@ def serve(app: FastAPI, *, host: str, port: int, ready: Callable[[], None]) -> N
             if self.started:
                 ready()
 
-    Server(uvicorn.Config(app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=30)).run()
+    # uvicorn stops cleanly, and then raises the signal again: whoever asked it to stop got what they wanted.
+    before = {number: signal.signal(number, lambda number, frame: None) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        Server(uvicorn.Config(app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=30)).run()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

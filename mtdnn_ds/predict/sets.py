@@ -156,4 +156,4 @@ def truncated_rows(part: SetOfView, max_length: int) -> np.ndarray:
         both = lengths + np.repeat(lengths[begins], counts)
         both[begins] = 0
         return np.maximum.reduceat(both, begins) > pair
-    return split.row_lengths() > (pair if view.kind == "pair" else single)
+    return np.asarray(split.row_lengths() > (pair if view.kind == "pair" else single))
