@@ -245,6 +245,15 @@ class TrainSettings(Section):
         return self
 
 
+class BoardSettings(Section):
+    """What TensorBoard gets beside the curves."""
+
+    text: bool = Field(False, description="a TEXT tab with the recipe")
+    embeddings: int = Field(
+        0, ge=0, le=5000, description="dev rows of each task whose embeddings the PROJECTOR tab shows, after the last evaluation; 0 = none"
+    )
+
+
 def _names_to_mapping(value: Any) -> Any:
     """`tasks: [cola, rte]`; a list that holds anything but names is left for the model to refuse."""
     is_names = isinstance(value, list) and all(isinstance(name, str) for name in value)
@@ -275,6 +284,9 @@ class Recipe(Section):
     encoder: EncoderSettings
     tasks: Annotated[dict[str, TaskSettings], BeforeValidator(_none_to_empty), BeforeValidator(_names_to_mapping), Field(min_length=1)]
     plugins: list[PathText] = Field([], description="Python files with task kinds of your own, which are run: docs/own_kind.md")
+    heads: dict[str, PathText] | None = Field(
+        None, description="task -> folder of a Hugging Face checkpoint (model.safetensors, config.json) whose head it begins with"
+    )
     init: InitSettings = InitSettings()
     sharing: SharingSettings = SharingSettings()
     mixture: MixtureSettings = MixtureSettings()
@@ -285,4 +297,5 @@ class Recipe(Section):
     regularizer: RegularizerSettings = RegularizerSettings()
     distillation: DistillationSettings = DistillationSettings()
     train: TrainSettings
+    board: BoardSettings = BoardSettings()
     data: DataSettings = DataSettings()

@@ -14,6 +14,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from mtdnn_ds.train.disk import PatientFile
 
 FLUSH_SECONDS = 10  # an open TensorBoard lags at most this much behind the run
@@ -28,6 +30,7 @@ class EventFile:
         from tensorboard.summary.writer.record_writer import RecordWriter
 
         folder.mkdir(exist_ok=True)
+        self.folder = folder
         began = time.time()
         number = len(list(folder.iterdir()))  # two files of one process and second
         self._file = PatientFile(folder / f"events.out.tfevents.{int(began):010d}.{platform.node()}.{os.getpid()}.{number}")
@@ -60,6 +63,33 @@ class EventFile:
         from tensorboard.compat.proto.event_pb2 import Event
 
         self._records.write(Event(wall_time=time.time(), **fields).SerializeToString())
+
+
+def recipe_summary(recipe_yaml: str) -> Any:
+    """The TEXT tab's panel `recipe`, which reads Markdown: an indented block stays as it is, whatever is in it."""
+    from torch.utils.tensorboard.summary import text
+
+    return text("recipe", "".join(f"    {line}\n" for line in recipe_yaml.splitlines()))
+
+
+def write_projector(folder: Path, vectors: np.ndarray, columns: Sequence[str], metadata: Sequence[Sequence[str]]) -> None:
+    """Files of the PROJECTOR tab in the run's board `folder`: `vectors` (E, D) with E rows of `metadata`. Raises OSError.
+
+    The config, which names the other two, is renamed into place last.
+    """
+    from google.protobuf import text_format
+    from tensorboard.plugins.projector.projector_config_pb2 import ProjectorConfig
+
+    rows = ("\t".join(" ".join(cell.split()) for cell in row) for row in (columns, *metadata))
+    (folder / "metadata.tsv").write_text("".join(f"{row}\n" for row in rows), encoding="utf-8")
+    (folder / "embeddings.tsv").write_text("".join("\t".join(f"{value:.6g}" for value in row) + "\n" for row in vectors), encoding="utf-8")
+    config = ProjectorConfig()
+    config.embeddings.add(
+        tensor_name="dev rows", tensor_shape=list(vectors.shape), tensor_path="embeddings.tsv", metadata_path="metadata.tsv"
+    )
+    aside = folder / "projector_config.pbtxt.tmp"
+    aside.write_text(text_format.MessageToString(config), encoding="utf-8")
+    os.replace(aside, folder / "projector_config.pbtxt")
 
 
 def board_layout(task_metrics: Mapping[str, Sequence[str]]) -> dict[str, dict[str, list[Any]]]:

@@ -15,8 +15,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import numpy as np
+
 from mtdnn_ds.config.errors import ConfigError
-from mtdnn_ds.train.board import EventFile, board_layout, end_summary, flat_settings, start_summaries
+from mtdnn_ds.train.board import EventFile, board_layout, end_summary, flat_settings, recipe_summary, start_summaries, write_projector
 from mtdnn_ds.train.disk import PatientFile
 
 Event = tuple[str, float, int]  # tag, value, step: what DeepSpeed's monitors take
@@ -113,6 +115,7 @@ class RunMonitor:
 
     `task_metrics`: each task's metric names as they will appear in EvalRecord.eval, the main one first.
     `settings`: the recipe as nested plain values; its scalars become the row of TensorBoard's HPARAMS tab.
+    `recipe_text`: the recipe as the board's TEXT tab shows it; None: no such tab.
     `last_step`: optimizer steps already done, 0 for a new run. Lines of a later step, or a line that the end of the earlier
     process cut in two, move to metrics.discarded.jsonl; `num_discarded_lines` counts them, for the caller to say.
     `write_events`: DeepSpeed's `engine.monitor.write_events`, when the JSON switches on one of its monitors. Steps are ours;
@@ -125,6 +128,7 @@ class RunMonitor:
         *,
         task_metrics: Mapping[str, Sequence[str]],
         settings: Mapping[str, Any],
+        recipe_text: str | None = None,
         last_step: int = 0,
         write_events: Callable[[list[Event]], None] | None = None,
     ) -> None:
@@ -139,6 +143,8 @@ class RunMonitor:
         self._board.add(custom_scalars(board_layout(task_metrics)))
         for summary in start_summaries(run_dir.name, flat_settings(settings), task_metrics):
             self._board.add(summary)
+        if recipe_text is not None:
+            self._board.add(recipe_summary(recipe_text))
         self._board.flush()
 
     @property
@@ -155,6 +161,10 @@ class RunMonitor:
             self._board.add_scalar(tag, value, step)
         if self._write_events is not None:
             self._write_events(events)
+
+    def write_projector(self, vectors: np.ndarray, columns: Sequence[str], metadata: Sequence[Sequence[str]]) -> None:
+        """Embeddings for the board's PROJECTOR tab. Raises OSError."""
+        write_projector(self._board.folder, vectors, columns, metadata)
 
     def flush(self) -> None:
         """Write what waits, as far as the disk takes it."""

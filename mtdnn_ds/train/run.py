@@ -26,6 +26,7 @@ from mtdnn_ds.train import checkpoint, elastic
 from mtdnn_ds.train.disk import reason
 from mtdnn_ds.train.distillation import Lesson, find_lessons, fingerprints, taught
 from mtdnn_ds.train.engine import start_engine
+from mtdnn_ds.train.heads import begin_with_heads
 from mtdnn_ds.train.init import begin_with, find_source
 from mtdnn_ds.train.monitor import Event, RunMonitor
 from mtdnn_ds.train.optimizer import build_optimizer
@@ -99,6 +100,8 @@ def start_run(
     compute_dtype = COMPUTE_DTYPES[deepspeed.precision]
     model = run_model(recipe, data, device=device, compute_dtype=compute_dtype)
     for note in (*model.notes, *freeze(model, recipe.train.freeze), *([] if source is None else [begin_with(model, specs, source)])):
+        say(note)
+    for note in begin_with_heads(model, specs, recipe) if found is None else ():
         say(note)
     regularizer = _regularizer(recipe, model, data, device=device, compute_dtype=compute_dtype, say=say)
     scales = _adaptive_scales(recipe, data)
@@ -205,6 +208,7 @@ def _open_folder(
             folder.path,
             task_metrics={spec.name: data.metric_names(spec) for spec in data.specs},
             settings=settings_dict(recipe),
+            recipe_text=dump_recipe(recipe) if recipe.board.text else None,
             last_step=state.step,
             write_events=_deepspeed_events(engine) if engine.monitor.enabled else None,
         )

@@ -30,6 +30,7 @@ FREE_SETTINGS = (
     "train.async_save",
     "train.time_margin",
     "train.stall_timeout",
+    "board.",
     "data.",
     "encoder.attention",
     "encoder.gradient_checkpointing",

@@ -18,7 +18,8 @@ from mtdnn_ds.data.loader import StepBatches, TrainLoader
 from mtdnn_ds.losses.objective import Scale, task_means, task_scales
 from mtdnn_ds.tasks.spec import TaskSpec
 from mtdnn_ds.train import stopping
-from mtdnn_ds.train.disk import SaveFailed, writing
+from mtdnn_ds.train.disk import SaveFailed, reason, writing
+from mtdnn_ds.train.embeddings import dev_embeddings
 from mtdnn_ds.train.engine import count_units, free_memory, optimizer_step, set_learning_rate, start_distributed, stop_engine
 from mtdnn_ds.train.evaluate import EvaluationStopped, evaluate
 from mtdnn_ds.train.lock import locked
@@ -264,11 +265,27 @@ def _evaluate(run: Run) -> bool:
             state.best.update({name: {"score": scores[name], "step": state.step} for name in winners})
     if run.monitor is not None:
         run.monitor.write(EvalRecord(step=state.step, eval=evaluation.metrics, average=evaluation.average))
+    if state.step == run.plan.total_steps and run.recipe.board.embeddings:
+        _show_embeddings(run)
     run.progress.say(
         f"step {state.step}: dev average {evaluation.average:.4f}  "
         + "  ".join(f"{name} {score:.3f}" for name, score in evaluation.scores.items())
     )
     return True
+
+
+def _show_embeddings(run: Run) -> None:
+    """Development rows as the encoder sees them, for the board's projector. Collective; a full disk costs the run nothing else."""
+    mark("embedding development rows")
+    found = dev_embeddings(
+        run.engine, run.engine.module.encoder, run.data.specs, run.data.layout, run.data.examples, run.settings, run.engine.device,
+        rows_per_task=run.recipe.board.embeddings,
+    )  # fmt: skip
+    if run.monitor is not None:
+        try:
+            run.monitor.write_projector(found.vectors, ("task", "label", "row"), found.metadata)
+        except OSError as error:
+            run.progress.say(f"the board's embeddings could not be written: {reason(error)}")
 
 
 def _save_best(run: Run, winners: Sequence[str], metrics: Mapping[str, Any]) -> bool:
