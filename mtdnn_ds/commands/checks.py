@@ -109,6 +109,8 @@ def checked_stages(
     for stage, run in checked.values():
         if stage.source in checked:
             of_stage[stage.name].check(partial(_fits_source, run, checked[stage.source][1], stage))
+        if stage.source and stage.recipe.heads and not goes_on(stage):
+            of_stage[stage.name].check(partial(_heads_fit, run))
     lines = {name: own.lines for name, own in of_stage.items()}
     problems.add(lines.get("") or by_stage(lines))
     problems.refuse()
@@ -132,7 +134,7 @@ def _checked(
     settings: Recipe, json: dict[str, object] | None, problems: Problems, *, source: str, world_size: int, goes_on: bool
 ) -> CheckedRun | None:
     specs = problems.check(lambda: resolve_tasks(settings))
-    if specs is not None and (settings.train.freeze or settings.init.run is not None):
+    if specs is not None and (settings.train.freeze or settings.init.run is not None or settings.heads):
         problems.check(lambda: _preflight(settings, specs, goes_on=goes_on))
     if specs is not None and settings.distillation.teachers is not None:
         problems.check(lambda: _teachers(settings, specs))
@@ -158,6 +160,13 @@ def _fits_source(run: CheckedRun, source: CheckedRun, stage: Stage) -> None:
     elif kind == "best" and not scored:
         wrong.append(f"checkpoint=best/{task}: no task of stage {stage.source} has a dev split, so it keeps no best; write latest")
     if wrong:
+        raise ConfigError(wrong)
+
+
+def _heads_fit(run: CheckedRun) -> None:
+    from mtdnn_ds.train.heads import head_problems
+
+    if wrong := head_problems(run.recipe, run.specs):
         raise ConfigError(wrong)
 
 

@@ -120,6 +120,9 @@ def _task_names(recipe: Recipe) -> Iterator[str]:
             for name in value:
                 if name not in recipe.tasks:
                     yield f"{setting}.{name}: there is no task '{name}' in the run{did_you_mean(name, names)}; remove it, or add the task"
+    for name in recipe.heads or {}:
+        if name not in recipe.tasks:
+            yield f"heads.{name}: there is no task '{name}' in the run{did_you_mean(name, names)}; remove it, or add the task"
     for setting, some in (("distillation.tasks", recipe.distillation.tasks), ("regularizer.tasks", recipe.regularizer.tasks)):
         for name in some or ():
             if name not in recipe.tasks:

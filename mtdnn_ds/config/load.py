@@ -74,10 +74,10 @@ def dump_recipe(recipe: Recipe) -> str:
 def resolved_values(recipe: Recipe) -> dict[str, Any]:
     """Sections and settings as dump_recipe writes them."""
     values = recipe.model_dump(mode="json")
-    plugins = values.pop("plugins")
+    plugins, heads = values.pop("plugins"), values.pop("heads")
     resolved = {section: _written(recipe, section, settings) for section, settings in values.items()}
     resolved["tasks"] = {name: {key: value for key, value in task.items() if value is not None} for name, task in values["tasks"].items()}
-    return {section: settings for section, settings in {**resolved, "plugins": plugins}.items() if settings}
+    return {section: settings for section, settings in {**resolved, "plugins": plugins, "heads": heads}.items() if settings}
 
 
 def _written(recipe: Recipe, section: str, settings: dict[str, Any]) -> dict[str, Any]:

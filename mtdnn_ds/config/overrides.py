@@ -84,6 +84,10 @@ def _select_tasks(result: Overridden, raw: str, source: str) -> None:
             result.notes += [
                 f"--tasks {raw} leaves out {name}: {section}.{key}.{name}={numbers.pop(name)} of {source} is not used" for name in left_out
             ]
+    heads = result.values.get("heads")
+    if isinstance(heads, dict):
+        left_out = [name for name in settings if name in heads and name not in names]
+        result.notes += [f"--tasks {raw} leaves out {name}: heads.{name}={heads.pop(name)} of {source} is not used" for name in left_out]
 
 
 def _apply(result: Overridden, path: tuple[str, ...], raw: str, given: set[tuple[str, ...]], source: str) -> None:
@@ -108,6 +112,8 @@ def _apply(result: Overridden, path: tuple[str, ...], raw: str, given: set[tuple
         path = (path[0], found, *path[2:])
     elif path[:2] in (("mixture", "rates"), ("loss", "scale")) and len(path) == 3:
         path = (*path[:2], _task_in_run(result, path[2]) or path[2])
+    elif path[0] == "heads" and len(path) == 2:
+        path = ("heads", _task_in_run(result, path[1]) or path[1])
     put(result, path, parse_text(raw, annotation), given, source)
     result.flags[path] = flag
 

@@ -249,6 +249,8 @@ def _leave_out_others(values: dict[str, Any], tasks: Sequence[str], given: set[t
             holder[key] = {name: value for name, value in named.items() if name in tasks}
         if key == "tasks" and holder.get(key) == []:
             del values[section]  # it is for other tasks only
+    if isinstance(values.get("heads"), dict) and not any(path[0] == "heads" for path in given):
+        values["heads"] = {name: path for name, path in values["heads"].items() if name in tasks}
 
 
 def _set_init(
@@ -260,6 +262,8 @@ def _set_init(
         if own is None and isinstance(values.get("init"), dict) and "run" not in values["init"]:
             del values["init"]  # init.heads of the defaults is for the stages that begin with another
         return
+    if "heads" not in entry:
+        values.pop("heads", None)  # the earlier stage has trained them
     problems += [f"{where}: init.{key}: the stage begins with stage '{source.name}'; remove it, or write from: none" for key in named]
     init = values.get("init") or {}
     if isinstance(init, dict):

@@ -157,7 +157,7 @@ def _spec(values: Mapping[str, Any], kinds: Mapping[str, CustomKind]) -> TaskSpe
 
 def _portable(recipe: Recipe) -> Recipe:
     """The recipe without what names files of the machine it ran on. The encoder is the folder's own."""
-    defaults = {name: Recipe.model_fields[name].default for name in ("init", "distillation", "data")}
+    defaults = {name: Recipe.model_fields[name].default for name in ("init", "heads", "distillation", "data")}
     encoder = recipe.encoder.model_copy(
         update={"path": ".", "tokenizer": None, "sha256": None, "random_init": True, "attention": "auto", "fused_layer_norm": False}
     )

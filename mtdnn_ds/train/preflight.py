@@ -1,4 +1,4 @@
-"""What can be found wrong with a recipe's init and train.freeze before any work: from run folders and encoder configs. Reads no weights."""
+"""What can be found wrong with a recipe's init, heads and train.freeze before any work: from run folders and encoder configs. Reads no weights."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _COMPARED = ("model_type", "hidden_size", "num_hidden_layers", "num_attention_he
 
 
 def preflight(recipe: Recipe, specs: Sequence[TaskSpec], *, goes_on: bool) -> None:
-    """Raise ConfigError with everything wrong with `train.freeze` and, unless the run goes on from a checkpoint of its own, with `init`."""
+    """Raise ConfigError with everything wrong with `train.freeze` and, unless the run goes on from a checkpoint of its own, with `init` and `heads`."""
     problems: list[str] = []
     if recipe.train.freeze:
         by_number = any(layers_of(part) for part in recipe.train.freeze)
@@ -30,6 +30,10 @@ def preflight(recipe: Recipe, specs: Sequence[TaskSpec], *, goes_on: bool) -> No
         problems += freeze_problems(recipe.train.freeze, num_layers=num_layers, heads=head_layout(specs).heads)
     if recipe.init.run is not None and not goes_on:
         problems += _init_problems(recipe, specs, recipe.init.run)
+    if recipe.heads and not goes_on:
+        from mtdnn_ds.train.heads import head_problems  # with torch
+
+        problems += head_problems(recipe, specs)
     if problems:
         raise ConfigError(problems)
 
