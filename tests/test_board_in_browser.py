@@ -83,7 +83,7 @@ def board(finished_run: Path) -> Iterator[str]:
 
 
 def test_the_board_opens_in_a_browser(board: str, finished_run: Path) -> None:
-    layout = json.load(urlopen(f"{board}/data/plugin/custom_scalars/layout"))  # noqa: S310  # our own server
+    layout = json.load(urlopen(f"{board}/data/plugin/custom_scalars/layout"))
     assert [chart["title"] for chart in layout["category"][0]["chart"]] == ["loss of every task", "main dev metric of every task"]
     with chromium() as browser:
         page = browser.new_page(viewport={"width": 1400, "height": 1400})
@@ -109,6 +109,5 @@ def test_the_board_opens_in_a_browser(board: str, finished_run: Path) -> None:
         projector.get_by_text("1 tensor found").first.wait_for()
         projector.locator(".numDataPoints", has_text="64").first.wait_for()
         assert projector.locator(".dim").first.inner_text() == "32"
-        for tab in ("SCALARS", "CUSTOM SCALARS", "TEXT", "HPARAMS", "PROJECTOR"):
-            assert page.get_by_role("tab", name=tab, exact=True).count() or page.get_by_text(tab, exact=True).count(), tab
+        assert {"SCALARS", "CUSTOM SCALARS", "TEXT", "HPARAMS", "PROJECTOR"} <= set(page.inner_text("body").split("\n"))
         assert wrong == []
