@@ -112,8 +112,8 @@ def _check_layout(name: str, saved: Mapping[str, Any]) -> None:
 
 
 def _place(key: str, value: Any) -> Any:
-    """A run that this one began with is known by its folder's name: folders may move."""
-    return Path(value).name if key == "init.run" and isinstance(value, str) else value
+    """A run that this one began with, or a head's checkpoint, is known by its folder's name: folders may move."""
+    return Path(value).name if (key == "init.run" or key.startswith("heads.")) and isinstance(value, str) else value
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
