@@ -93,7 +93,7 @@ class PaddedHeads(nn.Module):
         elif term.head == "masked_lm":
             self.heads[name] = module
         elif term.head != "embedding":
-            self.heads[name] = module.of_tasks[number]  # type: ignore[union-attr,index]
+            self.heads[name] = module.get_submodule(f"of_tasks.{number}")
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> tuple[Tensor, ...]:
         types = token_type_ids if self.has_types else torch.zeros_like(token_type_ids)

@@ -22,7 +22,7 @@ from mtdnn_ds.tasks.spec import TaskSpec
 OURS = "MultiTaskModel"  # of mtdnn_ds, which opens folders of ours
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Made:
     """One folder, still aside."""
 
@@ -51,14 +51,13 @@ def write_all(opened: Opened, aside: Path, wanted: Sequence[str]) -> list[Made]:
         elif kind.startswith("onnx"):
             from mtdnn_ds.export.onnx_graph import write_onnx
 
-            parity, note = write_onnx(opened, folder, samples, kind.removeprefix("onnx_") if kind != "onnx" else None)
-            made.append(Made(name=name, loads_with="onnxruntime", parity=parity, note=note))
+            own = kind.removeprefix("onnx_") if kind != "onnx" else None
+            made.append(Made(name, "onnxruntime", *write_onnx(opened, folder, samples, own)))
         else:
             from mtdnn_ds.export.sentences import write_sentence_transformers
 
             own = kind.removeprefix("sentence-transformers_") if kind != "sentence-transformers" else None
-            parity, note = write_sentence_transformers(opened, folder, samples, own)
-            made.append(Made(name=name, loads_with="SentenceTransformer", parity=parity, note=note))
+            made.append(Made(name, "SentenceTransformer", *write_sentence_transformers(opened, folder, samples, own)))
     return made
 
 
