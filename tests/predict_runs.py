@@ -25,9 +25,7 @@ def write_rows(folder: Path) -> dict[str, Any]:
             {"a": "which is a colour?", "c": [animal, colour, "seven"][: 2 + n % 2], "y": 1} for n, (colour, animal) in enumerate(both)
         ],
         "ranking": [
-            {"a": f"query {n}", "c": word, "y": int(word == colour)}
-            for n, (colour, animal) in enumerate(both)
-            for word in (animal, colour)
+            {"a": f"query {n}", "c": word, "y": int(word == colour)} for n, (colour, animal) in enumerate(both) for word in (animal, colour)
         ],
         "similar": [{"a": colour, "b": (animal, colour)[n % 2], "y": n % 2} for n, (colour, animal) in enumerate(both)],
         "colours": [{"a": f"a {animal} and a {colour} hat", "y": COLOURS.index(colour)} for colour, animal in both],

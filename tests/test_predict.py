@@ -174,7 +174,12 @@ def test_entities_are_runs_of_one_type() -> None:
         {"type": "LOC", "start": 11, "end": 19, "text": "New York"},
         {"type": "PER", "start": 24, "end": 26, "text": "Bo"},
     ]
-    assert [each["text"] for each in entities("a b c d", [(0, 1), (2, 3), (4, 5), (6, 7)], ["B-X", "B-X", "I-Y", "I-X"])] == ["a", "b", "c", "d"]
+    assert [each["text"] for each in entities("a b c d", [(0, 1), (2, 3), (4, 5), (6, 7)], ["B-X", "B-X", "I-Y", "I-X"])] == [
+        "a",
+        "b",
+        "c",
+        "d",
+    ]
     assert entities("a b", [(0, 1), (2, 3)], ["NOUN", "O"]) == []
 
 
@@ -186,7 +191,10 @@ def test_words_of_a_text_have_their_characters(model: MultiTaskModel) -> None:
 @pytest.mark.parametrize("mode", ["soft", "low_rank"])
 def test_every_group_of_tasks_has_its_own_encoder(mode: str, all_kinds_run: Path) -> None:
     """With weights drawn apart, tasks of two groups on the same texts answer as they do alone."""
-    changes = {"sharing.mode": mode, "sharing.groups": "{one: [cola, colours, rte, mrpc], two: [tags, stsb, ranking, choice, similar, span, words]}"}
+    changes = {
+        "sharing.mode": mode,
+        "sharing.groups": "{one: [cola, colours, rte, mrpc], two: [tags, stsb, ranking, choice, similar, span, words]}",
+    }
     recipe = load_recipe(str(all_kinds_run.parent / "recipe.yaml"), changes)
     specs, device = resolve_tasks(recipe), torch.device("cpu")
     layout = head_layout(specs)
@@ -211,7 +219,9 @@ def test_every_group_of_tasks_has_its_own_encoder(mode: str, all_kinds_run: Path
 def test_embeddings_are_those_of_transformers(pooling: str, layer: int, model: MultiTaskModel, tiny_encoder: Path) -> None:
     weights = model.net.state_dict()
     theirs = BertModel.from_pretrained(tiny_encoder, add_pooling_layer=False).eval()
-    theirs.load_state_dict({name.removeprefix("encoder.model."): each for name, each in weights.items() if name.startswith("encoder.model.")})
+    theirs.load_state_dict(
+        {name.removeprefix("encoder.model."): each for name, each in weights.items() if name.startswith("encoder.model.")}
+    )
     tokenizer = AutoTokenizer.from_pretrained(tiny_encoder)
     ours = model.embed([*TEXTS, *PAIRS], pooling, layer=layer)  # type: ignore[arg-type]
     assert ours.dtype == np.float32

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from mtdnn_ds.commands.model_flags import ranks, refuse_unknown, summary, whole_number
+from mtdnn_ds.commands.model_flags import ranks, refuse_file_type, refuse_unknown, summary, whole_number
 from mtdnn_ds.config.errors import ConfigError
 
 
@@ -16,7 +16,7 @@ def run(
     """Write the embeddings of the rows of `input`. Collective under a launcher."""
     problems = refuse_unknown("--on_bad_row", on_bad_row, ("refuse", "skip"))
     problems += refuse_unknown("--pooling", pooling, ("cls", "mean"))
-    problems += refuse_unknown("--output", Path(output).suffix, (".npy", ".parquet"), what=f"{output} is of type")
+    problems += refuse_file_type("--output", output, (".npy", ".parquet"))
     if not re.fullmatch(r"-?\d{1,4}", layer):
         problems.append(f"--layer {layer}: must be a whole number, -1 for the last layer")
     if id_column is not None and Path(output).suffix == ".npy":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mtdnn_ds.config.errors import did_you_mean
@@ -14,9 +15,15 @@ if TYPE_CHECKING:
     from mtdnn_ds.predict.files import Written
 
 
-def refuse_unknown(flag: str, value: str, known: Sequence[str], what: str = "is") -> list[str]:
+def refuse_unknown(flag: str, value: str, known: Sequence[str]) -> list[str]:
     """A problem if `value` is none of `known`."""
-    return [] if value in known else [f"{flag}: {what} '{value}'{did_you_mean(value, known)}"]
+    return [] if value in known else [f"{flag} {value}: unknown{did_you_mean(value, known)}"]
+
+
+def refuse_file_type(flag: str, path: str, known: Sequence[str]) -> list[str]:
+    """A problem if the file has none of the `known` suffixes."""
+    suffix = Path(path).suffix
+    return [] if suffix in known else [f"{flag} {path}: unknown file type '{suffix}'; use {', '.join(known)}"]
 
 
 def whole_number(flag: str, text: str | None, problems: list[str], least: int = 1) -> int | None:

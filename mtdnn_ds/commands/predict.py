@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mtdnn_ds.commands.model_flags import ranks, refuse_unknown, summary, whole_number
+from mtdnn_ds.commands.model_flags import ranks, refuse_file_type, refuse_unknown, summary, whole_number
 from mtdnn_ds.config.errors import ConfigError, DataError
 
 
@@ -14,7 +14,7 @@ def run(
 ) -> int:  # fmt: skip
     """Write the answers of `model` to the rows of `input`. Collective under a launcher."""
     problems = refuse_unknown("--on_bad_row", on_bad_row, ("refuse", "skip"))
-    problems += refuse_unknown("--output", Path(output).suffix, (".jsonl", ".csv"), what=f"{output} is of type")
+    problems += refuse_file_type("--output", output, (".jsonl", ".csv"))
     tokens, rows = whole_number("--max_tokens", max_tokens, problems), whole_number("--window_rows", window_rows, problems)
     if problems:
         raise ConfigError(problems)
