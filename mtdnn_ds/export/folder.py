@@ -67,7 +67,7 @@ def open_model(
         loaded = _open_exported(Path(path), device=device, setting=setting, trust_plugins=trust_plugins)
     else:
         _refuse_other_folders(Path(path), setting)
-        loaded = load_run(find_run(path, checkpoint, run_setting=setting), device=device)
+        loaded = load_run(find_run(path, checkpoint, run_setting=setting, needs_data=False), device=device)
     loaded.model.eval()
     return loaded
 

@@ -62,7 +62,7 @@ class Opened:
 
 def open_run(run_dir: str, checkpoint: str) -> Opened:
     """The run in `run_dir` with its `checkpoint` on the CPU. Raises ConfigError and CheckpointError in the words of the command line."""
-    found = find_run(run_dir, checkpoint)
+    found = find_run(run_dir, checkpoint, needs_data=False)
     if found.recipe.encoder.trust_remote_code:
         raise ConfigError(
             f"--run_dir {run_dir}: its encoder came with trust_remote_code, so its folders would need its repository's own code; such a run is not exported"

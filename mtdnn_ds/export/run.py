@@ -47,7 +47,7 @@ def export_run(
     if format not in FORMATS:
         raise ConfigError(f"--format {format}: unknown{did_you_mean(format, FORMATS)}")
     checkpoint = checkpoint_name(run_dir, checkpoint, task)
-    found = find_run(run_dir, checkpoint)  # refuses what is no run, before anything heavy
+    found = find_run(run_dir, checkpoint, needs_data=False)  # refuses what is no run, before anything heavy
     names = [spec.name for spec in found.specs]
     if task is not None and task not in names:
         raise ConfigError(f"--task {task}: the run has no such task{did_you_mean(task, names)}")

@@ -60,7 +60,7 @@ class Sample:
 
 
 def prepared_splits(recipe: Recipe, specs: Sequence[TaskSpec]) -> dict[str, dict[str, PreparedSplit]]:
-    """{task: {split: rows}} of the train and dev splits that are in the run's cache; builds and downloads nothing."""
+    """{task: {split: rows}} of the train and dev splits that are in the run's cache; dev splits are built from local files if need be."""
     found: dict[str, dict[str, PreparedSplit]] = {}
     for spec in specs:
         for split in ("train", *spec.dev_splits):
@@ -73,11 +73,11 @@ def prepared_splits(recipe: Recipe, specs: Sequence[TaskSpec]) -> dict[str, dict
                     cache_dir=recipe.data.cache_dir,
                     on_bad_row=recipe.data.on_bad_row,
                     splits=[split],
-                    build=False,
+                    build=split != "train" and spec.splits[split].format != "hub",
                     say=lambda text: None,
                     trust_remote_code=recipe.encoder.trust_remote_code,
                 )
-            except UserError:
+            except (UserError, RuntimeError):  # its files or its cache are gone
                 continue
             found.setdefault(spec.name, {}).update(prepared[spec.name])
     return found

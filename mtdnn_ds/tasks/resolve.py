@@ -28,12 +28,14 @@ _TASK_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")  # becomes a folder n
 _USER_KEYS = ("kind", "files", "dataset", "hub", "splits", "text_columns", "label_column", "labels", "choice_columns", "group_column")
 
 
-def resolve_tasks(recipe: Recipe, *, own_kinds: Mapping[str, CustomKind] | None = None) -> tuple[TaskSpec, ...]:
+def resolve_tasks(recipe: Recipe, *, own_kinds: Mapping[str, CustomKind] | None = None, needs_files: bool = True) -> tuple[TaskSpec, ...]:
     """Specs of the recipe's tasks, in its order, every one of them trainable. Raises one ConfigError with every problem.
 
-    `own_kinds`: kinds of the user's own, instead of those in the recipe's plugin files, which are run.
+    `own_kinds`: kinds of the user's own, instead of those in the recipe's plugin files, which are run. Without `needs_files`, splits
+    whose files are gone are left out: a trained model does not need them.
     """
     problems: list[str] = []
+    absent = problems if needs_files else []
     try:
         own_kinds = load_plugins(recipe.plugins) if own_kinds is None else own_kinds
     except ConfigError as error:
@@ -47,7 +49,10 @@ def resolve_tasks(recipe: Recipe, *, own_kinds: Mapping[str, CustomKind] | None 
             ]
     for name, settings in recipe.tasks.items():
         before = len(problems)
-        spec = _builtin(name, settings, recipe.data, problems) if name in BUILTIN_TASKS else _user_task(name, settings, own_kinds, problems)
+        if name in BUILTIN_TASKS:
+            spec = _builtin(name, settings, recipe.data, problems, absent)
+        else:
+            spec = _user_task(name, settings, own_kinds, problems, absent)
         if spec is not None and len(problems) == before:
             specs.append(replace(spec, loss_scale=scales.get(name, 1.0)))
     if problems:
@@ -60,13 +65,14 @@ def builtin_task(name: str, data: DataSettings) -> TaskSpec:
     if name not in BUILTIN_TASKS:
         raise ConfigError(f"unknown task '{name}'{did_you_mean(name, BUILTIN_TASKS)}")
     problems: list[str] = []
-    spec = _builtin_spec(name, TaskSettings.model_validate({}), data, problems)
+    spec = _builtin_spec(name, TaskSettings.model_validate({}), data, problems, absent=problems)
     if problems:
         raise ConfigError(problems)
     return spec
 
 
-def _builtin(name: str, settings: TaskSettings, data: DataSettings, problems: list[str]) -> TaskSpec | None:
+def _builtin(name: str, settings: TaskSettings, data: DataSettings, problems: list[str], absent: list[str]) -> TaskSpec | None:
+    """`absent`: where files that are not there are named, here and below."""
     if "train" not in BUILTIN_TASKS[name].remote:
         problems.append(
             f"tasks.{name}: this task has no training rows and is only predicted, with the head of mnli; take it out of 'tasks'"
@@ -75,15 +81,13 @@ def _builtin(name: str, settings: TaskSettings, data: DataSettings, problems: li
     for key in _USER_KEYS:
         if getattr(settings, key) is not None:
             problems.append(f"tasks.{name}.{key}: '{name}' is a built-in task, whose {key} is fixed; give your own task another name")
-    return _builtin_spec(name, settings, data, problems)
+    return _builtin_spec(name, settings, data, problems, absent)
 
 
-def _builtin_spec(name: str, settings: TaskSettings, data: DataSettings, problems: list[str]) -> TaskSpec:
+def _builtin_spec(name: str, settings: TaskSettings, data: DataSettings, problems: list[str], absent: list[str]) -> TaskSpec:
     task = BUILTIN_TASKS[name]
     folder = getattr(data, task.folder_setting) if task.folder_setting else None
-    splits = (
-        dict(task.remote) if folder is None else _folder_splits(name, f"data.{task.folder_setting}", Path(folder).expanduser(), problems)
-    )
+    splits = dict(task.remote) if folder is None else _folder_splits(name, f"data.{task.folder_setting}", Path(folder).expanduser(), absent)
     metrics = _metrics(name, settings, task.kind, len(task.labels), task.metrics, problems)
     objective, head = _objective(name, settings, task.kind, problems), _head(name, settings, task.kind, splits, problems)
     options = _options(name, settings, task.kind, problems, task.options)
@@ -93,18 +97,20 @@ def _builtin_spec(name: str, settings: TaskSettings, data: DataSettings, problem
     )  # fmt: skip
 
 
-def _folder_splits(name: str, key: str, folder: Path, problems: list[str]) -> dict[str, Source]:
-    """Splits whose files exist. Missing dev and test files leave their splits out; a missing first file (train) is a problem."""
+def _folder_splits(name: str, key: str, folder: Path, absent: list[str]) -> dict[str, Source]:
+    """Splits whose files exist. Missing dev and test files leave their splits out; a missing first file (train) is named in `absent`."""
     sources = {split: replace(source, path=str(folder / source.path)) for split, source in BUILTIN_TASKS[name].folder.items()}
     required = next(iter(sources))
     if not Path(sources[required].path).is_file():
-        problems.append(
+        absent.append(
             f"tasks.{name}: {key}={folder} has no file {Path(sources[required].path).relative_to(folder)}; put it there, or unset {key} to use the hub"
         )
     return {split: source for split, source in sources.items() if Path(source.path).is_file()}
 
 
-def _user_task(name: str, settings: TaskSettings, own_kinds: Mapping[str, CustomKind] | None, problems: list[str]) -> TaskSpec | None:
+def _user_task(
+    name: str, settings: TaskSettings, own_kinds: Mapping[str, CustomKind] | None, problems: list[str], absent: list[str]
+) -> TaskSpec | None:
     """`own_kinds` None: their files cannot be used, which has been said."""
     where, settings = f"tasks.{name}", completed(settings)
     if all(getattr(settings, key) is None for key in _USER_KEYS):
@@ -125,7 +131,7 @@ def _user_task(name: str, settings: TaskSettings, own_kinds: Mapping[str, Custom
         if getattr(settings, key) is None:
             problems.append(f"{where}.{key}: missing; {_who_needs(key, settings)} needs it")
     labels = _labels(where, settings, facts, problems)
-    splits = user_splits(where, settings, facts, problems)
+    splits = user_splits(where, settings, facts, problems, absent)
     _check_columns(where, settings, facts, problems)
     problems += kind_problems(where, settings, labels)
     if settings.kind is None or facts is None:

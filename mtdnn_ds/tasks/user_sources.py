@@ -24,7 +24,8 @@ _DEFAULT_COLUMNS: Mapping[Format, tuple[tuple[str, ...], str]] = {"conll": (("0"
 COLUMN_NUMBER = re.compile(r"-?\d+")
 
 
-def user_splits(where: str, settings: TaskSettings, facts: KindFacts | None, problems: list[str]) -> dict[str, Source]:
+def user_splits(where: str, settings: TaskSettings, facts: KindFacts | None, problems: list[str], absent: list[str]) -> dict[str, Source]:
+    """{split: source}; files and folders that are not there are named in `absent`, and their splits left out."""
     given = [key for key in ("files", "dataset", "hub") if getattr(settings, key) is not None]
     if len(given) != 1:
         what = f"{' and '.join(given)} are both given" if given else "no rows"
@@ -33,10 +34,10 @@ def user_splits(where: str, settings: TaskSettings, facts: KindFacts | None, pro
     if settings.files is not None:
         if settings.splits is not None:
             problems.append(f"{where}.splits: has no effect beside files, whose keys already name the splits; remove it")
-        splits = _file_splits(where, settings, settings.files, {**_FORMATS, **(facts.formats if facts else {})}, problems)
+        splits = _file_splits(where, settings, settings.files, {**_FORMATS, **(facts.formats if facts else {})}, problems, absent)
         given_splits = set(settings.files)
     else:
-        splits = _dataset_splits(where, settings, problems)
+        splits = _dataset_splits(where, settings, problems, absent)
         given_splits = set(splits) if settings.splits is None else set(settings.splits)
     for key in ("text_columns", "label_column"):
         if getattr(settings, key) and splits and all(source.format in _NAMED_BY_LAYOUT for source in splits.values()):
@@ -58,7 +59,7 @@ def _label_column(split: str, column: str | None) -> str | None:
 
 
 def _file_splits(
-    where: str, settings: TaskSettings, files: Mapping[str, str], formats: Mapping[str, Format], problems: list[str]
+    where: str, settings: TaskSettings, files: Mapping[str, str], formats: Mapping[str, Format], problems: list[str], absent: list[str]
 ) -> dict[str, Source]:
     splits: dict[str, Source] = {}
     texts = tuple(settings.text_columns or ())
@@ -68,7 +69,7 @@ def _file_splits(
         if form is None:
             problems.append(f"{where}.files.{split}={file}: unknown file type '{path.suffix}'; use {', '.join(formats)}")
         elif not path.is_file():
-            problems.append(f"{where}.files.{split}={file}: no such file (looked for {path.absolute()})")
+            absent.append(f"{where}.files.{split}={file}: no such file (looked for {path.absolute()})")
         elif form in _NAMED_BY_LAYOUT:
             text_columns, label_column = _NAMED_BY_LAYOUT[form]
             splits[split] = Source(
@@ -90,7 +91,7 @@ def _file_splits(
     return splits
 
 
-def _dataset_splits(where: str, settings: TaskSettings, problems: list[str]) -> dict[str, Source]:
+def _dataset_splits(where: str, settings: TaskSettings, problems: list[str], absent: list[str]) -> dict[str, Source]:
     path, config, form = "", None, "hub"
     if settings.hub is not None:
         path, _, name = settings.hub.partition(":")
@@ -105,7 +106,7 @@ def _dataset_splits(where: str, settings: TaskSettings, problems: list[str]) -> 
         )
         return {}
     if form == "datasets" and theirs is None:
-        problems.append(
+        absent.append(
             f"{where}.dataset={settings.dataset}: not a folder written by datasets' save_to_disk (no dataset_dict.json, no state.json)"
         )
         return {}

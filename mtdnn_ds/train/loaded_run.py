@@ -55,10 +55,11 @@ def find_run(
     run_setting: str = "--run_dir",
     checkpoint_setting: str = "--checkpoint",
     overrides: Mapping[str, str] | None = None,
+    needs_data: bool = True,
 ) -> FinishedRun:
     """The run in `run_dir` with its `checkpoint` (latest, step_N, best/TASK, best/average). Reads no weights.
 
-    `overrides`: settings that differ from the run's own, as where its data are now.
+    `overrides`: settings that differ from the run's own, as where its data are now. Without `needs_data`, files of the run's data may be gone.
 
     Raises ConfigError and CheckpointError in the words of the settings that named the two.
     """
@@ -71,7 +72,7 @@ def find_run(
     # Back ends that need half precision or CUDA change no weights.
     encoder = recipe.encoder.model_copy(update={"attention": "auto", "fused_layer_norm": False})
     recipe = recipe.model_copy(update={"encoder": encoder})
-    return FinishedRun(folder=folder, recipe=recipe, specs=resolve_tasks(recipe), weights_folder=weights_folder)
+    return FinishedRun(folder=folder, recipe=recipe, specs=resolve_tasks(recipe, needs_files=needs_data), weights_folder=weights_folder)
 
 
 def load_run(found: FinishedRun, *, device: torch.device) -> LoadedRun:
