@@ -36,7 +36,7 @@ class Sample:
     most_tokens: int  # in one micro-batch
 
 
-def run(*, recipe: str, deepspeed_config: str, world_size: int, overrides: Mapping[str, str]) -> int:
+def run(*, recipe: str, deepspeed_config: str, world_size: int, skip_findings: bool, overrides: Mapping[str, str]) -> int:
     """Print the plan of `recipe`, or of each of its stages, for `world_size` ranks; returns the exit code."""
     from mtdnn_ds.train.progress import configure_logging
 
@@ -47,11 +47,11 @@ def run(*, recipe: str, deepspeed_config: str, world_size: int, overrides: Mappi
     console = Console(soft_wrap=True, width=None if sys.stdout.isatty() else 140)
     for stage, checked in stages:
         begins = f", begins with {stage.source} ({checked.recipe.init.checkpoint})" if stage.source else ""
-        _show(console, f"{recipe}, stage {stage.name}{begins}" if stage.name else recipe, checked, world_size)
+        _show(console, f"{recipe}, stage {stage.name}{begins}" if stage.name else recipe, checked, world_size, find=not skip_findings)
     return 0
 
 
-def _show(console: Console, title: str, checked: CheckedRun, world_size: int) -> None:
+def _show(console: Console, title: str, checked: CheckedRun, world_size: int, *, find: bool) -> None:
     from rich.table import Table
 
     from mtdnn_ds.train.setup import build_plan, idle_tasks, prepare_run_data
@@ -85,6 +85,14 @@ def _show(console: Console, title: str, checked: CheckedRun, world_size: int) ->
     for line in idle_tasks(plan):
         console.print(line, markup=False, highlight=False)
     console.print(f"plan fingerprint {plan.fingerprint[:16]}", markup=False, highlight=False)
+    if not find:
+        return
+    from mtdnn_ds.check.mixture import mixture_findings
+
+    findings = mixture_findings(data, plan)
+    console.print(f"{len(findings) or 'no'} findings in the data{':' if findings else ''}", markup=False, highlight=False)
+    for line in findings:
+        console.print(f"  {line}", markup=False, highlight=False)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

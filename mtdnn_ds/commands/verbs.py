@@ -52,7 +52,9 @@ _COLUMNS = (
     Flag(name="text_columns", help="columns that hold the text, or both texts (a,b); default: by their names"),
     Flag(name="id_column", help="column that names a row in the output; default: id, or the row's line"),
 )
-_CHECKPOINT = Flag(name="checkpoint", help="of a run: best/average, best/TASK, step_N or latest; default: the best on average, else the latest")
+_CHECKPOINT = Flag(
+    name="checkpoint", help="of a run: best/average, best/TASK, step_N or latest; default: the best on average, else the latest"
+)
 _MAX_TOKENS = Flag(name="max_tokens", help="tokens of a micro-batch; default: the training run's")
 _TRUST_PLUGINS = Flag(name="trust_plugins", help="run the Python files of an exported folder (kinds of the user's own)", is_switch=True)
 
@@ -74,7 +76,12 @@ VERBS: dict[str, Verb] = {
         Verb(
             name="plan",
             summary="show what a run would do (steps, task shares, micro-batches, memory) without training",
-            flags=(_RECIPE, _DEEPSPEED, Flag(name="world_size", help="number of ranks to plan for", default="1")),
+            flags=(
+                _RECIPE,
+                _DEEPSPEED,
+                Flag(name="world_size", help="number of ranks to plan for", default="1"),
+                Flag(name="skip_findings", help="do not look for repeated rows, odd labels and tasks hardly seen", is_switch=True),
+            ),
             positional="recipe",
         ),
         Verb(
@@ -150,7 +157,11 @@ VERBS: dict[str, Verb] = {
             summary="write GLUE's leaderboard zip from a run and the official test files, or check one",
             flags=(
                 Flag(name="run_dir", help="run folder, as train wrote it"),
-                Flag(name="checkpoint", help="best: each task from its own best/TASK; or best/average, step_N, latest for all", default="best"),
+                Flag(
+                    name="checkpoint",
+                    help="best: each task from its own best/TASK; or best/average, step_N, latest for all",
+                    default="best",
+                ),
                 Flag(name="glue_dir", help="folder with the official test files; default: the run's data.glue_dir"),
                 Flag(name="output", help="zip to write; default: glue_submission.zip in the run folder"),
                 Flag(name="fill_missing", help="fill files that the run cannot predict with the most frequent label", is_switch=True),
@@ -167,6 +178,7 @@ VERBS: dict[str, Verb] = {
             flags=(
                 Flag(name="run_dir", help="run folders, one or several", required=True),
                 Flag(name="output", help="page to write", default="report.html"),
+                Flag(name="max_rows", help="most dev rows of a classification or regression that are predicted", default="2000"),
                 Flag(name="no_predictions", help="leave out confusions and worst errors, which need data and weights", is_switch=True),
                 _LOG_LEVEL,
             ),
@@ -198,7 +210,9 @@ VERBS: dict[str, Verb] = {
                 *_COLUMNS,
                 _CHECKPOINT,
                 _MAX_TOKENS,
-                Flag(name="window_rows", help="rows that are sorted by length together, and that a killed run loses at most", default="2048"),
+                Flag(
+                    name="window_rows", help="rows that are sorted by length together, and that a killed run loses at most", default="2048"
+                ),
                 Flag(name="on_bad_row", help="refuse: write nothing; skip: leave bad rows out", default="refuse"),
                 _TRUST_PLUGINS,
                 _LOG_LEVEL,
@@ -254,7 +268,11 @@ VERBS: dict[str, Verb] = {
             flags=(
                 Flag(name="run_dir", help="run folder, as train wrote it", required=True),
                 Flag(name="task", help="this task only; default: the encoder, the whole model and every task"),
-                Flag(name="checkpoint", help="best (best/TASK with --task, else best/average), best/NAME, step_N, N or latest", default="best"),
+                Flag(
+                    name="checkpoint",
+                    help="best (best/TASK with --task, else best/average), best/NAME, step_N, N or latest",
+                    default="best",
+                ),
                 Flag(name="output_dir", help="where the folders go; default: the folder export in the run folder"),
                 Flag(name="format", help="hf | onnx | sentence-transformers | all", default="hf"),
                 _LOG_LEVEL,
