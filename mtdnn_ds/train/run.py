@@ -33,7 +33,7 @@ from mtdnn_ds.train.optimizer import build_optimizer
 from mtdnn_ds.train.penalty import SharingPenalty, sharing_penalty
 from mtdnn_ds.train.progress import Progress
 from mtdnn_ds.train.regularizers import Regularizer, build_regularizer
-from mtdnn_ds.train.run_folder import RunFolder, write_run_files
+from mtdnn_ds.train.run_folder import RunFolder, plan_record, write_run_files
 from mtdnn_ds.train.saving import Saver, space_note
 from mtdnn_ds.train.setup import RunData, build_plan, idle_tasks, loader_settings, prepare_run_data, run_model, settings_dict
 from mtdnn_ds.train.state import PARTITION, RunState, check_fit
@@ -117,7 +117,7 @@ def start_run(
         if found.path.parent.resolve() != folder.checkpoints.resolve():
             state.best = {}  # the best weights stay in the other run's folder
         say(f"resuming after step {state.step} of {plan.total_steps} from {found.path}")
-    monitor = _open_folder(folder, recipe, deepspeed, data, state, engine, say)
+    monitor = _open_folder(folder, recipe, deepspeed, data, plan, state, engine, say)
     progress = Progress(num_steps=plan.total_steps, first_step=state.step, is_main=speaks)
     return Run(
         recipe=recipe,
@@ -196,14 +196,14 @@ def _adaptive_scales(recipe: Recipe, data: RunData) -> AdaptiveScales | None:
 
 
 def _open_folder(
-    folder: RunFolder, recipe: Recipe, deepspeed: ResolvedDeepSpeed, data: RunData, state: RunState, engine: Any, say: Callable[[str], None]
+    folder: RunFolder, recipe: Recipe, deepspeed: ResolvedDeepSpeed, data: RunData, plan: StepPlan, state: RunState, engine: Any, say: Callable[[str], None]
 ) -> RunMonitor | None:
     """Write the run's own files and open its log, on rank 0. Collective: what fails there is raised on every rank."""
     opened: list[RunMonitor] = []
 
     def on_rank_0() -> None:
         checkpoint.tidy(folder.checkpoints, state.step, say)
-        write_run_files(folder, recipe_yaml=dump_recipe(recipe), deepspeed_config=deepspeed.config, topology=state.topology)
+        write_run_files(folder, recipe_yaml=dump_recipe(recipe), deepspeed_config=deepspeed.config, topology=state.topology, plan=plan_record(plan))
         monitor = RunMonitor(
             folder.path,
             task_metrics={spec.name: data.metric_names(spec) for spec in data.specs},

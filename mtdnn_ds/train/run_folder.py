@@ -14,8 +14,11 @@ from typing import Any
 
 from mtdnn_ds import __version__
 from mtdnn_ds.config.errors import ConfigError
+from mtdnn_ds.data.plan import StepPlan
 
 LOCK = ".lock"  # train/lock.py
+PLAN = "plan.json"
+PLAN_STEPS = 40  # at which it says how many examples of each task have been drawn
 PACKAGES = ("torch", "deepspeed", "transformers", "tokenizers", "datasets", "numpy", "pydantic", "tensorboard")
 
 
@@ -100,8 +103,10 @@ def refuse_staged_folder(folder: RunFolder, setting: str) -> None:
         raise ConfigError(f"{setting} {folder.path}: a run in stages; give one of them: {', '.join(stages)}")
 
 
-def write_run_files(folder: RunFolder, *, recipe_yaml: str, deepspeed_config: dict[str, Any], topology: dict[str, Any]) -> None:
-    """recipe.yaml, deepspeed.json and environment.json. Rank 0 only; earlier versions of a resumed run stay beside them."""
+def write_run_files(
+    folder: RunFolder, *, recipe_yaml: str, deepspeed_config: dict[str, Any], topology: dict[str, Any], plan: dict[str, Any]
+) -> None:
+    """recipe.yaml, deepspeed.json, plan.json and environment.json. Rank 0 only; earlier versions of a resumed run stay beside them."""
     environment = {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "mtdnn_ds": __version__,
@@ -115,7 +120,24 @@ def write_run_files(folder: RunFolder, *, recipe_yaml: str, deepspeed_config: di
     }
     write_keeping_old(folder.recipe, recipe_yaml)
     write_keeping_old(folder.deepspeed_config, json.dumps(deepspeed_config, indent=1))
+    write_keeping_old(folder.path / PLAN, json.dumps(plan) + "\n")
     write_keeping_old(folder.path / "environment.json", json.dumps(environment, indent=1))
+
+
+def plan_record(plan: StepPlan) -> dict[str, Any]:
+    """plan.json: the mixture as planned, so that it can be compared with what was drawn without the data.
+
+    `examples`: of each task in the first `steps[i]` steps, the last of which is the run's last.
+    """
+    steps = sorted({-(-plan.total_steps * part // PLAN_STEPS) for part in range(1, PLAN_STEPS + 1)})
+    drawn = [plan.drawn(step).tolist() for step in steps]
+    return {
+        "total_steps": plan.total_steps,
+        "examples_per_step": plan.examples_per_step,
+        "fingerprint": plan.fingerprint,
+        "steps": steps,
+        "examples": {name: [counts[index] for counts in drawn] for index, name in enumerate(plan.task_names)},
+    }
 
 
 def write_keeping_old(path: Path, text: str) -> None:
