@@ -192,6 +192,28 @@ def test_what_is_not_carried_over_is_named(tmp_path: Path, capsys: pytest.Captur
     assert "# tri.metric_meta=F1: F1 is of two classes" in (tmp_path / "recipes/all.yaml").read_text()
 
 
+def test_wrong_values_are_refused_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    definitions = {
+        "one": {**SINGLE, **CLASSES, "n_class": "x", "dropout_p": 1.5, "labels": 5, "split_names": "train", "enable_san": "no"},
+        "two": {"data_format": ["PremiseOnly"], "max_seq_len": 0},
+        "three": {"data_format": "PremiseOnly"},
+        "four": ["PremiseOnly"],
+    }
+    assert import_it(tmp_path, definitions) == 2
+    where = tmp_path / "task_def.yml"
+    assert capsys.readouterr().err.splitlines() == [
+        f"error: {where}: one.n_class=x: must be a whole number, at least 1",
+        f"error: {where}: one.dropout_p=1.5: must be a number from 0 to below 1",
+        f"error: {where}: one.enable_san=no: must be true or false",
+        f"error: {where}: one.labels=5: must be a list of names",
+        f"error: {where}: one.split_names=train: must be a list of names",
+        f"error: {where}: two.max_seq_len=0: must be a whole number, at least 8",
+        f"error: {where}: two.data_format=['PremiseOnly']: must be a name",
+        f"error: {where}: three: task_type missing; mt-dnn needs it too",
+        f"error: {where}: four: a task is a mapping of keys (data_format, task_type, ...), not ['PremiseOnly']",
+    ]
+
+
 def test_every_value_in_use_is_known() -> None:
     """The enumerations of mt-dnn's data_utils/task_def.py, data_utils/metrics.py and mt_dnn/loss.py (2021 to 2024)."""
     base = {**PAIR, **CLASSES, "n_class": 2}

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from mtdnn_ds.config.errors import ConfigError, did_you_mean
 from mtdnn_ds.tasks.builtin import BUILTIN_TASKS
 from mtdnn_ds.tasks.metrics import METRICS, metric_misfit
+from mtdnn_ds.tasks.mt_dnn_checks import type_problems
 from mtdnn_ds.tasks.mt_dnn_splits import our_splits
 
 Form = Literal["texts", "candidates", "words", "span", "cloze", "documents"]
@@ -127,6 +128,10 @@ def translate(definitions: object, source: str) -> tuple[list[ImportedTask], lis
         if not isinstance(keys, dict):
             problems.append(f"{source}: {name}: a task is a mapping of keys (data_format, task_type, ...), not {keys!r}")
             continue
+        keys = {str(key): value for key, value in keys.items() if value is not None}
+        if wrong := type_problems(f"{source}: {name}", keys):
+            problems += wrong
+            continue
         task = _task(str(name), keys, source, findings, problems)
         tasks += [] if task is None else [task]
     if problems:
@@ -175,7 +180,7 @@ def _task(name: str, keys: Mapping[str, Any], source: str, findings: list[Findin
             found(key, f"unknown key{did_you_mean(key, KEYS)}", hint)
     missing = [key for key in ("data_format", "task_type") if key not in keys]
     if missing:
-        problems.append(f"{source}: {name}: {' and '.join(missing)} missing; mt-dnn needs them too")
+        problems.append(f"{source}: {name}: {' and '.join(missing)} missing; mt-dnn needs {'it' if len(missing) == 1 else 'them'} too")
         return None
     task_type, data_format = str(keys["task_type"]), str(keys["data_format"])
     if task_type not in _TYPES:
@@ -295,7 +300,8 @@ def _losses(keys: Mapping[str, Any], kind: str, losses: Sequence[str], found: An
             "distillation.teachers learns from finished runs, by soft cross-entropy",
         )
     if keys.get("adv_loss") is not None:
-        ours = {"regression": "squared error", "masked_lm": None, "ranking": None}.get(kind, "symmetric KL")
-        same = {"SymKlCriterion": "symmetric KL", "MseCriterion": "squared error"}.get(str(keys["adv_loss"])) == ours and ours is not None
-        instead = f"regularizer.name=smart does the same here ({ours})" if same else f"regularizer.name=smart uses {ours or 'its own rule'}"
+        ours = "squared error" if kind == "regression" else "symmetric KL"
+        same = {"SymKlCriterion": "symmetric KL", "MseCriterion": "squared error"}.get(str(keys["adv_loss"])) == ours
+        instead = f"regularizer.name=smart does the same here ({ours})" if same else f"regularizer.name=smart uses {ours}"
+        instead = "regularizer.name=freelb applies to it, smart does not" if kind == "masked_lm" else instead
         found("adv_loss", "works only with --adv_train", instead)
