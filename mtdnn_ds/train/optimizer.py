@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 
 from mtdnn_ds.config.errors import ConfigError
+from mtdnn_ds.train.build_lock import wait_for_lock
 
 Name = Literal["adamw", "torch_adamw", "adamax", "lamb", "apex_adam"]
 
@@ -69,6 +70,7 @@ def _check_compiler(name: str, op: str, *, on_cpu: bool, say: Callable[[str], No
             "install it (ninja: activate .venv), or set optimizer.name to torch_adamw"
         )
     folder = Path(cpp_extension._get_build_directory(op, False))
+    wait_for_lock(folder, op, say)
     if not (folder / f"{op}.so").exists():
         say(f"compiling DeepSpeed's {op} for this machine (first time only, about a minute; kept in {folder})")
 
