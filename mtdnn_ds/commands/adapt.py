@@ -68,7 +68,9 @@ def run(
 ) -> int:
     """Run the experiment; returns the exit code. Collective under a launcher. Raises ConfigError with every problem before the first run."""
     amount = _amount(fractions=fractions, samplings=samplings, epochs=epochs, min_steps=min_steps)
-    wrong = [name for name in overrides if name in VARIED or name.endswith((".train_fraction", ".sample_seed"))]
+    wrong = [
+        name for name in overrides if name in VARIED or name.split(".")[0] == "heads" or name.endswith((".train_fraction", ".sample_seed"))
+    ]
     if wrong:
         raise ConfigError([f"--{name}: is what adapt itself sets; remove it" for name in wrong])
     base = recipe or str(Path(run_dir) / "recipe.yaml")
@@ -87,6 +89,7 @@ def run(
         "tasks": task,
         "mixture.mixing": "per_example",
         "encoder.path": encoder.path,
+        "heads": "null",  # both ways begin with a new head, or the run's
         **one_task_alone(load_recipe(base, {})),
         **overrides,
     }
@@ -160,8 +163,8 @@ def _amount(*, fractions: str, samplings: str, epochs: str, min_steps: str) -> A
 
 
 def report(folder: Path, spec: TaskSpec, cells: Sequence[Cell], results: Mapping[str, Scores], say: Callable[[str], None]) -> None:
-    """adaptation.csv and adaptation.png in `folder`, and the table of means and standard deviations."""
-    from mtdnn_ds.train.figures import draw_adaptation
+    """adaptation.csv, adaptation.html and adaptation.svg in `folder`, and the table of means and standard deviations."""
+    from mtdnn_ds.report.experiments import write_adaptation
     from mtdnn_ds.train.tables import mean_and_spread, write_csv
 
     final = {cell: results[cell.name][max(results[cell.name])][spec.name] for cell in cells}
@@ -175,11 +178,11 @@ def report(folder: Path, spec: TaskSpec, cells: Sequence[Cell], results: Mapping
         curves[cell.start].setdefault(cell.size, []).append(score)
     metric = " and ".join(spec.metrics)
     samplings = 1 + max(cell.sampling for cell in cells)
-    draw_adaptation(folder / "adaptation.png", curves, title=f"{spec.name}, {samplings} samplings", metric=metric)
+    pictures = write_adaptation(folder, curves, title=f"{spec.name}, {samplings} samplings", metric=metric)
     say(f"\ndev {metric} of {spec.name}, mean and standard deviation over {samplings} samplings:")
     say(f"{'fraction':>9}  {'examples':>9}  " + "  ".join(f"{start:>17}" for start in STARTS) + f"  {'difference':>10}")
     for fraction, size in {cell.fraction: cell.size for cell in cells}.items():
         means = [sum(curves[start][size]) / samplings for start in STARTS]
         values = "  ".join(f"{mean_and_spread(curves[start][size]):>17}" for start in STARTS)
         say(f"{fraction:>9.1%}  {size:>9,}  {values}  {means[0] - means[1]:>+10.4f}")
-    say(f"\nwritten: {folder / 'adaptation.csv'} and {folder / 'adaptation.png'}")
+    say(f"\nwritten: {folder / 'adaptation.csv'}, {pictures[0]} and {pictures[1]}")

@@ -143,8 +143,8 @@ def report(
     results: Mapping[str, Scores],
     say: Callable[[str], None],
 ) -> None:
-    """comparison.csv and comparison.png in `folder`, and the table of means and standard deviations over seeds."""
-    from mtdnn_ds.train.figures import draw_comparison
+    """comparison.csv, comparison.html and comparison.svg in `folder`, and the table of means and standard deviations over seeds."""
+    from mtdnn_ds.report.experiments import write_comparison
     from mtdnn_ds.train.tables import mean_and_spread, write_csv
 
     def last(name: str, task: str) -> float:
@@ -163,7 +163,7 @@ def report(
         for seed, score in zip(seeds, values, strict=True)
     ]
     write_csv(folder / "comparison.csv", rows)
-    draw_comparison(folder / "comparison.png", scores, title=f"the same budget, {len(seeds)} seeds")
+    pictures = write_comparison(folder, scores, title=f"the same budget, {len(seeds)} seeds")
     width = max(len(task) for task in [*tasks, "average"])
     say(f"\ndev score (mean of a task's metrics), mean and standard deviation over {len(seeds)} seeds:")
     header = (ALONE, "after its block", "end of sequence", TOGETHER)
@@ -177,4 +177,4 @@ def report(
         cells = "  ".join(f"{mean_and_spread(own[way]):>17}" for way in (ALONE, AFTER_BLOCK, SEQUENCE, TOGETHER))
         say(f"{task:<{width}}  {cells}  {means[TOGETHER] - means[ALONE]:>+8.4f}  {means[AFTER_BLOCK] - means[SEQUENCE]:>+8.4f}")
     say("gains: together - alone; forgets: after its block - end of sequence")
-    say(f"\nwritten: {folder / 'comparison.csv'} and {folder / 'comparison.png'}")
+    say(f"\nwritten: {folder / 'comparison.csv'}, {pictures[0]} and {pictures[1]}")

@@ -18,6 +18,7 @@ class Legend:
     color: str
     dash: str = ""
     square: bool = False
+    opacity: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,7 +85,7 @@ def svg_file(chart: Chart) -> str:
 
 def _key(legend: Legend) -> str:
     if legend.square:
-        return f'<rect x="5" y="0" width="11" height="10" rx="2" fill="{legend.color}"/>'
+        return f'<rect x="5" y="0" width="11" height="10" rx="2" fill="{legend.color}" fill-opacity="{legend.opacity:g}"/>'
     return f'<line x1="1" x2="21" y1="5" y2="5" stroke="{legend.color}" stroke-width="2.5" stroke-dasharray="{legend.dash}"/>'
 
 

@@ -13,9 +13,10 @@ def matrix_chart(
 ) -> Chart:
     """A confusion matrix: a row for each true label, a column for each predicted one; shaded by its share of the row."""
     size = len(labels)
-    cell = max(22.0, min(64.0, 300.0 / size))
+    cell = max(28.0, min(64.0, 300.0 / size))
+    turns = any(len(label) > int(cell / 5.6) for label in labels)
     margin = 20 + min(150.0, 6.6 * max(len(shortened(label, 20)) for label in labels))
-    top = 26 + (min(110.0, 4.8 * max(len(shortened(label, 20)) for label in labels)) if size > 3 else 18)
+    top = 26 + (min(110.0, 4.8 * max(len(shortened(label, 20)) for label in labels)) if turns else 18)
     width, height = int(max(margin + cell * size + 60, 330)), int(top + cell * size + 16)
     parts = [
         text(margin + cell * size / 2, 13, "predicted", anchor="middle"),
@@ -23,13 +24,13 @@ def matrix_chart(
     ]
     for column, label in enumerate(labels):
         at = margin + cell * (column + 0.5)
-        turned = f' transform="rotate(-38 {at:.1f} {top - 7:.1f})"' if size > 3 else ""
+        turned = f' transform="rotate(-38 {at:.1f} {top - 7:.1f})"' if turns else ""
         parts.append(
             text(
                 at,
                 top - 7,
-                shortened(label, 20 if size > 3 else int(cell / 5.6)),
-                anchor="start" if size > 3 else "middle",
+                shortened(label, 20),
+                anchor="start" if turns else "middle",
                 fill="var(--ink)",
                 more=turned,
             )

@@ -50,10 +50,10 @@ def write_page(path: Path, text: str, *, setting: str = "--output") -> None:
         raise ConfigError(f"{setting} {path}: cannot be written ({error.strerror}); give another {setting}") from error
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, caption: str = "") -> str:
-    """A table of cells that are markup; numbers stand to the right."""
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, caption: str = "", aligned: bool = True) -> str:
+    """A table of cells that are markup; `aligned`: numbers stand to the right."""
     head = "".join(f"<th>{cell}</th>" for cell in header)
-    body = "".join("<tr>" + "".join(f"<td{_side(cell)}>{cell}</td>" for cell in row) + "</tr>" for row in rows)
+    body = "".join("<tr>" + "".join(f"<td{_side(cell) if aligned else ''}>{cell}</td>" for cell in row) + "</tr>" for row in rows)
     words = f"<caption>{escape(caption)}</caption>" if caption else ""
     return f'<div class="scroll"><table>{words}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from mtdnn_ds.report.chart import Chart, Legend, shortened
 from mtdnn_ds.report.svg import Scale, axes, color, element, escape, number, padded_range, text
 
+PALE = 0.4  # opacity of the first way, where colours tell groups apart
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Series:
@@ -100,7 +102,7 @@ def bar_chart(
     names = list(dict.fromkeys(name for of_way in groups.values() for name in of_way))
     width = max(430, min(880, 70 + len(names) * (30 + 26 * len(ways))))
     long = max((len(name) for name in names), default=0) * 6.4 > (width - 80) / max(len(names), 1) - 4
-    bottom = 84.0 if long else 34.0
+    bottom = 96.0 if long else 34.0
     height = int(230 + bottom)
     box = (58.0, 14.0, width - 12.0, height - bottom)
     values = [value for of_way in groups.values() for each in of_way.values() for value in each]
@@ -119,7 +121,7 @@ def bar_chart(
             top, zero = min(y.at(mean), y.at(0)), max(y.at(mean), y.at(0))
             shown = f"{100 * mean:.2f} %" if percent else number(mean)
             fill = colors[name] if colors else color(index)
-            faint = f' fill-opacity="{0.4 if index == 0 else 1}"' if colors else ""
+            faint = f' fill-opacity="{PALE if index == 0 and len(ways) > 1 else 1}"' if colors else ""
             parts.append(
                 f'<rect x="{left + 1:.1f}" y="{top:.1f}" width="{bar - 2:.1f}" height="{max(zero - top, 0.5):.1f}" rx="2" fill="{fill}"{faint}>'
                 f"<title>{escape(f'{name}, {way}: {shown}')}</title></rect>"
@@ -134,7 +136,7 @@ def bar_chart(
                 text(
                     middle + 4,
                     box[3] + 14,
-                    shortened(name, 16),
+                    shortened(name, 24),
                     anchor="end",
                     fill="var(--ink)",
                     more=f' transform="rotate(-32 {middle + 4:.1f} {box[3] + 14:.1f})"',
@@ -144,7 +146,8 @@ def bar_chart(
             parts.append(text(middle, box[3] + 17, name, anchor="middle", fill="var(--ink)"))
     if colors:
         legend = tuple(
-            Legend(name=f"{way} ({'pale' if index == 0 else 'full'})", color="var(--soft)", square=True) for index, way in enumerate(ways)
+            Legend(name=way, color="var(--soft)", square=True, opacity=PALE if index == 0 and len(ways) > 1 else 1.0)
+            for index, way in enumerate(ways)
         )
     else:
         legend = tuple(Legend(name=way, color=color(index), square=True) for index, way in enumerate(ways))

@@ -10,7 +10,7 @@ from mtdnn_ds.report.matrices import matrix_chart, scatter_chart
 from mtdnn_ds.report.page import Section, page, table
 from mtdnn_ds.report.predictions import TaskAnswers
 from mtdnn_ds.report.runs import RunRecord
-from mtdnn_ds.report.svg import escape, number
+from mtdnn_ds.report.svg import escape, fixed, number
 from mtdnn_ds.tasks.glue import glue_table
 from mtdnn_ds.tasks.metrics import task_score
 
@@ -66,7 +66,7 @@ def _runs(runs: Sequence[RunRecord]) -> str:
     add("started (UTC)", [str(run.starts[0].get("started", "unknown")) if run.starts else "unknown" for run in runs])
     add("versions", [_versions(run) for run in runs])
     missing = "".join(f'<p class="missing">{escape(run.name)}: {escape(note)}</p>' for run in runs for note in run.notes)
-    return table(["", *(escape(run.name) for run in runs)], rows) + missing
+    return table(["", *(escape(run.name) for run in runs)], rows, aligned=False) + missing
 
 
 def _steps(run: RunRecord) -> str:
@@ -115,11 +115,11 @@ def _results(runs: Sequence[RunRecord]) -> str:
             dot = f'<i class="dot" style="background:{shade}"></i>'
             row = [f"{dot}{escape(task)}" if index == 0 else "", escape(metric)]
             for run, values in zip(runs, last, strict=True):
-                row += [number(values.get(metric)), *(_best_of(run, task) if index == 0 else ("", ""))]
+                row += [fixed(values.get(metric)), *(_best_of(run, task) if index == 0 else ("", ""))]
             rows.append(row)
     averages = ["<b>average</b>", ""]
     for run in runs:
-        averages += [f"<b>{number(run.evaluations[-1]['average'] if run.evaluations else None)}</b>", *_best_of(run, "average")]
+        averages += [f"<b>{fixed(run.evaluations[-1]['average'] if run.evaluations else None)}</b>", *_best_of(run, "average")]
     if not rows:
         return '<p class="missing">No evaluation was logged: there are no results.</p>'
     caption = "dev metrics at the last evaluation; a task's best score is the mean of its metrics where that was highest (best/TASK in the run folder)"
@@ -133,7 +133,7 @@ def _best_of(run: RunRecord, task: str) -> tuple[str, str]:
         return "-", "-"
     metrics = record["metrics"]
     score = sum(task_score(values) for values in metrics.values()) / len(metrics) if task == "average" else task_score(metrics)
-    return number(score), f"{record.get('step', 0):,}"
+    return fixed(score), f"{record.get('step', 0):,}"
 
 
 def _glue(run: RunRecord, *, several: bool) -> str:
@@ -182,7 +182,7 @@ def _worst(task: str, answers: TaskAnswers, shade: str) -> str:
         keyed = len(row.texts) > 1
         texts = "\n".join((f'<span class="key">{escape(column)}</span>' if keyed else "") + escape(text) for column, text in row.texts)
         rows.append([f"{texts}<small>{escape(row.place)}</small>", escape(row.right), escape(row.predicted), escape(row.how_wrong)])
-    listed = table(["text", "right", "predicted", "how wrong"], rows)
+    listed = table(["text", "right", "predicted", "how wrong"], rows, aligned=False)
     return f'<details class="words" open><summary>{dot}{escape(task)}: worst errors</summary>{listed}</details>'
 
 
@@ -195,7 +195,7 @@ def _stops(runs: Sequence[RunRecord]) -> str:
     if not rows:
         return '<p class="missing">No run says when it was started.</p>'
     note = "" if any(run.marks for run in runs) else '<p class="note">No run was stopped or lost a process.</p>'
-    return table(["run", "when", "what"], rows) + note
+    return table(["run", "when", "what"], rows, aligned=False) + note
 
 
 def _ranks(start: Mapping[str, object]) -> str:

@@ -72,7 +72,7 @@ def padded_range(values: Sequence[float], *, from_zero: bool = False, log: bool 
 
 def ticks(low: float, high: float, most: int = 6) -> list[float]:
     """Round numbers from `low` to `high`: 1, 2 or 5 times a power of ten apart."""
-    step = (high - low) / max(most - 1, 1)
+    step = (high - low) / most
     power = 10.0 ** math.floor(math.log10(step))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= step * 0.999)
     return [round(index * step, 12) for index in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
@@ -90,6 +90,11 @@ def number(value: float | None, digits: int = 4) -> str:
     if 0 < size < 1e-3:
         return f"{value:.2g}"
     return f"{value:.{digits}f}".rstrip("0").rstrip(".") if size else "0"
+
+
+def fixed(value: float | None) -> str:
+    """`0.8120`: a metric, with as many digits as its neighbours."""
+    return "-" if value is None or not math.isfinite(value) else f"{value:.4f}"
 
 
 def axes(box: tuple[float, float, float, float], x: Scale, y: Scale, *, x_label: str, x_ticks: Sequence[float] | None = None) -> str:
