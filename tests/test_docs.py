@@ -114,8 +114,13 @@ def check_command(words: list[str]) -> None:
         check_verb(VERBS[words[3]], words[4:])
     elif program == "torchrun":
         flags, rest = flags_with_values(words[1:])
-        assert set(flags) <= set(TORCHRUN_FLAGS) and rest[0] == "launchers/train.py", words
-        check_verb(VERBS["train"], rest[1:])
+        assert set(flags) <= set(TORCHRUN_FLAGS), words
+        if rest[:2] == ["-m", "mtdnn_ds"]:
+            assert VERBS[rest[2]].from_launcher, words
+            check_verb(VERBS[rest[2]], rest[3:])
+        else:
+            assert rest[0] == "launchers/train.py", words
+            check_verb(VERBS["train"], rest[1:])
     elif program == "sbatch":
         flags, rest = flags_with_values(words[1:])
         assert set(flags) <= set(SBATCH_FLAGS) and rest[0] == "launchers/train.sbatch", words

@@ -1,0 +1,138 @@
+"""Prediction of nine tasks against one, and against a padded transformers pipeline, all in one run. Measures time, not accuracy.
+
+    python -m benchmarks.prediction --glue_dir DIR [--texts 384] [--rounds 5] [--threads 2] [--max_tokens N]
+
+one     MultiTaskModel.predict of one task (MNLI) on pairs drawn evenly from the dev files of GLUE's pair tasks
+nine    the same texts, nine tasks on pairs (GLUE's seven, SNLI, SciTail)
+theirs  transformers.pipeline("text-classification") at batch 32, with the same encoder and MNLI head
+
+On MiniLM in fp32, with heads drawn at random: what a head costs does not depend on its weights. Everything from text to answer is timed,
+tokens included. Before timing, theirs and ours must give the same probabilities. Sides take turns; figures are medians over the rounds,
+of wall-clock and of CPU time of the process, which other load on the machine disturbs less.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification, pipeline
+
+from benchmarks.throughput import MINILM
+from mtdnn_ds.config.encoder_path import resolve_encoder_path
+from mtdnn_ds.config.recipe import DataSettings, Recipe
+from mtdnn_ds.predict.model import MultiTaskModel
+from mtdnn_ds.tasks.layout import head_layout
+from mtdnn_ds.tasks.resolve import builtin_task
+from mtdnn_ds.train.device import keep_freed_memory
+from mtdnn_ds.train.loaded_run import LoadedRun
+from mtdnn_ds.train.setup import RunData, loader_settings, run_model
+
+TASKS = ("mnli", "mrpc", "stsb", "qqp", "qnli", "rte", "wnli", "snli", "scitail")
+TEXTS_OF = {
+    "RTE/dev.tsv": (1, 2), "MRPC/dev.tsv": (3, 4), "STS-B/dev.tsv": (7, 8), "QQP/dev.tsv": (3, 4), "QNLI/dev.tsv": (1, 2),
+    "MNLI/dev_matched.tsv": (8, 9),
+}  # fmt: skip
+LARGEST_DIFFERENCE = 1e-5  # of probabilities
+MAX_LENGTH = 128
+
+
+def read_pairs(glue_dir: Path, num_texts: int) -> list[tuple[str, str]]:
+    """As many pairs of every file, mixed; the same for the same arguments."""
+    random = np.random.default_rng(0)
+    pairs = []
+    for file, (first, second) in TEXTS_OF.items():
+        rows = [row.split("\t") for row in (glue_dir / file).read_text(encoding="utf-8-sig").split("\n")[1:] if row]
+        usable = [row for row in rows if len(row) > second and row[first].strip() and row[second].strip()]
+        chosen = random.choice(len(usable), size=-(-num_texts // len(TEXTS_OF)), replace=False)
+        pairs += [(usable[index][first], usable[index][second]) for index in chosen]
+    return [pairs[index] for index in random.permutation(len(pairs))[:num_texts]]
+
+
+def make_ours(max_tokens: int) -> MultiTaskModel:
+    recipe = Recipe.model_validate(
+        {
+            "encoder": {"path": MINILM, "max_length": MAX_LENGTH},
+            "tasks": {name: {} for name in TASKS},
+            "batch": {"max_tokens_per_micro_batch": max_tokens},
+            "train": {"steps": 1},
+        }
+    )
+    specs, device = tuple(builtin_task(name, DataSettings()) for name in TASKS), torch.device("cpu")
+    layout = head_layout(specs)
+    net = run_model(recipe, RunData(specs=specs, layout=layout, examples={}), device=device, compute_dtype=torch.float32)
+    settings = loader_settings(recipe, hidden_size=net.encoder.hidden_size, rank=0, world_size=1, device=device)
+    return MultiTaskModel(LoadedRun(recipe=recipe, specs=specs, layout=layout, model=net, settings=settings, device=device))
+
+
+def make_theirs(ours: MultiTaskModel) -> Callable[[list[tuple[str, str]]], list[list[float]]]:
+    path = resolve_encoder_path(MINILM)
+    config = BertConfig.from_pretrained(path, num_labels=3)
+    theirs = BertForSequenceClassification.from_pretrained(path, config=config).eval()
+    weights, term = ours.net.state_dict(), ours.layout.terms[0]
+    with torch.no_grad():
+        theirs.classifier.weight.copy_(weights["heads.sequence.weight"][term.columns.start : term.columns.stop])
+        theirs.classifier.bias.copy_(weights["heads.sequence.bias"][term.columns.start : term.columns.stop])
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    classify = pipeline("text-classification", model=theirs, tokenizer=tokenizer, batch_size=32, top_k=None, device="cpu")
+
+    def run(pairs: list[tuple[str, str]]) -> list[list[float]]:
+        inputs = [{"text": first, "text_pair": second} for first, second in pairs]
+        found = classify(inputs, truncation=True, max_length=MAX_LENGTH, padding=True)
+        return [[each["score"] for each in sorted(of_text, key=lambda each: each["label"])] for of_text in found]
+
+    return run
+
+
+def main(arguments: list[str] | None = None) -> dict[str, Any]:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--glue_dir", type=Path, required=True)
+    parser.add_argument("--texts", type=int, default=384)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--max_tokens", type=int, default=4096)
+    given = parser.parse_args(arguments)
+    torch.set_num_threads(given.threads)
+    keep_freed_memory()
+    pairs = read_pairs(given.glue_dir, given.texts)
+    ours = make_ours(given.max_tokens)
+    theirs = make_theirs(ours)
+    sides: dict[str, Callable[[], Any]] = {
+        "one": lambda: ours.predict(pairs, tasks=["mnli"]),
+        "nine": lambda: ours.predict(pairs, tasks=list(TASKS)),
+        "theirs": lambda: theirs(pairs),
+    }
+    mine = np.array([list(each["mnli"]["probabilities"].values()) for each in sides["one"]()])
+    difference = float(np.abs(mine - np.array(sides["theirs"]())).max())
+    assert difference < LARGEST_DIFFERENCE, f"probabilities differ by {difference:.1e}"
+    assert list(sides["nine"]()[0]) == list(TASKS)
+    wall: dict[str, list[float]] = {name: [] for name in sides}
+    cpu: dict[str, list[float]] = {name: [] for name in sides}
+    for number in range(given.rounds):
+        for name in list(sides) if number % 2 == 0 else list(sides)[::-1]:
+            began, cpu_began = time.perf_counter(), time.process_time()
+            sides[name]()
+            wall[name].append(time.perf_counter() - began)
+            cpu[name].append(time.process_time() - cpu_began)
+    result = {"texts": len(pairs), "threads": given.threads, "rounds": given.rounds, "largest_difference": difference}
+    for clock, seconds in (("wall", wall), ("cpu", cpu)):
+        median = {name: statistics.median(own) for name, own in seconds.items()}
+        result[clock] = {
+            **{f"{name}_seconds": round(value, 3) for name, value in median.items()},
+            "nine_to_one": round(median["nine"] / median["one"], 3),
+            "one_to_theirs_texts_per_second": round(median["theirs"] / median["one"], 3),
+            "nine_to_theirs_texts_per_second": round(median["theirs"] / median["nine"], 3),
+        }
+    print(json.dumps(result, indent=1))
+    return result
+
+
+if __name__ == "__main__":
+    main()
