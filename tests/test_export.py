@@ -326,15 +326,6 @@ def test_onnx_graph_of_all_heads_gives_our_logits(runs: Path, exports: Mapping[s
             assert np.abs(theirs - exports["ranks2_zero2"].ours[task][: len(rows)]).max() < 1e-4, task
 
 
-def test_onnx_graph_of_one_task_has_its_output_alone(exports: Mapping[str, Export], tmp_path: Path) -> None:
-    import onnxruntime
-
-    (made,) = export_run(str(exports["ranks1_zero1"].run), str(tmp_path), task="rte", format="onnx")
-    assert made.name == "onnx_rte" and made.parity is not None and made.parity.difference < 1e-4
-    assert [each.name for each in onnxruntime.InferenceSession(made.folder / "model.onnx").get_outputs()] == ["rte"]
-    assert json.loads((made.folder / "tasks.json").read_text())["rte"]["labels"] == ["entailment", "not_entailment"]
-
-
 def test_sentence_transformers_folder_pools_the_mean(exports: Mapping[str, Export], tmp_path: Path) -> None:
     """By hand from the folder's own files: it is read as modules.json and 1_Pooling/config.json say."""
     (made,) = export_run(str(exports["ranks1_zero1"].run), str(tmp_path), format="sentence-transformers", checkpoint="latest")
@@ -358,7 +349,3 @@ def test_command_prints_what_it_made(exports: Mapping[str, Export], tmp_path: Pa
     )
     assert ended.returncode == 0, ended.stderr
     assert "tasks/wnut17" in ended.stdout and "BertForTokenClassification" in ended.stdout
-    again = run_command(
-        ["-m", "mtdnn_ds", "export", str(exports["ranks1_zero1"].run), "--task", "wnut17", "--output_dir", str(tmp_path / "out")]
-    )
-    assert again.returncode == 2 and "tasks/wnut17 is there already" in again.stderr
