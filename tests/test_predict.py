@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,14 @@ import pytest
 import torch
 from glue_rows import COLUMNS
 from predict_runs import COLOURS, CONTEXT
-from processes import lines
+from processes import ROOT, lines
 from torch.nn import functional
 from transformers import AutoTokenizer, BertModel
 
 from mtdnn_ds import MultiTaskModel
 from mtdnn_ds.config.errors import ConfigError, DataError
 from mtdnn_ds.config.load import load_recipe
+from mtdnn_ds.export.folder import open_model, save_folder
 from mtdnn_ds.predict.answers import entities
 from mtdnn_ds.tasks.layout import head_layout
 from mtdnn_ds.tasks.resolve import resolve_tasks
@@ -130,6 +132,26 @@ def test_all_tasks_cost_the_sequences_of_one(model: MultiTaskModel, monkeypatch:
     assert len(seen) == 2 and seen[0] == seen[1] > 0
     assert list(together[0]) == ["mrpc", "ranking", "rte", "stsb"]
     close([each["rte"] for each in alone], [each["rte"] for each in together])
+
+
+def test_an_exported_folder_answers_as_its_run(model: MultiTaskModel, all_kinds_run: Path, tmp_path: Path) -> None:
+    """Without the run's data, and with columns by the names that the tasks were trained on."""
+    opened = open_model(str(all_kinds_run), device=torch.device("cpu"))
+    save_folder(
+        tmp_path, recipe=opened.recipe, specs=opened.specs, weights=opened.model.state_dict(), config=opened.model.encoder.config,
+        tokenizer=model.tokenizing.tokenizer, source={},
+    )  # fmt: skip
+    exported = MultiTaskModel.from_pretrained(str(tmp_path))
+    texts = [TEXTS[0], PAIRS[1], {"a": "which?", "c": ["one", "two"]}, {"question": "What?", "context": CONTEXT}, {"words": ["a", "hat"]}]
+    assert exported.inputs == model.inputs
+    for ours, theirs in zip(exported.predict(texts), model.predict(texts), strict=True):
+        close(ours, theirs)
+
+
+def test_the_page_about_python_is_true(all_kinds_run: Path) -> None:
+    (code,) = re.findall(r"^```python\n(.*?)^```$", (ROOT / "docs/predict.md").read_text(), flags=re.MULTILINE | re.DOTALL)
+    assert code.count('"runs/glue"') == 1 and code.count('["sst2"]') == 1
+    exec(compile(code.replace("runs/glue", str(all_kinds_run)).replace("sst2", "cola"), "docs/predict.md", "exec"), {})
 
 
 def test_order_and_company_change_nothing(model: MultiTaskModel) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -19,6 +20,7 @@ from fastapi.testclient import TestClient
 from processes import ROOT, free_port
 
 from mtdnn_ds import MultiTaskModel
+from mtdnn_ds.cli import main
 from mtdnn_ds.predict.output import rounded
 from mtdnn_ds.predict.service import Limits, make_app
 
@@ -94,6 +96,8 @@ def test_200_requests_at_once_share_passes_and_are_answered_as_alone(server: str
     ("body", "status", "said"),
     [
         ("{", 422, "the body is not valid JSON"),
+        ('{"texts": [' + "[" * 940 + "]" * 940 + "]}", 422, "text 1: is a list"),
+        ('{"texts": [' + "[" * 99_000, 413, "the body is longer than"),
         ({"text": "a"}, 422, "the body has no list 'texts'"),
         ({"texts": []}, 422, "'texts' is empty"),
         ({"texts": ["a"], "task": "cola"}, 422, "unknown key 'task'"),
@@ -133,6 +137,23 @@ def test_a_full_queue_says_come_again(model: MultiTaskModel) -> None:
             full = client.post("/predict", json={"texts": ["another"]})
             assert (full.status_code, full.headers["retry-after"]) == (503, "1"), full.text
         assert first.result(timeout=60).status_code == 200  # closing answers what waits
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "said"),
+    [
+        ("--port", "99999", "--port 99999: ports end at 65535"),
+        ("--port", "TAKEN", "cannot listen there"),
+        ("--max_texts", "0", "--max_texts 0: must be a whole number, at least 1"),
+        ("--max_wait_ms", "5s", "--max_wait_ms 5s: must be a whole number, at least 0"),
+        ("--hots", "0.0.0.0", "unknown flag '--hots'; did you mean '--host'?"),
+    ],
+)
+def test_wrong_flags(flag: str, value: str, said: str, all_kinds_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        value = str(taken.getsockname()[1]) if value == "TAKEN" else value
+        assert main(["serve", str(all_kinds_run), flag, value]) == 2
+    assert said in capsys.readouterr().err
 
 
 def test_tasks_are_described(model: MultiTaskModel) -> None:

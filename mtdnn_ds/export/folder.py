@@ -96,7 +96,7 @@ def save_folder(
         "source": dict(source),
         "tasks": [{name: getattr(spec, name) for name in _SPEC_FIELDS} for spec in specs],
         "plugins": plugins,
-        "recipe": _portable(recipe).model_dump(mode="json"),
+        "recipe": _portable(recipe, specs).model_dump(mode="json"),
     }
     (folder / ABOUT).write_text(json.dumps(about, indent=1) + "\n")
 
@@ -155,13 +155,20 @@ def _spec(values: Mapping[str, Any], kinds: Mapping[str, CustomKind]) -> TaskSpe
     return TaskSpec(**own, splits={}, custom=kinds.get(own["kind"]))
 
 
-def _portable(recipe: Recipe) -> Recipe:
-    """The recipe without what names files of the machine it ran on. The encoder is the folder's own."""
+def _portable(recipe: Recipe, specs: Sequence[TaskSpec]) -> Recipe:
+    """The recipe without what names files of the machine it ran on. The encoder is the folder's own.
+
+    Columns that were found in the data stay known: prediction reads texts by their names.
+    """
+    found = {spec.name: list(next(iter(spec.splits.values())).text_columns) for spec in specs if spec.splits}
     defaults = {name: Recipe.model_fields[name].default for name in ("init", "heads", "distillation", "data")}
     encoder = recipe.encoder.model_copy(
         update={"path": ".", "tokenizer": None, "sha256": None, "random_init": True, "attention": "auto", "fused_layer_norm": False}
     )
-    tasks = {name: settings.model_copy(update=_PATH_SETTINGS) for name, settings in recipe.tasks.items()}
+    tasks = {
+        name: settings.model_copy(update={**_PATH_SETTINGS, "text_columns": settings.text_columns or found.get(name) or None})
+        for name, settings in recipe.tasks.items()
+    }
     return recipe.model_copy(update={**defaults, "encoder": encoder, "tasks": tasks, "plugins": []})
 
 

@@ -73,11 +73,11 @@ def task_input(spec: TaskSpec, recipe: Recipe) -> TaskInput | None:
 
 def _own_columns(spec: TaskSpec, recipe: Recipe) -> tuple[str, ...]:
     """Text columns by their names: of the recipe, of the built-in task on the hub, or of the data that the task was trained on."""
+    if spec.name in BUILTIN_TASKS:
+        return next(iter(BUILTIN_TASKS[spec.name].remote.values())).text_columns
     settings = recipe.tasks.get(spec.name)
     if settings is not None and settings.text_columns:
         return tuple(settings.text_columns)
-    if spec.name in BUILTIN_TASKS:
-        return next(iter(BUILTIN_TASKS[spec.name].remote.values())).text_columns
     return next((source.text_columns for source in spec.splits.values()), ("words",) if spec.kind == "token_classification" else ("text",))
 
 

@@ -149,7 +149,10 @@ def _read(body: bytes, model: MultiTaskModel, limits: Limits) -> tuple[list[Any]
         raise _Refused(422, f"'texts' is empty; {shape}")
     if len(texts) > limits.max_texts:
         raise _Refused(413, f"{len(texts):,} texts; one request holds at most {limits.max_texts:,}")
-    long = next((place for place, text in enumerate(texts, 1) if _num_chars(text) > limits.max_chars), None)
+    try:
+        long = next((place for place, text in enumerate(texts, 1) if _num_chars(text) > limits.max_chars), None)
+    except RecursionError:
+        raise _Refused(422, f"the body is nested too deeply; {shape}") from None
     if long is not None:
         raise _Refused(413, f"text {long} has more than {limits.max_chars:,} characters")
     try:

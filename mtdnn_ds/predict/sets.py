@@ -145,11 +145,11 @@ def truncated_rows(part: SetOfView, max_length: int) -> np.ndarray:
     split, view = part.split, part.view
     single, pair = (room_for_texts(template, max_length) for template in (split.specials.single, split.specials.pair))
     if view.kind == "windows":
-        return split.text_lengths().reshape(-1, 2)[:, 0] > pair // 2
+        return np.asarray(split.text_lengths().reshape(-1, 2)[:, 0] > pair // 2)
     if view.kind == "turns":  # the oldest turns are left out, as in training
         return np.zeros(split.num_rows, dtype=bool)
     if view.kind == "two":
-        return (split.text_lengths().reshape(-1, 2) > single).any(axis=1)
+        return np.asarray((split.text_lengths().reshape(-1, 2) > single).any(axis=1))
     if view.kind == "choices":
         counts, lengths = split.texts_per_row(), split.text_lengths()
         begins = np.cumsum(counts) - counts
