@@ -80,11 +80,11 @@ def _file_problems(content: bytes, file: GlueFile) -> list[str]:
     try:
         text = content.decode("utf-8")
     except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        return [f", line {line}: is not UTF-8"]
+        number = content.count(b"\n", 0, error.start) + 1
+        return [f", line {number}: is not UTF-8"]
     if "\r" in text:
-        line = text.count("\n", 0, text.index("\r")) + 1
-        return [f", line {line}: ends with a carriage return; end lines with a newline alone"]
+        number = text.count("\n", 0, text.index("\r")) + 1
+        return [f", line {number}: ends with a carriage return; end lines with a newline alone"]
     lines = text.removesuffix("\n").split("\n")
     problems = [] if lines[0] == HEADER else [f", line 1: the header is {_shown(lines[0])}, not 'index<tab>prediction'"]
     rows = lines[1:]

@@ -30,7 +30,7 @@ def _curve(run: RunRecord, get: Get, *, name: str, shade: str, smooth: bool) -> 
         return None
     xs, ys = [float(step) for step, _ in points], [float(value) for _, value in points]
     x, thin = thinned(xs, smoothed(ys) if smooth else ys)
-    raw = thinned(xs, ys)[1] if smooth and len(xs) > 30 else None
+    raw = thinned(xs, ys)[1] if smooth and len(xs) >= 60 else None
     return Series(name=name, x=x, y=thin, color=shade, raw=raw)
 
 
@@ -119,9 +119,9 @@ def mixture_charts(runs: Sequence[RunRecord]) -> list[Chart]:
         name = f"{run.name}: " if len(runs) > 1 else ""
         planned, drawn = run.planned(run.last_step), run.drawn()
         ways = {}
-        for way, counts in (("planned", planned), ("drawn", drawn)):
-            if counts is not None and sum(counts.values()):
-                ways[way] = {task: [count / sum(counts.values())] for task, count in counts.items()}
+        for way, counts in (("planned", planned or {}), ("drawn", {task: float(count) for task, count in drawn.items()})):
+            if total := sum(counts.values()):
+                ways[way] = {task: [count / total] for task, count in counts.items()}
         note = f"after step {run.last_step:,}" + ("" if planned is not None else "; the plan of this run is not known")
         if ways:
             charts.append(bar_chart(f"{name}share of the examples", ways, colors=colors, note=note, percent=True))

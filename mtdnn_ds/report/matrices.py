@@ -74,7 +74,7 @@ def scatter_chart(
     dot: str | None = None,
 ) -> Chart:
     """Points of predicted against true scores, and the line on which both agree."""
-    width, height = 430, 330
+    width, height = 380, 330
     box = (58.0, 26.0, width - 16.0, height - 42.0)
     low, high = padded_range([*x_values, *y_values])
     x, y = Scale(low=low, high=high, begin=box[0], end=box[2]), Scale(low=low, high=high, begin=box[3], end=box[1])

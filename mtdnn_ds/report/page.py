@@ -52,7 +52,8 @@ def write_page(path: Path, text: str, *, setting: str = "--output") -> None:
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, caption: str = "", aligned: bool = True) -> str:
     """A table of cells that are markup; `aligned`: numbers stand to the right."""
-    head = "".join(f"<th>{cell}</th>" for cell in header)
+    sides = [_side(rows[0][index]) if aligned and rows else "" for index in range(len(header))]
+    head = "".join(f"<th{side}>{cell}</th>" for side, cell in zip(sides, header, strict=True))
     body = "".join("<tr>" + "".join(f"<td{_side(cell) if aligned else ''}>{cell}</td>" for cell in row) + "</tr>" for row in rows)
     words = f"<caption>{escape(caption)}</caption>" if caption else ""
     return f'<div class="scroll"><table>{words}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
@@ -90,10 +91,10 @@ figcaption{font-weight:600;font-size:14px;margin-bottom:4px;overflow-wrap:anywhe
 [data-hover] .legend button{cursor:pointer}.legend svg{width:22px;height:10px;flex:none}.legend .off{opacity:.35}
 .scroll{overflow-x:auto;margin:0 0 14px}table{border-collapse:collapse;font-size:14px;font-variant-numeric:tabular-nums}
 caption{text-align:left;color:var(--soft);font-size:13px;padding-bottom:4px}th{text-align:left;font-weight:600;color:var(--soft);border-bottom:1px solid var(--soft)}
-th,td{padding:5px 14px 5px 0;vertical-align:top}td{border-bottom:1px solid var(--line)}td.n{text-align:right;white-space:nowrap}tr:last-child td{border-bottom:0}
+th,td{padding:5px 14px 5px 0;vertical-align:top}td{border-bottom:1px solid var(--line)}td.n,th.n{text-align:right;white-space:nowrap}tr:last-child td{border-bottom:0}
 .words td{min-width:90px}.words td:first-child{min-width:280px;max-width:560px;white-space:pre-wrap;overflow-wrap:anywhere}.words small{color:var(--soft);display:block}
 .missing{border-left:3px solid var(--bad);padding:2px 12px;margin:0 0 8px;background:var(--panel)}.key{color:var(--soft);font-size:12px;margin-right:5px}
-details{border:1px solid var(--line);border-radius:8px;padding:8px 14px;margin:0 0 12px}summary{cursor:pointer;font-weight:600}pre{overflow:auto;font-size:12.5px;line-height:1.45}
+details:first-of-type{margin-top:16px}details{border:1px solid var(--line);border-radius:8px;padding:8px 14px;margin:0 0 12px}summary{cursor:pointer;font-weight:600}pre{overflow:auto;font-size:12.5px;line-height:1.45}
 code{font-family:ui-monospace,Menlo,Consolas,'DejaVu Sans Mono',monospace;font-size:.93em;overflow-wrap:anywhere}
 #tip{position:fixed;z-index:9;pointer-events:none;background:var(--ground);color:var(--ink);border:1px solid var(--soft);border-radius:7px;padding:6px 10px;font-size:12.5px;box-shadow:0 3px 14px rgb(0 0 0/.18);font-variant-numeric:tabular-nums;max-width:340px}
 #tip i{display:inline-block;width:9px;height:9px;border-radius:2px;margin-right:6px}

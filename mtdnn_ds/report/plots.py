@@ -42,7 +42,7 @@ def line_chart(
     dot: str | None = None,
 ) -> Chart:
     """Curves over steps or, with `log_x`, over sizes. `marks`: upright lines with their words (a stop, a resume)."""
-    width, height = (880, 300) if wide else (430, 250)
+    width, height = (880, 300) if wide else (380, 235)
     box = (58.0, 14.0, width - 16.0, height - 42.0)
     xs = [x for each in series for x in each.x] + [place for place, _ in marks]
     ys = [

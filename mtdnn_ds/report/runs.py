@@ -183,14 +183,21 @@ def _json_object(line: bytes) -> dict[str, Any] | None:
 
 
 def smoothed(values: Sequence[float]) -> list[float]:
-    """An exponential mean over about a thirtieth of all points, without the pull of its start: sum w^k v / sum w^k. NaN stays, and counts not."""
-    keep = 1 - 2 / (max(1.0, len(values) / 30) + 1)
-    total = weight = 0.0
-    result = []
+    """The mean of each value with its neighbours, a sixtieth of all points on either side (fewer at the ends, equally many on both sides).
+
+    NaN stays where it is, and counts not.
+    """
+    reach = len(values) // 60
+    totals, counts = [0.0], [0]
     for value in values:
-        if math.isfinite(value):
-            total, weight = total * keep + value, weight * keep + 1
-        result.append(total / weight if weight and math.isfinite(value) else math.nan)
+        finite = math.isfinite(value)
+        totals.append(totals[-1] + (value if finite else 0.0))
+        counts.append(counts[-1] + finite)
+    result = []
+    for index, value in enumerate(values):
+        side = min(reach, index, len(values) - 1 - index)
+        first, last = index - side, index + side + 1
+        result.append((totals[last] - totals[first]) / (counts[last] - counts[first]) if math.isfinite(value) else math.nan)
     return result
 
 

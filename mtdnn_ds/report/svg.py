@@ -115,7 +115,7 @@ def axes(box: tuple[float, float, float, float], x: Scale, y: Scale, *, x_label:
     return "".join(parts)
 
 
-def text(x: float, y: float, words: object, *, anchor: str = "start", size: float = 11, fill: str = "var(--soft)", more: str = "") -> str:
+def text(x: float, y: float, words: object, *, anchor: str = "start", size: float = 12, fill: str = "var(--soft)", more: str = "") -> str:
     """Escaped `words` at a place; `more`: further attributes as they are."""
     return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" font-size="{size}" fill="{fill}"{more}>{escape(words)}</text>'
 

@@ -1,0 +1,278 @@
+"""The report of real runs: one page, complete in itself, true to the log, safe against hostile texts; looked at by a real browser."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from browser import chromium
+from finished_run import HOSTILE
+from processes import training_lines
+
+from mtdnn_ds.cli import main, read_arguments
+from mtdnn_ds.commands.verbs import VERBS
+from mtdnn_ds.config.errors import ConfigError
+from mtdnn_ds.report.chart import svg_file
+from mtdnn_ds.report.plots import Series, bar_chart, line_chart
+from mtdnn_ds.report.runs import read_runs, smoothed, thinned
+from mtdnn_ds.report.svg import Scale, escape, number, ticks
+
+TASKS = ["cola", "mnli", "mrpc", "quickstart_sentiment", "rte", "shop", "stsb", "wnut17"]
+
+
+@pytest.fixture(scope="module")
+def reports(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The report of a run with its predictions; and of that run beside one that was stopped, has a torn line and lost its plan."""
+    folder = tmp_path_factory.mktemp("reports")
+    other = folder / "other"
+    shutil.copytree(finished_run, other, ignore=shutil.ignore_patterns("checkpoints", "tensorboard", "plan.json"))
+    with (other / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 13, "loss"')
+    stop = {"time": "2026-01-02T03:04:05+00:00", "step": 5, "reasons": ["rank 0: <b>SIGTERM</b>"], "save_seconds": 1.0}
+    (other / "stops.jsonl").write_text(json.dumps(stop) + "\n")
+    (other / "metrics.discarded.jsonl").write_text('{"step": 9, "loss": 1.0}\n{"step": 10, "loss": 1.0}\n')
+    assert main(["report", str(finished_run), "--output", str(folder / "one.html")]) == 0
+    assert main(["report", str(finished_run), str(other), "--output", str(folder / "two.html"), "--no_predictions"]) == 0
+    return {"one": folder / "one.html", "two": folder / "two.html", "other": other}
+
+
+class Page(HTMLParser):
+    """Tables as lists of cell texts, charts by section and title with what the pointer shows, scripts, and every address."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.rows: list[list[str]] = []
+        self.charts: dict[str, dict[str, Any]] = {}
+        self.scripts = 0
+        self.addresses: list[str] = []
+        self.text = ""
+        self._hover: dict[str, Any] = {}
+        self._section = ""
+        self._in: list[str] = []
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        given = dict(attributes)
+        self.scripts += tag == "script"
+        self.addresses += [value or "" for name, value in attributes if name in ("src", "href", "xlink:href", "srcset", "action", "data")]
+        assert not [name for name, _ in attributes if name.startswith("on")], attributes
+        assert tag not in ("img", "iframe", "object", "embed"), tag
+        if tag == "figure":
+            self._hover = json.loads(given.get("data-hover") or "{}")
+        if tag == "section":
+            self._section = given.get("id") or ""
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+        if tag in ("td", "th", "figcaption"):
+            self._in.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if self._in and tag == self._in[-1]:
+            self._in.pop()
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+        if self._in and self._in[-1] == "figcaption":
+            self.charts[f"{self._section}: {data}"] = self._hover
+        elif self._in:
+            self.rows[-1][-1] += data
+
+
+def test_the_page_is_complete_in_itself(reports: dict[str, Path]) -> None:
+    for name in ("one", "two"):
+        page = Page(reports[name])
+        assert page.scripts == 1 and {address for address in page.addresses if not address.startswith("#")} == {"data:,"}
+        text = reports[name].read_text()
+        assert "default-src 'none'" in text and "@import" not in text and "url(" not in text
+
+
+def test_curves_are_the_logs(reports: dict[str, Path], finished_run: Path) -> None:
+    page, lines = Page(reports["one"]), training_lines(finished_run)
+    assert page.charts["losses: objective"]["series"][0]["x"] == list(range(1, 13))
+    for title, field in (("losses: objective", "loss"), ("health: learning rate", "lr"), ("health: gradient norm before clipping", "grad_norm"),
+                         ("health: real tokens a second, all ranks", "tokens_per_second"),
+                         ("health: rank imbalance: cost of the busiest rank / mean", "rank_imbalance"),
+                         ("health: padding efficiency: real tokens / tokens computed", "padding_efficiency")):  # fmt: skip
+        assert page.charts[title]["series"][0]["y"] == pytest.approx([line[field] for line in lines], rel=1e-5), title
+    together = {series["name"]: series["y"] for series in page.charts["losses: every task, smoothed"]["series"]}
+    assert list(together) == TASKS
+    for task in TASKS:
+        assert together[task] == pytest.approx([line["task_loss"][task] for line in lines], rel=1e-5)  # 12 steps: nothing to smooth
+    evaluations = [json.loads(line) for line in (finished_run / "metrics.jsonl").read_text().splitlines() if '"eval"' in line]
+    mnli = {series["name"]: series["y"] for series in page.charts["metrics: mnli"]["series"]}
+    assert mnli == {name: pytest.approx([line["eval"]["mnli"][name] for line in evaluations]) for name in ("accuracy", "accuracy_mm")}
+    assert page.charts["losses: stsb"]["series"][0]["y"] == pytest.approx([line["task_loss"]["stsb"] for line in lines], rel=1e-5)
+    assert page.charts["metrics: average of the tasks' scores"]["series"][0]["x"] == [4, 8, 12]
+    assert page.charts["metrics: average of the tasks' scores"]["series"][0]["y"] == pytest.approx(
+        [line["average"] for line in evaluations], rel=1e-5
+    )
+    assert page.charts["metrics: cola: matthews"]["series"][0]["y"] == pytest.approx(
+        [line["eval"]["cola"]["matthews"] for line in evaluations]
+    )
+
+
+def test_results_are_the_last_evaluation_and_the_best_weights(reports: dict[str, Path], finished_run: Path) -> None:
+    rows = Page(reports["one"]).rows
+    last = [json.loads(line) for line in (finished_run / "metrics.jsonl").read_text().splitlines() if '"eval"' in line][-1]
+    best = json.loads((finished_run / "best/mrpc/best.json").read_text())
+    (row,) = [row for row in rows if row[:2] == ["mrpc", "accuracy"]]
+    score = (best["metrics"]["accuracy"] + best["metrics"]["f1"]) / 2
+    assert row[2:] == [f"{last['eval']['mrpc']['accuracy']:.4f}", f"{score:.4f}", str(best["step"])]
+    assert ["average", "", f"{last['average']:.4f}"] in [row[:3] for row in rows]
+
+
+def test_the_mixture_is_drawn_beside_the_plan(reports: dict[str, Path], finished_run: Path) -> None:
+    plan = json.loads((finished_run / "plan.json").read_text())
+    assert plan["total_steps"] == 12 and plan["steps"] == list(range(1, 13)) and list(plan["examples"]) == TASKS
+    assert {task: counts[-1] for task, counts in plan["examples"].items()} == dict.fromkeys(TASKS, 24)  # 12 steps of 16, 8 tasks alike
+    drawn: dict[str, int] = {}
+    for line in training_lines(finished_run):
+        for task, count in line["task_examples"].items():
+            drawn[task] = drawn.get(task, 0) + count
+    page = Page(reports["one"])
+    so_far = {series["name"]: series["y"][-1] for series in page.charts["mixture: examples so far"]["series"]}
+    assert so_far == drawn == dict.fromkeys(TASKS, 24)
+    text = reports["one"].read_text()
+    assert "cola, planned: 12.50 %" in text and "cola, drawn: 12.50 %" in text
+
+
+def test_confusions_and_worst_errors_are_those_of_the_dev_sets(reports: dict[str, Path], finished_run: Path) -> None:
+    text, page = reports["one"].read_text(), Page(reports["one"])
+    accuracy = json.loads((finished_run / "best/shop/best.json").read_text())["metrics"]["accuracy"]
+    cells = re.findall(r"([\d,]+) of ([\d,]+) rows of (late|broken|fine) predicted as (late|broken|fine)", text)
+    assert len(cells) == 9 and {cell[1] for cell in cells} == {"8"}
+    assert sum(int(cell[0]) for cell in cells if cell[2] == cell[3]) / 24 == pytest.approx(accuracy)
+    cola = re.findall(r"([\d,]+) of ([\d,]+) rows of (\w+) predicted as (?:un)?acceptable", text)
+    assert sum(int(cell[0]) for cell in cola) == 41  # CoLA's first dev rows, of a file without header
+    stsb = [row for row in page.rows if any("STS-B/dev.tsv" in cell for cell in row)]
+    assert len(stsb) == 10 and stsb[0][3].startswith("off by ")
+    gaps = [float(row[3].removeprefix("off by ")) for row in stsb]
+    assert gaps == sorted(gaps, reverse=True)
+    wrong = [row for row in page.rows if any("WNUT" in cell or "wnut/dev.conll" in cell for cell in row)]
+    assert wrong and all(re.fullmatch(r"\d+ of \d+ words", row[3]) for row in wrong)
+
+
+def test_hostile_texts_stay_texts(reports: dict[str, Path]) -> None:
+    text = reports["one"].read_text()
+    assert HOSTILE not in text and "&lt;script&gt;document.title" in text
+    assert any(HOSTILE in cell for row in Page(reports["one"]).rows for cell in row), "and are shown as they are"
+    assert "<b>SIGTERM" not in reports["two"].read_text()
+
+
+def test_what_is_missing_is_said_and_stops_are_marked(reports: dict[str, Path]) -> None:
+    page = Page(reports["two"])
+    assert "other: metrics.jsonl: 1 lines cannot be read and are left out" in page.text
+    assert "other: plan.json is not there" in page.text
+    assert page.text.count("left out (--no_predictions): confusions and worst errors") == 2
+    assert "other: stopped after step 5 at 2026-01-02T03:04:05+00:00: rank 0: <b>SIGTERM</b>" in page.text
+    assert "other: went on from step 8: later steps were lost with a process, and done again" in page.text
+    assert [series["name"] for series in page.charts["losses: objective"]["series"]] == ["run", "other"]
+
+
+def test_a_run_whose_data_are_gone_says_so(finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(finished_run, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints", "tensorboard", "best"))
+    recipe = (tmp_path / "run/recipe.yaml").read_text()
+    (tmp_path / "run/recipe.yaml").write_text(re.sub(r"glue_dir: .*", f"glue_dir: {tmp_path}/gone", recipe))
+    assert main(["report", str(tmp_path / "run"), "--output", str(tmp_path / "report.html")]) == 0
+    assert (
+        "no confusions and worst errors" in capsys.readouterr().out
+        and "No confusions and worst errors" in (tmp_path / "report.html").read_text()
+    )
+
+
+def test_folders_that_are_no_runs_and_pages_that_are_there_are_refused(finished_run: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as error:
+        read_runs([str(finished_run), str(tmp_path), str(finished_run)])
+    assert [problem.split(": ", 1)[1][:40] for problem in error.value.problems] == [
+        "not a run folder (recipe.yaml is missing",
+        "is given twice; keep one",
+    ]
+    (tmp_path / "report.html").write_text("mine")
+    assert main(["report", str(finished_run), "--output", str(tmp_path / "report.html")]) == 2
+    assert (tmp_path / "report.html").read_text() == "mine"
+
+
+def test_several_runs_are_words_one_after_the_other() -> None:
+    assert read_arguments(VERBS["report"], ["a", "b", "c", "--no_predictions"])["run_dir"] == ("a", "b", "c")
+    assert read_arguments(VERBS["report"], ["--run_dir", "a"])["run_dir"] == ("a",)
+    with pytest.raises(ConfigError, match="--run_dir: is missing"):
+        read_arguments(VERBS["report"], [])
+
+
+def test_the_page_opens_in_a_browser(reports: dict[str, Path]) -> None:
+    said: list[str] = []
+    asked: list[str] = []
+    with chromium() as browser:
+        page = browser.new_page(viewport={"width": 1440, "height": 900})
+        page.on("console", lambda message: said.append(message.text))
+        page.on("pageerror", lambda error: said.append(str(error)))
+        page.on("request", lambda request: asked.append(request.url))
+        page.goto(reports["one"].as_uri())
+        assert page.title() == "Training report: run"
+        charts = page.locator("figure.chart > svg")
+        assert charts.count() > 30
+        boxes = page.eval_on_selector_all("figure.chart > svg", "all => all.map(one => [one.clientWidth, one.clientHeight])")
+        assert all(wide > 100 and high > 60 for wide, high in boxes)
+        for width in (390, 800, 1440):
+            page.set_viewport_size({"width": width, "height": 900})
+            assert page.evaluate("document.documentElement.scrollWidth") <= width, "nothing sticks out"
+        first = page.locator("figure[data-hover] > svg").first
+        first.scroll_into_view_if_needed()
+        box = first.bounding_box()
+        page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+        tip = page.locator("#tip")
+        assert tip.is_visible() and re.search(r"step [67]\s*run", tip.inner_text().replace("\n", " "))
+        light = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        page.locator("#theme").click()
+        assert light == "rgb(255, 255, 255)" and page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(20, 24, 29)"
+        key = page.locator("figure", has_text="every task, smoothed").locator(".legend button").first
+        key.click()
+        assert not page.locator("figure", has_text="every task, smoothed").locator('g[data-series="0"]').is_visible()
+    assert said == [] and asked == [reports["one"].as_uri()]
+
+
+# Parts
+
+
+def test_smoothing_has_no_lag_and_keeps_gaps() -> None:
+    assert smoothed([5.0, math.nan, 3.0])[::2] == [5.0, 3.0] and math.isnan(smoothed([5.0, math.nan, 3.0])[1])
+    line = [float(value) for value in range(120)]
+    assert smoothed(line) == line  # symmetric: a straight line stays itself; two points on either side
+    step = [0.0] * 60 + [1.0] * 60
+    assert smoothed(step)[57:62] == [0.0, 0.2, 0.4, 0.6, 0.8]
+
+
+def test_thinning_takes_means_of_neighbours() -> None:
+    assert thinned([1, 2, 3, 4, 5], [1, 3, math.nan, 4, 9], most=3) == ([1.5, 3.5, 5], [2, 4, 9])
+    assert thinned([1, 2], [3, 4]) == ([1, 2], [3, 4])
+
+
+def test_scales_ticks_and_numbers() -> None:
+    assert ticks(0, 1, 5) == [0, 0.2, 0.4, 0.6, 0.8, 1.0] and ticks(1, 12) == [2, 4, 6, 8, 10, 12]
+    assert Scale(low=1, high=100, begin=0, end=10, log=True).at(10) == 5 and Scale(low=0, high=4, begin=10, end=0).at(1) == 7.5
+    assert [number(value) for value in (1234.5, 0.81234, 3.2e-05, 1.31e6, 0, None, math.nan)] == [
+        "1,234",
+        "0.8123",
+        "3.2e-05",
+        "1.31M",
+        "0",
+        "-",
+        "-",
+    ]
+    assert escape('<a href="x">\'&\x00') == "&lt;a href=&quot;x&quot;&gt;&#x27;&amp;\ufffd"
+
+
+def test_charts_without_points_or_with_equal_ones_are_drawn() -> None:
+    for ys in ([], [1.0, 1.0], [math.nan, math.nan], [0.0]):
+        chart = line_chart("t", [Series(name="<s>", x=[float(x) for x in range(len(ys))], y=ys, color="var(--s0)")])
+        assert "nan" not in chart.body and "<s>" not in chart.body
+    chart = bar_chart("<t>", {"<a>": {"<b>": [0.5, 0.7]}, "c": {}})
+    assert "<b>" not in svg_file(chart) and "&lt;b&gt;, &lt;a&gt;: 0.6" in svg_file(chart) and "var(" not in svg_file(chart)
