@@ -238,7 +238,7 @@ def test_whole_model_opens_without_its_data_and_encoder(exports: Mapping[str, Ex
     outputs = predict(loaded.model, wanted, loaded.specs, loaded.layout, data.examples, loaded.settings, CPU)
     for name, own in zip(TASKS, outputs, strict=True):
         assert np.array_equal(own[0].values, exports["ranks2_zero3"].ours[name]), name
-    assert default_checkpoint(str(moved)) == "best/average"
+    assert default_checkpoint(str(moved)) == "best/average" and default_checkpoint(str(tmp_path)) == "latest"
 
 
 def test_damaged_and_foreign_folders_are_refused(exports: Mapping[str, Export], tmp_path: Path) -> None:
@@ -344,8 +344,9 @@ def test_sentence_transformers_folder_pools_the_mean(exports: Mapping[str, Expor
 
 
 def test_command_prints_what_it_made(exports: Mapping[str, Export], tmp_path: Path) -> None:
-    ended = run_command(
-        ["-m", "mtdnn_ds", "export", str(exports["ranks1_zero1"].run), "--task", "wnut17", "--output_dir", str(tmp_path / "out")]
-    )
+    flags = ["--task", "wnut17", "--checkpoint", "3", "--output_dir", str(tmp_path / "out")]
+    ended = run_command(["-m", "mtdnn_ds", "export", str(exports["ranks1_zero1"].run), *flags])
     assert ended.returncode == 0, ended.stderr
     assert "tasks/wnut17" in ended.stdout and "BertForTokenClassification" in ended.stdout
+    assert f"written to {tmp_path / 'out'}" in ended.stdout
+    assert "weights `step_3` of step 3" in (tmp_path / "out/tasks/wnut17/README.md").read_text()

@@ -174,6 +174,7 @@ def _to_onnx(heads: PaddedHeads, path: Path) -> None:
     levels = [logger.level for logger in quiet]
     for logger in quiet:
         logger.setLevel(logging.ERROR)
+    name = type(heads.encoders[0]).__name__
     try:
         with warnings.catch_warnings(), redirect_stdout(StringIO()), torch.no_grad():
             warnings.simplefilter("ignore")
@@ -189,6 +190,11 @@ def _to_onnx(heads: PaddedHeads, path: Path) -> None:
                 external_data=_bytes(heads) > 2**30,  # a protobuf message ends at 2 GiB
                 verbose=False,
             )
+    except (torch.onnx.OnnxExporterError, RuntimeError) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ConfigError(
+            f"--format onnx: torch cannot turn {name} into a graph ({first}); nothing was exported; use --format hf"
+        ) from error
     finally:
         for logger, level in zip(quiet, levels, strict=True):
             logger.setLevel(level)

@@ -54,7 +54,8 @@ def export_run(
     if task is not None and format == "sentence-transformers" and found.recipe.sharing.mode == "hard":
         raise ConfigError(f"--task {task}: has no effect with --format sentence-transformers, whose encoder all tasks share; leave it out")
     target = Path(output_dir) if output_dir is not None else found.folder.path / "export"
-    wanted = _wanted(names, task, format)
+    in_graph = [spec.name for spec in found.specs if spec.head != "san" and task in (None, spec.name)]
+    wanted = _wanted(names, task, format, has_graph=format == "onnx" or bool(in_graph))
     used = [path for path in (target / name for name in wanted) if path.exists() and (not path.is_dir() or any(path.iterdir()))]
     if target.exists() and not target.is_dir():
         raise ConfigError(f"--output_dir {target}: is a file; give a folder")
@@ -107,12 +108,12 @@ def checkpoint_name(run_dir: str, checkpoint: str, task: str | None) -> str:
     return default_checkpoint(run_dir)
 
 
-def _wanted(names: Sequence[str], task: str | None, format: str) -> list[str]:
-    """Folders to be made, by their names inside the output folder."""
+def _wanted(names: Sequence[str], task: str | None, format: str, *, has_graph: bool) -> list[str]:
+    """Folders to be made, by their names inside the output folder. `has_graph`: something of it can be in an ONNX graph."""
     wanted = []
     if format in ("hf", "all"):
         wanted += [f"tasks/{task}"] if task is not None else ["encoder", "multitask", *(f"tasks/{name}" for name in names)]
-    if format in ("onnx", "all"):
+    if format in ("onnx", "all") and has_graph:
         wanted.append("onnx" if task is None else f"onnx_{task}")
     if format == "sentence-transformers" or (format == "all" and task is None):
         wanted.append("sentence-transformers" if task is None else f"sentence-transformers_{task}")

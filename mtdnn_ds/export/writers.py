@@ -187,14 +187,14 @@ def _multitask(opened: Opened, folder: Path, samples: dict[str, Sample]) -> Made
 
 
 def _own_card(opened: Opened, folder: Path, title: str, about: str, parity: Parity, specs: list[TaskSpec]) -> None:
-    task = specs[0].name
+    trusts = ", trust_plugins=True" if any(spec.custom is not None for spec in specs) else ""
     write_card(
         folder,
         opened,
         title=title,
         about=about,
-        use=f'from mtdnn_ds.predict.model import MultiTaskModel\n\nmodel = MultiTaskModel.from_pretrained("{folder.name}")\n'
-        f'model.predict(["a text"], tasks=["{task}"])',
+        use=f'from mtdnn_ds.predict.model import MultiTaskModel\n\nmodel = MultiTaskModel.from_pretrained("{folder.name}"{trusts})\n'
+        f'answers = model.predict(texts, tasks=["{specs[0].name}"])  # texts: str, pairs of str, or dicts with the columns of its training rows',
         parity=parity,
         checked_with="outputs of every head, the folder opened from disk by mtdnn_ds",
         specs=specs,
