@@ -20,6 +20,7 @@ from mtdnn_ds.config.recipe import Recipe
 from mtdnn_ds.config.yaml_text import dump_yaml
 
 if TYPE_CHECKING:
+    from mtdnn_ds.export.run import Exported
     from mtdnn_ds.train.evaluate import Evaluation
 
 DEEPSPEED_JSON = "ds_configs/zero2.json"
@@ -72,6 +73,18 @@ def evaluate(run_dir: str | Path, *, checkpoint: str = "best/average") -> Evalua
 
     with _as_a_command():
         return evaluated(str(run_dir), checkpoint, lambda text: None)
+
+
+def export(
+    run_dir: str | Path, output_dir: str | Path | None = None, *, task: str | None = None, checkpoint: str = "best", format: str = "hf"
+) -> list[Exported]:
+    """Write the run's whole model and every task, or one `task`, as folders for other programs; each is compared with the run first.
+
+    `format`: hf, onnx, sentence-transformers or all. What each of the others means is said in docs/export.md. In one process.
+    """
+    from mtdnn_ds.export.run import export_run
+
+    return export_run(str(run_dir), None if output_dir is None else str(output_dir), task=task, checkpoint=checkpoint, format=format)
 
 
 @contextmanager
