@@ -14,9 +14,11 @@ import transformers
 import yaml
 from processes import run_command, write_json, zero_config
 
+from mtdnn_ds.check.verify.small import small_recipe
 from mtdnn_ds.cli import main
 from mtdnn_ds.config.errors import ConfigError
 from mtdnn_ds.config.load import load_recipe
+from mtdnn_ds.config.stages import load_runs
 from mtdnn_ds.data.loader import LoaderSettings
 from mtdnn_ds.tasks.resolve import resolve_tasks
 from mtdnn_ds.train.evaluate import predict
@@ -244,3 +246,36 @@ def test_two_dense_layers_or_another_activation_are_refused(tmp_path: Path, mini
     electra = write_checkpoint(tmp_path / "electra", minilm, "ElectraForSequenceClassification", id2label=THEIRS, embedding_size=32)
     with pytest.raises(ConfigError, match=r"has GELUActivation after its dense layer, and the run's pooler has Tanh"):
         our_outputs(write_recipe(tmp_path, first, both, {"nli": str(electra)}))
+
+
+def test_heads_are_for_the_first_stage_and_for_tasks_of_the_run(tmp_path: Path, tiny_encoder: Path, tasks: dict[str, Any]) -> None:
+    both = {"nli": tasks["nli"], "score": tasks["score"]}
+    stages = [
+        {"name": "first"},
+        {"name": "then"},
+        {"name": "own", "heads": {"score": "c"}},
+        {"name": "tune", "from": "none", "each_task": True},
+    ]
+    path = str(write_recipe(tmp_path, tiny_encoder, both, {"nli": "a", "score": "b"}, stages=stages))
+    assert {stage.name: stage.recipe.heads for stage in load_runs(path, {})} == {
+        "first": {"nli": "a", "score": "b"},
+        "then": None,
+        "own": {"score": "c"},
+        "tune_nli": {"nli": "a"},
+        "tune_score": {"score": "b"},
+    }
+    plain = str(write_recipe(tmp_path, tiny_encoder, both, {"nli": "a", "score": "b"}))
+    assert load_recipe(plain, {"tasks": "score", "heads.score": "c"}).heads == {"score": "c"}
+    assert load_recipe(plain, {"heads": "null"}).heads is None
+
+
+def test_small_runs_and_adaptation_leave_them_out(
+    tmp_path: Path, tiny_encoder: Path, tasks: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = load_recipe(str(write_recipe(tmp_path, tiny_encoder, {"nli": tasks["nli"]}, {"nli": "a"})), {})
+    said: list[str] = []
+    (tmp_path / "small").mkdir()
+    assert small_recipe(recipe, tmp_path / "small", steps=1, say=said.append).heads is None
+    assert said == ["left out of the small runs: heads (they belong to the large encoder)"]
+    assert main(["adapt", str(tmp_path), "--task", "nli", "--heads.nli", "a"]) == 2
+    assert "--heads.nli: is what adapt itself sets; remove it" in capsys.readouterr().err

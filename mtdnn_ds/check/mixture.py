@@ -67,8 +67,8 @@ def _repeats(data: RunData, hashes_per_pass: int) -> Iterator[str]:
     total = sum(split.num_rows + sum(len(shard.text_lengths) for shard in split.shards) for _, _, split in splits)
     num_passes = -(-total // hashes_per_pass)
     tally = _Tally()
-    for number in range(num_passes):
-        hashed = [_hashes(spec, name, split, number, num_passes) for spec, name, split in splits]
+    for part in range(num_passes):
+        hashed = [_hashes(spec, name, split, part, num_passes) for spec, name, split in splits]
         for one in hashed:
             if one.name.endswith("/train"):
                 _count_repeated(one, tally)
@@ -85,8 +85,8 @@ def _repeats(data: RunData, hashes_per_pass: int) -> Iterator[str]:
         contradicting = tally.contradicting.get(name, 0)
         size = by_name[name].num_rows
         if count > REPEATED * size or contradicting:
-            other = f", {contradicting:,} of them with another label" if contradicting else ""
-            yield f"{name}: {count:,} of {size:,} rows stand in it before ({count / size:.1%}){other}"
+            more = f", {contradicting:,} of them with another label" if contradicting else ""
+            yield f"{name}: {count:,} of {size:,} rows stand in it before ({count / size:.1%}){more}"
 
 
 def _hashes(spec: TaskSpec, name: str, split: PreparedSplit, number: int, num_passes: int) -> _Hashes:

@@ -262,8 +262,9 @@ def _set_init(
         if own is None and isinstance(values.get("init"), dict) and "run" not in values["init"]:
             del values["init"]  # init.heads of the defaults is for the stages that begin with another
         return
-    if "heads" not in entry:
-        values.pop("heads", None)  # the earlier stage has trained them
+    heads, own_heads = values.get("heads"), entry.get("heads", {})
+    if isinstance(heads, dict) and isinstance(own_heads, dict):  # those of the defaults have been trained by the earlier stage
+        values["heads"] = {name: path for name, path in heads.items() if name in own_heads} or None
     problems += [f"{where}: init.{key}: the stage begins with stage '{source.name}'; remove it, or write from: none" for key in named]
     init = values.get("init") or {}
     if isinstance(init, dict):

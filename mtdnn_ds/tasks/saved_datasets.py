@@ -77,7 +77,7 @@ def completed(settings: TaskSettings) -> TaskSettings:
         label_column = next((name for name in _LABELS_OF_KIND.get(kind or "", _LABELS) if name in features), None)
         found |= {"label_column": label_column} if label_column else {}
     names = _class_names(features.get(label_column or "", {}))
-    if settings.labels is None and names and (kind not in KINDS or KINDS[kind].has_classes):
+    if settings.labels is None and names and (kind is None or kind not in KINDS or KINDS[kind].has_classes):
         found["labels"] = list(names)
     return settings.model_copy(update=found)
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mtdnn_ds.config.encoder_path import resolve_encoder_path
 from mtdnn_ds.config.errors import CheckpointError, ConfigError
@@ -225,10 +225,12 @@ def _set_pooler(
             f"{where}: has another dense layer than heads.{poolers[copy][0]}, and tasks share one pooler; keep one of the two"
         )
     poolers[copy] = (spec.name, weights)
-    dense = encoder.pooler.dense.state_dict()
+    layer = encoder.pooler.dense
+    assert isinstance(layer, nn.Linear)  # pooler.py makes it so
+    dense = layer.state_dict()
     for kind, tensor in weights.items():
         _check_shape(tensor, dense[kind], f"{found.folder}: its dense layer's {kind}", spec)
-    encoder.pooler.dense.load_state_dict(weights)
+    layer.load_state_dict(weights)
 
 
 def _activation(config: Mapping[str, Any]) -> Any:
