@@ -9,6 +9,7 @@ from collections import Counter
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pytest
 from finished_run import write_stsb_dev_as_test
 from processes import run_command
@@ -16,11 +17,15 @@ from scipy.stats import pearsonr
 
 from mtdnn_ds.cli import main
 from mtdnn_ds.config.errors import ConfigError, DataError
+from mtdnn_ds.data.cache import prepare
+from mtdnn_ds.data.examples import make_examples
 from mtdnn_ds.export.check_submission import check_submission
-from mtdnn_ds.export.submission import submission_contents, submission_parts, write_submission
+from mtdnn_ds.export.submission import official_lines, specs_with_tests, submission_contents, submission_parts, write_submission
 from mtdnn_ds.tasks.builtin import BUILTIN_TASKS
 from mtdnn_ds.tasks.glue import GLUE_FILES, glue_score, glue_scores, glue_table
+from mtdnn_ds.tasks.layout import head_layout
 from mtdnn_ds.tasks.spec import Source, TaskSpec
+from mtdnn_ds.train.setup import RunData
 
 # Test rows as PEERS.md has them, not as the code does.
 ROWS = {
@@ -161,29 +166,31 @@ def test_tests_out_of_order_are_refused(tmp_path: Path) -> None:
             format="tsv", path=str(tmp_path / "WNLI/test.tsv"), text_columns=("sentence1", "sentence2"), label_column=None, quoted=False
         )
     }
-    from mtdnn_ds.export.submission import _checked_lines
+    with pytest.raises(DataError) as error:
+        official_lines(parts)
+    assert list(error.value.problems) == [
+        f"{tmp_path}/WNLI/test.tsv: line 3: its index is '2', not 1; give the official test file, in its order",
+        f"{tmp_path}/WNLI/test.tsv: has 3 rows, the official test set has 146; give that one with --glue_dir",
+    ]
 
-    wnli = next(file for file in GLUE_FILES if file.name == "WNLI.tsv")
-    with pytest.raises(DataError, match=r"test.tsv: line 3: its index is '2', not 1; give the official test file, in its order"):
-        _checked_lines(wnli, parts.predicted["WNLI.tsv"])
 
-
-def test_rows_that_cannot_be_read_are_answered_too(tmp_path: Path) -> None:
-    from types import SimpleNamespace
-
-    import numpy as np
-
+def test_rows_that_cannot_be_read_are_answered_too(tmp_path: Path, tiny_encoder: Path) -> None:
     (tmp_path / "WNLI").mkdir()
-    (tmp_path / "WNLI/test.tsv").write_text("index\tsentence1\tsentence2\n0\ta\tb\n1\tc\t\n2\te\tf\n")
-    spec = TaskSpec(name="wnli", kind="classification", labels=("not_entailment", "entailment"), metrics=("accuracy",), splits={})
-    parts = submission_parts([spec], str(tmp_path), fill_missing=True)
-    split = SimpleNamespace(source_rows=np.array([2, 4]), skipped={"empty text": 1})
-    data = SimpleNamespace(examples={"wnli": {"test": SimpleNamespace(split=split)}})
+    rows = [f"{row}\tfirst\t{'' if row == 1 else 'second'}" for row in range(146)]
+    (tmp_path / "WNLI/test.tsv").write_text("\n".join(["index\tsentence1\tsentence2", *rows]) + "\n")
+    wnli = TaskSpec(name="wnli", kind="classification", labels=("not_entailment", "entailment"), metrics=("accuracy",), splits={})
+    parts = submission_parts([wnli], str(tmp_path), fill_missing=True)
+    (spec,) = specs_with_tests([wnli], parts)
+    prepared = prepare(
+        [spec], tokenizer_path=str(tiny_encoder), cache_dir=str(tmp_path / "cache"), on_bad_row="skip", say=lambda text: None
+    )
+    examples = make_examples(spec, prepared["wnli"]["test"], max_length=16)
+    data = RunData(specs=(spec,), layout=head_layout([spec]), examples={"wnli": {"test": examples}})
     said: list[str] = []
-    contents = submission_contents(parts, data, {"WNLI.tsv": np.array([1, 1])}, said.append)  # type: ignore[arg-type]
-    assert contents["WNLI.tsv"] == b"index\tprediction\n0\t1\n1\t0\n2\t1\n"
+    contents = submission_contents(parts, data, {"WNLI.tsv": np.ones(145)}, official_lines(parts), said.append)
+    assert contents["WNLI.tsv"].decode().splitlines() == ["index\tprediction", "0\t1", "1\t0", *(f"{row}\t1" for row in range(2, 146))]
     assert "WNLI.tsv: rows that cannot be read are filled with 0: 1 with empty text" in said
-    assert "WNLI.tsv: has 3 rows, the test set has 146" in check_submission(contents)
+    assert check_submission(contents) == []
 
 
 # Broken zips

@@ -37,7 +37,14 @@ def _submit(run_dir: str, checkpoint: str, glue_dir: str | None, output: str | N
     from mtdnn_ds import dist
     from mtdnn_ds.export.check_submission import check_submission
     from mtdnn_ds.export.folder import default_checkpoint, is_exported
-    from mtdnn_ds.export.submission import recipe_for_tests, specs_with_tests, submission_contents, submission_parts, write_submission
+    from mtdnn_ds.export.submission import (
+        official_lines,
+        recipe_for_tests,
+        specs_with_tests,
+        submission_contents,
+        submission_parts,
+        write_submission,
+    )
     from mtdnn_ds.train.loaded_run import best_folders, find_run, load_run
     from mtdnn_ds.train.progress import Progress, configure_logging
 
@@ -63,20 +70,22 @@ def _submit(run_dir: str, checkpoint: str, glue_dir: str | None, output: str | N
     device = start_distributed()
     say = Progress(num_steps=0, is_main=dist.is_main()).say
     with watching(found.recipe.train.stall_timeout):
+        lines = dist.on_main(lambda: official_lines(parts))
         specs = specs_with_tests(found.specs, parts)
         recipe = recipe_for_tests(found.recipe)
         data = prepare_run_data(recipe, specs, say, splits={name for spec in specs for name in spec.splits})
         tasks = [spec.name for spec in specs if spec.splits]
         weights = best_folders(found.folder, tasks, found.weights_folder) if checkpoint == BEST else {found.weights_folder: tasks}
         for folder, of_folder in weights.items():
-            say(f"{', '.join(of_folder)}: predicted with {folder}")
+            together = " (best in one step)" if folder.name in of_folder and len(of_folder) > 1 else ""
+            say(f"{', '.join(of_folder)}: predicted with {folder}{together}")
         loaded = load_run(replace(found, recipe=recipe), device=device)
         values = predicted_values(loaded, data, weights)
 
         def write() -> None:
-            contents = submission_contents(parts, data, values, say)
+            contents = submission_contents(parts, data, values, lines, say)
             if problems := check_submission(contents):
-                raise DataError([*(f"not written: {problem}" for problem in problems), "give the official test files with --glue_dir"])
+                raise DataError([f"not written: {problem}" for problem in problems])
             write_submission(path, contents)
             say(f"written: {path}")
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mtdnn_ds.config.errors import ConfigError, DataError
+from mtdnn_ds.config.errors import ConfigError, DataError, TrainingError
 from mtdnn_ds.config.recipe import Recipe
 from mtdnn_ds.data.sources import iterate_rows, place_of, row_word
 from mtdnn_ds.export.check_submission import HEADER
@@ -89,6 +89,34 @@ def recipe_for_tests(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"batch": batch, "data": recipe.data.model_copy(update={"on_bad_row": "skip"})})
 
 
+def official_lines(parts: Parts) -> dict[str, dict[int, int]]:
+    """{file: {line or row number of its test set: index}}. Raises DataError if any test set has not the official rows in their order.
+
+    The index is what the test set's own index column says, which must count from 0.
+    """
+    problems: list[str] = []
+    lines: dict[str, dict[int, int]] = {}
+    for file in GLUE_FILES:
+        if file.name not in parts.predicted:
+            continue
+        source = parts.predicted[file.name]
+        column = "idx" if source.format == "hub" else "id" if file.task == "qqp" else "index"
+        own = lines.setdefault(file.name, {})
+        moved = None
+        for index, (number, cells) in enumerate(iterate_rows(replace(source, text_columns=(column,)))):
+            if isinstance(cells, tuple) and str(cells[0]).strip() != str(index):
+                moved = moved or f"{row_word(source)} {number}: its {column} is {cells[0]!r}, not {index}"
+            own[number] = index
+        problems += [f"{place_of(source)}: {moved}; give the official test file, in its order"] if moved else []
+        if len(own) != file.num_rows:
+            problems.append(
+                f"{place_of(source)}: has {len(own):,} rows, the official test set has {file.num_rows:,}; give that one with --glue_dir"
+            )
+    if problems:
+        raise DataError(problems)
+    return lines
+
+
 def predicted_values(loaded: LoadedRun, data: RunData, weights: Mapping[Path, Sequence[str]]) -> dict[str, np.ndarray]:
     """{file: class id or score of each readable row}. `weights`: folder -> the tasks to predict with it.
 
@@ -106,12 +134,18 @@ def predicted_values(loaded: LoadedRun, data: RunData, weights: Mapping[Path, Se
         wanted = [(task_ids[file.task], file.split) for file in files]
         outputs = predict(loaded.model, wanted, data.specs, data.layout, data.examples, loaded.settings, loaded.device)
         for file, of_file in zip(files, outputs, strict=True):
+            if not all(np.isfinite(term.values).all() for term in of_file):
+                raise TrainingError(
+                    f"{file.name}: predictions of {folder} are not finite: the model has diverged; give another --checkpoint"
+                )
             values[file.name] = np.asarray(data.examples[file.task][file.split].decode(of_file).predictions)
     return values
 
 
-def submission_contents(parts: Parts, data: RunData, values: Mapping[str, np.ndarray], say: Callable[[str], None]) -> dict[str, bytes]:
-    """{file name: contents} of all files; says what is filled. Raises DataError if a test set's rows are not in their official order."""
+def submission_contents(
+    parts: Parts, data: RunData, values: Mapping[str, np.ndarray], lines: Mapping[str, Mapping[int, int]], say: Callable[[str], None]
+) -> dict[str, bytes]:
+    """{file name: contents} of all files; says what is filled. `lines`: what official_lines found."""
     contents = {}
     for file in GLUE_FILES:
         if file.name in parts.filled:
@@ -119,10 +153,10 @@ def submission_contents(parts: Parts, data: RunData, values: Mapping[str, np.nda
             answers = [file.most_frequent] * file.num_rows
         else:
             split = data.examples[file.task][file.split].split
-            lines = _checked_lines(file, parts.predicted[file.name])
-            answers = [file.most_frequent] * len(lines)
+            index_of = lines[file.name]
+            answers = [file.most_frequent] * len(index_of)
             for number, value in zip(split.source_rows.tolist(), values[file.name].tolist(), strict=True):
-                answers[lines[number]] = _word(file, value)
+                answers[index_of[number]] = _word(file, value)
             if split.skipped:
                 why = ", ".join(f"{count:,} with {reason}" for reason, count in sorted(split.skipped.items()))
                 say(f"{file.name}: rows that cannot be read are filled with {file.most_frequent}: {why}")
@@ -137,19 +171,6 @@ def _word(file: GlueFile, value: float) -> str:
         return file.words[int(value)]
     low, high = SCORE_RANGE
     return np.format_float_positional(np.float32(np.clip(value, low, high)), trim="0")
-
-
-def _checked_lines(file: GlueFile, source: Source) -> dict[int, int]:
-    """{line or row number: index} of every row. The index is what the test set's own index column says, which must count from 0."""
-    column = "idx" if source.format == "hub" else "id" if file.task == "qqp" else "index"
-    lines: dict[int, int] = {}
-    for index, (number, cells) in enumerate(iterate_rows(replace(source, text_columns=(column,)))):
-        if isinstance(cells, tuple) and str(cells[0]).strip() != str(index):
-            raise DataError(
-                f"{place_of(source)}: {row_word(source)} {number}: its {column} is {cells[0]!r}, not {index}; give the official test file, in its order"
-            )
-        lines[number] = index
-    return lines
 
 
 def write_submission(path: Path, contents: Mapping[str, bytes]) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from mtdnn_ds.report.chart import Chart
 from mtdnn_ds.report.plots import Series, bar_chart, line_chart
-from mtdnn_ds.report.runs import RunRecord, smoothed, thinned
+from mtdnn_ds.report.runs import SMOOTHED_FROM, RunRecord, smoothed, thinned
 from mtdnn_ds.report.svg import DASHES, color
 
 Get = Callable[[Mapping[str, Any]], float | None]
@@ -30,7 +30,7 @@ def _curve(run: RunRecord, get: Get, *, name: str, shade: str, smooth: bool) -> 
         return None
     xs, ys = [float(step) for step, _ in points], [float(value) for _, value in points]
     x, thin = thinned(xs, smoothed(ys) if smooth else ys)
-    raw = thinned(xs, ys)[1] if smooth and len(xs) >= 60 else None
+    raw = thinned(xs, ys)[1] if smooth and len(xs) >= SMOOTHED_FROM else None
     return Series(name=name, x=x, y=thin, color=shade, raw=raw)
 
 

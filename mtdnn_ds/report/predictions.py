@@ -75,7 +75,8 @@ def answers_of_run(found: FinishedRun, say: Callable[[str], None], *, max_rows: 
         outputs = predict(loaded.model, wanted, data.specs, data.layout, examples, loaded.settings, device)
         for name, of_task in zip(tasks, outputs, strict=True):
             spec = data.specs[ids[name]]
-            weights = str(folder.relative_to(found.folder.path)) if folder.is_relative_to(found.folder.path) else str(folder)
+            own = found.folder.best / name
+            weights = str((own if own.is_dir() else folder).relative_to(found.folder.path))
             answers[name] = replace(task_answers(spec, sets[name], of_task), weights=weights, num_rows=sets[name].split.num_rows)
     return {name: answers[name] for name in ids}
 

@@ -64,6 +64,9 @@ def interpolated(xs: Sequence[float], ys: Sequence[float], x: float) -> float:
     return float(ys[-1])
 
 
+SMOOTHED_FROM = 20  # values
+
+
 def read_runs(folders: Sequence[str]) -> list[RunRecord]:
     """All runs, with names that differ. Raises ConfigError with every folder that is none."""
     problems: list[str] = []
@@ -183,11 +186,12 @@ def _json_object(line: bytes) -> dict[str, Any] | None:
 
 
 def smoothed(values: Sequence[float]) -> list[float]:
-    """The mean of each value with its neighbours, a sixtieth of all points on either side (fewer at the ends, equally many on both sides).
+    """The mean of each value with its neighbours: on either side a sixtieth of all points, at least two (fewer at the ends, equally many on
+    both sides). Fewer than 20 values stay as they are.
 
     NaN stays where it is, and counts not.
     """
-    reach = len(values) // 60
+    reach = max(len(values) // 60, 2) if len(values) >= SMOOTHED_FROM else 0
     totals, counts = [0.0], [0]
     for value in values:
         finite = math.isfinite(value)

@@ -23,7 +23,7 @@ def report_page(runs: Sequence[RunRecord], answers: Answers) -> str:
     sections = [
         Section(name="runs", title="Runs" if len(runs) > 1 else "Run", body=_runs(runs)),
         Section(name="results", title="Results", body=_results(runs)),
-        _charts("losses", "Training losses", "Faint lines are the losses of single steps, full ones their mean over about a thirtieth of the run. A task's loss is the mean over its examples in a step.", curves.loss_charts(runs)),
+        _charts("losses", "Training losses", "Faint lines are the losses of single steps, full ones their means over a thirtieth of the run, at least five steps. A task's loss is the mean over its examples in a step.", curves.loss_charts(runs)),
         _charts("metrics", "Development metrics", "Higher is better, everywhere.", curves.metric_charts(runs)),
         _charts("mixture", "Mixture", "How many examples of each task the steps held, and how many the plan had in them.", curves.mixture_charts(runs)),
         _charts("health", "Schedule, speed and balance", "As the runs logged them, after every step.", curves.health_charts(runs)),
