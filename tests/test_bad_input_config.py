@@ -80,7 +80,7 @@ RECIPES = {
 FLAGS = {
     "unknown setting": ("train.setps", "1", "unknown setting '--train.setps'; did you mean '--train.steps'?"),
     "unknown section": ("trian.steps", "1", "unknown setting '--trian.steps'; did you mean '--train.steps'?"),
-    "nothing close": ("foo.bar", "1", "unknown setting '--foo.bar'; (known: batch, data, distillation, encoder, init, loss, mixture"),
+    "nothing close": ("foo.bar", "1", "unknown setting '--foo.bar'; (known: batch, board, data, distillation, encoder, heads, init, loss, mixture"),
     "a section": ("train", "5", "--train: is a section; name one of its settings, e.g. --train.steps"),
     "a whole task": ("tasks.cola", "5", "--tasks.cola: is a section; name one of its settings, e.g. --tasks.cola.kind"),
     "task not in the run": ("tasks.col.dropout", "0.1", "--tasks.col.dropout: task 'col' is not in the run; did you mean 'cola'?"),
@@ -95,7 +95,7 @@ FLAGS = {
 }  # fmt: skip
 
 COMMANDS = {
-    "unknown verb": (["trian"], "unknown verb 'trian'; did you mean 'train'? (known: adapt, compare, distill, doctor, evaluate, plan, prepare, tasks, train, verify)"),
+    "unknown verb": (["trian"], "unknown verb 'trian'; did you mean 'train'? (known: adapt, compare, distill, doctor, embed, evaluate, export, import-task-def, plan, predict, prepare, report, serve, submit, tasks, train, verify)"),
     "flag before verb": (["--recipe", "x"], "'--recipe' is a flag; the verb comes first"),
     "unknown flag": (["train", "--resum", "auto"], "unknown flag '--resum'; did you mean '--resume'?"),
     "a setting without its section": (["train", "--lr", "1"], "unknown flag '--lr'; did you mean '--optimizer.lr'?"),
