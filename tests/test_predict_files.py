@@ -13,6 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from processes import ROOT, run_command, run_ranks
+from scipy.stats import pearsonr
+from sklearn.metrics import matthews_corrcoef
 
 from mtdnn_ds import MultiTaskModel
 from mtdnn_ds.cli import main
@@ -67,6 +69,30 @@ def test_every_format_keeps_ids_and_order(suffix: str, model: MultiTaskModel, tm
     np.testing.assert_allclose([each["stsb"]["score"] for each in found], [each["stsb"]["score"] for each in expected], atol=2e-5)
     assert [each["mrpc"]["label"] for each in found] == [each["mrpc"]["label"] for each in expected]
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"in{suffix}", "out.jsonl"]
+
+
+def test_official_dev_files_are_answered_as_evaluated(model: MultiTaskModel, all_kinds_run: Path, tmp_path: Path) -> None:
+    """Metrics of the written files, computed here, are those that the run's evaluation has in metrics.jsonl."""
+    glue, evaluation = (
+        all_kinds_run.parent / "glue",
+        [line["eval"] for line in lines(all_kinds_run / "metrics.jsonl") if "eval" in line][-1],
+    )
+    found: dict[str, list[Any]] = {}
+    for task, folder, columns in (("stsb", "STS-B", None), ("rte", "RTE", None), ("cola", "CoLA", "3")):
+        run(model, glue / folder / "dev.tsv", tmp_path / f"{task}.jsonl", columns=columns, asked=(model.task_names.index(task),))
+        found[task] = [each[task] for each in lines(tmp_path / f"{task}.jsonl")]
+    gold = {
+        folder: [row.split("\t") for row in (glue / folder / "dev.tsv").read_text().splitlines()] for folder in ("STS-B", "RTE", "CoLA")
+    }
+    scores = [answer["score"] for answer in found["stsb"]]
+    assert pearsonr(scores, [float(row[-1]) for row in gold["STS-B"][1:]]).statistic == pytest.approx(
+        evaluation["stsb"]["pearson"], abs=1e-4
+    )
+    right = [answer["label"] == row[3] for answer, row in zip(found["rte"], gold["RTE"][1:], strict=True)]
+    assert np.mean(right) == pytest.approx(evaluation["rte"]["accuracy"])
+    classes = [("unacceptable", "acceptable").index(answer["label"]) for answer in found["cola"]]
+    assert matthews_corrcoef([int(row[1]) for row in gold["CoLA"]], classes) == pytest.approx(evaluation["cola"]["matthews"], abs=1e-6)
+    assert [each["id"] for each in lines(tmp_path / "rte.jsonl")] == [row[0] for row in gold["RTE"][1:]]
 
 
 def test_lines_of_text_and_tables_without_a_header(model: MultiTaskModel, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from processes import ROOT, free_port
 
 from mtdnn_ds import MultiTaskModel
 from mtdnn_ds.cli import main
+from mtdnn_ds.predict.batching import Batcher, Closed
 from mtdnn_ds.predict.output import rounded
 from mtdnn_ds.predict.service import Limits, make_app
 
@@ -128,15 +129,27 @@ def test_a_bad_request_spoils_no_other_of_its_pass(model: MultiTaskModel) -> Non
 
 
 def test_a_full_queue_says_come_again(model: MultiTaskModel) -> None:
-    app = make_app(model, Limits(max_queue=1, max_wait_seconds=60))
-    with ThreadPoolExecutor(1) as threads:
-        with TestClient(app) as client:
-            first = threads.submit(client.post, "/predict", json={"texts": ["a red hat"], "tasks": "colours"})
-            while client.get("/health").json()["waiting"] == 0:
-                pass
-            full = client.post("/predict", json={"texts": ["another"]})
-            assert (full.status_code, full.headers["retry-after"]) == (503, "1"), full.text
-        assert first.result(timeout=60).status_code == 200  # closing answers what waits
+    """The first request waits until a third makes its pass full; the second is one text too many."""
+    limits = Limits(max_texts=2, max_queue=2, max_wait_seconds=600)
+    with TestClient(make_app(model, limits)) as client, ThreadPoolExecutor(1) as threads:
+        first = threads.submit(client.post, "/predict", json={"texts": ["a red hat"], "tasks": "colours"})
+        while client.get("/health").json()["waiting"] == 0:
+            pass
+        full = client.post("/predict", json={"texts": ["another", "and another"]})
+        assert (full.status_code, full.headers["retry-after"]) == (503, "1"), full.text
+        third = client.post("/predict", json={"texts": ["a dog"], "tasks": "cola"})
+        assert [first.result(timeout=60).status_code, third.status_code] == [200, 200]
+        assert client.get("/health").json()["passes"] == 1
+
+
+def test_closing_answers_what_waits_and_takes_nothing_more(model: MultiTaskModel) -> None:
+    batcher = Batcher(model, max_wait_seconds=600)
+    waiting = batcher.submit([{"text": "a red hat"}], None)
+    batcher.close()
+    assert list(waiting.result(timeout=0).answers[0]) == SINGLE
+    with pytest.raises(Closed):
+        batcher.submit([{"text": "too late"}], None)
+    batcher.close()
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,7 @@ _MODEL = Flag(name="model", help="run folder, or a folder that export wrote of t
 _INPUT = Flag(name="input", help="csv, tsv, jsonl or parquet with columns, or txt with a text a line", required=True)
 _COLUMNS = (
     Flag(name="text_columns", help="columns that hold the text, or both texts (a,b); default: by their names"),
-    Flag(name="id_column", help="column that names a row in the output; default: id, or the row's line"),
+    Flag(name="id_column", help="column that names a row in the output; default: id, idx or index, else the row's line"),
 )
 _CHECKPOINT = Flag(
     name="checkpoint", help="of a run: best/average, best/TASK, step_N or latest; default: the best on average, else the latest"

@@ -21,6 +21,7 @@ from mtdnn_ds.tasks.spec import Format, Source
 from mtdnn_ds.tasks.user_sources import COLUMN_NUMBER
 
 _FORMATS: Mapping[str, Format] = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".parquet": "parquet", ".txt": "text"}
+_IDS = ("id", "idx", "index")
 _MAX_LISTED = 10
 
 
@@ -71,8 +72,8 @@ def open_table(path: str, *, text_columns: str | None, id_column: str | None) ->
     problems += [f"--text_columns: '{name}' stands twice" for name in sorted({name for name in chosen if chosen.count(name) > 1})]
     if problems:
         raise ConfigError(problems)
-    if id_column is None and header and "id" in columns:
-        id_column = "id"
+    if id_column is None and header:
+        id_column = next((name for name in _IDS if name in columns and name not in chosen), None)
     return Table(
         path=path, format=form, columns=columns if header else (*columns, *chosen), chosen=chosen, id_column=id_column, header=header
     )
