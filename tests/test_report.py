@@ -276,3 +276,64 @@ def test_charts_without_points_or_with_equal_ones_are_drawn() -> None:
         assert "nan" not in chart.body and "<s>" not in chart.body
     chart = bar_chart("<t>", {"<a>": {"<b>": [0.5, 0.7]}, "c": {}})
     assert "<b>" not in svg_file(chart) and "&lt;b&gt;, &lt;a&gt;: 0.6" in svg_file(chart) and "var(" not in svg_file(chart)
+
+
+def test_answers_of_spans_choices_and_entities(tiny_encoder: Path, tmp_path: Path) -> None:
+    """Untrained heads on a few rows: counts against the metrics of the same outputs, texts against the files."""
+    import torch
+
+    from mtdnn_ds.config.recipe import Recipe
+    from mtdnn_ds.report.predictions import task_answers
+    from mtdnn_ds.tasks.resolve import resolve_tasks
+    from mtdnn_ds.train.evaluate import predict, scored
+    from mtdnn_ds.train.setup import loader_settings, prepare_run_data, run_model
+
+    context = "The river rises in the north and meets the sea near the old town."
+    questions = [
+        {"id": str(row), "question": f"{HOSTILE} where {row}?", "answers": [{"text": answer, "answer_start": context.index(answer)}]}
+        for row, answer in enumerate(["in the north", "the sea", "the old town"])
+    ]
+    squad = {"version": "1.1", "data": [{"title": "River", "paragraphs": [{"context": context, "qas": questions}]}]}
+    (tmp_path / "squad.json").write_text(json.dumps(squad))
+    rows = [{"q": f"{HOSTILE} {row}", "a": "one", "b": "two", "right": row % 2} for row in range(6)]
+    (tmp_path / "choice.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+    (tmp_path / "names.conll").write_text("Anna\tB-name\nsleeps\tO\n\nBerlin\tB-place\nis\tO\nbig\tO\n")
+    files = {name: {split: str(tmp_path / name) for split in ("train", "dev")} for name in ("squad.json", "choice.jsonl", "names.conll")}
+    choice = {"text_columns": ["q"], "choice_columns": ["a", "b"], "label_column": "right"}
+    recipe = Recipe.model_validate(
+        {
+            "encoder": {"path": str(tiny_encoder), "max_length": 64},
+            "tasks": {
+                "spans": {"kind": "span", "files": files["squad.json"]},
+                "choices": {"kind": "multiple_choice", "files": files["choice.jsonl"], **choice},
+                "names": {
+                    "kind": "token_classification",
+                    "files": files["names.conll"],
+                    "labels": ["O", "B-name", "I-name", "B-place", "I-place"],
+                },
+            },
+            "train": {"steps": 1},
+            "data": {"cache_dir": str(tmp_path / "cache")},
+        }
+    )
+    specs, device = resolve_tasks(recipe), torch.device("cpu")
+    data = prepare_run_data(recipe, specs, lambda text: None)
+    model = run_model(recipe, data, device=device, compute_dtype=torch.float32)
+    settings = loader_settings(recipe, hidden_size=32, world_size=1, rank=0, device=device)
+    wanted = [(index, "dev") for index in range(3)]
+    outputs = predict(model, wanted, specs, data.layout, data.examples, settings, device)
+    metrics = scored(wanted, outputs, specs, data.examples).metrics
+    found = {spec.name: task_answers(spec, data.examples[spec.name]["dev"], of_task) for spec, of_task in zip(specs, outputs, strict=True)}
+
+    assert found["spans"].num_wrong == len(found["spans"].worst) > 0
+    f1 = [float(row.how_wrong.removeprefix("F1 ")) for row in found["spans"].worst]
+    assert f1 == sorted(f1) and (sum(f1) + 3 - len(f1)) / 3 == pytest.approx(metrics["spans"]["token_f1"], abs=0.01)
+    assert {row.right for row in found["spans"].worst} <= {"in the north", "the sea", "the old town"}
+    assert all(HOSTILE in dict(row.texts)["question"] for row in found["spans"].worst)
+
+    assert found["choices"].num_wrong == round(6 * (1 - metrics["choices"]["accuracy"]))
+    assert all(row.right != row.predicted and HOSTILE in row.texts[0][1] for row in found["choices"].worst)
+
+    confusion = found["names"].confusion
+    assert found["names"].labels == specs[2].labels and [sum(row) for row in confusion] == [3, 1, 0, 1, 0]
+    assert found["names"].worst and {row.right for row in found["names"].worst} <= {"B-name@1", "B-place@1"}

@@ -196,14 +196,23 @@ def _adaptive_scales(recipe: Recipe, data: RunData) -> AdaptiveScales | None:
 
 
 def _open_folder(
-    folder: RunFolder, recipe: Recipe, deepspeed: ResolvedDeepSpeed, data: RunData, plan: StepPlan, state: RunState, engine: Any, say: Callable[[str], None]
+    folder: RunFolder,
+    recipe: Recipe,
+    deepspeed: ResolvedDeepSpeed,
+    data: RunData,
+    plan: StepPlan,
+    state: RunState,
+    engine: Any,
+    say: Callable[[str], None],
 ) -> RunMonitor | None:
     """Write the run's own files and open its log, on rank 0. Collective: what fails there is raised on every rank."""
     opened: list[RunMonitor] = []
 
     def on_rank_0() -> None:
         checkpoint.tidy(folder.checkpoints, state.step, say)
-        write_run_files(folder, recipe_yaml=dump_recipe(recipe), deepspeed_config=deepspeed.config, topology=state.topology, plan=plan_record(plan))
+        write_run_files(
+            folder, recipe_yaml=dump_recipe(recipe), deepspeed_config=deepspeed.config, topology=state.topology, plan=plan_record(plan)
+        )
         monitor = RunMonitor(
             folder.path,
             task_metrics={spec.name: data.metric_names(spec) for spec in data.specs},
