@@ -142,9 +142,8 @@ def _flag_values(verb: Verb, flags: dict[str, str], positional: Sequence[str], p
     if verb.positional and unnamed:
         if verb.positional in flags:
             problems.append(f"'{unnamed[0]}': --{verb.positional} is given too; keep one")
-        flags.setdefault(verb.positional, unnamed[0] if verb.takes_several else unnamed.pop(0))
-    several = tuple(unnamed) or tuple(flags[name] for name in (verb.positional,) if name in flags) if verb.takes_several else ()
-    unnamed = [] if verb.takes_several else unnamed
+        flags.setdefault(verb.positional, unnamed.pop(0))
+    more, unnamed = (unnamed, []) if verb.takes_several else ([], unnamed)
     problems += [f"'{word}': unexpected; flags are written --name value{_recipe_hint(verb, word)}" for word in unnamed]
     values: dict[str, Any] = {}
     for flag in verb.flags:
@@ -157,8 +156,9 @@ def _flag_values(verb: Verb, flags: dict[str, str], positional: Sequence[str], p
             if values[flag.name] not in (None, "true", "false"):
                 problems.append(f"--{flag.name}={values[flag.name]}: takes no value; write --{flag.name} or leave it out")
             values[flag.name] = values[flag.name] == "true"
-    if verb.positional and verb.takes_several:
-        values[verb.positional] = several
+    if verb.positional in flags and verb.takes_several:
+        values[str(verb.positional)] = (flags[str(verb.positional)], *more)
+        problems += [f"'{word[:60]}': {problem}" for word in more if (problem := path_problem(word)) is not None]
     if "log_level" in values and values["log_level"] not in LOG_LEVELS:
         problems.append(f"--log_level {values['log_level']}: must be one of {', '.join(LOG_LEVELS)}")
     if "world_size" in values:
