@@ -26,6 +26,7 @@ def verb_help(verb: Verb, program: str) -> str:
     from mtdnn_ds.config.schema import field_docs
 
     name = f" {verb.positional.upper()}" if verb.positional else ""
+    name += f" [{name.strip()} ...]" if verb.takes_several else ""
     settings = " [--section.setting value ...]" if verb.takes_settings else ""
     parts = [f"usage: {program}{name} [--flag value ...]{settings}\n\n{verb.summary}\n", "flags:"]
     parts += [_entry(f"--{flag.name}", _flag_text(flag), indent=2, column=22) for flag in verb.flags]
