@@ -20,7 +20,7 @@ import yaml
 from conftest import write_tiny_encoder
 from fault_runs import run_forked
 from glue_rows import COLUMNS, cut_glue
-from processes import free_port, run_command, write_json, zero_config
+from processes import free_port, write_json, zero_config
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModel,
@@ -30,6 +30,7 @@ from transformers import (
     AutoTokenizer,
 )
 
+from mtdnn_ds.cli import main
 from mtdnn_ds.config.errors import CheckpointError, ConfigError
 from mtdnn_ds.export.folder import default_checkpoint, open_model
 from mtdnn_ds.export.run import Exported, export_run
@@ -343,10 +344,11 @@ def test_sentence_transformers_folder_pools_the_mean(exports: Mapping[str, Expor
     assert made.parity is not None and made.parity.difference < BAR
 
 
-def test_command_prints_what_it_made(exports: Mapping[str, Export], tmp_path: Path) -> None:
+def test_command_prints_what_it_made(exports: Mapping[str, Export], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--task", "wnut17", "--checkpoint", "3", "--output_dir", str(tmp_path / "out")]
-    ended = run_command(["-m", "mtdnn_ds", "export", str(exports["ranks1_zero1"].run), *flags])
-    assert ended.returncode == 0, ended.stderr
-    assert "tasks/wnut17" in ended.stdout and "BertForTokenClassification" in ended.stdout
-    assert f"written to {tmp_path / 'out'}" in ended.stdout
+    assert main(["export", str(exports["ranks1_zero1"].run), *flags]) == 0
+    said = capsys.readouterr().out
+    assert "tasks/wnut17" in said and "BertForTokenClassification" in said and f"written to {tmp_path / 'out'}" in said
     assert "weights `step_3` of step 3" in (tmp_path / "out/tasks/wnut17/README.md").read_text()
+    assert main(["export", str(exports["ranks1_zero1"].run), *flags]) == 2
+    assert "tasks/wnut17 is there already" in capsys.readouterr().err

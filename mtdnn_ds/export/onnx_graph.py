@@ -33,11 +33,11 @@ from mtdnn_ds.export.card import write_card
 from mtdnn_ds.export.opened import Opened
 from mtdnn_ds.export.parity import Parity, compared, padded
 from mtdnn_ds.export.plain import plain_config
+from mtdnn_ds.export.run import NO_GRAPH
 from mtdnn_ds.export.samples import Sample
 from mtdnn_ds.model.encoder import PackedEncoder, quiet_transformers
 from mtdnn_ds.model.sharing import merged_encoder_state
 from mtdnn_ds.tasks.layout import Term
-from mtdnn_ds.tasks.spec import TaskSpec
 
 FILE = "model.onnx"
 OPSET = 20
@@ -121,14 +121,8 @@ class PaddedHeads(nn.Module):
 def write_onnx(opened: Opened, folder: Path, samples: Mapping[str, Sample], task: str | None) -> tuple[Parity, str]:
     """model.onnx, tokenizer, tasks.json and card in `folder`; the parity of all outputs, and what was left out."""
     loaded = opened.loaded
-    left_out = {spec.name: reason for spec in loaded.specs if (reason := _why_not(spec)) is not None}
-    if task in left_out:
-        raise ConfigError(f"--task {task}: {left_out[task]}; use --format hf")
+    left_out = [spec.name for spec in loaded.specs if spec.head == "san"]
     tasks = [spec.name for spec in loaded.specs if spec.name not in left_out] if task is None else [task]
-    if not tasks:
-        raise ConfigError(
-            f"--format onnx: no task of the run can be exported so ({'; '.join(f'{n}: {why}' for n, why in left_out.items())})"
-        )
     heads = PaddedHeads(opened, tasks)
     _to_onnx(heads, folder / FILE)
     opened.tokenizer.save_pretrained(folder)
@@ -136,7 +130,7 @@ def write_onnx(opened: Opened, folder: Path, samples: Mapping[str, Sample], task
     described = {spec.name: {"kind": spec.kind, "labels": list(spec.labels), "outputs": _outputs_of(heads, spec.name)} for spec in specs}
     (folder / "tasks.json").write_text(json.dumps(described, indent=1) + "\n")
     parity = _compare(heads, folder, {name: samples[name] for name in tasks})
-    note = "; ".join(f"{name} is not in the graph: {reason}" for name, reason in left_out.items()) if task is None else ""
+    note = "; ".join(f"{name} is not in the graph: {NO_GRAPH}" for name in left_out) if task is None else ""
     write_card(
         folder,
         opened,
@@ -151,12 +145,6 @@ def write_onnx(opened: Opened, folder: Path, samples: Mapping[str, Sample], task
         library="onnx",
     )
     return parity, note
-
-
-def _why_not(spec: TaskSpec) -> str | None:
-    if spec.head == "san":
-        return "its stochastic answer network (head: san) reads where each text begins and ends, which padded input does not say"
-    return None
 
 
 def _outputs_of(heads: PaddedHeads, task: str) -> list[str]:

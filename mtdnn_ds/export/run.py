@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from mtdnn_ds.export.parity import Parity
 
 Format = Literal["hf", "onnx", "sentence-transformers", "all"]
+NO_GRAPH = "its stochastic answer network (head: san) reads where each text begins and ends, which padded input does not say"
 FORMATS: tuple[Format, ...] = ("hf", "onnx", "sentence-transformers", "all")
 
 
@@ -55,7 +56,9 @@ def export_run(
         raise ConfigError(f"--task {task}: has no effect with --format sentence-transformers, whose encoder all tasks share; leave it out")
     target = Path(output_dir) if output_dir is not None else found.folder.path / "export"
     in_graph = [spec.name for spec in found.specs if spec.head != "san" and task in (None, spec.name)]
-    wanted = _wanted(names, task, format, has_graph=format == "onnx" or bool(in_graph))
+    if format == "onnx" and not in_graph:
+        raise ConfigError(f"--format onnx: {task or 'every task of the run'} cannot be in a graph: {NO_GRAPH}; use --format hf")
+    wanted = _wanted(names, task, format, has_graph=bool(in_graph))
     used = [path for path in (target / name for name in wanted) if path.exists() and (not path.is_dir() or any(path.iterdir()))]
     if target.exists() and not target.is_dir():
         raise ConfigError(f"--output_dir {target}: is a file; give a folder")
