@@ -19,7 +19,11 @@ def small_recipe(recipe: Recipe, folder: Path, *, steps: int, say: Callable[[str
 
     What changes no property that is verified (earlier weights, teachers, frozen parts, cadence) is left out, and said.
     """
-    left_out = [name for name, is_set in (("init.run", recipe.init.run), ("heads", recipe.heads), ("distillation", recipe.distillation.teachers)) if is_set]
+    left_out = [
+        name
+        for name, is_set in (("init.run", recipe.init.run), ("heads", recipe.heads), ("distillation", recipe.distillation.teachers))
+        if is_set
+    ]
     if recipe.train.freeze:
         left_out.append("train.freeze")
     if left_out:
