@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
+import torch
 import yaml
 from glue_rows import cut_glue
 from processes import run_jobs, write_json, zero_config
+
+from mtdnn_ds import MultiTaskModel
+from mtdnn_ds.config.recipe import Recipe
+from mtdnn_ds.tasks.layout import head_layout
+from mtdnn_ds.tasks.spec import TaskSpec
+from mtdnn_ds.train.loaded_run import LoadedRun
+from mtdnn_ds.train.setup import RunData, loader_settings, run_model
 
 COLOURS, ANIMALS = ("red", "blue", "green", "black"), ("dog", "cat", "horse", "bird")
 GLUE = {"cola": {}, "stsb": {}, "rte": {}, "mrpc": {"head": "san"}}
@@ -76,3 +86,30 @@ def train_all_kinds(folder: Path, shared_data: Path, encoder: Path, *, steps: in
     }
     run_jobs([job], folder, 1)
     return folder / "run"
+
+
+def drawn_apart(recipe: Recipe, specs: Sequence[TaskSpec], *, by: float) -> MultiTaskModel:
+    """The recipe's untrained model, every weight moved by normal noise of that deviation: no two heads or copies are alike."""
+    device, layout = torch.device("cpu"), head_layout(specs)
+    net = run_model(recipe, RunData(specs=tuple(specs), layout=layout, examples={}), device=device, compute_dtype=torch.float32)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter += by * torch.randn(parameter.shape, generator=generator)
+    settings = loader_settings(recipe, hidden_size=net.encoder.hidden_size, rank=0, world_size=1, device=device)
+    return MultiTaskModel(LoadedRun(recipe=recipe, specs=tuple(specs), layout=layout, model=net, settings=settings, device=device))
+
+
+def close(ours: Any, theirs: Any) -> None:
+    """Asserts that two answers are the same but for float32's rounding."""
+    if isinstance(ours, float):
+        assert ours == pytest.approx(theirs, abs=2e-5)
+    elif isinstance(ours, dict):
+        assert list(ours) == list(theirs)
+        for name in ours:
+            close(ours[name], theirs[name])
+    elif isinstance(ours, list):
+        for each, other in zip(ours, theirs, strict=True):
+            close(each, other)
+    else:
+        assert ours == theirs

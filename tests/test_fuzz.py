@@ -107,12 +107,14 @@ def test_flags(arguments: list[str], verb: str, recipe: str | None) -> None:
     given = [argument.replace("\x00", "").replace("\ud800", "\udcff") for argument in arguments]  # what a system can hand over
     given += [f"--recipe={recipe}"] if recipe and any(flag.name == "recipe" for flag in VERBS[verb].flags) else []
 
-    def read() -> None:
+    def read() -> dict[str, Any]:
         found = read_arguments(VERBS[verb], given)
         if VERBS[verb].takes_settings and found.get("recipe"):
             [resolve_tasks(stage.recipe) for stage in load_runs(found["recipe"], found["overrides"])]
+        return found
 
-    refused_or_done(read)
+    found = refused_or_done(read)  # fails on anything but a refusal in words
+    assert found is None or {flag.name for flag in VERBS[verb].flags} == set(found) - {"overrides"}
 
 
 JSON_TEXTS = [path.read_bytes() for path in sorted((ROOT / "ds_configs").glob("*.json"))]

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from mtdnn_ds.config.load import load_recipe
 from mtdnn_ds.tasks.resolve import resolve_tasks
-from mtdnn_ds.train.setup import build_plan, prepare_run_data
+from mtdnn_ds.train.setup import RunData, build_plan, prepare_run_data
 from tests.fuzzing import EXAMPLES, JSON_PIECES, changed, fuzz, refused_or_done, text_of_json, torn
 
 pytestmark = pytest.mark.timeout(120 + EXAMPLES)  # of each test: an input that hangs fails it
@@ -103,12 +103,14 @@ def test_data_files(file: tuple[str, bytes], on_bad_row: str, tmp_path: Path, ti
     }
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
 
-    def read() -> None:
+    def read() -> RunData:
         settings = load_recipe(str(tmp_path / "recipe.yaml"), {})
         data = prepare_run_data(settings, resolve_tasks(settings), lambda text: None)
         build_plan(settings, data)
+        return data
 
-    refused_or_done(read)
+    data = refused_or_done(read)  # fails on anything but a refusal in words
+    assert data is None or data.train_sizes["task"] > 0
     shutil.rmtree(tmp_path / "cache", ignore_errors=True)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from glue_rows import COLUMNS
-from predict_runs import COLOURS, CONTEXT
+from predict_runs import COLOURS, CONTEXT, close, drawn_apart
 from processes import ROOT, lines
 from torch.nn import functional
 from transformers import AutoTokenizer, BertModel
@@ -21,11 +21,9 @@ from mtdnn_ds.config.errors import ConfigError, DataError
 from mtdnn_ds.config.load import load_recipe
 from mtdnn_ds.export.folder import open_model, save_folder
 from mtdnn_ds.predict.answers import entities
-from mtdnn_ds.tasks.layout import head_layout
 from mtdnn_ds.tasks.resolve import resolve_tasks
 from mtdnn_ds.train.evaluate import predict as predict_split
-from mtdnn_ds.train.loaded_run import LoadedRun
-from mtdnn_ds.train.setup import RunData, loader_settings, prepare_run_data, run_model
+from mtdnn_ds.train.setup import prepare_run_data
 
 TEXTS = ["a red unbelievable horse", "The harbour was closed.", "no", "a dog and a green hat, and " + "so on " * 8]
 PAIRS = [(text, TEXTS[::-1][number]) for number, text in enumerate(TEXTS)]
@@ -166,20 +164,6 @@ def test_order_and_company_change_nothing(model: MultiTaskModel) -> None:
     assert model.predict([]) == []
 
 
-def close(ours: Any, theirs: Any) -> None:
-    if isinstance(ours, float):
-        assert ours == pytest.approx(theirs, abs=2e-5)
-    elif isinstance(ours, dict):
-        assert list(ours) == list(theirs)
-        for name in ours:
-            close(ours[name], theirs[name])
-    elif isinstance(ours, list):
-        for each, other in zip(ours, theirs, strict=True):
-            close(each, other)
-    else:
-        assert ours == theirs
-
-
 def test_a_long_context_is_searched_in_windows(model: MultiTaskModel) -> None:
     long = "The ships went. " * 40 + CONTEXT
     (answer,) = model.predict([{"question": "What closed?", "context": long}], tasks="span")
@@ -218,15 +202,7 @@ def test_every_group_of_tasks_has_its_own_encoder(mode: str, all_kinds_run: Path
         "sharing.groups": "{one: [cola, colours, rte, mrpc], two: [tags, stsb, ranking, choice, similar, span, words]}",
     }
     recipe = load_recipe(str(all_kinds_run.parent / "recipe.yaml"), changes)
-    specs, device = resolve_tasks(recipe), torch.device("cpu")
-    layout = head_layout(specs)
-    net = run_model(recipe, RunData(specs=specs, layout=layout, examples={}), device=device, compute_dtype=torch.float32)
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in net.parameters():
-            parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
-    settings = loader_settings(recipe, hidden_size=32, rank=0, world_size=1, device=device)
-    shared = MultiTaskModel(LoadedRun(recipe=recipe, specs=specs, layout=layout, model=net, settings=settings, device=device))
+    shared = drawn_apart(recipe, resolve_tasks(recipe), by=0.05)
     together = shared.predict(TEXTS, tasks=["cola", "tags", "colours"])
     for task in ("cola", "tags", "colours"):
         close([each[task] for each in together], [each[task] for each in shared.predict(TEXTS, tasks=[task])])

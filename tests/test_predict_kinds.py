@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from predict_runs import drawn_apart
 from tokenizers import ByteLevelBPETokenizer
 from transformers import RobertaConfig, RobertaModel, RobertaTokenizerFast
 
@@ -18,11 +19,8 @@ from mtdnn_ds import CustomKind, MultiTaskModel
 from mtdnn_ds.config.recipe import Recipe
 from mtdnn_ds.data.cache import prepare
 from mtdnn_ds.data.examples import make_examples
-from mtdnn_ds.tasks.layout import head_layout
 from mtdnn_ds.tasks.spec import Source, TaskSpec
 from mtdnn_ds.train.evaluate import predict as predict_split
-from mtdnn_ds.train.loaded_run import LoadedRun
-from mtdnn_ds.train.setup import RunData, loader_settings, run_model
 
 STORY = "The old harbour of Varna was closed in 1905. " * 6 + "Ann saw a red ship there, and went on to Burgas."
 TALK = [("What was closed?", "the harbour"), ("When?", "1905"), ("Did Ann see a ship?", "yes")]
@@ -33,15 +31,7 @@ def untrained(encoder: Path, *specs: TaskSpec) -> MultiTaskModel:
     recipe = Recipe.model_validate(
         {"encoder": {"path": str(encoder), "max_length": 48}, "tasks": {"cola": {}}, "train": {"steps": 1}}
     )  # fmt: skip
-    device = torch.device("cpu")
-    layout = head_layout(specs)
-    net = run_model(recipe, RunData(specs=specs, layout=layout, examples={}), device=device, compute_dtype=torch.float32)
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in net.parameters():
-            parameter += 0.2 * torch.randn(parameter.shape, generator=generator)
-    settings = loader_settings(recipe, hidden_size=net.encoder.hidden_size, rank=0, world_size=1, device=device)
-    return MultiTaskModel(LoadedRun(recipe=recipe, specs=specs, layout=layout, model=net, settings=settings, device=device))
+    return drawn_apart(recipe, specs, by=0.2)
 
 
 def task(name: str, kind: str, **fields: object) -> TaskSpec:

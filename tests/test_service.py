@@ -17,6 +17,7 @@ from typing import Any
 import httpx
 import pytest
 from fastapi.testclient import TestClient
+from predict_runs import close
 from processes import ROOT, free_port
 
 from mtdnn_ds import MultiTaskModel
@@ -57,20 +58,6 @@ def server(all_kinds_run: Path) -> Iterator[str]:
         if process.poll() is None:
             process.kill()
             process.wait()
-
-
-def close(ours: Any, theirs: Any) -> None:
-    if isinstance(ours, float):
-        assert ours == pytest.approx(theirs, abs=2e-5)
-    elif isinstance(ours, dict):
-        assert list(ours) == list(theirs)
-        for name in ours:
-            close(ours[name], theirs[name])
-    elif isinstance(ours, list):
-        for each, other in zip(ours, theirs, strict=True):
-            close(each, other)
-    else:
-        assert ours == theirs
 
 
 def test_200_requests_at_once_share_passes_and_are_answered_as_alone(server: str, model: MultiTaskModel) -> None:

@@ -1,4 +1,4 @@
-"""What predict, embed and serve have in common: checks of their flags, and the ranks they run on. Opens no model."""
+"""What predict, embed and serve have in common: checks of their flags, their files, and the ranks they run on. Opens no model."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import torch
 
     from mtdnn_ds.predict.files import Written
+    from mtdnn_ds.predict.table import Table
 
 
 def refuse_unknown(flag: str, value: str, known: Sequence[str]) -> list[str]:
@@ -46,6 +47,21 @@ def summary(written: Written, what: str, max_length: int) -> str:
     if written.truncated:
         parts.append(f"{written.truncated:,} rows longer than encoder.max_length={max_length} were cut")
     return "; ".join(parts)
+
+
+def open_files(input: str, output: str, *, text_columns: str | None, id_column: str | None, log_level: str) -> Table:
+    """The input as a table, after `output` is seen to be free. Raises ConfigError and DataError."""
+    from mtdnn_ds.predict.output import refuse_existing
+    from mtdnn_ds.predict.table import open_table
+
+    refuse_existing(Path(output))
+    table = open_table(input, text_columns=text_columns, id_column=id_column)
+
+    from mtdnn_ds import dist
+    from mtdnn_ds.train.progress import configure_logging
+
+    configure_logging(log_level, dist.rank())  # type: ignore[arg-type]
+    return table
 
 
 @contextmanager

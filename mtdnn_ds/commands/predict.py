@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mtdnn_ds.commands.model_flags import ranks, refuse_file_type, refuse_unknown, summary, whole_number
+from mtdnn_ds.commands.model_flags import open_files, ranks, refuse_file_type, refuse_unknown, summary, whole_number
 from mtdnn_ds.config.errors import ConfigError, DataError
 
 
@@ -18,18 +18,9 @@ def run(
     tokens, rows = whole_number("--max_tokens", max_tokens, problems), whole_number("--window_rows", window_rows, problems)
     if problems:
         raise ConfigError(problems)
-
-    from mtdnn_ds.predict.output import refuse_existing
-    from mtdnn_ds.predict.table import open_table
-
-    refuse_existing(Path(output))
-    table = open_table(input, text_columns=text_columns, id_column=id_column)
+    table = open_files(input, output, text_columns=text_columns, id_column=id_column, log_level=log_level)
 
     from mtdnn_ds import dist
-    from mtdnn_ds.train.progress import configure_logging
-
-    configure_logging(log_level, dist.rank())  # type: ignore[arg-type]
-
     from mtdnn_ds.predict.files import predict_file
     from mtdnn_ds.predict.inputs import asked_tasks
     from mtdnn_ds.predict.model import MultiTaskModel
