@@ -19,19 +19,19 @@ import torch
 from benchmarks.throughput import MINILM, Side, measure
 from mtdnn_ds.config.encoder_path import resolve_encoder_path
 from mtdnn_ds.config.recipe import DataSettings
-from mtdnn_ds.data.cache import prepare
-from mtdnn_ds.data.collate import collate
+from mtdnn_ds.data.batches.collate import collate
+from mtdnn_ds.data.cache.build import prepare
 from mtdnn_ds.data.examples import Examples, make_examples
 from mtdnn_ds.data.examples.distilled import DistilledExamples
 from mtdnn_ds.data.soft_targets import RowsByExample, soft_targets
 from mtdnn_ds.losses.distillation import Distillation
 from mtdnn_ds.losses.forms import build_losses
 from mtdnn_ds.model.multitask import build_model
+from mtdnn_ds.runs.device import keep_freed_memory
 from mtdnn_ds.tasks.layout import head_layout
 from mtdnn_ds.tasks.resolve import builtin_task
 from mtdnn_ds.tasks.spec import TaskSpec
-from mtdnn_ds.train.device import keep_freed_memory
-from mtdnn_ds.train.teachers import answer_of
+from mtdnn_ds.train.distillation.teachers import answer_of
 
 QUICKSTART = "quickstart_sentiment,quickstart_paraphrase,quickstart_entailment,quickstart_similarity"
 SETTINGS = Distillation(temperature=2.0, weight=0.5)

@@ -23,11 +23,11 @@ from benchmarks.throughput import DTYPES, MINILM, Side, encoder_folder, make_bat
 from mtdnn_ds.batch import PackedBatch
 from mtdnn_ds.config.encoder_path import resolve_encoder_path
 from mtdnn_ds.losses.forms import build_losses
-from mtdnn_ds.model.dropout import DropoutMode
+from mtdnn_ds.model.dropout.word_dropout import DropoutMode
 from mtdnn_ds.model.multitask import build_model
+from mtdnn_ds.runs.device import keep_freed_memory
 from mtdnn_ds.tasks.layout import head_layout
 from mtdnn_ds.tasks.spec import TaskSpec
-from mtdnn_ds.train.device import keep_freed_memory
 
 MODES: tuple[DropoutMode, ...] = ("none", "model", "counter")
 

@@ -29,11 +29,11 @@ from benchmarks.throughput import MINILM
 from mtdnn_ds.config.encoder_path import resolve_encoder_path
 from mtdnn_ds.config.recipe import DataSettings, Recipe
 from mtdnn_ds.predict.model import MultiTaskModel
+from mtdnn_ds.runs.device import keep_freed_memory
+from mtdnn_ds.runs.load import LoadedRun
+from mtdnn_ds.runs.setup import RunData, loader_settings, run_model
 from mtdnn_ds.tasks.layout import head_layout
 from mtdnn_ds.tasks.resolve import builtin_task
-from mtdnn_ds.train.device import keep_freed_memory
-from mtdnn_ds.train.loaded_run import LoadedRun
-from mtdnn_ds.train.setup import RunData, loader_settings, run_model
 
 TASKS = ("mnli", "mrpc", "stsb", "qqp", "qnli", "rte", "wnli", "snli", "scitail")
 TEXTS_OF = {

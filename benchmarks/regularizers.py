@@ -22,10 +22,10 @@ from mtdnn_ds.config.encoder_path import resolve_encoder_path
 from mtdnn_ds.config.recipe import RegularizerSettings
 from mtdnn_ds.losses.forms import build_losses
 from mtdnn_ds.model.multitask import build_model
+from mtdnn_ds.runs.device import keep_freed_memory
 from mtdnn_ds.tasks.layout import head_layout
 from mtdnn_ds.tasks.spec import TaskSpec
-from mtdnn_ds.train.device import keep_freed_memory
-from mtdnn_ds.train.regularizers import PLAIN, build_regularizer, mean_losses
+from mtdnn_ds.train.regularizers.regularizer import PLAIN, build_regularizer, mean_losses
 
 SIDES = {
     "plain": RegularizerSettings(),

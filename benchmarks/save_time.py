@@ -23,9 +23,9 @@ os.environ.setdefault("DS_ACCELERATOR", "cpu")
 import torch
 from transformers import BertConfig, BertModel
 
-from mtdnn_ds.train.disk import size
+from mtdnn_ds.checkpoint.save import begin_save, complete_save
+from mtdnn_ds.files import size
 from mtdnn_ds.train.engine import start_distributed, start_engine, stop_distributed
-from mtdnn_ds.train.saving import begin_save, complete_save
 
 
 def build_engine(layers: int) -> Any:

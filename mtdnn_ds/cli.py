@@ -20,7 +20,7 @@ from mtdnn_ds.commands.verbs import LAUNCHER_FLAGS, LOG_LEVELS, VERBS, Flag, Ver
 from mtdnn_ds.config.errors import ConfigError, Stopped, TrainingError, UserError, did_you_mean
 from mtdnn_ds.config.launch import rank_of, take_place
 from mtdnn_ds.config.paths import path_problem
-from mtdnn_ds.train.exit_codes import STOPPED
+from mtdnn_ds.faults.exit_codes import STOPPED
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 
@@ -74,7 +74,7 @@ def _run_verb(verb: Verb, arguments: list[str], *, program: str) -> int:
     run: Callable[..., int] = importlib.import_module(f"mtdnn_ds.commands.{verb.module}").run
     if not verb.from_launcher:
         return run(**values)
-    from mtdnn_ds.train.stopping import listening
+    from mtdnn_ds.faults.stop_requests import listening
 
     with listening(to_the_end=True):
         return run(**values)

@@ -15,10 +15,10 @@ from processes import run_jobs, write_json, zero_config
 
 from mtdnn_ds import MultiTaskModel
 from mtdnn_ds.config.recipe import Recipe
+from mtdnn_ds.runs.load import LoadedRun
+from mtdnn_ds.runs.setup import RunData, loader_settings, run_model
 from mtdnn_ds.tasks.layout import head_layout
 from mtdnn_ds.tasks.spec import TaskSpec
-from mtdnn_ds.train.loaded_run import LoadedRun
-from mtdnn_ds.train.setup import RunData, loader_settings, run_model
 
 COLOURS, ANIMALS = ("red", "blue", "green", "black"), ("dog", "cat", "horse", "bird")
 GLUE = {"cola": {}, "stsb": {}, "rte": {}, "mrpc": {"head": "san"}}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mtdnn_ds.data.answer_spans import best_span, trimmed
+from mtdnn_ds.data.rows.answer_spans import best_span, trimmed
 from mtdnn_ds.tasks.answer_metrics import coqa_f1, exact_match, normalised, quac_f1, text_f1, token_f1
 from mtdnn_ds.tasks.metrics import compute_metrics
 

@@ -12,7 +12,7 @@ from mtdnn_ds.batch.groups import GROUP_OVERHEAD_PAIRS, attention_groups, cheape
 from mtdnn_ds.batch.packed import PackedBatch, Targets
 from mtdnn_ds.config.errors import ConfigError
 from mtdnn_ds.model.attention import attend, attention_layout, resolve_backend
-from mtdnn_ds.model.dropout import WordDropout, word_dropout
+from mtdnn_ds.model.dropout.word_dropout import WordDropout, word_dropout
 
 
 def packed_batch(lengths: list[int], *, one_group_each: bool = False, vocabulary: int = 50, rows: list[int] | None = None) -> PackedBatch:

@@ -16,15 +16,15 @@ import torch
 import yaml
 from processes import ROOT, run_command, write_json
 
+from mtdnn_ds.checkpoint.find import find_checkpoint, open_checkpoint, resume_from, write_manifest
+from mtdnn_ds.checkpoint.weights import read_weights
 from mtdnn_ds.cli import main
 from mtdnn_ds.config.errors import CheckpointError, ConfigError
 from mtdnn_ds.config.load import load_recipe
+from mtdnn_ds.runs.load import load_weights
+from mtdnn_ds.runs.setup import build_plan, prepare_run_data, run_model, settings_dict
+from mtdnn_ds.runs.state import RunState, check_fit
 from mtdnn_ds.tasks.resolve import resolve_tasks
-from mtdnn_ds.train.checkpoint import find_checkpoint, open_checkpoint, resume_from, write_manifest
-from mtdnn_ds.train.loaded_run import load_weights
-from mtdnn_ds.train.setup import build_plan, prepare_run_data, run_model, settings_dict
-from mtdnn_ds.train.state import RunState, check_fit
-from mtdnn_ds.train.weights import read_weights
 
 SECONDS = 10 * 3  # a refusal takes at most 10 s on an idle machine
 

@@ -44,7 +44,7 @@ def test_embeddings_are_the_hidden_states_of_the_first_token(finished_run: Path,
     import torch
     from transformers import AutoModel, AutoTokenizer
 
-    from mtdnn_ds.train.weights import read_weights
+    from mtdnn_ds.checkpoint.weights import read_weights
 
     path = yaml.safe_load((finished_run / "recipe.yaml").read_text())["encoder"]["path"]
     prefix = "encoder.model."

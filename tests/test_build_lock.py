@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from mtdnn_ds.config.errors import ConfigError
-from mtdnn_ds.train.build_lock import wait_for_lock
+from mtdnn_ds.faults.op_build_lock import wait_for_lock
 
 
 def locked(folder: Path, *, built: bool, seconds: float) -> Path:

@@ -19,9 +19,9 @@ import pytest
 
 from mtdnn_ds.config.errors import ConfigError, DataError
 from mtdnn_ds.config.recipe import Recipe
-from mtdnn_ds.data import cache
-from mtdnn_ds.data.cache import PreparedSplit, prepare
-from mtdnn_ds.data.features import kept_lengths, load_tokenizer, ragged_ranges
+from mtdnn_ds.data.cache import build as cache
+from mtdnn_ds.data.cache.build import PreparedSplit, prepare
+from mtdnn_ds.data.cache.tokenize import kept_lengths, load_tokenizer, ragged_ranges
 from mtdnn_ds.tasks.resolve import resolve_tasks
 from mtdnn_ds.tasks.spec import Source, TaskSpec
 
@@ -265,8 +265,8 @@ def test_damaged_cache_is_noticed_and_built_again(damage: str, small: TaskSpec, 
 
 KILLED_BUILD = """
 import os, signal, sys
-from mtdnn_ds.data import cache
-from mtdnn_ds.data.cache import prepare
+from mtdnn_ds.data.cache import build as cache
+from mtdnn_ds.data.cache.build import prepare
 from tests.test_cache import file_spec
 from pathlib import Path
 cache.ROWS_PER_BATCH = 8
@@ -299,7 +299,7 @@ def test_killed_build_leaves_nothing_usable_and_is_cleaned_up(small: TaskSpec, m
 BUILD = """
 import sys
 from pathlib import Path
-from mtdnn_ds.data.cache import prepare
+from mtdnn_ds.data.cache.build import prepare
 from tests.test_cache import file_spec
 print(prepare([file_spec(Path(sys.argv[1]))], tokenizer_path=sys.argv[2], cache_dir=sys.argv[3])["mine"]["train"].num_rows)
 """

@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 
 from mtdnn_ds.config.errors import DataError, TrainingError
-from mtdnn_ds.data.cache import prepare
-from mtdnn_ds.data.collate import collate
+from mtdnn_ds.data.batches.collate import collate
+from mtdnn_ds.data.batches.packing import pack
+from mtdnn_ds.data.cache.build import prepare
+from mtdnn_ds.data.cache.tokenize import load_tokenizer
 from mtdnn_ds.data.examples import make_examples
 from mtdnn_ds.data.examples.base import TermOutputs
 from mtdnn_ds.data.examples.choices import ChoiceExamples
-from mtdnn_ds.data.features import load_tokenizer
-from mtdnn_ds.data.packing import pack
-from mtdnn_ds.data.readers import READERS
-from mtdnn_ds.data.rows import CheckedRow, checked_rows
+from mtdnn_ds.data.rows.checked import CheckedRow, checked_rows
+from mtdnn_ds.data.rows.readers import READERS
 from mtdnn_ds.tasks.layout import head_layout
 from mtdnn_ds.tasks.metrics import compute_metrics
 from mtdnn_ds.tasks.spec import Source, TaskSpec
@@ -277,8 +277,8 @@ def test_qnli_questions_with_their_candidates(shared_data: Path, tmp_path: Path,
 def test_an_example_that_no_micro_batch_holds_is_refused_before_training(tmp_path: Path, tiny_encoder: Path) -> None:
     from mtdnn_ds.config.errors import ConfigError
     from mtdnn_ds.config.recipe import Recipe
+    from mtdnn_ds.runs.setup import prepare_run_data
     from mtdnn_ds.tasks.resolve import resolve_tasks
-    from mtdnn_ds.train.setup import prepare_run_data
 
     path = written(tmp_path / "a.jsonl", [{"q": q, "c": c, "y": y} for q, c, y in QUESTIONS])
     task = {"kind": "multiple_choice", "text_columns": ["q"], "choice_columns": ["c"], "label_column": "y", "files": {"train": path}}

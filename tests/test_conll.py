@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from mtdnn_ds.config.errors import DataError
-from mtdnn_ds.data.readers import READERS
-from mtdnn_ds.data.rows import CheckedRow, checked_rows
-from mtdnn_ds.data.sources import iterate_rows, place_of
+from mtdnn_ds.data.rows.checked import CheckedRow, checked_rows
+from mtdnn_ds.data.rows.readers import READERS
+from mtdnn_ds.data.sources.tables import iterate_rows, place_of
 from mtdnn_ds.tasks.spec import Source, TaskSpec
 
 LABELS = ("O", "B-per", "I-per", "B-loc", "I-loc")

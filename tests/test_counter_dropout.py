@@ -19,9 +19,9 @@ from transformers import AlbertConfig, AutoModel, ModernBertConfig
 
 from mtdnn_ds.batch.packed import PackedBatch, Targets
 from mtdnn_ds.config.errors import CheckpointError, ConfigError
-from mtdnn_ds.data.counter_hash import sequence_keys, stream_of
+from mtdnn_ds.counter_hash import sequence_keys, stream_of
 from mtdnn_ds.model.attention import counter_backend
-from mtdnn_ds.model.counter_masks import (
+from mtdnn_ds.model.dropout.counter_masks import (
     attention_dropout,
     counter_dropout,
     dropout_keys,
@@ -30,11 +30,11 @@ from mtdnn_ds.model.counter_masks import (
     row_words,
     scaled_mask,
 )
-from mtdnn_ds.model.custom import build_custom_heads
 from mtdnn_ds.model.encoder import PackedEncoder, load_encoder
+from mtdnn_ds.model.heads.custom import build_custom_heads
 from mtdnn_ds.model.multitask import MultiTaskNet, build_model
+from mtdnn_ds.runs.state import RunState, check_fit
 from mtdnn_ds.tasks.layout import head_layout
-from mtdnn_ds.train.state import RunState, check_fit
 
 LENGTHS = [2, 5, 5, 9, 30]
 KEYS = [11, 22, 33, 44, 55]  # of the sequences

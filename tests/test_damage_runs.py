@@ -14,9 +14,9 @@ import pytest
 from fault_runs import exact, write_base
 from processes import run_jobs, write_json, zero_config
 
+from mtdnn_ds.checkpoint.find import find_checkpoint
+from mtdnn_ds.checkpoint.weights import read_weights
 from mtdnn_ds.config.errors import CheckpointError
-from mtdnn_ds.train.checkpoint import find_checkpoint
-from mtdnn_ds.train.weights import read_weights
 
 STAGES = (1, 2, 3)
 RANK_1 = "zero_pp_rank_1_mp_rank_00_optim_states.pt"

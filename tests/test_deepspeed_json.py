@@ -191,7 +191,10 @@ def test_the_tables_know_every_key_of_the_installed_deepspeed() -> None:
     from deepspeed.runtime import config as theirs
     from deepspeed.runtime.precision_config import DeepSpeedBF16Config, DeepSpeedFP16Config
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
-    from deepspeed.runtime.zero.offload_config import DeepSpeedZeroOffloadOptimizerConfig, DeepSpeedZeroOffloadParamConfig
+    from deepspeed.runtime.zero.offload_config import (
+        DeepSpeedZeroOffloadOptimizerConfig,
+        DeepSpeedZeroOffloadParamConfig,
+    )
 
     models = {
         "zero_optimization": DeepSpeedZeroConfig,

@@ -15,10 +15,10 @@ import torch
 from fault_runs import Outcome, exact, run_forked, scenario, write_base
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from mtdnn_ds.checkpoint.find import damage
+from mtdnn_ds.checkpoint.safe_load import load
 from mtdnn_ds.config.errors import DataError
-from mtdnn_ds.train.checkpoint import damage
-from mtdnn_ds.train.disk import PatientFile, size
-from mtdnn_ds.train.safe_load import load
+from mtdnn_ds.files import PatientFile, size
 
 # A checkpoint of the tiny encoder takes 16 MB, best weights 4. A line of the log takes less than half a kB: 16 do not fit into what is left
 # of a page of 4 kB on a full disk.
@@ -232,7 +232,7 @@ def test_a_patient_file_neither_tears_nor_doubles_a_line(tmp_path: Path) -> None
 
 def test_a_cache_that_cannot_be_written_is_a_data_error(base: Path, tmp_path: Path) -> None:
     from mtdnn_ds.config.load import load_recipe
-    from mtdnn_ds.data.cache import prepare
+    from mtdnn_ds.data.cache.build import prepare
     from mtdnn_ds.tasks.resolve import resolve_tasks
 
     recipe = load_recipe(str(base / "recipe.yaml"), {"data.cache_dir": str(tmp_path)})

@@ -19,7 +19,7 @@ from torch.nn.functional import cross_entropy, kl_div
 from mtdnn_ds.batch import Targets
 from mtdnn_ds.config.errors import ConfigError
 from mtdnn_ds.config.load import dump_recipe, load_recipe
-from mtdnn_ds.data.collate import collate
+from mtdnn_ds.data.batches.collate import collate
 from mtdnn_ds.data.examples import Gathered, TargetRows
 from mtdnn_ds.data.examples.distilled import DistilledExamples
 from mtdnn_ds.data.soft_targets import RowsByExample, read_outputs, soft_file, soft_targets, write_outputs
@@ -28,7 +28,7 @@ from mtdnn_ds.losses.forms import build_losses
 from mtdnn_ds.tasks.layout import head_layout
 from mtdnn_ds.tasks.resolve import resolve_tasks
 from mtdnn_ds.tasks.spec import TaskSpec
-from mtdnn_ds.train.teachers import find_teachers
+from mtdnn_ds.train.distillation.teachers import find_teachers
 
 NAN = float("nan")
 

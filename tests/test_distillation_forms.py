@@ -18,10 +18,10 @@ from transformers import AutoTokenizer, BertForMultipleChoice, BertForTokenClass
 from mtdnn_ds.config.errors import ConfigError
 from mtdnn_ds.config.load import load_recipe
 from mtdnn_ds.config.recipe import Recipe
+from mtdnn_ds.runs.setup import RunData, prepare_run_data, run_model
 from mtdnn_ds.tasks.layout import head_layout
 from mtdnn_ds.tasks.resolve import resolve_tasks
-from mtdnn_ds.train.distillation import find_lessons, taught
-from mtdnn_ds.train.setup import RunData, prepare_run_data, run_model
+from mtdnn_ds.train.distillation.teacher_outputs import find_lessons, taught
 
 QUESTIONS = [
     ("which colour has the sky", ["blue", "green grass", "a red car"], 0),

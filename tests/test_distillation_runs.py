@@ -27,13 +27,13 @@ from transformers import AutoTokenizer, BertForSequenceClassification
 
 from mtdnn_ds.config.errors import CheckpointError
 from mtdnn_ds.config.load import load_recipe
-from mtdnn_ds.data.collate import collate
+from mtdnn_ds.data.batches.collate import collate
 from mtdnn_ds.losses.distillation import Distillation
 from mtdnn_ds.losses.forms import build_losses
+from mtdnn_ds.runs.setup import RunData, build_plan, prepare_run_data, run_model, settings_dict
+from mtdnn_ds.runs.state import RunState, check_fit
 from mtdnn_ds.tasks.resolve import resolve_tasks
-from mtdnn_ds.train.distillation import find_lessons, fingerprints, taught
-from mtdnn_ds.train.setup import RunData, build_plan, prepare_run_data, run_model, settings_dict
-from mtdnn_ds.train.state import RunState, check_fit
+from mtdnn_ds.train.distillation.teacher_outputs import find_lessons, fingerprints, taught
 
 RANKS = 2
 LABELS = {"pair": ["no", "maybe", "yes"], "one": ["neg", "pos"], "score": None}

@@ -19,13 +19,13 @@ from mtdnn_ds.commands.verbs import VERBS, Verb
 from mtdnn_ds.config.deepspeed_check import key_problems
 from mtdnn_ds.config.schema import field_docs
 from mtdnn_ds.config.stages import load_runs
-from mtdnn_ds.data.plan import StepPlan, steps_for_epochs
+from mtdnn_ds.data.plan.step_plan import StepPlan, steps_for_epochs
 from mtdnn_ds.losses.objective import task_scales, term_coefficients
+from mtdnn_ds.monitor.flops import activation_bytes, model_state_bytes
+from mtdnn_ds.monitor.run_monitor import EvalRecord, StepRecord
 from mtdnn_ds.tasks.builtin import BUILTIN_TASKS
 from mtdnn_ds.tasks.metrics import METRICS
 from mtdnn_ds.tasks.resolve import resolve_tasks
-from mtdnn_ds.train.monitor import EvalRecord, StepRecord
-from mtdnn_ds.train.throughput import activation_bytes, model_state_bytes
 from tests.conftest import ROOT
 
 PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")))

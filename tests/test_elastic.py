@@ -20,10 +20,10 @@ from glue_rows import cut_glue
 from processes import run_jobs, training_lines, write_json, zero_config
 from safetensors.torch import load_file
 
+from mtdnn_ds.checkpoint.restore import _check_shapes, changes
+from mtdnn_ds.checkpoint.shard_reader import SavedState, open_saved
+from mtdnn_ds.checkpoint.weights import read_weights
 from mtdnn_ds.config.errors import CheckpointError
-from mtdnn_ds.train.elastic import _check_shapes, changes
-from mtdnn_ds.train.saved_state import SavedState, open_saved
-from mtdnn_ds.train.weights import read_weights
 
 STEPS, HOP = 5, 2
 RANKS = (1, 2, 1)

@@ -82,8 +82,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory, shared_data: Path, tiny_encod
 def _reference(folder: Path, glue: Path, encoder: Path) -> list[tuple[float, float]]:
     """The plan says which rows make up each step, the model what the heads start from; the rest is written out in reference_loop."""
     from mtdnn_ds.config.load import load_recipe
+    from mtdnn_ds.runs.setup import build_plan, prepare_run_data, run_model
     from mtdnn_ds.tasks.resolve import resolve_tasks
-    from mtdnn_ds.train.setup import build_plan, prepare_run_data, run_model
 
     recipe = load_recipe(str(folder / "recipe.yaml"), {})
     data = prepare_run_data(recipe, resolve_tasks(recipe), lambda text: None)

@@ -14,9 +14,9 @@ import pytest
 import yaml
 from processes import run_command, training_lines, write_json, zero_config
 
-from mtdnn_ds.commands.adapt import _amount
-from mtdnn_ds.commands.compare import warmup_of
 from mtdnn_ds.config.errors import ConfigError
+from mtdnn_ds.experiments.adapt import _amount
+from mtdnn_ds.experiments.compare import warmup_of
 
 TASKS = ["quickstart_sentiment", "quickstart_entailment", "quickstart_similarity"]
 

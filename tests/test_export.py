@@ -32,10 +32,10 @@ from transformers import (
 
 from mtdnn_ds.cli import main
 from mtdnn_ds.config.errors import CheckpointError, ConfigError
-from mtdnn_ds.export.folder import default_checkpoint, open_model
 from mtdnn_ds.export.run import Exported, export_run
-from mtdnn_ds.train.evaluate import predict
-from mtdnn_ds.train.setup import prepare_run_data
+from mtdnn_ds.runs.evaluate import predict
+from mtdnn_ds.runs.model_folder import default_checkpoint, open_model
+from mtdnn_ds.runs.setup import prepare_run_data
 
 MAX_LENGTH = 64
 BAR = 1e-5  # the largest difference of two logits in float32

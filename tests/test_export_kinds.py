@@ -38,13 +38,13 @@ from transformers import (
 
 from mtdnn_ds.config.errors import ConfigError
 from mtdnn_ds.config.load import load_recipe
-from mtdnn_ds.export.folder import open_model
 from mtdnn_ds.export.opened import open_run
 from mtdnn_ds.export.run import Exported, export_run
 from mtdnn_ds.export.samples import take_samples, with_outputs
+from mtdnn_ds.runs.model_folder import open_model
+from mtdnn_ds.runs.setup import RunData, run_model
 from mtdnn_ds.tasks.layout import head_layout
 from mtdnn_ds.tasks.resolve import resolve_tasks
-from mtdnn_ds.train.setup import RunData, run_model
 
 CPU = torch.device("cpu")
 SIZES: dict[str, Any] = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, initializer_range=0.1)

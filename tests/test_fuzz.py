@@ -23,9 +23,9 @@ from mtdnn_ds.config.deepspeed_keys import SECTIONS, TOP_LEVEL
 from mtdnn_ds.config.load import dump_recipe, load_recipe
 from mtdnn_ds.config.schema import annotation_at
 from mtdnn_ds.config.stages import dump_stages, load_runs, load_stages
+from mtdnn_ds.runs.schedule import learning_rate, num_warmup_steps
+from mtdnn_ds.runs.setup import RunData, build_plan, idle_tasks, prepare_run_data, recipe_sharing
 from mtdnn_ds.tasks.resolve import resolve_tasks
-from mtdnn_ds.train.schedule import learning_rate, num_warmup_steps
-from mtdnn_ds.train.setup import RunData, build_plan, idle_tasks, prepare_run_data, recipe_sharing
 from tests.conftest import ROOT
 from tests.fuzzing import (
     EXAMPLES,

@@ -9,16 +9,16 @@ from pathlib import Path
 
 import pytest
 
+from mtdnn_ds.checkpoint.find import damage, open_checkpoint, write_manifest
 from mtdnn_ds.cli import read_arguments
 from mtdnn_ds.commands.verbs import VERBS
 from mtdnn_ds.config.deepspeed import load_deepspeed_json
 from mtdnn_ds.config.errors import CheckpointError, ConfigError, UserError
 from mtdnn_ds.config.load import dump_recipe, load_recipe
 from mtdnn_ds.config.stages import load_runs
-from mtdnn_ds.data.plan import MAX_STEPS, StepPlan
+from mtdnn_ds.data.plan.step_plan import MAX_STEPS, StepPlan
+from mtdnn_ds.monitor.run_monitor import cut_metrics
 from mtdnn_ds.tasks.resolve import resolve_tasks
-from mtdnn_ds.train.checkpoint import damage, open_checkpoint, write_manifest
-from mtdnn_ds.train.monitor import cut_metrics
 
 ENCODER = "encoder: {path: here}\n"
 REST = "tasks: [cola]\ntrain: {steps: 4}\n"

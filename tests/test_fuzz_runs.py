@@ -14,20 +14,20 @@ from hypothesis import event, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
+from mtdnn_ds.checkpoint import restore as elastic
+from mtdnn_ds.checkpoint.find import damage, find_checkpoint, resume_from, write_manifest
+from mtdnn_ds.checkpoint.weights import read_weights
 from mtdnn_ds.config.load import load_recipe
 from mtdnn_ds.config.stages import load_runs
-from mtdnn_ds.data.plan import StepPlan
+from mtdnn_ds.data.plan.step_plan import StepPlan
+from mtdnn_ds.monitor.run_monitor import cut_metrics
+from mtdnn_ds.runs.evaluate import Evaluation
+from mtdnn_ds.runs.load import find_run
+from mtdnn_ds.runs.setup import build_plan, prepare_run_data, settings_dict
+from mtdnn_ds.runs.state import RunState, check_fit
 from mtdnn_ds.tasks.resolve import resolve_tasks
-from mtdnn_ds.train import elastic
-from mtdnn_ds.train.checkpoint import damage, find_checkpoint, resume_from, write_manifest
-from mtdnn_ds.train.evaluate import Evaluation
-from mtdnn_ds.train.init import find_source
-from mtdnn_ds.train.loaded_run import find_run
-from mtdnn_ds.train.monitor import cut_metrics
-from mtdnn_ds.train.preflight import preflight
-from mtdnn_ds.train.setup import build_plan, prepare_run_data, settings_dict
-from mtdnn_ds.train.state import RunState, check_fit
-from mtdnn_ds.train.weights import read_weights
+from mtdnn_ds.train.init.from_run import find_source
+from mtdnn_ds.train.preflight.init_checks import preflight
 from tests.conftest import ROOT
 from tests.fuzzing import (
     EXAMPLES,

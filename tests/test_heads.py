@@ -19,11 +19,11 @@ from mtdnn_ds.cli import main
 from mtdnn_ds.config.errors import ConfigError
 from mtdnn_ds.config.load import load_recipe
 from mtdnn_ds.config.stages import load_runs
-from mtdnn_ds.data.loader import LoaderSettings
+from mtdnn_ds.data.batches.loader import LoaderSettings
+from mtdnn_ds.runs.evaluate import predict
+from mtdnn_ds.runs.setup import loader_settings, prepare_run_data, run_model
 from mtdnn_ds.tasks.resolve import resolve_tasks
-from mtdnn_ds.train.evaluate import predict
-from mtdnn_ds.train.heads import begin_with_heads, head_problems
-from mtdnn_ds.train.setup import loader_settings, prepare_run_data, run_model
+from mtdnn_ds.train.init.from_hf_heads import begin_with_heads, head_problems
 
 SIZES = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, max_position_embeddings=80)
 THEIRS = {0: "CONTRADICTION", 1: "entailment", 2: "Neutral"}

@@ -12,8 +12,8 @@ from processes import run_command, training_lines, write_json, zero_config
 
 from mtdnn_ds.cli import main
 from mtdnn_ds.config.load import load_recipe
-from mtdnn_ds.data.sources import iterate_rows
-from mtdnn_ds.tasks.mt_dnn import translate
+from mtdnn_ds.data.sources.tables import iterate_rows
+from mtdnn_ds.mt_dnn.task_def import translate
 from mtdnn_ds.tasks.resolve import resolve_tasks
 
 CE = {"loss": "CeCriterion", "kd_loss": "MseCriterion", "adv_loss": "SymKlCriterion", "enable_san": False}

@@ -20,13 +20,13 @@ from mtdnn_ds.cli import main
 from mtdnn_ds.config.errors import CheckpointError, ConfigError
 from mtdnn_ds.config.load import load_recipe
 from mtdnn_ds.config.recipe import Recipe
-from mtdnn_ds.model.custom import CustomHeads
 from mtdnn_ds.model.freeze import freeze
+from mtdnn_ds.model.heads.custom import CustomHeads
 from mtdnn_ds.model.multitask import MultiTaskNet, build_model
 from mtdnn_ds.tasks.layout import head_layout
 from mtdnn_ds.tasks.resolve import resolve_tasks
-from mtdnn_ds.train.init import _carry, _Slot, begin_with, find_source
-from mtdnn_ds.train.preflight import preflight
+from mtdnn_ds.train.init.from_run import _carry, _Slot, begin_with, find_source
+from mtdnn_ds.train.preflight.init_checks import preflight
 
 EXACT = ("step", "loss", "grad_norm", "task_examples")
 STAGES = (0, 1, 2, 3)
@@ -343,7 +343,7 @@ def test_a_model_of_which_nothing_is_left_to_train_is_refused(base: Path) -> Non
 
 
 def test_a_changed_source_is_refused_and_a_moved_one_is_not(base: Path) -> None:
-    from mtdnn_ds.train.state import RunState, check_fit
+    from mtdnn_ds.runs.state import RunState, check_fit
 
     recipe = load_recipe(str(base / "recipe.yaml"), {"init.run": "runs/a"}).model_dump(mode="json")
     moved, changed = json.loads(json.dumps(recipe)), json.loads(json.dumps(recipe))

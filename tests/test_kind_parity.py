@@ -15,8 +15,8 @@ from torch.nn import functional
 from transformers import AutoTokenizer, BertForMultipleChoice, BertForTokenClassification, BertModel
 
 from mtdnn_ds.config.recipe import Recipe
-from mtdnn_ds.data.cache import prepare
-from mtdnn_ds.data.collate import collate
+from mtdnn_ds.data.batches.collate import collate
+from mtdnn_ds.data.cache.build import prepare
 from mtdnn_ds.data.examples import make_examples
 from mtdnn_ds.losses.forms import build_losses
 from mtdnn_ds.losses.readout import read_out

@@ -12,7 +12,7 @@ import pytest
 
 from mtdnn_ds.config.errors import ConfigError
 from mtdnn_ds.config.launch import first_host, rank_of, step_port, take_place, tasks_per_node
-from mtdnn_ds.train.device import gpu_index
+from mtdnn_ds.runs.device import gpu_index
 from tests.conftest import ROOT
 
 BATCH_SCRIPT = {"SLURM_JOB_ID": "7", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NTASKS": "4", "SLURM_JOB_NODELIST": "n[1-2]"}

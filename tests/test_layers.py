@@ -29,7 +29,7 @@ ONLY_IN = {
     "fire": ("mtdnn_ds/cli.py",),
     "flash_attn": ("mtdnn_ds/model/attention.py",),
     "apex": ("mtdnn_ds/model/fused_norms.py", "mtdnn_ds/train/engine.py", "mtdnn_ds/train/optimizer.py"),
-    "tensorboard": ("mtdnn_ds/train/monitor.py", "mtdnn_ds/train/board.py"),
+    "tensorboard": ("mtdnn_ds/monitor/run_monitor.py", "mtdnn_ds/monitor/tensorboard.py"),
 }
 
 

@@ -20,13 +20,13 @@ from fault_runs import Outcome, exact, run_forked, scenario, write_base
 from processes import ROOT, write_json
 
 from mtdnn_ds.config.errors import ConfigError
-from mtdnn_ds.train.lock import locked
-from mtdnn_ds.train.run_folder import create_private, refuse_used_folder
+from mtdnn_ds.runs.folder import create_private, refuse_used_folder
+from mtdnn_ds.runs.lock import locked
 
 HOLD = """
 import os, subprocess, sys, time
 from pathlib import Path
-from mtdnn_ds.train.lock import locked
+from mtdnn_ds.runs.lock import locked
 with locked(Path(sys.argv[1]), print):
     forked = os.fork()
     if forked == 0:

@@ -12,14 +12,14 @@ from conftest import ROOT, write_tiny_encoder
 
 from mtdnn_ds.config.errors import ConfigError, DataError
 from mtdnn_ds.config.recipe import Recipe
-from mtdnn_ds.data.cache import prepare
-from mtdnn_ds.data.collate import collate
+from mtdnn_ds.data.batches.collate import collate
+from mtdnn_ds.data.cache.build import prepare
+from mtdnn_ds.data.cache.tokenize import load_tokenizer
 from mtdnn_ds.data.examples import Gathered, make_examples
 from mtdnn_ds.data.examples.chunks import cut_chunks
 from mtdnn_ds.data.examples.documents import DocumentExamples
 from mtdnn_ds.data.examples.masks import chosen_tokens, replaced
-from mtdnn_ds.data.features import load_tokenizer
-from mtdnn_ds.data.rows_documents import sentences
+from mtdnn_ds.data.rows.documents import sentences
 from mtdnn_ds.tasks.layout import head_layout
 from mtdnn_ds.tasks.metrics import compute_metrics
 from mtdnn_ds.tasks.resolve import resolve_tasks

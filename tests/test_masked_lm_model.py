@@ -26,11 +26,11 @@ from transformers import (
 
 from mtdnn_ds.batch.packed import PackedBatch
 from mtdnn_ds.config.errors import ConfigError
-from mtdnn_ds.data.collate import collate
+from mtdnn_ds.data.batches.collate import collate
 from mtdnn_ds.losses.forms import build_losses
 from mtdnn_ds.losses.objective import micro_batch_loss, term_coefficients
 from mtdnn_ds.model.encoder import load_encoder
-from mtdnn_ds.model.masked_lm import MaskedLMHead, build_masked_lm_head
+from mtdnn_ds.model.heads.masked_lm import MaskedLMHead, build_masked_lm_head
 from mtdnn_ds.model.multitask import MultiTaskNet, build_model
 from mtdnn_ds.tasks.layout import head_layout
 from mtdnn_ds.tasks.sharing import share

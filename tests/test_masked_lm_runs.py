@@ -14,10 +14,10 @@ from test_masked_lm_examples import corpus  # noqa: F401  (a fixture)
 
 from mtdnn_ds.config.stages import load_runs
 from mtdnn_ds.model.multitask import MultiTaskNet
+from mtdnn_ds.runs.evaluate import evaluate
+from mtdnn_ds.runs.load import find_run, load_run
+from mtdnn_ds.runs.setup import prepare_run_data
 from mtdnn_ds.tasks.resolve import resolve_tasks
-from mtdnn_ds.train.evaluate import evaluate
-from mtdnn_ds.train.loaded_run import find_run, load_run
-from mtdnn_ds.train.setup import prepare_run_data
 
 TABLE = "encoder.model.embeddings.word_embeddings.weight"
 SETTINGS = [(ranks, stage, 600) for ranks in (1, 2) for stage in range(4)] + [(2, 3, 80), (2, 2, 120)]

@@ -9,7 +9,14 @@ import numpy as np
 import pytest
 
 from mtdnn_ds.config.errors import TrainingError
-from mtdnn_ds.tasks.metrics import METRICS, average, compute_metrics, majority_baseline, metric_misfit, task_score
+from mtdnn_ds.tasks.metrics import (
+    METRICS,
+    average,
+    compute_metrics,
+    majority_baseline,
+    metric_misfit,
+    task_score,
+)
 
 # 3 true positives, 1 false positive, 2 false negatives, 4 true negatives.
 LABELS = [1, 1, 1, 1, 1, 0, 0, 0, 0, 0]

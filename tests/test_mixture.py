@@ -145,8 +145,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory, shared_data: Path, tiny_encod
 def reference_of(folder: Path, encoder: Path) -> list[tuple[float, float]]:
     """The plan says which examples make up each step, the data unit their tokens and labels, the model what the heads start from."""
     from mtdnn_ds.config.load import load_recipe
+    from mtdnn_ds.runs.setup import build_plan, prepare_run_data, run_model
     from mtdnn_ds.tasks.resolve import resolve_tasks
-    from mtdnn_ds.train.setup import build_plan, prepare_run_data, run_model
 
     recipe = load_recipe(str(folder / "recipe.yaml"), {})
     data = prepare_run_data(recipe, resolve_tasks(recipe), lambda text: None)

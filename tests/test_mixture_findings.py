@@ -15,9 +15,9 @@ from transformers import AutoTokenizer
 from mtdnn_ds.check.mixture import mixture_findings
 from mtdnn_ds.cli import main
 from mtdnn_ds.config.load import load_recipe
-from mtdnn_ds.data.row_hashes import hashed_blocks
+from mtdnn_ds.data.cache.row_hashes import hashed_blocks
+from mtdnn_ds.runs.setup import RunData, build_plan, prepare_run_data
 from mtdnn_ds.tasks.resolve import resolve_tasks
-from mtdnn_ds.train.setup import RunData, build_plan, prepare_run_data
 
 
 def write_recipe(folder: Path, encoder: Path, tasks: Any, **more: Any) -> Path:
@@ -138,7 +138,7 @@ def test_hashes_do_not_depend_on_blocks(small: Path, monkeypatch: pytest.MonkeyP
         split = data.examples[spec.name]["train"].split
         (whole,) = hashed_blocks(split)
         with monkeypatch.context() as changed:
-            changed.setattr("mtdnn_ds.data.row_hashes._TOKENS_PER_BLOCK", 7)
+            changed.setattr("mtdnn_ds.data.cache.row_hashes._TOKENS_PER_BLOCK", 7)
             blocks = list(hashed_blocks(split))
         assert len(blocks) > 1 or split.num_rows == 1
         for name in ("rows", "row_hashes", "text_hashes", "text_rows", "text_lengths"):

@@ -30,7 +30,7 @@ from mtdnn_ds.batch.packed import PackedBatch
 from mtdnn_ds.config.encoder_path import resolve_encoder_path
 from mtdnn_ds.config.errors import ConfigError
 from mtdnn_ds.model.encoder import PackedEncoder, load_encoder
-from mtdnn_ds.model.heads import LinearBank, row_dropout
+from mtdnn_ds.model.heads.linear_bank import LinearBank, row_dropout
 from mtdnn_ds.model.multitask import MultiTaskNet, build_model, parameter_groups
 from mtdnn_ds.tasks.layout import head_layout
 from mtdnn_ds.tasks.spec import TaskSpec

@@ -16,9 +16,8 @@ from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import plugin_data_pb2
 
 from mtdnn_ds.config.errors import ConfigError
-from mtdnn_ds.train.monitor import EvalRecord, RunMonitor, StepRecord, check_monitors
-from mtdnn_ds.train.progress import Progress, TaskResult, configure_logging, format_results
-from mtdnn_ds.train.throughput import (
+from mtdnn_ds.monitor.console import Progress, TaskResult, configure_logging, format_results
+from mtdnn_ds.monitor.flops import (
     StepCost,
     activation_bytes,
     encoder_flops,
@@ -27,6 +26,7 @@ from mtdnn_ds.train.throughput import (
     peak_flops_per_second,
     step_cost,
 )
+from mtdnn_ds.monitor.run_monitor import EvalRecord, RunMonitor, StepRecord, check_monitors
 
 TASK_METRICS = {"rte": ["accuracy"], "mrpc": ["f1", "accuracy"]}
 SETTINGS = {
@@ -311,7 +311,7 @@ def test_results_table_sets_metrics_beside_the_majority_baseline() -> None:
 )
 def test_deepspeed_warnings_reach_the_user_once(log_level: str, rank: int, shown: bool) -> None:
     script = (
-        "import sys; from mtdnn_ds.train.progress import configure_logging\n"
+        "import sys; from mtdnn_ds.monitor.console import configure_logging\n"
         f"configure_logging({log_level!r}, rank={rank})\n"
         "from deepspeed.utils.logging import logger\n"
         "logger.warning('Setting accelerator to CPU. If you have'); logger.info('detail'); logger.warning('real trouble')\n"
@@ -324,7 +324,7 @@ def test_deepspeed_warnings_reach_the_user_once(log_level: str, rank: int, shown
 
 def test_only_libraries_warnings_of_old_names_are_hidden() -> None:
     script = (
-        "import warnings; from mtdnn_ds.train.progress import configure_logging\n"
+        "import warnings; from mtdnn_ds.monitor.console import configure_logging\n"
         "configure_logging('warning', rank=0)\n"
         "def warn(module, kind): warnings.warn_explicit(f'{module} says', kind, 'file.py', 1, module)\n"
         "warn('torch.distributed.c10d_logger', FutureWarning); warn('transformers.modeling_utils', FutureWarning)\n"

@@ -15,8 +15,8 @@ import pytest
 
 from mtdnn_ds.config.errors import ConfigError, DataError
 from mtdnn_ds.config.recipe import Recipe
-from mtdnn_ds.data.readers import reader_of
-from mtdnn_ds.data.rows import CheckedRow, checked_rows
+from mtdnn_ds.data.rows.checked import CheckedRow, checked_rows
+from mtdnn_ds.data.rows.readers import reader_of
 from mtdnn_ds.tasks.layout import ANSWER_TYPES
 from mtdnn_ds.tasks.resolve import resolve_tasks
 from mtdnn_ds.tasks.spec import TaskSpec

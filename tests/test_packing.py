@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mtdnn_ds.config.errors import ConfigError
-from mtdnn_ds.data.packing import Packing, pack
+from mtdnn_ds.data.batches.packing import Packing, pack
 
 # folder in the official GLUE layout -> text columns of train.tsv
 GLUE_TEXT = {

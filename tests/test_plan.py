@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from mtdnn_ds.config.errors import CheckpointError, ConfigError
-from mtdnn_ds.data.permutation import permute
-from mtdnn_ds.data.plan import StepPlan, steps_for_epochs
-from mtdnn_ds.data.rates import annealed_alpha, check_explicit_rates, task_rates
+from mtdnn_ds.data.plan.permutation import permute
+from mtdnn_ds.data.plan.rates import annealed_alpha, check_explicit_rates, task_rates
+from mtdnn_ds.data.plan.step_plan import StepPlan, steps_for_epochs
 
 # Training rows of CoLA, SST-2, MRPC, STS-B, QQP, MNLI, QNLI, RTE, WNLI in official GLUE.
 GLUE = dict(

@@ -17,9 +17,9 @@ from mtdnn_ds import CustomKind
 from mtdnn_ds.config.errors import ConfigError, DataError, TrainingError
 from mtdnn_ds.config.load import dump_recipe, load_recipe
 from mtdnn_ds.config.recipe import Recipe
-from mtdnn_ds.data.cache import prepare
+from mtdnn_ds.data.cache.build import prepare
 from mtdnn_ds.losses.custom import custom_losses
-from mtdnn_ds.model.custom import build_custom_heads
+from mtdnn_ds.model.heads.custom import build_custom_heads
 from mtdnn_ds.model.multitask import build_model
 from mtdnn_ds.tasks.layout import head_layout
 from mtdnn_ds.tasks.metrics import compute_metrics

@@ -19,11 +19,11 @@ from transformers import AutoTokenizer, BertModel
 from mtdnn_ds import MultiTaskModel
 from mtdnn_ds.config.errors import ConfigError, DataError
 from mtdnn_ds.config.load import load_recipe
-from mtdnn_ds.export.folder import open_model, save_folder
 from mtdnn_ds.predict.answers import entities
+from mtdnn_ds.runs.evaluate import predict as predict_split
+from mtdnn_ds.runs.model_folder import open_model, save_folder
+from mtdnn_ds.runs.setup import prepare_run_data
 from mtdnn_ds.tasks.resolve import resolve_tasks
-from mtdnn_ds.train.evaluate import predict as predict_split
-from mtdnn_ds.train.setup import prepare_run_data
 
 TEXTS = ["a red unbelievable horse", "The harbour was closed.", "no", "a dog and a green hat, and " + "so on " * 8]
 PAIRS = [(text, TEXTS[::-1][number]) for number, text in enumerate(TEXTS)]

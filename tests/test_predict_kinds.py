@@ -17,10 +17,10 @@ from transformers import RobertaConfig, RobertaModel, RobertaTokenizerFast
 
 from mtdnn_ds import CustomKind, MultiTaskModel
 from mtdnn_ds.config.recipe import Recipe
-from mtdnn_ds.data.cache import prepare
+from mtdnn_ds.data.cache.build import prepare
 from mtdnn_ds.data.examples import make_examples
+from mtdnn_ds.runs.evaluate import predict as predict_split
 from mtdnn_ds.tasks.spec import Source, TaskSpec
-from mtdnn_ds.train.evaluate import predict as predict_split
 
 STORY = "The old harbour of Varna was closed in 1905. " * 6 + "Ann saw a red ship there, and went on to Burgas."
 TALK = [("What was closed?", "the harbour"), ("When?", "1905"), ("Did Ann see a ship?", "yes")]

@@ -132,9 +132,9 @@ def job_of(folder: Path, recipe: str, name: str, stage: int, precision: str = "f
 def reference_of(folder: Path, glue: Path, encoder: Path, name: str) -> list[tuple[float, float, float]]:
     """The plan says which rows make up each step, the model what the heads start from, the generator where the ascent begins."""
     from mtdnn_ds.config.load import load_recipe
+    from mtdnn_ds.runs.setup import build_plan, prepare_run_data, run_model
     from mtdnn_ds.tasks.resolve import resolve_tasks
-    from mtdnn_ds.train.noise import Ball, draw_noise
-    from mtdnn_ds.train.setup import build_plan, prepare_run_data, run_model
+    from mtdnn_ds.train.regularizers.noise import Ball, draw_noise
 
     recipe = load_recipe(str(folder / f"{name}.yaml"), {})
     data = prepare_run_data(recipe, resolve_tasks(recipe), lambda text: None)

@@ -30,8 +30,8 @@ from mtdnn_ds.model.multitask import MultiTaskNet, build_model
 from mtdnn_ds.tasks.layout import head_layout
 from mtdnn_ds.tasks.regularized import COMPARABLE_FORMS, regularized_tasks
 from mtdnn_ds.tasks.spec import TaskSpec
-from mtdnn_ds.train.noise import Ball, ascend, draw_noise
-from mtdnn_ds.train.regularizers import PLAIN, Regularizer, build_regularizer, mean_losses
+from mtdnn_ds.train.regularizers.noise import Ball, ascend, draw_noise
+from mtdnn_ds.train.regularizers.regularizer import PLAIN, Regularizer, build_regularizer, mean_losses
 
 
 def spec(name: str, kind: str, num_labels: int = 0, **changes: Any) -> TaskSpec:

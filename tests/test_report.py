@@ -284,9 +284,9 @@ def test_answers_of_spans_choices_and_entities(tiny_encoder: Path, tmp_path: Pat
 
     from mtdnn_ds.config.recipe import Recipe
     from mtdnn_ds.report.predictions import task_answers
+    from mtdnn_ds.runs.evaluate import predict, scored
+    from mtdnn_ds.runs.setup import loader_settings, prepare_run_data, run_model
     from mtdnn_ds.tasks.resolve import resolve_tasks
-    from mtdnn_ds.train.evaluate import predict, scored
-    from mtdnn_ds.train.setup import loader_settings, prepare_run_data, run_model
 
     context = "The river rises in the north and meets the sea near the old town."
     questions = [

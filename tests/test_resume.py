@@ -9,7 +9,18 @@ from typing import Any
 
 import pytest
 from fault_runs import run_forked, write_base
-from processes import ROOT, Rank, free_port, kill, lines, run_jobs, start_ranks, training_lines, write_json, zero_config
+from processes import (
+    ROOT,
+    Rank,
+    free_port,
+    kill,
+    lines,
+    run_jobs,
+    start_ranks,
+    training_lines,
+    write_json,
+    zero_config,
+)
 from workers.train_and_die import SAVE_POINTS
 
 RANKS = 2

@@ -17,9 +17,9 @@ from fault_runs import Outcome, run_forked, scenario, write_base
 from processes import ROOT, write_json, zero_config
 
 from mtdnn_ds import cli
+from mtdnn_ds.checkpoint.find import write_manifest
+from mtdnn_ds.checkpoint.safe_load import FORCE, load, refusals, safe_loads
 from mtdnn_ds.config.errors import CheckpointError
-from mtdnn_ds.train.checkpoint import write_manifest
-from mtdnn_ds.train.safe_load import FORCE, load, refusals, safe_loads
 
 STAGES = (2, 3)
 SHARDS = {2: "zero_pp_rank_1_mp_rank_00_optim_states.pt", 3: "zero_pp_rank_1_mp_rank_00_model_states.pt"}
@@ -147,7 +147,7 @@ DANGEROUS = {
     "joblib.load": (),
     "pandas.read_pickle": (),
     "pd.read_pickle": (),
-    "torch.load": ("mtdnn_ds/train/safe_load.py",),
+    "torch.load": ("mtdnn_ds/checkpoint/safe_load.py",),
     "yaml.load": (),
     "yaml.unsafe_load": (),
     "yaml.full_load": (),

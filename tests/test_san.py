@@ -15,11 +15,11 @@ from transformers import AutoTokenizer
 
 from mtdnn_ds.config.errors import ConfigError
 from mtdnn_ds.config.recipe import Recipe
-from mtdnn_ds.data.cache import prepare
+from mtdnn_ds.data.cache.build import prepare
 from mtdnn_ds.data.examples import make_examples
 from mtdnn_ds.losses.forms import build_losses
+from mtdnn_ds.model.heads.san import SanBank
 from mtdnn_ds.model.multitask import build_model
-from mtdnn_ds.model.san import SanBank
 from mtdnn_ds.tasks.layout import head_layout
 from mtdnn_ds.tasks.resolve import resolve_tasks
 from mtdnn_ds.tasks.spec import TaskSpec

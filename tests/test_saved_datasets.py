@@ -12,7 +12,7 @@ import yaml
 from mtdnn_ds.cli import main
 from mtdnn_ds.config.errors import ConfigError
 from mtdnn_ds.config.recipe import Recipe
-from mtdnn_ds.data.sources import iterate_rows
+from mtdnn_ds.data.sources.tables import iterate_rows
 from mtdnn_ds.tasks.resolve import resolve_tasks
 from mtdnn_ds.tasks.spec import TaskSpec
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mtdnn_ds.train.schedule import Name, learning_rate, num_warmup_steps
+from mtdnn_ds.runs.schedule import Name, learning_rate, num_warmup_steps
 
 
 def rates(name: Name, *, total_steps: int = 6, warmup_steps: int = 2, final_lr_ratio: float = 0.0, power: float = 2.0) -> list[float]:

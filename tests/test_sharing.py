@@ -19,10 +19,10 @@ from transformers import AutoModel, PreTrainedModel
 from mtdnn_ds.batch import PackedBatch
 from mtdnn_ds.config.errors import ConfigError
 from mtdnn_ds.config.load import load_recipe
-from mtdnn_ds.data.collate import collate
-from mtdnn_ds.data.copies import num_fillers
+from mtdnn_ds.data.batches.collate import collate
+from mtdnn_ds.data.batches.packing import pack
+from mtdnn_ds.data.batches.sharing_parts import num_fillers
 from mtdnn_ds.data.examples import Gathered, TargetRows
-from mtdnn_ds.data.packing import pack
 from mtdnn_ds.model.copies import CopiedEncoder
 from mtdnn_ds.model.encoder import PackedEncoder
 from mtdnn_ds.model.freeze import freeze
@@ -31,7 +31,7 @@ from mtdnn_ds.model.sharing import carried_encoder, merged_encoder_state, num_pa
 from mtdnn_ds.tasks.layout import head_layout
 from mtdnn_ds.tasks.sharing import Sharing, share
 from mtdnn_ds.tasks.spec import TaskSpec
-from mtdnn_ds.train.penalty import SharingPenalty
+from mtdnn_ds.train.regularizers.sharing_penalty import SharingPenalty
 
 TASKS = ("nli", "sts", "cola")
 SPECS = (

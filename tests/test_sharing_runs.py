@@ -130,8 +130,8 @@ def straight_and_resumed(folder: Path, resumed: Resumed) -> list[dict[str, Any]]
 def reference(folder: Path, name: str, glue: Path, encoder: Path) -> list[tuple[float, float, float]]:
     """The plan says which rows make up each step, the model what heads and low-rank factors start from; the rest is in reference_sharing."""
     from mtdnn_ds.config.load import load_recipe
+    from mtdnn_ds.runs.setup import build_plan, prepare_run_data, run_model
     from mtdnn_ds.tasks.resolve import resolve_tasks
-    from mtdnn_ds.train.setup import build_plan, prepare_run_data, run_model
 
     recipe = load_recipe(str(folder / f"{name}.yaml"), {})
     data = prepare_run_data(recipe, resolve_tasks(recipe), lambda text: None)
@@ -181,9 +181,9 @@ def test_resume_is_bitwise(runs: Runs, resumed: Resumed) -> None:
 @pytest.mark.parametrize(("sharing", "checkpoint"), [("soft", "best/average"), ("low_rank", f"step_{STEPS}")])
 def test_saved_weights_give_the_metrics_of_the_run(runs: Runs, sharing: str, checkpoint: str) -> None:
     """Gathered from ZeRO 3's parts on two ranks, loaded on one."""
-    from mtdnn_ds.train.evaluate import evaluate
-    from mtdnn_ds.train.loaded_run import find_run, load_run
-    from mtdnn_ds.train.setup import prepare_run_data
+    from mtdnn_ds.runs.evaluate import evaluate
+    from mtdnn_ds.runs.load import find_run, load_run
+    from mtdnn_ds.runs.setup import prepare_run_data
 
     folder = runs.folder / f"{sharing}_ranks2_zero3_tokens128"
     found = find_run(str(folder), checkpoint)

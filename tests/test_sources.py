@@ -16,9 +16,9 @@ import pytest
 
 from mtdnn_ds.config.errors import DataError
 from mtdnn_ds.config.recipe import DataSettings
-from mtdnn_ds.data import quickstart
-from mtdnn_ds.data.rows import CheckedRow, checked_rows, texts_and_label
-from mtdnn_ds.data.sources import fingerprint, iterate_rows
+from mtdnn_ds.data.rows.checked import CheckedRow, checked_rows, texts_and_label
+from mtdnn_ds.data.sources import generated
+from mtdnn_ds.data.sources.tables import fingerprint, iterate_rows
 from mtdnn_ds.tasks.builtin import BUILTIN_TASKS
 from mtdnn_ds.tasks.resolve import builtin_task
 from mtdnn_ds.tasks.spec import Kind, Source, TaskSpec
@@ -354,12 +354,12 @@ def test_quickstart_rows_are_valid_distinct_and_balanced(task: str) -> None:
 
 
 def test_quickstart_bytes_are_pinned() -> None:
-    rows = [quickstart.generate(task, split) for task in QUICKSTART for split in ("train", "dev")]
+    rows = [generated.generate(task, split) for task in QUICKSTART for split in ("train", "dev")]
     assert hashlib.sha256(json.dumps(rows).encode()).hexdigest() == "dce14cdc91d0182c53d5063764cc8db9391a6c8f5f03d131c70862922a844735"
 
 
 def test_unknown_generator_names_are_refused() -> None:
     with pytest.raises(DataError, match="unknown generated task 'quickstart_x'; "):
-        quickstart.generate("quickstart_x", "train")
+        generated.generate("quickstart_x", "train")
     with pytest.raises(DataError, match=r"no split 'devel'; did you mean 'dev'\?"):
         list(iterate_rows(replace(BUILTIN_TASKS["quickstart_sentiment"].remote["dev"], split="devel")))

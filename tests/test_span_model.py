@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy
 from transformers import BertForQuestionAnswering
 
 from mtdnn_ds.batch import Targets
-from mtdnn_ds.data.collate import collate
+from mtdnn_ds.data.batches.collate import collate
 from mtdnn_ds.losses.forms import build_losses
 from mtdnn_ds.losses.objective import micro_batch_loss, task_scales, term_coefficients
 from mtdnn_ds.losses.span import span_losses

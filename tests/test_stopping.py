@@ -15,9 +15,9 @@ from fault_runs import Outcome, evaluations, exact, flags, run_forked, scenario,
 from processes import ROOT, free_port, living_of_session, training_lines
 
 from mtdnn_ds.config.errors import Stopped
-from mtdnn_ds.train import stopping
-from mtdnn_ds.train.exit_codes import STOPPED
-from mtdnn_ds.train.time_limit import TimeLimit, job_end, parse_time_left
+from mtdnn_ds.faults import stop_requests
+from mtdnn_ds.faults.exit_codes import STOPPED
+from mtdnn_ds.faults.slurm_time_limit import TimeLimit, job_end, parse_time_left
 
 # name: (acts, last step done when it stops, what is said of saving)
 STOPS = {
@@ -155,34 +155,34 @@ def wait_for(condition: object, process: subprocess.Popen[bytes] | None, seconds
 
 
 def test_handlers_are_put_back_and_a_request_is_forgotten() -> None:
-    before = {number: signal.getsignal(number) for number in stopping.SIGNALS}
-    with pytest.raises(Stopped), stopping.listening():
-        stopping.heed(stopping.Heed.BETWEEN_STEPS)
+    before = {number: signal.getsignal(number) for number in stop_requests.SIGNALS}
+    with pytest.raises(Stopped), stop_requests.listening():
+        stop_requests.heed(stop_requests.Heed.BETWEEN_STEPS)
         os.kill(os.getpid(), signal.SIGUSR1)
         os.kill(os.getpid(), signal.SIGTERM)
-        assert stopping.requested() == "signal SIGUSR1"  # the first
-        with stopping.listening():  # nested: a run within a command
+        assert stop_requests.requested() == "signal SIGUSR1"  # the first
+        with stop_requests.listening():  # nested: a run within a command
             pass
-        assert {number: signal.getsignal(number) for number in stopping.SIGNALS} != before
+        assert {number: signal.getsignal(number) for number in stop_requests.SIGNALS} != before
         raise Stopped("as a run does")
-    assert {number: signal.getsignal(number) for number in stopping.SIGNALS} == before
-    assert stopping.requested() is None
+    assert {number: signal.getsignal(number) for number in stop_requests.SIGNALS} == before
+    assert stop_requests.requested() is None
 
 
 def test_a_forked_worker_dies_of_its_own_signals() -> None:
-    with stopping.listening():
-        stopping.heed(stopping.Heed.BETWEEN_STEPS)
+    with stop_requests.listening():
+        stop_requests.heed(stop_requests.Heed.BETWEEN_STEPS)
         pid = os.fork()
         if pid == 0:
             signal.pause()
             os._exit(1)
         os.kill(pid, signal.SIGTERM)
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGTERM
-        assert stopping.requested() is None
+        assert stop_requests.requested() is None
 
 
 def test_before_training_a_process_without_others_leaves_at_once() -> None:
-    code = "import time; from mtdnn_ds.train.stopping import listening\nwith listening(): print('ready', flush=True); time.sleep(60)"
+    code = "import time; from mtdnn_ds.faults.stop_requests import listening\nwith listening(): print('ready', flush=True); time.sleep(60)"
     process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None and process.stdout.readline() == "ready\n"
     process.send_signal(signal.SIGUSR1)

@@ -17,15 +17,21 @@ from scipy.stats import pearsonr
 
 from mtdnn_ds.cli import main
 from mtdnn_ds.config.errors import ConfigError, DataError
-from mtdnn_ds.data.cache import prepare
+from mtdnn_ds.data.cache.build import prepare
 from mtdnn_ds.data.examples import make_examples
 from mtdnn_ds.export.check_submission import check_submission
-from mtdnn_ds.export.submission import official_lines, specs_with_tests, submission_contents, submission_parts, write_submission
+from mtdnn_ds.export.submission import (
+    official_lines,
+    specs_with_tests,
+    submission_contents,
+    submission_parts,
+    write_submission,
+)
+from mtdnn_ds.runs.setup import RunData
 from mtdnn_ds.tasks.builtin import BUILTIN_TASKS
 from mtdnn_ds.tasks.glue import GLUE_FILES, glue_score, glue_scores, glue_table
 from mtdnn_ds.tasks.layout import head_layout
 from mtdnn_ds.tasks.spec import Source, TaskSpec
-from mtdnn_ds.train.setup import RunData
 
 # Test rows as PEERS.md has them, not as the code does.
 ROWS = {

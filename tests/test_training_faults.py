@@ -11,7 +11,17 @@ import pytest
 import torch
 import yaml
 from glue_rows import cut_glue
-from processes import ROOT, kill, run_command, run_jobs, run_ranks, start_ranks, training_lines, write_json, zero_config
+from processes import (
+    ROOT,
+    kill,
+    run_command,
+    run_jobs,
+    run_ranks,
+    start_ranks,
+    training_lines,
+    write_json,
+    zero_config,
+)
 from safetensors.torch import load_file
 
 
@@ -97,10 +107,10 @@ def split_tasks(base: Path) -> Path:
 
 def test_each_rank_holds_one_task_alone(split_tasks: Path) -> None:
     from mtdnn_ds.config.load import load_recipe
-    from mtdnn_ds.data.loader import example_lengths
-    from mtdnn_ds.data.packing import pack
+    from mtdnn_ds.data.batches.loader import example_lengths
+    from mtdnn_ds.data.batches.packing import pack
+    from mtdnn_ds.runs.setup import build_plan, prepare_run_data
     from mtdnn_ds.tasks.resolve import resolve_tasks
-    from mtdnn_ds.train.setup import build_plan, prepare_run_data
 
     recipe = load_recipe(str(split_tasks / "recipe.yaml"), {})
     data = prepare_run_data(recipe, resolve_tasks(recipe), lambda text: None)

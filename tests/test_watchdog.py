@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 from fault_runs import Outcome, exact, run_forked, scenario, write_base
 
-from mtdnn_ds.train import marks
-from mtdnn_ds.train.marks import Place
-from mtdnn_ds.train.shared_memory import SHARED_MEMORY, remove_own_segments
-from mtdnn_ds.train.watch_judge import Process, Seen, judge, summarize
+from mtdnn_ds.faults import heartbeat
+from mtdnn_ds.faults.heartbeat import Place
+from mtdnn_ds.faults.shared_memory import SHARED_MEMORY, remove_own_segments
+from mtdnn_ds.faults.watchdog.diagnosis import Process, Seen, judge, summarize
 
 STALL_SECONDS = 4.0
 SECONDS_MORE = 30  # on a busy machine; the bar is 60
@@ -203,5 +203,5 @@ def test_only_own_segments_are_removed(tmp_path: Path, monkeypatch: pytest.Monke
 def test_a_mark_costs_nothing() -> None:
     begin = time.perf_counter()
     for number in range(10_000):
-        marks.mark(f"step {number}, micro-batch 1 of 1")
+        heartbeat.mark(f"step {number}, micro-batch 1 of 1")
     assert (time.perf_counter() - begin) / 10_000 < 20e-6

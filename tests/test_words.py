@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from mtdnn_ds.config.errors import ConfigError, DataError
-from mtdnn_ds.data.cache import prepare
+from mtdnn_ds.data.cache.build import prepare
+from mtdnn_ds.data.cache.tokenize import load_tokenizer, word_prefix
 from mtdnn_ds.data.examples import make_examples
 from mtdnn_ds.data.examples.base import Gathered, TermOutputs
 from mtdnn_ds.data.examples.words import WordExamples
-from mtdnn_ds.data.features import load_tokenizer, word_prefix
 from mtdnn_ds.tasks.metrics import compute_metrics
 from mtdnn_ds.tasks.spec import Source, TaskSpec
 

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from mtdnn_ds.batch import PackedBatch
-from mtdnn_ds.data.collate import collate
+from mtdnn_ds.data.batches.collate import collate
+from mtdnn_ds.data.batches.loader import LoaderSettings, example_lengths, pack_examples
 from mtdnn_ds.data.examples import Examples
-from mtdnn_ds.data.loader import LoaderSettings, example_lengths, pack_examples
 from mtdnn_ds.losses.forms import Losses
 from mtdnn_ds.losses.objective import micro_batch_loss, task_scales, term_coefficients
 from mtdnn_ds.model.multitask import MultiTaskNet

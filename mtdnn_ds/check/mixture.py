@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from mtdnn_ds.data.plan import StepPlan
-from mtdnn_ds.data.prepared import PreparedSplit
-from mtdnn_ds.data.row_hashes import hashed_blocks
+from mtdnn_ds.data.cache.prepared_split import PreparedSplit
+from mtdnn_ds.data.cache.row_hashes import hashed_blocks
+from mtdnn_ds.data.plan.step_plan import StepPlan
+from mtdnn_ds.runs.setup import RunData
 from mtdnn_ds.tasks.spec import TaskSpec
-from mtdnn_ds.train.setup import RunData
 
 HASHES_PER_PASS = 2**24  # of rows and texts; about 0.5 GB with their order
 SHORTEST_TEXT = 6  # tokens; shorter texts (names, yes) are alike by chance

@@ -22,18 +22,18 @@ from safetensors.torch import save_file
 from mtdnn_ds.batch import PackedBatch
 from mtdnn_ds.check.cuts import CutResult, cut_batches, run_cut
 from mtdnn_ds.check.tiny_encoder import write_tiny_encoder
+from mtdnn_ds.checkpoint.weights import WEIGHTS, read_weights
 from mtdnn_ds.config.errors import ConfigError
 from mtdnn_ds.config.messages import plain_problems
 from mtdnn_ds.config.recipe import Recipe, TaskSettings
 from mtdnn_ds.losses.forms import Losses, build_losses
 from mtdnn_ds.model.multitask import MultiTaskNet
+from mtdnn_ds.runs.evaluate import evaluate
+from mtdnn_ds.runs.load import load_weights
+from mtdnn_ds.runs.setup import RunData, loader_settings, prepare_run_data, run_model
 from mtdnn_ds.tasks.custom import CustomKind
 from mtdnn_ds.tasks.resolve import resolve_tasks
 from mtdnn_ds.tasks.spec import Source, TaskSpec
-from mtdnn_ds.train.evaluate import evaluate
-from mtdnn_ds.train.loaded_run import load_weights
-from mtdnn_ds.train.setup import RunData, loader_settings, prepare_run_data, run_model
-from mtdnn_ds.train.weights import WEIGHTS, read_weights
 
 TASK, NEIGHBOUR = "task", "neighbour"
 TOLERANCE = 1e-4  # relative, float32: the promise of exact accumulation

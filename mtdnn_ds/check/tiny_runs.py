@@ -14,10 +14,9 @@ from mtdnn_ds.check.tiny_encoder import write_tiny_encoder
 from mtdnn_ds.config.deepspeed import ResolvedDeepSpeed, load_deepspeed_json, resolve_deepspeed
 from mtdnn_ds.config.load import load_recipe
 from mtdnn_ds.config.recipe import Recipe
-from mtdnn_ds.data import quickstart_words
+from mtdnn_ds.runs.device import probe_device
+from mtdnn_ds.runs.folder import RunFolder
 from mtdnn_ds.tasks.resolve import resolve_tasks
-from mtdnn_ds.train.device import probe_device
-from mtdnn_ds.train.run_folder import RunFolder
 from mtdnn_ds.train.trainer import train
 
 TINY_STEPS = 4
@@ -76,7 +75,7 @@ def _write_files(folder: Path, deepspeed: Mapping[str, object]) -> None:
 def _words() -> list[str]:
     """Every word of the generated tasks' vocabulary."""
     found: list[str] = []
-    waiting: list[object] = [value for name, value in vars(quickstart_words).items() if name.isupper()]
+    waiting: list[object] = [value for name, value in vars(generated_words).items() if name.isupper()]
     while waiting:
         value = waiting.pop()
         if isinstance(value, str):

@@ -1,4 +1,4 @@
-"""Checkpoints on disk: what is in them, the newest good one, damage, loading. Saves none (train/saving.py).
+"""Checkpoints on disk: what is in them, the newest good one, damage, loading. Saves none (checkpoint/save.py).
 
 A checkpoint is checkpoints/step_N with a manifest of every file's size and sha256. Whatever else lies there is named, and not used.
 """
@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from mtdnn_ds import dist
+from mtdnn_ds.checkpoint.safe_load import refusals, safe_loads
 from mtdnn_ds.config.errors import CheckpointError
-from mtdnn_ds.train.safe_load import refusals, safe_loads
 
 MANIFEST = "manifest.json"
 RUN_STATE = "run_state.json"

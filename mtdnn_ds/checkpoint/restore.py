@@ -1,7 +1,7 @@
 """Going on at another number of ranks, ZeRO stage, offload or micro-batch: a saved state put into any engine. Writes no file.
 
 The plan knows no topology, so the same examples make up the same steps. What differs is which part of the weights and of the optimizer's
-state each rank holds: it looks up its own in the checkpoint, wherever it lies there (train/saved_state.py).
+state each rank holds: it looks up its own in the checkpoint, wherever it lies there (checkpoint/shard_reader.py).
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from mtdnn_ds import dist
+from mtdnn_ds.checkpoint.find import Found, load_engine
+from mtdnn_ds.checkpoint.shard_reader import FP32, SavedState, open_saved
+from mtdnn_ds.checkpoint.zero_partition import held_parts
 from mtdnn_ds.config.errors import CheckpointError
-from mtdnn_ds.train.checkpoint import Found, load_engine
-from mtdnn_ds.train.held import held_parts
-from mtdnn_ds.train.saved_state import FP32, SavedState, open_saved
-from mtdnn_ds.train.state import PARTITION
+from mtdnn_ds.runs.state import PARTITION
 
 
 def open_elsewhere(found: Found, topology: Mapping[str, Any]) -> SavedState | None:

@@ -1,4 +1,4 @@
-"""Saving checkpoints: whole or not at all, on every rank alike, at once or beside the training. Finds and reads none (train/checkpoint.py).
+"""Saving checkpoints: whole or not at all, on every rank alike, at once or beside the training. Finds and reads none (checkpoint/find.py).
 
 A checkpoint is written into checkpoints/.partial_step_N.XXXXXX, checked, given a manifest with every file's size and sha256, flushed to
 disk and only then renamed to checkpoints/step_N; `latest` is replaced and old ones are deleted last. A kill or a full disk at any point
@@ -21,8 +21,7 @@ from typing import Any, Literal
 from safetensors import SafetensorError
 
 from mtdnn_ds import dist
-from mtdnn_ds.config.errors import CheckpointError
-from mtdnn_ds.train.checkpoint import (
+from mtdnn_ds.checkpoint.find import (
     MANIFEST,
     PARTIAL,
     RUN_STATE,
@@ -32,8 +31,9 @@ from mtdnn_ds.train.checkpoint import (
     replace_file,
     write_manifest,
 )
-from mtdnn_ds.train.disk import SaveFailed, free_bytes, reason, size
-from mtdnn_ds.train.shards import ShardWriter, Written
+from mtdnn_ds.checkpoint.shard_writer import ShardWriter, Written
+from mtdnn_ds.config.errors import CheckpointError
+from mtdnn_ds.files import SaveFailed, free_bytes, reason, size
 
 OnError = Literal["stop", "continue"]
 Also = Sequence[Callable[[Path], None]]

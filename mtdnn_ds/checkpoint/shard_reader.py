@@ -20,8 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mtdnn_ds.checkpoint.safe_load import load
 from mtdnn_ds.config.errors import CheckpointError
-from mtdnn_ds.train.safe_load import load
 
 FP32 = "fp32"  # the float32 weights, beside the names of an optimizer's states
 COUNTERS = ("global_steps", "global_samples", "skipped_steps")

@@ -1,7 +1,7 @@
 """Writing this rank's files of a DeepSpeed checkpoint: hashed as they are written, flushed, at once or from a thread. Names no folder.
 
 DeepSpeed hands its states to its checkpoint engine between barriers, where an exception on one rank would leave the others waiting.
-ShardWriter stands in for that engine during one save: it records what goes wrong, and the ranks agree afterwards (train/saving.py).
+ShardWriter stands in for that engine during one save: it records what goes wrong, and the ranks agree afterwards (checkpoint/save.py).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from mtdnn_ds.train.disk import reason
+from mtdnn_ds.files import reason
 
 
 @dataclass(kw_only=True, slots=True)

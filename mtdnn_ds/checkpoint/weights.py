@@ -1,4 +1,4 @@
-"""Whole weights out of a sharded engine, and the best ones of each task. No optimizer state (train/checkpoint.py).
+"""Whole weights out of a sharded engine, and the best ones of each task. No optimizer state (checkpoint/find.py).
 
 runs/NAME/best/TASK and runs/NAME/best/average each hold model.safetensors (names as in MultiTaskNet) and best.json.
 """
@@ -18,10 +18,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from mtdnn_ds import dist
+from mtdnn_ds.checkpoint.find import file_sha256, flush, replace_file
+from mtdnn_ds.checkpoint.safe_load import load, safe_loads
 from mtdnn_ds.config.errors import CheckpointError
-from mtdnn_ds.train.checkpoint import file_sha256, flush, replace_file
-from mtdnn_ds.train.disk import SaveFailed, free_bytes, reason, size
-from mtdnn_ds.train.safe_load import load, safe_loads
+from mtdnn_ds.files import SaveFailed, free_bytes, reason, size
 
 WEIGHTS = "model.safetensors"
 BEST = "best.json"
@@ -96,7 +96,7 @@ def read_weights(folder: Path) -> dict[str, torch.Tensor]:
     """Weights from best/NAME, or from a checkpoint step_N of any ZeRO stage and world size, as the run computed with them.
 
     ZeRO 3 keeps no whole weights: there they are put together from the float32 masters. A checkpoint must be whole
-    (train/checkpoint.py has checked it). Needs no GPU and no process group.
+    (checkpoint/find.py has checked it). Needs no GPU and no process group.
     """
     if (folder / WEIGHTS).is_file():
         _check_best(folder)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import partial
 
-from mtdnn_ds.commands.checks import Problems, checked_tasks
 from mtdnn_ds.config.errors import ConfigError
+from mtdnn_ds.train.preflight.checks import Problems, checked_tasks
 
 
 def run(*, recipe: str, log_level: str, overrides: Mapping[str, str]) -> int:
@@ -16,8 +16,8 @@ def run(*, recipe: str, log_level: str, overrides: Mapping[str, str]) -> int:
         raise ConfigError(f"{recipe}: distillation.teachers is missing; name the run folders to learn from")
 
     from mtdnn_ds import dist
-    from mtdnn_ds.train.progress import Progress, configure_logging, format_results
-    from mtdnn_ds.train.teachers import find_teachers
+    from mtdnn_ds.monitor.console import Progress, configure_logging, format_results
+    from mtdnn_ds.train.distillation.teachers import find_teachers
 
     configure_logging(log_level, dist.rank())  # type: ignore[arg-type]
     problems = Problems()
@@ -25,12 +25,12 @@ def run(*, recipe: str, log_level: str, overrides: Mapping[str, str]) -> int:
         problems.check(partial(find_teachers, settings, specs))
     problems.refuse()
 
-    from mtdnn_ds.train.distillation import find_lessons, taught
+    from mtdnn_ds.faults.watchdog.watch import watching
+    from mtdnn_ds.runs.setup import prepare_run_data
+    from mtdnn_ds.train.distillation.teacher_outputs import find_lessons, taught
+    from mtdnn_ds.train.distillation.teacher_scores import teacher_scores
     from mtdnn_ds.train.engine import start_distributed, stop_distributed
     from mtdnn_ds.train.results import task_results
-    from mtdnn_ds.train.setup import prepare_run_data
-    from mtdnn_ds.train.teacher_scores import teacher_scores
-    from mtdnn_ds.train.watchdog import watching
 
     device = start_distributed()
     say = Progress(num_steps=0, is_main=dist.is_main()).say

@@ -23,7 +23,7 @@ def run(*, output_dir: str, gpu: bool, log_level: str) -> int:
     """Print a report; returns 1 if a run would not work, else 0. Collective under a launcher."""
     from mtdnn_ds import dist
     from mtdnn_ds.check.doctor.findings import Finding, any_fails, report
-    from mtdnn_ds.train.progress import configure_logging
+    from mtdnn_ds.monitor.console import configure_logging
 
     configure_logging(log_level, dist.rank())  # type: ignore[arg-type]
 

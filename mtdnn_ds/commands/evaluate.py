@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 from mtdnn_ds.config.errors import ConfigError
 
 if TYPE_CHECKING:
-    from mtdnn_ds.train.evaluate import Evaluation
+    from mtdnn_ds.runs.evaluate import Evaluation
 
 
 def run(*, run_dir: str, checkpoint: str, log_level: str) -> int:
     """Evaluate `checkpoint` (latest, step_N, best/TASK, best/average) of `run_dir` in float32. Collective under a launcher."""
     from mtdnn_ds import dist
-    from mtdnn_ds.train.progress import Progress, configure_logging
+    from mtdnn_ds.monitor.console import Progress, configure_logging
 
     configure_logging(log_level, dist.rank())  # type: ignore[arg-type]
     evaluated(run_dir, checkpoint, Progress(num_steps=0, is_main=dist.is_main()).say)
@@ -23,17 +23,17 @@ def run(*, run_dir: str, checkpoint: str, log_level: str) -> int:
 
 def evaluated(run_dir: str, checkpoint: str, say: Callable[[str], None]) -> Evaluation:
     """The evaluation, which it also says as a table. Collective; joins and leaves a process group."""
+    from mtdnn_ds.monitor.console import format_results
+    from mtdnn_ds.runs.load import find_run, load_run
     from mtdnn_ds.tasks.glue import glue_table
-    from mtdnn_ds.train.loaded_run import find_run, load_run
-    from mtdnn_ds.train.progress import format_results
 
     found = find_run(run_dir, checkpoint)
 
+    from mtdnn_ds.faults.watchdog.watch import watching
+    from mtdnn_ds.runs.evaluate import evaluate
+    from mtdnn_ds.runs.setup import prepare_run_data
     from mtdnn_ds.train.engine import start_distributed, stop_distributed
-    from mtdnn_ds.train.evaluate import evaluate
     from mtdnn_ds.train.results import task_results
-    from mtdnn_ds.train.setup import prepare_run_data
-    from mtdnn_ds.train.watchdog import watching
 
     device = start_distributed()
     with watching(found.recipe.train.stall_timeout):

@@ -58,7 +58,7 @@ def open_files(input: str, output: str, *, text_columns: str | None, id_column: 
     table = open_table(input, text_columns=text_columns, id_column=id_column)
 
     from mtdnn_ds import dist
-    from mtdnn_ds.train.progress import configure_logging
+    from mtdnn_ds.monitor.console import configure_logging
 
     configure_logging(log_level, dist.rank())  # type: ignore[arg-type]
     return table
@@ -68,7 +68,7 @@ def open_files(input: str, output: str, *, text_columns: str | None, id_column: 
 def ranks() -> Iterator[torch.device]:
     """This rank's device; under a launcher the process group is joined and left. Collective: all ranks must call this."""
     from mtdnn_ds import dist
-    from mtdnn_ds.train.device import keep_freed_memory, take_device
+    from mtdnn_ds.runs.device import keep_freed_memory, take_device
 
     if dist.world_size() > 1:
         from mtdnn_ds.train.engine import start_distributed, stop_distributed

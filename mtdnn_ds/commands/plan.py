@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mtdnn_ds.commands.checks import CheckedRun, checked_stages
 from mtdnn_ds.config.deepspeed import ResolvedDeepSpeed
 from mtdnn_ds.config.recipe import Recipe
+from mtdnn_ds.train.preflight.checks import CheckedRun, checked_stages
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from mtdnn_ds.data.plan import StepPlan
-    from mtdnn_ds.train.setup import RunData
+    from mtdnn_ds.data.plan.step_plan import StepPlan
+    from mtdnn_ds.runs.setup import RunData
 
 SAMPLED_STEPS = 50
 
@@ -38,7 +38,7 @@ class Sample:
 
 def run(*, recipe: str, deepspeed_config: str, world_size: int, skip_findings: bool, overrides: Mapping[str, str]) -> int:
     """Print the plan of `recipe`, or of each of its stages, for `world_size` ranks; returns the exit code."""
-    from mtdnn_ds.train.progress import configure_logging
+    from mtdnn_ds.monitor.console import configure_logging
 
     configure_logging("warning", rank=0)
     stages = checked_stages(recipe, deepspeed_config, overrides, world_size=world_size)
@@ -54,7 +54,7 @@ def run(*, recipe: str, deepspeed_config: str, world_size: int, skip_findings: b
 def _show(console: Console, title: str, checked: CheckedRun, world_size: int, *, find: bool) -> None:
     from rich.table import Table
 
-    from mtdnn_ds.train.setup import build_plan, idle_tasks, prepare_run_data
+    from mtdnn_ds.runs.setup import build_plan, idle_tasks, prepare_run_data
 
     for note in checked.deepspeed.notes:
         console.print(note, markup=False, highlight=False)
@@ -112,7 +112,7 @@ def encoder_shape(recipe: Recipe) -> EncoderShape:
 
     from mtdnn_ds.config.encoder_path import resolve_encoder_path
     from mtdnn_ds.model.sharing import num_parameters
-    from mtdnn_ds.train.setup import recipe_sharing
+    from mtdnn_ds.runs.setup import recipe_sharing
 
     config = AutoConfig.from_pretrained(resolve_encoder_path(recipe.encoder.path), trust_remote_code=recipe.encoder.trust_remote_code)
     with torch.device("meta"):
@@ -129,9 +129,9 @@ def sample_steps(recipe: Recipe, data: RunData, plan: StepPlan, *, world_size: i
     """Pack up to SAMPLED_STEPS steps as a run on `world_size` ranks would."""
     import torch
 
-    from mtdnn_ds.data.copies import num_fillers
-    from mtdnn_ds.data.loader import example_lengths, pack_examples
-    from mtdnn_ds.train.setup import loader_settings
+    from mtdnn_ds.data.batches.loader import example_lengths, pack_examples
+    from mtdnn_ds.data.batches.sharing_parts import num_fillers
+    from mtdnn_ds.runs.setup import loader_settings
 
     settings = loader_settings(recipe, hidden_size=hidden_size, rank=0, world_size=world_size, device=torch.device("cpu"))
     lengths = [examples.lengths for examples in data.train_sets]
@@ -179,7 +179,7 @@ def _step_lines(recipe: Recipe, sample: Sample, world_size: int) -> list[str]:
 
 
 def _memory_lines(recipe: Recipe, deepspeed: ResolvedDeepSpeed, shape: EncoderShape, sample: Sample, world_size: int) -> list[str]:
-    from mtdnn_ds.train.throughput import activation_bytes, model_state_bytes
+    from mtdnn_ds.monitor.flops import activation_bytes, model_state_bytes
 
     precision = deepspeed.precision
     activations = activation_bytes(

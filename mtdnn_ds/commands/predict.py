@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mtdnn_ds.commands.model_flags import open_files, ranks, refuse_file_type, refuse_unknown, summary, whole_number
+from mtdnn_ds.commands.model_flags import (
+    open_files,
+    ranks,
+    refuse_file_type,
+    refuse_unknown,
+    summary,
+    whole_number,
+)
 from mtdnn_ds.config.errors import ConfigError, DataError
 
 

@@ -5,20 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from mtdnn_ds.commands.checks import checked_tasks
 from mtdnn_ds.config.encoder_path import resolve_encoder_path
 from mtdnn_ds.config.errors import DataError
 from mtdnn_ds.tasks.saved_datasets import choices_made
+from mtdnn_ds.train.preflight.checks import checked_tasks
 
 if TYPE_CHECKING:
-    from mtdnn_ds.data.prepared import PreparedSplit
+    from mtdnn_ds.data.cache.prepared_split import PreparedSplit
 
 
 def run(*, recipe: str, overrides: Mapping[str, str]) -> int:
     """Prepare `recipe` (a file) with `overrides`; returns the exit code. Raises ConfigError, or DataError with the problems of all splits."""
     stages = checked_tasks(recipe, overrides)
     tokenizer_paths = [resolve_encoder_path(stage.recipe.encoder.tokenizer or stage.recipe.encoder.path) for stage, _ in stages]
-    from mtdnn_ds.data.cache import prepare  # tokenizers and Arrow, only once the recipe is known to be right
+    from mtdnn_ds.data.cache.build import (
+        prepare,  # tokenizers and Arrow, only once the recipe is known to be right
+    )
 
     for line in dict.fromkeys(line for stage, specs in stages for line in choices_made(stage.recipe, specs)):
         print(line)

@@ -15,10 +15,10 @@ def run(*, run_dir: tuple[str, ...], output: str, no_predictions: bool, max_rows
     if path.exists():
         raise ConfigError(f"--output {path}: is there already; remove it, or give another --output")
 
+    from mtdnn_ds.monitor.console import configure_logging
     from mtdnn_ds.report.page import write_page
     from mtdnn_ds.report.runs import read_runs
     from mtdnn_ds.report.sections import Answers, report_page
-    from mtdnn_ds.train.progress import configure_logging
 
     configure_logging(log_level, 0)  # type: ignore[arg-type]
     records = read_runs(run_dir)
@@ -40,8 +40,8 @@ def run(*, run_dir: tuple[str, ...], output: str, no_predictions: bool, max_rows
 
 
 def _answers(folder: str, max_rows: int) -> object:
-    from mtdnn_ds.export.folder import default_checkpoint
     from mtdnn_ds.report.predictions import answers_of_run
-    from mtdnn_ds.train.loaded_run import find_run
+    from mtdnn_ds.runs.load import find_run
+    from mtdnn_ds.runs.model_folder import default_checkpoint
 
     return answers_of_run(find_run(folder, default_checkpoint(folder)), print, max_rows=max_rows)

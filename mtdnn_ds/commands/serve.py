@@ -29,7 +29,7 @@ def run(
     if problems:
         raise ConfigError(problems)
 
-    from mtdnn_ds.train.progress import configure_logging
+    from mtdnn_ds.monitor.console import configure_logging
 
     configure_logging(log_level, 0)  # type: ignore[arg-type]
 

@@ -36,7 +36,6 @@ def _check(path: Path) -> int:
 def _submit(run_dir: str, checkpoint: str, glue_dir: str | None, output: str | None, fill_missing: bool, log_level: str) -> int:
     from mtdnn_ds import dist
     from mtdnn_ds.export.check_submission import check_submission
-    from mtdnn_ds.export.folder import default_checkpoint, is_exported
     from mtdnn_ds.export.submission import (
         official_lines,
         recipe_for_tests,
@@ -45,8 +44,9 @@ def _submit(run_dir: str, checkpoint: str, glue_dir: str | None, output: str | N
         submission_parts,
         write_submission,
     )
-    from mtdnn_ds.train.loaded_run import best_folders, find_run, load_run
-    from mtdnn_ds.train.progress import Progress, configure_logging
+    from mtdnn_ds.monitor.console import Progress, configure_logging
+    from mtdnn_ds.runs.load import best_folders, find_run, load_run
+    from mtdnn_ds.runs.model_folder import default_checkpoint, is_exported
 
     path = Path(output) if output else Path(run_dir) / "glue_submission.zip"
     if path.exists():
@@ -63,9 +63,9 @@ def _submit(run_dir: str, checkpoint: str, glue_dir: str | None, output: str | N
     configure_logging(log_level, dist.rank())  # type: ignore[arg-type]
 
     from mtdnn_ds.export.submission import predicted_values
+    from mtdnn_ds.faults.watchdog.watch import watching
+    from mtdnn_ds.runs.setup import prepare_run_data
     from mtdnn_ds.train.engine import start_distributed, stop_distributed
-    from mtdnn_ds.train.setup import prepare_run_data
-    from mtdnn_ds.train.watchdog import watching
 
     device = start_distributed()
     say = Progress(num_steps=0, is_main=dist.is_main()).say

@@ -10,7 +10,6 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from mtdnn_ds.commands.checks import checked_tasks
 from mtdnn_ds.config.errors import ConfigError, UserError
 from mtdnn_ds.config.overrides import parse_text
 from mtdnn_ds.config.recipe import DataSettings
@@ -21,6 +20,7 @@ from mtdnn_ds.tasks.plugins import load_plugins
 from mtdnn_ds.tasks.resolve import builtin_task
 from mtdnn_ds.tasks.saved_datasets import choices_made
 from mtdnn_ds.tasks.spec import Source, TaskSpec
+from mtdnn_ds.train.preflight.checks import checked_tasks
 
 _FILE_WIDTH = 160  # columns, where no terminal says how wide it is
 _MANY_ROWS = 10_000_000  # counting stops here: the table is for orientation
@@ -119,7 +119,7 @@ def _rows(spec: TaskSpec, problems: list[str]) -> str:
 
 
 def _count(task: str, source: Source, problems: list[str]) -> str:
-    from mtdnn_ds.data.sources import iterate_rows
+    from mtdnn_ds.data.sources.tables import iterate_rows
 
     try:
         rows = sum(1 for _ in islice(iterate_rows(source), _MANY_ROWS))

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from mtdnn_ds.commands.checks import checked_stages
 from mtdnn_ds.config.stages import is_staged
+from mtdnn_ds.train.preflight.checks import checked_stages
 
 
 def run(*, recipe: str, deepspeed_config: str, output_dir: str | None, resume: str, log_level: str, overrides: Mapping[str, str]) -> int:
     """Train `recipe` (a file) with `overrides`; returns the exit code. Collective: every rank of a launcher runs this."""
     from mtdnn_ds import dist
-    from mtdnn_ds.train.progress import configure_logging
-    from mtdnn_ds.train.run_folder import refuse_used_folder, run_folder_of
+    from mtdnn_ds.monitor.console import configure_logging
+    from mtdnn_ds.runs.folder import refuse_used_folder, run_folder_of
 
     configure_logging(log_level, dist.rank())  # type: ignore[arg-type]
     folder = Path(output_dir) if output_dir else run_folder_of(resume) or Path("runs") / Path(recipe).stem

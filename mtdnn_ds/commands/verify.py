@@ -30,7 +30,7 @@ def run(
     from mtdnn_ds.check.verify.certificate import certificate_json
     from mtdnn_ds.check.verify.checks import verify_recipe
     from mtdnn_ds.check.verify.small import small_recipe
-    from mtdnn_ds.train.progress import configure_logging
+    from mtdnn_ds.monitor.console import configure_logging
 
     configure_logging(log_level, 0)  # type: ignore[arg-type]
     begin, folder = time.monotonic(), Path(tempfile.mkdtemp(prefix="mtdnn_ds_verify_"))
@@ -76,8 +76,8 @@ def _devices(wanted: int) -> int:
 def _longest_example(recipe: Recipe, say: Callable[[str], None]) -> int:
     """Tokens of the longest training example; prepares the data."""
     from mtdnn_ds.check.verify.worker import training_only
+    from mtdnn_ds.runs.setup import prepare_run_data
     from mtdnn_ds.tasks.resolve import resolve_tasks
-    from mtdnn_ds.train.setup import prepare_run_data
 
     roomy = recipe.model_copy(update={"batch": recipe.batch.model_copy(update={"max_tokens_per_micro_batch": 2**30})})
     data = prepare_run_data(roomy, training_only(resolve_tasks(roomy)), say)

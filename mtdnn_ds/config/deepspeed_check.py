@@ -12,7 +12,15 @@ import yaml
 
 from mtdnn_ds.config.deepspeed_keys import DEEPSPEED_VERSION, REFUSED, SECTIONS, TOP_LEVEL
 from mtdnn_ds.config.errors import ConfigError, did_you_mean
-from mtdnn_ds.config.yaml_text import MAX_DEPTH, MAX_DIGITS, TOO_DEEP, UNWRITABLE, duplicate_keys, parse_nodes, read_text
+from mtdnn_ds.config.yaml_text import (
+    MAX_DEPTH,
+    MAX_DIGITS,
+    TOO_DEEP,
+    UNWRITABLE,
+    duplicate_keys,
+    parse_nodes,
+    read_text,
+)
 
 # Keys that the recipe or the machine fills in, as users of Hugging Face's Trainer write them.
 FILLED_IN = {

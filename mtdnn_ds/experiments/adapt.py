@@ -13,14 +13,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mtdnn_ds.commands.checks import Problems, checked_run, one_task_alone
 from mtdnn_ds.config.errors import ConfigError
 from mtdnn_ds.config.load import load_recipe
-from mtdnn_ds.data.plan import steps_for_epochs
+from mtdnn_ds.data.plan.step_plan import steps_for_epochs
+from mtdnn_ds.train.preflight.checks import Problems, checked_run, one_task_alone
 
 if TYPE_CHECKING:
+    from mtdnn_ds.experiments.trials import Scores
     from mtdnn_ds.tasks.spec import TaskSpec
-    from mtdnn_ds.train.trials import Scores
 
 STARTS = ("mt-dnn", "plain encoder")
 VARIED = ("tasks", "init.run", "init.checkpoint", "init.heads", "init.head_of", "train.seed")  # what the experiment itself sets
@@ -76,12 +76,12 @@ def run(
     base = recipe or str(Path(run_dir) / "recipe.yaml")
 
     from mtdnn_ds import dist
+    from mtdnn_ds.experiments.trials import Trial, run_trials
+    from mtdnn_ds.faults.watchdog.watch import watching
+    from mtdnn_ds.monitor.console import Progress, configure_logging
+    from mtdnn_ds.runs.load import find_run
+    from mtdnn_ds.runs.setup import prepare_run_data
     from mtdnn_ds.train.engine import start_distributed, stop_distributed
-    from mtdnn_ds.train.loaded_run import find_run
-    from mtdnn_ds.train.progress import Progress, configure_logging
-    from mtdnn_ds.train.setup import prepare_run_data
-    from mtdnn_ds.train.trials import Trial, run_trials
-    from mtdnn_ds.train.watchdog import watching
 
     configure_logging(log_level, dist.rank())  # type: ignore[arg-type]
     encoder = find_run(run_dir, checkpoint, run_setting="RUN").recipe.encoder
@@ -165,7 +165,7 @@ def _amount(*, fractions: str, samplings: str, epochs: str, min_steps: str) -> A
 def report(folder: Path, spec: TaskSpec, cells: Sequence[Cell], results: Mapping[str, Scores], say: Callable[[str], None]) -> None:
     """adaptation.csv, adaptation.html and adaptation.svg in `folder`, and the table of means and standard deviations."""
     from mtdnn_ds.report.experiments import write_adaptation
-    from mtdnn_ds.train.tables import mean_and_spread, write_csv
+    from mtdnn_ds.report.tables import mean_and_spread, write_csv
 
     final = {cell: results[cell.name][max(results[cell.name])][spec.name] for cell in cells}
     rows = [

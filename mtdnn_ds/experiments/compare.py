@@ -12,13 +12,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mtdnn_ds.commands.checks import CheckedRun, Problems, checked_run, one_task_alone
 from mtdnn_ds.config.errors import ConfigError
-from mtdnn_ds.train.schedule import num_warmup_steps
+from mtdnn_ds.runs.schedule import num_warmup_steps
+from mtdnn_ds.train.preflight.checks import CheckedRun, Problems, checked_run, one_task_alone
 
 if TYPE_CHECKING:
-    from mtdnn_ds.data.plan import StepPlan
-    from mtdnn_ds.train.trials import Scores, Trial
+    from mtdnn_ds.data.plan.step_plan import StepPlan
+    from mtdnn_ds.experiments.trials import Scores, Trial
 
 ALONE, AFTER_BLOCK, SEQUENCE, TOGETHER = "alone", "in sequence, after its own block", "in sequence, at the end", "together"
 
@@ -37,11 +37,11 @@ def run(
         raise ConfigError(f"--seeds {seeds}: must be a whole number, at least 1")
 
     from mtdnn_ds import dist
+    from mtdnn_ds.experiments.trials import run_trials
+    from mtdnn_ds.faults.watchdog.watch import watching
+    from mtdnn_ds.monitor.console import Progress, configure_logging
+    from mtdnn_ds.runs.setup import build_plan, prepare_run_data
     from mtdnn_ds.train.engine import start_distributed, stop_distributed
-    from mtdnn_ds.train.progress import Progress, configure_logging
-    from mtdnn_ds.train.setup import build_plan, prepare_run_data
-    from mtdnn_ds.train.trials import run_trials
-    from mtdnn_ds.train.watchdog import watching
 
     configure_logging(log_level, dist.rank())  # type: ignore[arg-type]
     whole = checked_run(recipe, deepspeed_config, overrides, world_size=dist.world_size())
@@ -94,7 +94,7 @@ def trials_of(
 ) -> list[Trial]:
     """The runs of one seed: together, in sequence, and each task alone."""
     from mtdnn_ds import dist
-    from mtdnn_ds.train.trials import Trial
+    from mtdnn_ds.experiments.trials import Trial
 
     settings = whole.recipe
     steps = plan.total_steps
@@ -145,7 +145,7 @@ def report(
 ) -> None:
     """comparison.csv, comparison.html and comparison.svg in `folder`, and the table of means and standard deviations over seeds."""
     from mtdnn_ds.report.experiments import write_comparison
-    from mtdnn_ds.train.tables import mean_and_spread, write_csv
+    from mtdnn_ds.report.tables import mean_and_spread, write_csv
 
     def last(name: str, task: str) -> float:
         return results[name][max(results[name])][task]

@@ -16,14 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from mtdnn_ds import dist
+from mtdnn_ds.checkpoint.find import replace_file
 from mtdnn_ds.config.deepspeed import ResolvedDeepSpeed
 from mtdnn_ds.config.errors import CheckpointError
 from mtdnn_ds.config.recipe import Recipe
+from mtdnn_ds.runs.folder import RunFolder
+from mtdnn_ds.runs.setup import settings_dict
 from mtdnn_ds.tasks.metrics import task_score
 from mtdnn_ds.tasks.spec import TaskSpec
-from mtdnn_ds.train.checkpoint import replace_file
-from mtdnn_ds.train.run_folder import RunFolder
-from mtdnn_ds.train.setup import settings_dict
 from mtdnn_ds.train.trainer import train
 
 RESULT = "trial.json"
@@ -78,7 +78,7 @@ def _finished(trial: Trial, folder: Path) -> Scores | None:
 
 
 def _differing(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
-    from mtdnn_ds.train.state import flat
+    from mtdnn_ds.runs.state import flat
 
     theirs, ours = flat(saved), flat(wanted)
     changed = [

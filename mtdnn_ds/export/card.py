@@ -11,7 +11,7 @@ from mtdnn_ds.config.encoder_path import HUB_NAME
 from mtdnn_ds.config.errors import ConfigError
 from mtdnn_ds.config.recipe import Recipe
 from mtdnn_ds.config.yaml_text import dump_yaml
-from mtdnn_ds.data.rates import task_rates
+from mtdnn_ds.data.plan.rates import task_rates
 from mtdnn_ds.export.opened import Facts, Opened
 from mtdnn_ds.export.parity import Parity
 from mtdnn_ds.tasks.builtin import BUILTIN_TASKS

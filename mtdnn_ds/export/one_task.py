@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from mtdnn_ds.config.recipe import LossSettings, MixtureSettings, Recipe, RegularizerSettings, SharingSettings
-from mtdnn_ds.model.san import SanBank
+from mtdnn_ds.model.heads.san import SanBank
 from mtdnn_ds.model.sharing import ENCODER, merged_encoder_state
 from mtdnn_ds.tasks.layout import HeadLayout
 from mtdnn_ds.tasks.sharing import Sharing

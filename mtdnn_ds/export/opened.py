@@ -17,17 +17,17 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from mtdnn_ds import dist
+from mtdnn_ds.checkpoint.weights import BEST, file_sha256, read_weights
 from mtdnn_ds.config.encoder_path import WEIGHTS_FILE, resolve_encoder_path
 from mtdnn_ds.config.errors import CheckpointError, ConfigError
-from mtdnn_ds.data.features import SpecialTokens, load_tokenizer, special_tokens
-from mtdnn_ds.data.prepared import PreparedSplit
+from mtdnn_ds.data.cache.prepared_split import PreparedSplit
+from mtdnn_ds.data.cache.tokenize import SpecialTokens, load_tokenizer, special_tokens
 from mtdnn_ds.export.plain import plain_config
 from mtdnn_ds.export.samples import prepared_splits
+from mtdnn_ds.runs.load import FinishedRun, LoadedRun, find_run, load_weights
+from mtdnn_ds.runs.setup import RunData, loader_settings, recipe_sharing, run_model
 from mtdnn_ds.tasks.layout import head_layout
 from mtdnn_ds.tasks.sharing import Sharing
-from mtdnn_ds.train.loaded_run import FinishedRun, LoadedRun, find_run, load_weights
-from mtdnn_ds.train.setup import RunData, loader_settings, recipe_sharing, run_model
-from mtdnn_ds.train.weights import BEST, file_sha256, read_weights
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -152,7 +152,7 @@ def _weight(
 def _masked_lm_weight(
     name: str, like: Tensor, model: PreTrainedModel, encoder: Mapping[str, Tensor], head: Mapping[str, Tensor]
 ) -> Tensor | None:
-    """Told apart as when a checkpoint's own head is taken over (model/masked_lm.py): by shape, and by 'norm' in the name."""
+    """Told apart as when a checkpoint's own head is taken over (model/heads/masked_lm.py): by shape, and by 'norm' in the name."""
     kind = name.split(".")[-1]
     if "norm" in name.lower():
         return head.get(f"norm.{kind}")

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from mtdnn_ds.config.errors import ConfigError, did_you_mean
-from mtdnn_ds.export.folder import default_checkpoint
-from mtdnn_ds.train.loaded_run import find_run
+from mtdnn_ds.runs.load import find_run
+from mtdnn_ds.runs.model_folder import default_checkpoint
 
 if TYPE_CHECKING:
     from mtdnn_ds.export.parity import Parity

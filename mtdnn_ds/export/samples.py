@@ -16,15 +16,15 @@ import torch
 from mtdnn_ds.config.encoder_path import resolve_encoder_path
 from mtdnn_ds.config.errors import UserError
 from mtdnn_ds.config.recipe import Recipe
-from mtdnn_ds.data.cache import prepare
-from mtdnn_ds.data.collate import collate
+from mtdnn_ds.data.batches.collate import collate
+from mtdnn_ds.data.cache.build import prepare
+from mtdnn_ds.data.cache.prepared_split import PreparedSplit
+from mtdnn_ds.data.cache.tokenize import SpecialTokens, encodings
 from mtdnn_ds.data.examples import Gathered, make_examples
 from mtdnn_ds.data.examples.base import TargetRows
-from mtdnn_ds.data.features import SpecialTokens, encodings
-from mtdnn_ds.data.prepared import PreparedSplit
+from mtdnn_ds.runs.load import LoadedRun
 from mtdnn_ds.tasks.layout import HeadLayout
 from mtdnn_ds.tasks.spec import TaskSpec
-from mtdnn_ds.train.loaded_run import LoadedRun
 
 EXAMPLES = 32
 MOST_TOKENS = 4096  # of a task's sample

@@ -14,18 +14,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mtdnn_ds.checkpoint.weights import read_weights
 from mtdnn_ds.config.errors import ConfigError, DataError, TrainingError
 from mtdnn_ds.config.recipe import Recipe
-from mtdnn_ds.data.sources import iterate_rows, place_of, row_word
+from mtdnn_ds.data.sources.tables import iterate_rows, place_of, row_word
 from mtdnn_ds.export.check_submission import HEADER
+from mtdnn_ds.runs.load import LoadedRun, load_weights
 from mtdnn_ds.tasks.builtin import BUILTIN_TASKS
 from mtdnn_ds.tasks.glue import GLUE_FILES, SCORE_RANGE, GlueFile
 from mtdnn_ds.tasks.spec import Source, TaskSpec
-from mtdnn_ds.train.loaded_run import LoadedRun, load_weights
-from mtdnn_ds.train.weights import read_weights
 
 if TYPE_CHECKING:
-    from mtdnn_ds.train.setup import RunData
+    from mtdnn_ds.runs.setup import RunData
 
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # of every file in the zip: the same predictions make the same bytes
 
@@ -122,7 +122,7 @@ def predicted_values(loaded: LoadedRun, data: RunData, weights: Mapping[Path, Se
 
     Collective: all ranks must call this. Leaves the model with the weights of the last folder.
     """
-    from mtdnn_ds.train.evaluate import predict
+    from mtdnn_ds.runs.evaluate import predict
 
     task_ids = {spec.name: index for index, spec in enumerate(data.specs)}
     values: dict[str, np.ndarray] = {}

@@ -10,13 +10,13 @@ import numpy as np
 import torch
 
 from mtdnn_ds.export.card import PIPELINES, write_card
-from mtdnn_ds.export.folder import open_model, save_folder
 from mtdnn_ds.export.one_task import one_task_recipe, one_task_weights
 from mtdnn_ds.export.opened import Opened
 from mtdnn_ds.export.parity import Parity, compared, load_plain, padded, plain_outputs
 from mtdnn_ds.export.plain import CLASSES, ENCODER, plain_config, plain_model
 from mtdnn_ds.export.samples import Sample, hidden_outputs, take_samples, with_outputs
 from mtdnn_ds.model.encoder import quiet_transformers
+from mtdnn_ds.runs.model_folder import open_model, save_folder
 from mtdnn_ds.tasks.spec import TaskSpec
 
 OURS = "MultiTaskModel"  # of mtdnn_ds, which opens folders of ours

@@ -7,7 +7,7 @@ import sys
 import threading
 from contextlib import suppress
 
-from mtdnn_ds.train.shared_memory import remove_own_segments
+from mtdnn_ds.faults.shared_memory import remove_own_segments
 
 _leaving = threading.RLock()  # taken once: the first reason is the one that counts
 

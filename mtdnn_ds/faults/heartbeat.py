@@ -55,7 +55,7 @@ def place() -> Place:
 def _where(frame: FrameType) -> tuple[str, str]:
     """(name of the collective it waits in or "", the line in words). The innermost Python frame is the one that waits."""
     code = frame.f_code
-    if code.co_filename.endswith("mtdnn_ds/train/watchdog.py"):
+    if code.co_filename.endswith("mtdnn_ds/faults/watchdog/watch.py"):
         return "", "its collective failed"
     if "/torch/distributed/" in code.co_filename:
         return code.co_name, f"waiting in {code.co_name}"

@@ -19,9 +19,9 @@ from typing import Any
 
 from mtdnn_ds.config.errors import Stopped
 from mtdnn_ds.config.launch import rank_of
-from mtdnn_ds.train.exit_codes import STOPPED
-from mtdnn_ds.train.launcher import gone, launchers_above
-from mtdnn_ds.train.leaving import leave
+from mtdnn_ds.faults.exit import leave
+from mtdnn_ds.faults.exit_codes import STOPPED
+from mtdnn_ds.faults.parent_launcher import gone, launchers_above
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 SECONDS_BETWEEN_LOOKS = 1.0  # at the launcher

@@ -1,4 +1,4 @@
-"""The loss of SAN's rows (model/san.py): its outputs are log-probabilities already, averaged over steps in log space.
+"""The loss of SAN's rows (model/heads/san.py): its outputs are log-probabilities already, averaged over steps in log space.
 
 Shape legend: K supervised rows, C columns of the head.
 """

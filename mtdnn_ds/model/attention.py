@@ -23,10 +23,10 @@ from transformers import AttentionInterface, AttentionMaskInterface
 
 from mtdnn_ds.batch.packed import AttentionGroup, PackedBatch
 from mtdnn_ds.config.errors import ConfigError, did_you_mean
-from mtdnn_ds.model.counter_dropout import next_stream
-from mtdnn_ds.model.counter_masks import DropoutKeys, attention_dropout
-from mtdnn_ds.model.dropout import word_dropout
-from mtdnn_ds.model.replayed import Replayed
+from mtdnn_ds.model.dropout.counter_dropout import next_stream
+from mtdnn_ds.model.dropout.counter_masks import DropoutKeys, attention_dropout
+from mtdnn_ds.model.dropout.replayed import Replayed
+from mtdnn_ds.model.dropout.word_dropout import word_dropout
 
 Backend = Literal["grouped", "padded", "flash", "varlen"]
 

@@ -1,4 +1,4 @@
-"""CopiedEncoder: soft sharing's encoder, one copy for each group of tasks. Not the penalty that ties the copies (train/penalty.py).
+"""CopiedEncoder: soft sharing's encoder, one copy for each group of tasks. Not the penalty that ties the copies (train/regularizers/sharing_penalty.py).
 
 Shape legend: T packed tokens, S sequences, K supervised rows, D hidden, E word embeddings.
 """
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from mtdnn_ds.batch.packed import PackedBatch
-from mtdnn_ds.model.counter_masks import DropoutKeys
+from mtdnn_ds.model.dropout.counter_masks import DropoutKeys
 from mtdnn_ds.model.encoder import PackedEncoder
 
 

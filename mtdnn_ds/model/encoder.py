@@ -23,14 +23,27 @@ from transformers.utils import logging as hf_logging
 
 from mtdnn_ds.batch.packed import PackedBatch
 from mtdnn_ds.config.errors import ConfigError
-from mtdnn_ds.model.attention import HF_ATTENTION_NAME, Backend, attention_layout, padded_group, register_packed_attention, unpad
-from mtdnn_ds.model.counter_dropout import refuse_other_randomness, start_pass, use_counter_dropout
-from mtdnn_ds.model.counter_masks import DropoutKeys, dropout_keys
-from mtdnn_ds.model.dropout import DropoutMode, replace_dropout
+from mtdnn_ds.model.attention import (
+    HF_ATTENTION_NAME,
+    Backend,
+    attention_layout,
+    padded_group,
+    register_packed_attention,
+    unpad,
+)
+from mtdnn_ds.model.dropout.counter_dropout import refuse_other_randomness, start_pass, use_counter_dropout
+from mtdnn_ds.model.dropout.counter_masks import DropoutKeys, dropout_keys
+from mtdnn_ds.model.dropout.replayed import Replayed
+from mtdnn_ds.model.dropout.word_dropout import DropoutMode, replace_dropout
 from mtdnn_ds.model.fused_norms import fuse_layer_norms
-from mtdnn_ds.model.pooler import take_pooler
-from mtdnn_ds.model.probe import batch_of_lengths, hidden_one_by_one, probe_batch, relative_difference, unused_parameters
-from mtdnn_ds.model.replayed import Replayed
+from mtdnn_ds.model.heads.pooler import take_pooler
+from mtdnn_ds.model.probe import (
+    batch_of_lengths,
+    hidden_one_by_one,
+    probe_batch,
+    relative_difference,
+    unused_parameters,
+)
 from mtdnn_ds.model.seeded import derived_seed
 
 # Largest difference in float32 between packed and unpacked hidden states that rounding explains; they are of order 1.

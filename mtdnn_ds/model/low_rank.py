@@ -17,8 +17,8 @@ from torch.nn import functional
 
 from mtdnn_ds.config.errors import ConfigError
 from mtdnn_ds.model.attention import AttentionLayout
+from mtdnn_ds.model.dropout.replayed import Replayed
 from mtdnn_ds.model.encoder import PackedEncoder
-from mtdnn_ds.model.replayed import Replayed
 from mtdnn_ds.model.seeded import seeded_normal_
 from mtdnn_ds.tasks.sharing import Sharing
 

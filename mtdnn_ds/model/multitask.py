@@ -15,15 +15,15 @@ from mtdnn_ds.batch.packed import PackedBatch, Targets
 from mtdnn_ds.config.errors import ConfigError
 from mtdnn_ds.model.attention import counter_backend, resolve_backend
 from mtdnn_ds.model.copies import CopiedEncoder
-from mtdnn_ds.model.counter_dropout import STREAM, stream_of
-from mtdnn_ds.model.counter_masks import DropoutKeys, dropout_keys
-from mtdnn_ds.model.custom import build_custom_heads
-from mtdnn_ds.model.dropout import DropoutMode
+from mtdnn_ds.model.dropout.counter_dropout import STREAM, stream_of
+from mtdnn_ds.model.dropout.counter_masks import DropoutKeys, dropout_keys
+from mtdnn_ds.model.dropout.word_dropout import DropoutMode
 from mtdnn_ds.model.encoder import PackedEncoder, load_encoder
-from mtdnn_ds.model.heads import LinearBank
-from mtdnn_ds.model.masked_lm import MaskedLMHead, build_masked_lm_head
-from mtdnn_ds.model.mean_pooler import MeanPooler
-from mtdnn_ds.model.san import PREDICTION_DROPOUT, SanBank
+from mtdnn_ds.model.heads.custom import build_custom_heads
+from mtdnn_ds.model.heads.linear_bank import LinearBank
+from mtdnn_ds.model.heads.masked_lm import MaskedLMHead, build_masked_lm_head
+from mtdnn_ds.model.heads.mean_pooler import MeanPooler
+from mtdnn_ds.model.heads.san import PREDICTION_DROPOUT, SanBank
 from mtdnn_ds.model.sharing import share_encoder
 from mtdnn_ds.tasks.layout import BANKS, HeadLayout
 from mtdnn_ds.tasks.sharing import HARD, Sharing

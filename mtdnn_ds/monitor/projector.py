@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from mtdnn_ds import dist
+from mtdnn_ds.data.batches.loader import LoaderSettings, evaluation_batches
 from mtdnn_ds.data.examples import Examples
 from mtdnn_ds.data.examples.sampled import SampledExamples
-from mtdnn_ds.data.loader import LoaderSettings, evaluation_batches
 from mtdnn_ds.tasks.layout import HeadLayout
 from mtdnn_ds.tasks.spec import TaskSpec
 

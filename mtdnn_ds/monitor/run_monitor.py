@@ -18,8 +18,16 @@ from typing import Any
 import numpy as np
 
 from mtdnn_ds.config.errors import ConfigError
-from mtdnn_ds.train.board import EventFile, board_layout, end_summary, flat_settings, recipe_summary, start_summaries, write_projector
-from mtdnn_ds.train.disk import PatientFile
+from mtdnn_ds.files import PatientFile
+from mtdnn_ds.monitor.tensorboard import (
+    EventFile,
+    board_layout,
+    end_summary,
+    flat_settings,
+    recipe_summary,
+    start_summaries,
+    write_projector,
+)
 
 Event = tuple[str, float, int]  # tag, value, step: what DeepSpeed's monitors take
 

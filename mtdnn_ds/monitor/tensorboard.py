@@ -1,4 +1,4 @@
-"""The board of a run: its TensorBoard event file, layout and HPARAMS row. Knows no record of a step (train/monitor.py). Rank 0 only.
+"""The board of a run: its TensorBoard event file, layout and HPARAMS row. Knows no record of a step (monitor/run_monitor.py). Rank 0 only.
 
 The event file is written by hand, not by SummaryWriter: that one's thread dies on a full disk, and with it every later point.
 """
@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from mtdnn_ds.train.disk import PatientFile
+from mtdnn_ds.files import PatientFile
 
 FLUSH_SECONDS = 10  # an open TensorBoard lags at most this much behind the run
 

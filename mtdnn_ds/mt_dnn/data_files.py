@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from mtdnn_ds.config.errors import DataError
-from mtdnn_ds.data.lines import lines_of
-from mtdnn_ds.tasks.mt_dnn import Form, ImportedTask
+from mtdnn_ds.data.sources.lines import lines_of
+from mtdnn_ds.mt_dnn.task_def import Form, ImportedTask
 
 Row = dict[str, Any]
 _MAX_LISTED = 10

@@ -12,7 +12,7 @@ from typing import Any
 from mtdnn_ds.config.errors import ConfigError, DataError
 from mtdnn_ds.config.load import load_recipe
 from mtdnn_ds.config.yaml_text import dump_yaml, parse_yaml, read_text
-from mtdnn_ds.tasks.mt_dnn import Finding, ImportedTask, encoder_of, longest, translate
+from mtdnn_ds.mt_dnn.task_def import Finding, ImportedTask, encoder_of, longest, translate
 from mtdnn_ds.tasks.resolve import resolve_tasks
 
 
@@ -79,14 +79,14 @@ def _tokenizer(decode_with: str | None) -> Any:
     if decode_with is None:
         return None
     from mtdnn_ds.config.encoder_path import resolve_encoder_path
-    from mtdnn_ds.data.features import load_tokenizer
+    from mtdnn_ds.data.cache.tokenize import load_tokenizer
 
     return load_tokenizer(resolve_encoder_path(decode_with))
 
 
 def _with_files(task: ImportedTask, work: _Import) -> dict[str, Any] | None:
     """A task's settings with its files; None if it has none to train on."""
-    from mtdnn_ds.data.mt_dnn_files import COLUMNS, find_files
+    from mtdnn_ds.mt_dnn.data_files import COLUMNS, find_files
 
     sources: dict[str, list[Path]] = {}
     for ours, theirs in task.splits.items():
@@ -116,7 +116,7 @@ def _with_files(task: ImportedTask, work: _Import) -> dict[str, Any] | None:
 
 
 def _converted(task: ImportedTask, sources: dict[str, list[Path]], work: _Import) -> dict[str, str]:
-    from mtdnn_ds.data.mt_dnn_files import write_rows
+    from mtdnn_ds.mt_dnn.data_files import write_rows
 
     files = {}
     for split, of in sources.items():

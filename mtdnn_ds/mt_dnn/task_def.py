@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from mtdnn_ds.config.errors import ConfigError, did_you_mean
+from mtdnn_ds.mt_dnn.key_checks import type_problems
+from mtdnn_ds.mt_dnn.splits import our_splits
 from mtdnn_ds.tasks.builtin import BUILTIN_TASKS
 from mtdnn_ds.tasks.metrics import METRICS, metric_misfit
-from mtdnn_ds.tasks.mt_dnn_checks import type_problems
-from mtdnn_ds.tasks.mt_dnn_splits import our_splits
 
 Form = Literal["texts", "candidates", "words", "span", "cloze", "documents"]
-"""How a line of its canonical file is made up (data/mt_dnn_files.py)."""
+"""How a line of its canonical file is made up (mt_dnn/data_files.py)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

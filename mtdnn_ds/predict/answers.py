@@ -19,7 +19,7 @@ from mtdnn_ds.data.examples import TermOutputs
 from mtdnn_ds.data.examples.conversations import ConversationExamples
 from mtdnn_ds.data.examples.span_scores import best_spans, first_best
 from mtdnn_ds.data.examples.spans import SpanExamples
-from mtdnn_ds.data.rows import CheckedRow
+from mtdnn_ds.data.rows.checked import CheckedRow
 from mtdnn_ds.predict.sets import SetOfView
 from mtdnn_ds.predict.word_rows import WordRows
 from mtdnn_ds.tasks.layout import ANSWER_TYPES

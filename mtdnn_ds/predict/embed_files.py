@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mtdnn_ds import dist
-from mtdnn_ds.predict.bar import Bar
+from mtdnn_ds.monitor.bar import Bar
 from mtdnn_ds.predict.embedding import embed_checked, embedding_view
 from mtdnn_ds.predict.files import WINDOW_ROWS, Written, rounds
 from mtdnn_ds.predict.model import MultiTaskModel, Pooling

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 from mtdnn_ds.batch import PackedBatch
 from mtdnn_ds.config.errors import ConfigError, DataError, did_you_mean
-from mtdnn_ds.data.lines import RowProblem
-from mtdnn_ds.data.rows import CheckedRow
+from mtdnn_ds.data.rows.checked import CheckedRow
+from mtdnn_ds.data.sources.lines import RowProblem
 from mtdnn_ds.model.attention import padded_group, unpad
 from mtdnn_ds.model.encoder import PackedEncoder
-from mtdnn_ds.model.mean_pooler import MeanPooler
+from mtdnn_ds.model.heads.mean_pooler import MeanPooler
 from mtdnn_ds.predict.inputs import TaskInput, read_as, rows_of
 from mtdnn_ds.predict.model import MultiTaskModel, Pooling
 from mtdnn_ds.predict.passes import micro_batches

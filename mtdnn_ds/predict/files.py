@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 
 from mtdnn_ds import __version__, dist
-from mtdnn_ds.predict.bar import Bar
+from mtdnn_ds.monitor.bar import Bar
 from mtdnn_ds.predict.model import MultiTaskModel
 from mtdnn_ds.predict.output import PartFile, csv_lines, json_lines
 from mtdnn_ds.predict.table import Table, Window, first_row, input_fingerprint, scan, windows_of

@@ -15,16 +15,16 @@ import torch
 
 from mtdnn_ds.config.encoder_path import resolve_encoder_path
 from mtdnn_ds.config.errors import ConfigError, DataError
-from mtdnn_ds.data.features import load_tokenizer, special_tokens, word_prefix
-from mtdnn_ds.data.lines import RowProblem
-from mtdnn_ds.data.rows import CheckedRow
-from mtdnn_ds.export.folder import default_checkpoint, open_model
+from mtdnn_ds.data.cache.tokenize import load_tokenizer, special_tokens, word_prefix
+from mtdnn_ds.data.rows.checked import CheckedRow
+from mtdnn_ds.data.sources.lines import RowProblem
 from mtdnn_ds.predict.answers import Answer, answers_of
 from mtdnn_ds.predict.inputs import asked_tasks, needs_of, read_as, rows_of, task_input
 from mtdnn_ds.predict.passes import lanes_of, micro_batches, run_passes
 from mtdnn_ds.predict.sets import Tokenizing, set_of_view, truncated_rows
 from mtdnn_ds.predict.views import View, parsed, views_of
-from mtdnn_ds.train.loaded_run import LoadedRun
+from mtdnn_ds.runs.load import LoadedRun
+from mtdnn_ds.runs.model_folder import default_checkpoint, open_model
 
 log = logging.getLogger("mtdnn_ds")
 

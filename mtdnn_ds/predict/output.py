@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mtdnn_ds.config.errors import ConfigError, DataError
-from mtdnn_ds.data.cache import sync
+from mtdnn_ds.data.cache.build import sync
 
 _DIGITS = 7  # of numbers; float32 has as many
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from mtdnn_ds.batch import PackedBatch
-from mtdnn_ds.data.collate import collate
+from mtdnn_ds.data.batches.collate import collate
 from mtdnn_ds.data.examples import TermOutputs
 from mtdnn_ds.losses.readout import read_out
 from mtdnn_ds.predict.sets import SetOfView

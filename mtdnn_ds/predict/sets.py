@@ -11,14 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from mtdnn_ds.data.cache import shard_of
+from mtdnn_ds.data.cache.build import shard_of
+from mtdnn_ds.data.cache.prepared_split import PreparedSplit
+from mtdnn_ds.data.cache.record_batches import record_batch, schema_of
+from mtdnn_ds.data.cache.tokenize import SpecialTokens, room_for_texts
 from mtdnn_ds.data.examples import Decoded, Examples, Gathered, TargetRows, TermOutputs, make_examples
 from mtdnn_ds.data.examples.texts import TextExamples
-from mtdnn_ds.data.features import SpecialTokens, room_for_texts
-from mtdnn_ds.data.prepared import PreparedSplit
-from mtdnn_ds.data.readers import READERS, Reader
-from mtdnn_ds.data.record_batches import record_batch, schema_of
-from mtdnn_ds.data.rows import CheckedRow, texts_and_label
+from mtdnn_ds.data.rows.checked import CheckedRow, texts_and_label
+from mtdnn_ds.data.rows.readers import READERS, Reader
 from mtdnn_ds.predict.views import View
 from mtdnn_ds.predict.word_rows import WordRows, rows_of_text, rows_of_words
 from mtdnn_ds.tasks.layout import HeadLayout

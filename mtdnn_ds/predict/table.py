@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mtdnn_ds.config.errors import ConfigError, DataError, did_you_mean
-from mtdnn_ds.data.lines import RawRow, RowProblem, lines_of
-from mtdnn_ds.data.rows import CheckedRow
-from mtdnn_ds.data.sources import fingerprint, iterate_rows, row_word
+from mtdnn_ds.data.rows.checked import CheckedRow
+from mtdnn_ds.data.sources.lines import RawRow, RowProblem, lines_of
+from mtdnn_ds.data.sources.tables import fingerprint, iterate_rows, row_word
 from mtdnn_ds.predict.views import View, parsed
 from mtdnn_ds.tasks.spec import Format, Source
 from mtdnn_ds.tasks.user_sources import COLUMN_NUMBER

@@ -1,4 +1,4 @@
-"""Views: the different sequences that the asked tasks make of one row, and the checks of its cells. Cuts no tokens (data/features.py), runs no model.
+"""Views: the different sequences that the asked tasks make of one row, and the checks of its cells. Cuts no tokens (data/cache/tokenize.py), runs no model.
 
 Tasks that read the same columns in the same way share a view, so its sequences run through the encoder once for all of them. Where tasks
 have encoders of their own (soft and low-rank sharing), each group of tasks has views of its own.
@@ -11,12 +11,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mtdnn_ds.data.conversations import Turn
-from mtdnn_ds.data.lines import RowProblem
-from mtdnn_ds.data.rows import CheckedRow, RowParser, shown, text_problem
-from mtdnn_ds.data.rows_answers import span_rows, turn_rows
-from mtdnn_ds.data.rows_choices import choices_and_index
-from mtdnn_ds.data.rows_words import words_and_tags
+from mtdnn_ds.data.rows.answers import span_rows, turn_rows
+from mtdnn_ds.data.rows.checked import CheckedRow, RowParser, shown, text_problem
+from mtdnn_ds.data.rows.choices import choices_and_index
+from mtdnn_ds.data.rows.words import words_and_tags
+from mtdnn_ds.data.sources.coqa_quac import Turn
+from mtdnn_ds.data.sources.lines import RowProblem
 from mtdnn_ds.predict.inputs import Reading, ViewKind
 from mtdnn_ds.tasks.spec import Source, TaskSpec
 

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from mtdnn_ds.data.cache.prepared_split import PreparedSplit
+from mtdnn_ds.data.cache.tokenize import ragged_ranges, room_for_texts
 from mtdnn_ds.data.examples import Decoded, Gathered, TargetRows, TermOutputs
-from mtdnn_ds.data.features import ragged_ranges, room_for_texts
-from mtdnn_ds.data.prepared import PreparedSplit
 
 WORD = re.compile(r"\w+(?:[-'’.]\w+)*|[^\w\s]")
 

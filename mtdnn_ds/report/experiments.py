@@ -9,7 +9,7 @@ from mtdnn_ds.report.chart import Chart, figure, svg_file
 from mtdnn_ds.report.page import Section, page, table
 from mtdnn_ds.report.plots import Series, bar_chart, line_chart
 from mtdnn_ds.report.svg import color, escape
-from mtdnn_ds.train.tables import mean_and_spread
+from mtdnn_ds.report.tables import mean_and_spread
 
 
 def write_adaptation(folder: Path, curves: Mapping[str, Mapping[int, Sequence[float]]], *, title: str, metric: str) -> tuple[Path, Path]:

@@ -13,12 +13,12 @@ import numpy as np
 
 from mtdnn_ds.data.examples import Decoded, Examples, TermOutputs
 from mtdnn_ds.data.examples.sampled import SampledExamples
-from mtdnn_ds.data.sources import iterate_rows, place_of, row_word
+from mtdnn_ds.data.sources.tables import iterate_rows, place_of, row_word
 from mtdnn_ds.tasks.answer_metrics import text_f1
 from mtdnn_ds.tasks.spec import TaskSpec
 
 if TYPE_CHECKING:
-    from mtdnn_ds.train.loaded_run import FinishedRun
+    from mtdnn_ds.runs.load import FinishedRun
 
 WORST = 10
 _BY_ROW = ("classification", "regression")  # kinds whose examples are rows, so that some of them can stand for all
@@ -56,10 +56,10 @@ def answers_of_run(found: FinishedRun, say: Callable[[str], None], *, max_rows: 
     """Of every task with a dev split, from its own best weights. Raises UserErrors if data or weights are not there."""
     import torch
 
-    from mtdnn_ds.train.evaluate import predict
-    from mtdnn_ds.train.loaded_run import best_folders, load_run, load_weights
-    from mtdnn_ds.train.setup import prepare_run_data
-    from mtdnn_ds.train.weights import read_weights
+    from mtdnn_ds.checkpoint.weights import read_weights
+    from mtdnn_ds.runs.evaluate import predict
+    from mtdnn_ds.runs.load import best_folders, load_run, load_weights
+    from mtdnn_ds.runs.setup import prepare_run_data
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     data = prepare_run_data(found.recipe, found.specs, say, splits={"dev", *(name for spec in found.specs for name in spec.dev_splits[:1])})

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mtdnn_ds.checkpoint.weights import BEST
 from mtdnn_ds.config.errors import ConfigError
 from mtdnn_ds.config.load import load_recipe
 from mtdnn_ds.config.recipe import Recipe
-from mtdnn_ds.train.run_folder import PLAN, RunFolder, refuse_staged_folder
-from mtdnn_ds.train.weights import BEST
+from mtdnn_ds.runs.folder import PLAN, RunFolder, refuse_staged_folder
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -13,13 +13,13 @@ import numpy as np
 import torch
 
 from mtdnn_ds import dist
+from mtdnn_ds.data.batches.loader import LoaderSettings, evaluation_batches
 from mtdnn_ds.data.examples import Examples, TermOutputs
-from mtdnn_ds.data.loader import LoaderSettings, evaluation_batches
+from mtdnn_ds.faults.heartbeat import mark
 from mtdnn_ds.losses.readout import read_out
 from mtdnn_ds.tasks.layout import HeadLayout
 from mtdnn_ds.tasks.metrics import average, compute_metrics, task_score
 from mtdnn_ds.tasks.spec import TaskSpec
-from mtdnn_ds.train.marks import mark
 
 BATCHES_BETWEEN_QUESTIONS = 8  # whether to stop: an exchange of one number
 ExamplesOf = Mapping[str, Mapping[str, Examples]]

@@ -1,4 +1,4 @@
-"""The run folder: its layout, what may be started in it, and the environment it records. No checkpoints (train/checkpoint.py)."""
+"""The run folder: its layout, what may be started in it, and the environment it records. No checkpoints (checkpoint/find.py)."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from typing import Any
 
 from mtdnn_ds import __version__
 from mtdnn_ds.config.errors import ConfigError
-from mtdnn_ds.data.plan import StepPlan
+from mtdnn_ds.data.plan.step_plan import StepPlan
 
-LOCK = ".lock"  # train/lock.py
+LOCK = ".lock"  # runs/lock.py
 PLAN = "plan.json"
 PLAN_STEPS = 40  # at which it says how many examples of each task have been drawn
 PACKAGES = ("torch", "deepspeed", "transformers", "tokenizers", "datasets", "numpy", "pydantic", "tensorboard")

@@ -8,20 +8,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mtdnn_ds import dist
+from mtdnn_ds.checkpoint.find import find_checkpoint, open_checkpoint
+from mtdnn_ds.checkpoint.weights import WEIGHTS, read_weights
 from mtdnn_ds.config.errors import CheckpointError, ConfigError, did_you_mean
 from mtdnn_ds.config.load import load_recipe
 from mtdnn_ds.config.recipe import Recipe
+from mtdnn_ds.runs.folder import RunFolder, refuse_staged_folder
 from mtdnn_ds.tasks.resolve import resolve_tasks
 from mtdnn_ds.tasks.spec import TaskSpec
-from mtdnn_ds.train.checkpoint import find_checkpoint, open_checkpoint
-from mtdnn_ds.train.run_folder import RunFolder, refuse_staged_folder
-from mtdnn_ds.train.weights import WEIGHTS, read_weights
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from mtdnn_ds.data.loader import LoaderSettings
+    from mtdnn_ds.data.batches.loader import LoaderSettings
     from mtdnn_ds.model.multitask import MultiTaskNet
     from mtdnn_ds.tasks.layout import HeadLayout
 
@@ -79,8 +79,8 @@ def load_run(found: FinishedRun, *, device: torch.device) -> LoadedRun:
     """The run's model in float32, with its weights; needs none of the run's data. Raises CheckpointError if the weights do not fit."""
     import torch  # with transformers, seconds: a wrong folder is refused before
 
+    from mtdnn_ds.runs.setup import RunData, loader_settings, run_model
     from mtdnn_ds.tasks.layout import head_layout
-    from mtdnn_ds.train.setup import RunData, loader_settings, run_model
 
     layout = head_layout(found.specs)
     model = run_model(found.recipe, RunData(specs=found.specs, layout=layout, examples={}), device=device, compute_dtype=torch.float32)

@@ -17,8 +17,8 @@ from pathlib import Path
 
 from mtdnn_ds import dist
 from mtdnn_ds.config.errors import ConfigError
-from mtdnn_ds.train.disk import reason
-from mtdnn_ds.train.run_folder import LOCK, create_private
+from mtdnn_ds.files import reason
+from mtdnn_ds.runs.folder import LOCK, create_private
 
 NO_LOCKS = (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.ENOSYS, errno.EINVAL)  # what file systems without locks answer
 

@@ -18,14 +18,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mtdnn_ds import __version__, dist
+from mtdnn_ds.checkpoint.weights import WEIGHTS
 from mtdnn_ds.config.errors import CheckpointError, ConfigError
 from mtdnn_ds.config.recipe import Recipe
+from mtdnn_ds.runs.folder import RunFolder
+from mtdnn_ds.runs.load import LoadedRun, find_run, load_run, load_weights
 from mtdnn_ds.tasks.custom import CustomKind
 from mtdnn_ds.tasks.plugins import load_plugins
 from mtdnn_ds.tasks.spec import TaskSpec
-from mtdnn_ds.train.loaded_run import LoadedRun, find_run, load_run, load_weights
-from mtdnn_ds.train.run_folder import RunFolder
-from mtdnn_ds.train.weights import WEIGHTS
 
 if TYPE_CHECKING:
     import torch
@@ -139,8 +139,8 @@ def _open_exported(folder: Path, *, device: torch.device, setting: str, trust_pl
     import torch  # with transformers, seconds: a wrong folder is refused before
     from safetensors.torch import load_file
 
+    from mtdnn_ds.runs.setup import RunData, loader_settings, run_model
     from mtdnn_ds.tasks.layout import head_layout
-    from mtdnn_ds.train.setup import RunData, loader_settings, run_model
 
     layout = head_layout(specs)
     model = run_model(recipe, RunData(specs=specs, layout=layout, examples={}), device=device, compute_dtype=torch.float32)

@@ -14,19 +14,19 @@ from mtdnn_ds import dist
 from mtdnn_ds.config.encoder_path import resolve_encoder_path
 from mtdnn_ds.config.errors import ConfigError
 from mtdnn_ds.config.recipe import Recipe
-from mtdnn_ds.data.cache import prepare
+from mtdnn_ds.data.batches.loader import LoaderSettings
+from mtdnn_ds.data.cache.build import prepare
+from mtdnn_ds.data.cache.prepared_split import PreparedSplit
+from mtdnn_ds.data.cache.tokenize import load_tokenizer, special_tokens
 from mtdnn_ds.data.examples import Examples, make_examples
 from mtdnn_ds.data.examples.sampled import sampled, train_labels
-from mtdnn_ds.data.features import load_tokenizer, special_tokens
-from mtdnn_ds.data.loader import LoaderSettings
-from mtdnn_ds.data.plan import StepPlan, steps_for_epochs
-from mtdnn_ds.data.prepared import PreparedSplit
+from mtdnn_ds.data.plan.step_plan import StepPlan, steps_for_epochs
 from mtdnn_ds.model.multitask import MultiTaskNet, build_model
+from mtdnn_ds.runs.schedule import num_warmup_steps
 from mtdnn_ds.tasks.layout import HeadLayout, head_layout
 from mtdnn_ds.tasks.saved_datasets import choices_made
 from mtdnn_ds.tasks.sharing import Sharing, share
 from mtdnn_ds.tasks.spec import TaskSpec
-from mtdnn_ds.train.schedule import num_warmup_steps
 
 Say = Callable[[str], None]
 

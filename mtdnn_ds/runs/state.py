@@ -14,10 +14,10 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from mtdnn_ds.config.errors import CheckpointError
-from mtdnn_ds.data.plan import StepPlan
-from mtdnn_ds.train.evaluate import Evaluation
+from mtdnn_ds.data.plan.step_plan import StepPlan
+from mtdnn_ds.runs.evaluate import Evaluation
 
-# Parts of a run's topology that say which rank holds what; train/elastic.py carries a state over to others. The precision is the rest.
+# Parts of a run's topology that say which rank holds what; checkpoint/restore.py carries a state over to others. The precision is the rest.
 PARTITION = ("world_size", "zero_stage", "offload_optimizer", "round_robin_gradients", "parameter_alignment", "sub_group_size")
 
 # Settings that may differ from the checkpoint's: they change no example, no learning rate and no formula (rounding, and with it the
@@ -51,7 +51,7 @@ class RunState:
     recipe: dict[str, Any]
     plan: dict[str, Any]
     topology: dict[str, Any]
-    teachers: dict[str, str] = field(default_factory=dict)  # task -> fingerprint of its teachers' answers (train/distillation.py)
+    teachers: dict[str, str] = field(default_factory=dict)  # task -> fingerprint of its teachers' answers (train/distillation/teacher_outputs.py)
     loss_scales: dict[str, Any] = field(default_factory=dict)  # of adaptive scales (losses/adaptive.py)
     best: dict[str, dict[str, float]] = field(default_factory=dict)  # task or "average" -> {"score", "step"}
     evaluation: Evaluation | None = None  # the last one

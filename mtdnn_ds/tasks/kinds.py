@@ -1,6 +1,6 @@
 """The kinds of tasks as one table: what a recipe must and may say of a task of each kind. Light facts only; no tensors, no reading.
 
-What a kind does is written where it is done: rows (data/readers.py), examples (data/examples/), terms (tasks/layout.py), losses
+What a kind does is written where it is done: rows (data/rows/readers.py), examples (data/examples/), terms (tasks/layout.py), losses
 (losses/forms.py), heads (model/multitask.py), metrics (tasks/metrics.py).
 """
 

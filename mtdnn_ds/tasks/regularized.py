@@ -1,4 +1,4 @@
-"""Which tasks a regulariser applies to. Names and forms only; the regularisers are in train/regularizers.py."""
+"""Which tasks a regulariser applies to. Names and forms only; the regularisers are in train/regularizers/regularizer.py."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Recipe -> TaskSpecs: built-in rows and user tasks checked and completed, all problems in one ConfigError. Opens no data file.
 
-Only existence of files and folders is looked at here; what is in them is checked by data/rows.py.
+Only existence of files and folders is looked at here; what is in them is checked by data/rows/checked.py.
 """
 
 from __future__ import annotations

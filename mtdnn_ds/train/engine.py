@@ -25,14 +25,14 @@ from mtdnn_ds import dist
 from mtdnn_ds.batch import PackedBatch
 from mtdnn_ds.config.errors import TrainingError
 from mtdnn_ds.config.launch import free_port, take_place
+from mtdnn_ds.faults.heartbeat import mark
+from mtdnn_ds.faults.rendezvous import own_store
+from mtdnn_ds.faults.shared_memory import remove_own_segments
 from mtdnn_ds.losses.forms import Losses, UnitLosses
 from mtdnn_ds.losses.objective import micro_batch_loss, step_loss, term_coefficients
+from mtdnn_ds.runs.device import keep_freed_memory, take_device
 from mtdnn_ds.tasks.layout import HeadLayout
-from mtdnn_ds.train.device import keep_freed_memory, take_device
-from mtdnn_ds.train.marks import mark
-from mtdnn_ds.train.meeting import own_store
-from mtdnn_ds.train.regularizers import PLAIN, Regularizer, mean_losses
-from mtdnn_ds.train.shared_memory import remove_own_segments
+from mtdnn_ds.train.regularizers.regularizer import PLAIN, Regularizer, mean_losses
 
 # Other ranks wait in a collective while rank 0 tokenizes; DeepSpeed's own limit of 10 minutes would end a first run on large data.
 COLLECTIVE_TIMEOUT = timedelta(hours=2)
@@ -144,7 +144,7 @@ def set_learning_rate(engine: Any, lr: float) -> None:
 def seed_step(seed: int, step: int) -> None:
     """Derive this rank's dropout randomness of one step from (seed, step, rank) alone, so that resuming needs no saved state.
 
-    With train.dropout=counter nothing draws from it (model/counter_masks.py).
+    With train.dropout=counter nothing draws from it (model/dropout/counter_masks.py).
     """
     state = np.random.SeedSequence([seed, step, dist.rank()]).generate_state(2, np.uint32)
     torch.manual_seed(int(state[0]) << 31 | int(state[1]) >> 1)

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 
 from mtdnn_ds.config.errors import ConfigError
-from mtdnn_ds.train.build_lock import wait_for_lock
+from mtdnn_ds.faults.op_build_lock import wait_for_lock
 
 Name = Literal["adamw", "torch_adamw", "adamax", "lamb", "apex_adam"]
 

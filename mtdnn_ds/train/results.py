@@ -6,13 +6,13 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
+from mtdnn_ds.monitor.console import TaskResult, format_results
+from mtdnn_ds.runs.evaluate import Evaluation
+from mtdnn_ds.runs.folder import RunFolder
+from mtdnn_ds.runs.setup import RunData
+from mtdnn_ds.runs.state import RunState
 from mtdnn_ds.tasks.metrics import majority_baseline
 from mtdnn_ds.tasks.spec import TaskSpec
-from mtdnn_ds.train.evaluate import Evaluation
-from mtdnn_ds.train.progress import TaskResult, format_results
-from mtdnn_ds.train.run_folder import RunFolder
-from mtdnn_ds.train.setup import RunData
-from mtdnn_ds.train.state import RunState
 
 
 def show_results(data: RunData, state: RunState, folder: RunFolder, *, say: Callable[[str], None]) -> None:

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mtdnn_ds.train.checkpoint import replace_file
+from mtdnn_ds.checkpoint.find import replace_file
 
 RESULTS = "stages.json"
 _HEADER = ("task", "stage", "score", "best", "at step")

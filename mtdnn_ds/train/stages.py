@@ -11,24 +11,24 @@ from pathlib import Path
 from typing import Any
 
 from mtdnn_ds import dist
+from mtdnn_ds.checkpoint.find import find_checkpoint
 from mtdnn_ds.config.deepspeed import ResolvedDeepSpeed
 from mtdnn_ds.config.errors import CheckpointError, UserError
 from mtdnn_ds.config.recipe import Recipe
 from mtdnn_ds.config.stages import Stage, by_stage, dump_stages
+from mtdnn_ds.faults.watchdog.watch import joining, watching
+from mtdnn_ds.files import writing
+from mtdnn_ds.monitor.console import Progress
+from mtdnn_ds.runs.folder import RunFolder, write_keeping_old
+from mtdnn_ds.runs.lock import locked
+from mtdnn_ds.runs.setup import build_plan, prepare_run_data
+from mtdnn_ds.runs.state import check_fit
 from mtdnn_ds.tasks.spec import TaskSpec
-from mtdnn_ds.train.checkpoint import find_checkpoint
-from mtdnn_ds.train.disk import writing
-from mtdnn_ds.train.distillation import find_lessons
+from mtdnn_ds.train.distillation.teacher_outputs import find_lessons
 from mtdnn_ds.train.engine import start_distributed
-from mtdnn_ds.train.lock import locked
-from mtdnn_ds.train.progress import Progress
-from mtdnn_ds.train.run import fresh_state
-from mtdnn_ds.train.run_folder import RunFolder, write_keeping_old
-from mtdnn_ds.train.setup import build_plan, prepare_run_data
 from mtdnn_ds.train.stage_results import StageResult, format_stages, write_results
-from mtdnn_ds.train.state import check_fit
+from mtdnn_ds.train.start import fresh_state
 from mtdnn_ds.train.trainer import train
-from mtdnn_ds.train.watchdog import joining, watching
 
 Say = Callable[[str], None]
 

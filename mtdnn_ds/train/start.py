@@ -10,35 +10,44 @@ from typing import Any
 import torch
 
 from mtdnn_ds import dist
+from mtdnn_ds.checkpoint import find as checkpoint
+from mtdnn_ds.checkpoint import restore as elastic
+from mtdnn_ds.checkpoint.save import Saver, space_note
 from mtdnn_ds.config.deepspeed import ResolvedDeepSpeed
 from mtdnn_ds.config.errors import ConfigError
 from mtdnn_ds.config.load import dump_recipe
 from mtdnn_ds.config.recipe import Recipe
-from mtdnn_ds.data.loader import LoaderSettings
-from mtdnn_ds.data.plan import StepPlan
+from mtdnn_ds.data.batches.loader import LoaderSettings
+from mtdnn_ds.data.plan.step_plan import StepPlan
+from mtdnn_ds.faults.slurm_time_limit import TimeLimit, job_end
+from mtdnn_ds.files import reason
 from mtdnn_ds.losses.adaptive import AdaptiveScales, adaptive_scales
 from mtdnn_ds.losses.distillation import Distillation
 from mtdnn_ds.losses.forms import Losses, build_losses
 from mtdnn_ds.model.freeze import freeze
 from mtdnn_ds.model.multitask import MultiTaskNet, parameter_groups
+from mtdnn_ds.monitor.console import Progress
+from mtdnn_ds.monitor.flops import StepCost, step_cost
+from mtdnn_ds.monitor.run_monitor import Event, RunMonitor
+from mtdnn_ds.runs.folder import RunFolder, plan_record, write_run_files
+from mtdnn_ds.runs.setup import (
+    RunData,
+    build_plan,
+    idle_tasks,
+    loader_settings,
+    prepare_run_data,
+    run_model,
+    settings_dict,
+)
+from mtdnn_ds.runs.state import PARTITION, RunState, check_fit
 from mtdnn_ds.tasks.spec import TaskSpec
-from mtdnn_ds.train import checkpoint, elastic
-from mtdnn_ds.train.disk import reason
-from mtdnn_ds.train.distillation import Lesson, find_lessons, fingerprints, taught
+from mtdnn_ds.train.distillation.teacher_outputs import Lesson, find_lessons, fingerprints, taught
 from mtdnn_ds.train.engine import start_engine
-from mtdnn_ds.train.heads import begin_with_heads
-from mtdnn_ds.train.init import begin_with, find_source
-from mtdnn_ds.train.monitor import Event, RunMonitor
+from mtdnn_ds.train.init.from_hf_heads import begin_with_heads
+from mtdnn_ds.train.init.from_run import begin_with, find_source
 from mtdnn_ds.train.optimizer import build_optimizer
-from mtdnn_ds.train.penalty import SharingPenalty, sharing_penalty
-from mtdnn_ds.train.progress import Progress
-from mtdnn_ds.train.regularizers import Regularizer, build_regularizer
-from mtdnn_ds.train.run_folder import RunFolder, plan_record, write_run_files
-from mtdnn_ds.train.saving import Saver, space_note
-from mtdnn_ds.train.setup import RunData, build_plan, idle_tasks, loader_settings, prepare_run_data, run_model, settings_dict
-from mtdnn_ds.train.state import PARTITION, RunState, check_fit
-from mtdnn_ds.train.throughput import StepCost, step_cost
-from mtdnn_ds.train.time_limit import TimeLimit, job_end
+from mtdnn_ds.train.regularizers.regularizer import Regularizer, build_regularizer
+from mtdnn_ds.train.regularizers.sharing_penalty import SharingPenalty, sharing_penalty
 
 COMPUTE_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "autocast_bf16": torch.bfloat16}
 

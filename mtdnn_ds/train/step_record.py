@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 
 from mtdnn_ds import dist
-from mtdnn_ds.data.loader import StepBatches
+from mtdnn_ds.data.batches.loader import StepBatches
 from mtdnn_ds.losses.objective import step_loss
+from mtdnn_ds.monitor.run_monitor import StepRecord
+from mtdnn_ds.runs.schedule import learning_rate, num_warmup_steps
 from mtdnn_ds.train.engine import StepResult
-from mtdnn_ds.train.monitor import StepRecord
-from mtdnn_ds.train.run import Run
-from mtdnn_ds.train.schedule import learning_rate, num_warmup_steps
+from mtdnn_ds.train.start import Run
 
 
 def step_learning_rate(run: Run, step: int) -> float:

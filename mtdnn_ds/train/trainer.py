@@ -11,28 +11,35 @@ from typing import Any, cast
 import numpy as np
 
 from mtdnn_ds import dist
+from mtdnn_ds.checkpoint.weights import save_best
 from mtdnn_ds.config.deepspeed import ResolvedDeepSpeed
 from mtdnn_ds.config.errors import Stopped, TrainingError
 from mtdnn_ds.config.recipe import Recipe
-from mtdnn_ds.data.loader import StepBatches, TrainLoader
+from mtdnn_ds.data.batches.loader import StepBatches, TrainLoader
+from mtdnn_ds.faults import stop_requests
+from mtdnn_ds.faults.heartbeat import in_loop, mark
+from mtdnn_ds.faults.stop_log import write_stop
+from mtdnn_ds.faults.stop_requests import Heed
+from mtdnn_ds.faults.watchdog.watch import joining, watching
+from mtdnn_ds.files import SaveFailed, reason, writing
 from mtdnn_ds.losses.objective import Scale, task_means, task_scales
+from mtdnn_ds.monitor.console import Progress
+from mtdnn_ds.monitor.projector import dev_embeddings
+from mtdnn_ds.monitor.run_monitor import EvalRecord, check_monitors
+from mtdnn_ds.runs.evaluate import EvaluationStopped, evaluate
+from mtdnn_ds.runs.lock import locked
 from mtdnn_ds.tasks.spec import TaskSpec
-from mtdnn_ds.train import stopping
-from mtdnn_ds.train.disk import SaveFailed, reason, writing
-from mtdnn_ds.train.embeddings import dev_embeddings
-from mtdnn_ds.train.engine import count_units, free_memory, optimizer_step, set_learning_rate, start_distributed, stop_engine
-from mtdnn_ds.train.evaluate import EvaluationStopped, evaluate
-from mtdnn_ds.train.lock import locked
-from mtdnn_ds.train.marks import in_loop, mark
-from mtdnn_ds.train.monitor import EvalRecord, check_monitors
-from mtdnn_ds.train.progress import Progress
+from mtdnn_ds.train.engine import (
+    count_units,
+    free_memory,
+    optimizer_step,
+    set_learning_rate,
+    start_distributed,
+    stop_engine,
+)
 from mtdnn_ds.train.results import show_results
-from mtdnn_ds.train.run import Run, start_run
+from mtdnn_ds.train.start import Run, start_run
 from mtdnn_ds.train.step_record import step_learning_rate, step_record
-from mtdnn_ds.train.stop_log import write_stop
-from mtdnn_ds.train.stopping import Heed
-from mtdnn_ds.train.watchdog import joining, watching
-from mtdnn_ds.train.weights import save_best
 
 
 def train(
@@ -52,8 +59,8 @@ def train(
     rank was asked to stop and all is saved; before the first step such a process ends at once, with exit code 85.
     """
     check_monitors(deepspeed.config)
-    with stopping.listening():
-        stopping.heed(Heed.AT_ONCE)
+    with stop_requests.listening():
+        stop_requests.heed(Heed.AT_ONCE)
         with joining(recipe.train.stall_timeout):
             device = start_distributed()
         with watching(recipe.train.stall_timeout), locked(output_dir, Progress(num_steps=0, is_main=dist.is_main() and not quiet).say):
@@ -76,7 +83,7 @@ def _train(run: Run) -> str | None:
         run.progress.say(
             f"{run.limit.describe()}: the run saves and stops {run.limit.margin:g} s before that, and earlier by its longest step and save"
         )
-    stopping.heed(Heed.BETWEEN_STEPS)
+    stop_requests.heed(Heed.BETWEEN_STEPS)
     succeeded = False
     try:
         stopped = _all_steps(run)
@@ -87,7 +94,7 @@ def _train(run: Run) -> str | None:
         raise
     finally:
         in_loop(False)
-        stopping.heed(Heed.NO_MORE)
+        stop_requests.heed(Heed.NO_MORE)
         run.progress.close()
         if run.monitor is not None:
             run.monitor.close(succeeded=succeeded)
@@ -100,8 +107,8 @@ def _wants_to_stop(run: Run) -> bool:
             return True  # _stop says why
         run.progress.say_once(f"{run.monitor.problem}; its lines wait in memory (train.on_save_error=continue)")
     if run.limit.is_near():
-        stopping.request(run.limit.describe())
-    return stopping.requested() is not None
+        stop_requests.request(run.limit.describe())
+    return stop_requests.requested() is not None
 
 
 def _all_steps(run: Run) -> str | None:
@@ -130,7 +137,7 @@ def _all_steps(run: Run) -> str | None:
             run.limit.longest_step = max(run.limit.longest_step, time.monotonic() - begin)
             step = state.step
             if step == total_steps:
-                stopping.heed(Heed.NO_MORE)
+                stop_requests.heed(Heed.NO_MORE)
             if _evaluation_is_due(run) and not _evaluate(run):
                 return _stop(run)
             if _is_due(run, recipe.train.save_every):
@@ -165,7 +172,7 @@ def _stop(run: Run) -> str:
     run.saver.wait()
     seconds = _save(run, must=True) if step > run.saver.saved_step else None
     _refuse_lost_lines(run)
-    reasons = [f"rank {rank}: {reason}" for rank, reason in enumerate(dist.gather(stopping.requested())) if reason]
+    reasons = [f"rank {rank}: {reason}" for rank, reason in enumerate(dist.gather(stop_requests.requested())) if reason]
 
     def note() -> None:
         with writing(f"step {step} is saved, but stops.jsonl"):

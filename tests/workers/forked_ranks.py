@@ -31,7 +31,9 @@ from transformers import BertModel, PreTrainedTokenizerFast  # noqa: F401
 
 from mtdnn_ds import cli
 from mtdnn_ds.commands import train  # noqa: F401
-from mtdnn_ds.train import engine, monitor, setup, stages, trainer  # noqa: F401
+from mtdnn_ds.monitor import run_monitor as monitor  # noqa: F401
+from mtdnn_ds.runs import setup  # noqa: F401
+from mtdnn_ds.train import engine, stages, trainer  # noqa: F401
 from workers.train_and_die import die_in_second_save
 
 SECONDS_FOR_A_RUN = 90

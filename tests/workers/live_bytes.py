@@ -13,9 +13,9 @@ from pathlib import Path
 import torch
 
 from mtdnn_ds import dist
-from mtdnn_ds.commands.checks import checked_run
 from mtdnn_ds.train.engine import start_distributed, stop_distributed
-from mtdnn_ds.train.run import start_run
+from mtdnn_ds.train.preflight.checks import checked_run
+from mtdnn_ds.train.start import start_run
 
 
 def main(job_file: str) -> None:

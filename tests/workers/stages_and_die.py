@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from mtdnn_ds import dist
-from mtdnn_ds.commands.checks import checked_stages
 from mtdnn_ds.config.errors import UserError
 from mtdnn_ds.model.multitask import MultiTaskNet
 from mtdnn_ds.train import stages, trainer
 from mtdnn_ds.train.engine import stop_distributed
+from mtdnn_ds.train.preflight.checks import checked_stages
 
 
 def die() -> None:

@@ -15,9 +15,11 @@ from typing import Any
 import torch
 
 from mtdnn_ds import dist
-from mtdnn_ds.commands.checks import checked_run
-from mtdnn_ds.train import checkpoint, saving, trainer
-from mtdnn_ds.train.shards import ShardWriter
+from mtdnn_ds.checkpoint import find as checkpoint
+from mtdnn_ds.checkpoint import save as saving
+from mtdnn_ds.checkpoint.shard_writer import ShardWriter
+from mtdnn_ds.train import trainer
+from mtdnn_ds.train.preflight.checks import checked_run
 
 SAVE_POINTS = (
     "before_shards",

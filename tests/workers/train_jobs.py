@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 
 from mtdnn_ds import dist
-from mtdnn_ds.commands.checks import checked_run
 from mtdnn_ds.train.engine import stop_distributed
+from mtdnn_ds.train.preflight.checks import checked_run
 from mtdnn_ds.train.trainer import train
 
 

@@ -13,7 +13,7 @@ import torch
 
 from mtdnn_ds import dist
 from mtdnn_ds.check.doctor.findings import Finding, gigabytes
-from mtdnn_ds.train.device import probe_device
+from mtdnn_ds.runs.device import probe_device
 
 # A checkpoint of BERT-large: 335 M parameters with fp32 master weights and two Adam states (12 bytes), and the weights (2 to 4).
 CHECKPOINT_BYTES = 335e6 * 16

@@ -55,7 +55,7 @@ def write_small_encoder(recipe: Recipe, folder: Path) -> Path:
     """Config and tokenizer of a small encoder of the recipe's architecture, without weights. Raises ConfigError if it cannot be made small."""
     from transformers import AutoConfig
 
-    from mtdnn_ds.data.features import load_tokenizer
+    from mtdnn_ds.data.cache.tokenize import load_tokenizer
 
     settings = recipe.encoder
     path = resolve_encoder_path(settings.path)

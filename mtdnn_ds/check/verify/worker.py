@@ -14,10 +14,10 @@ import torch
 from mtdnn_ds.check.tiny_runs import resolved_json
 from mtdnn_ds.config.load import load_recipe
 from mtdnn_ds.config.recipe import Recipe
+from mtdnn_ds.monitor.console import configure_logging
 from mtdnn_ds.tasks.resolve import resolve_tasks
 from mtdnn_ds.tasks.spec import TaskSpec
 from mtdnn_ds.train.engine import start_distributed, stop_distributed
-from mtdnn_ds.train.progress import configure_logging
 from mtdnn_ds.train.trainer import train
 
 HIDDEN = "hidden.json"
@@ -46,9 +46,9 @@ def compare_hidden_states(recipe: Recipe, specs: tuple[TaskSpec, ...], output_di
     """Packed hidden states of the first step's sequences against transformers' own model in float64, each sequence alone."""
     from transformers import AutoModel
 
-    from mtdnn_ds.data.loader import TrainLoader
+    from mtdnn_ds.data.batches.loader import TrainLoader
     from mtdnn_ds.model.encoder import PackedEncoder
-    from mtdnn_ds.train.setup import build_plan, loader_settings, prepare_run_data, run_model
+    from mtdnn_ds.runs.setup import build_plan, loader_settings, prepare_run_data, run_model
 
     device = start_distributed()
     data = prepare_run_data(recipe, specs, lambda text: None)

@@ -16,8 +16,8 @@ import torch
 
 from mtdnn_ds.batch import PackedBatch, Targets
 from mtdnn_ds.batch.groups import attention_groups
-from mtdnn_ds.data.copies import parts_of_copies
-from mtdnn_ds.data.counter_hash import sequence_keys, stream_of
+from mtdnn_ds.counter_hash import sequence_keys, stream_of
+from mtdnn_ds.data.batches.sharing_parts import parts_of_copies
 from mtdnn_ds.data.examples import Examples, Gathered
 from mtdnn_ds.tasks.layout import HeadLayout
 from mtdnn_ds.tasks.sharing import HARD, Sharing

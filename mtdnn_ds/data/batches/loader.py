@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 
 from mtdnn_ds.batch import PackedBatch
-from mtdnn_ds.data.collate import collate
-from mtdnn_ds.data.copies import num_fillers
+from mtdnn_ds.data.batches.collate import collate
+from mtdnn_ds.data.batches.packing import Packing, pack
+from mtdnn_ds.data.batches.sharing_parts import num_fillers
 from mtdnn_ds.data.examples import Examples
-from mtdnn_ds.data.packing import Packing, pack
-from mtdnn_ds.data.plan import StepPlan
+from mtdnn_ds.data.plan.step_plan import StepPlan
 from mtdnn_ds.tasks.layout import HeadLayout
 from mtdnn_ds.tasks.sharing import HARD, Sharing
 

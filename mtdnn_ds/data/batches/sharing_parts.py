@@ -14,7 +14,7 @@ import numpy as np
 
 from mtdnn_ds.batch import PackedBatch
 from mtdnn_ds.batch.groups import attention_groups
-from mtdnn_ds.data.packing import Packing
+from mtdnn_ds.data.batches.packing import Packing
 from mtdnn_ds.tasks.sharing import Sharing
 
 

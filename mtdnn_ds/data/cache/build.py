@@ -27,12 +27,12 @@ import numpy as np
 import pyarrow as pa
 
 from mtdnn_ds.config.errors import ConfigError, DataError, UserError
-from mtdnn_ds.data.features import SpecialTokens, load_tokenizer, special_tokens, tokenizer_hash
-from mtdnn_ds.data.prepared import PreparedSplit, Shard
-from mtdnn_ds.data.readers import reader_of
-from mtdnn_ds.data.record_batches import blocks, record_batch, schema_of
-from mtdnn_ds.data.rows import checked_rows
-from mtdnn_ds.data.sources import fingerprint, place_of
+from mtdnn_ds.data.cache.prepared_split import PreparedSplit, Shard
+from mtdnn_ds.data.cache.record_batches import blocks, record_batch, schema_of
+from mtdnn_ds.data.cache.tokenize import SpecialTokens, load_tokenizer, special_tokens, tokenizer_hash
+from mtdnn_ds.data.rows.checked import checked_rows
+from mtdnn_ds.data.rows.readers import reader_of
+from mtdnn_ds.data.sources.tables import fingerprint, place_of
 from mtdnn_ds.tasks.spec import Source, TaskSpec
 
 CODE_VERSION = 2  # raise it when rows or tokens of the same source would come out differently

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from mtdnn_ds.data.features import SpecialTokens, Template, kept_lengths, ragged_ranges, room_for_texts
+from mtdnn_ds.data.cache.tokenize import SpecialTokens, Template, kept_lengths, ragged_ranges, room_for_texts
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,7 +26,7 @@ class Shard:
     text_offsets: np.ndarray  # int64, one more than rows: row r's texts are text_lengths[text_offsets[r] : text_offsets[r + 1]]
     labels: np.ndarray  # float32
     source_rows: np.ndarray  # int64
-    extra: Mapping[str, Any]  # Arrow arrays that the task's kind keeps, see data/readers.py
+    extra: Mapping[str, Any]  # Arrow arrays that the task's kind keeps, see data/rows/readers.py
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

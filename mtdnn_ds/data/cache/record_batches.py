@@ -1,4 +1,4 @@
-"""Record batches of the prepared cache: checked rows tokenised into flat Arrow columns. No files (data/cache.py)."""
+"""Record batches of the prepared cache: checked rows tokenised into flat Arrow columns. No files (data/cache/build.py)."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from mtdnn_ds.data.features import encodings, flatten, word_prefix, word_starts
-from mtdnn_ds.data.readers import Reader
-from mtdnn_ds.data.rows import CheckedRow
+from mtdnn_ds.data.cache.tokenize import encodings, flatten, word_prefix, word_starts
+from mtdnn_ds.data.rows.checked import CheckedRow
+from mtdnn_ds.data.rows.readers import Reader
 
 
 def schema_of(tokenizer: Any, reader: Reader) -> pa.Schema:

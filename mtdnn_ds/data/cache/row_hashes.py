@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mtdnn_ds.data.counter_hash import mix
-from mtdnn_ds.data.prepared import PreparedSplit, Shard
+from mtdnn_ds.counter_hash import mix
+from mtdnn_ds.data.cache.prepared_split import PreparedSplit, Shard
 
 _TOKENS_PER_BLOCK = 2**20
 

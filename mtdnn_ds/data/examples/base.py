@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from mtdnn_ds.data.prepared import PreparedSplit
+from mtdnn_ds.data.cache.prepared_split import PreparedSplit
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from mtdnn_ds.data.cache.prepared_split import PreparedSplit
+from mtdnn_ds.data.cache.tokenize import ragged_ranges, room_for_texts
 from mtdnn_ds.data.examples.base import Decoded, Gathered, TargetRows, TermOutputs
-from mtdnn_ds.data.features import ragged_ranges, room_for_texts
-from mtdnn_ds.data.prepared import PreparedSplit
-from mtdnn_ds.data.rows_choices import UNKNOWN
+from mtdnn_ds.data.rows.choices import UNKNOWN
 from mtdnn_ds.tasks.spec import TaskSpec
 
 

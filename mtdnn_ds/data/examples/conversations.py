@@ -14,11 +14,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from mtdnn_ds.config.errors import TrainingError
+from mtdnn_ds.data.cache.prepared_split import PreparedSplit
 from mtdnn_ds.data.examples.base import Decoded, Gathered, TargetRows, TermOutputs
 from mtdnn_ds.data.examples.span_scores import best_spans, first_best
 from mtdnn_ds.data.examples.spans import span_targets, texts_of
 from mtdnn_ds.data.examples.windows import Windows, numbers
-from mtdnn_ds.data.prepared import PreparedSplit
 from mtdnn_ds.tasks.answer_metrics import CANNOT_ANSWER
 from mtdnn_ds.tasks.layout import ANSWER_TYPES
 from mtdnn_ds.tasks.spec import TaskSpec

@@ -16,12 +16,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from mtdnn_ds.config.errors import ConfigError, DataError
-from mtdnn_ds.data.counter_hash import epoch_keys, stream_of, words
+from mtdnn_ds.counter_hash import epoch_keys, stream_of, words
+from mtdnn_ds.data.cache.prepared_split import PreparedSplit, TextRange
+from mtdnn_ds.data.cache.tokenize import ragged_ranges, room_for_texts
 from mtdnn_ds.data.examples.base import Decoded, Gathered, TargetRows, TermOutputs
 from mtdnn_ds.data.examples.chunks import cut_chunks
 from mtdnn_ds.data.examples.masks import chosen_tokens, replaced
-from mtdnn_ds.data.features import ragged_ranges, room_for_texts
-from mtdnn_ds.data.prepared import PreparedSplit, TextRange
 from mtdnn_ds.tasks.spec import TaskSpec
 
 IS_NEXT, IS_RANDOM = 0.0, 1.0  # as in transformers' BertForPreTraining

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from mtdnn_ds.data.counter_hash import words
+from mtdnn_ds.counter_hash import words
 
 ORDER, FATE, RANDOM_TOKEN = (np.array([number], np.uint64) for number in range(3))  # which of a sequence's keys is for what
 

@@ -16,10 +16,10 @@ from fractions import Fraction
 
 import numpy as np
 
-from mtdnn_ds.data.apportion import largest_remainder
-from mtdnn_ds.data.counter_hash import stream_of
+from mtdnn_ds.counter_hash import stream_of
 from mtdnn_ds.data.examples.base import Decoded, Examples, Gathered, TermOutputs
-from mtdnn_ds.data.permutation import permute
+from mtdnn_ds.data.plan.apportion import largest_remainder
+from mtdnn_ds.data.plan.permutation import permute
 from mtdnn_ds.tasks.spec import TaskSpec
 
 SCORE_BINS = 10  # of a regression's labels, as many rows in each

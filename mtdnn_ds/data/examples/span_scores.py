@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mtdnn_ds.config.errors import TrainingError
-from mtdnn_ds.data.features import ragged_ranges
+from mtdnn_ds.data.cache.tokenize import ragged_ranges
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

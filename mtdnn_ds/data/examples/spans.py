@@ -13,10 +13,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from mtdnn_ds.config.errors import ConfigError
+from mtdnn_ds.data.cache.prepared_split import PreparedSplit
 from mtdnn_ds.data.examples.base import Decoded, Gathered, TargetRows, TermOutputs
 from mtdnn_ds.data.examples.span_scores import best_spans, first_best
 from mtdnn_ds.data.examples.windows import Windows, numbers
-from mtdnn_ds.data.prepared import PreparedSplit
 from mtdnn_ds.tasks.spec import TaskSpec
 
 STARTS, ENDS = 1, 2

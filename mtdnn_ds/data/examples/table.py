@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from mtdnn_ds.data.cache.prepared_split import PreparedSplit
 from mtdnn_ds.data.examples.base import Examples
 from mtdnn_ds.data.examples.choices import ChoiceExamples
 from mtdnn_ds.data.examples.conversations import ConversationExamples
@@ -12,7 +13,6 @@ from mtdnn_ds.data.examples.pairs import PairExamples
 from mtdnn_ds.data.examples.spans import SpanExamples
 from mtdnn_ds.data.examples.texts import TextExamples
 from mtdnn_ds.data.examples.words import WordExamples
-from mtdnn_ds.data.prepared import PreparedSplit
 from mtdnn_ds.tasks.spec import TaskSpec
 
 Maker = Callable[..., Examples]

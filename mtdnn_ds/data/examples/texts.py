@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from mtdnn_ds.data.cache.prepared_split import PreparedSplit
 from mtdnn_ds.data.examples.base import Decoded, Gathered, TargetRows, TermOutputs
-from mtdnn_ds.data.prepared import PreparedSplit
 from mtdnn_ds.tasks.spec import TaskSpec
 
 

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from mtdnn_ds.config.errors import ConfigError
-from mtdnn_ds.data.features import ragged_ranges, room_for_texts
-from mtdnn_ds.data.prepared import PreparedSplit
+from mtdnn_ds.data.cache.prepared_split import PreparedSplit
+from mtdnn_ds.data.cache.tokenize import ragged_ranges, room_for_texts
 
 
 class Windows:

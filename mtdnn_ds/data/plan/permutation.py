@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from mtdnn_ds.data.counter_hash import epoch_keys, words
+from mtdnn_ds.counter_hash import epoch_keys, words
 
 _ROUNDS = 8  # 4 are enough for large domains (Luby and Rackoff 1988); 8 also make all orders of 3 rows equally frequent
 

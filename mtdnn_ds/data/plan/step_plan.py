@@ -28,10 +28,10 @@ from typing import Any
 import numpy as np
 
 from mtdnn_ds.config.errors import CheckpointError, ConfigError
-from mtdnn_ds.data.apportion import CYCLE, MAX_UNITS_PER_STEP, Apportionment, largest_remainder, quantise
-from mtdnn_ds.data.counter_hash import stream_of
-from mtdnn_ds.data.permutation import permute
-from mtdnn_ds.data.rates import annealed_alpha, task_rates
+from mtdnn_ds.counter_hash import stream_of
+from mtdnn_ds.data.plan.apportion import CYCLE, MAX_UNITS_PER_STEP, Apportionment, largest_remainder, quantise
+from mtdnn_ds.data.plan.permutation import permute
+from mtdnn_ds.data.plan.rates import annealed_alpha, task_rates
 
 MIXINGS = ("per_example", "per_micro_batch", "per_step", "sequential")
 _VERSION = 1  # part of the fingerprint; raise it when the same arguments begin to give other steps

@@ -11,11 +11,11 @@ from collections.abc import Mapping
 
 import pyarrow as pa
 
-from mtdnn_ds.data.answer_spans import best_span, trimmed
-from mtdnn_ds.data.conversations import Span, Turn
-from mtdnn_ds.data.lines import Cells, RowProblem
-from mtdnn_ds.data.nested import Question, columns_in
-from mtdnn_ds.data.rows import CheckedRow, RowParser, shown, text_problem
+from mtdnn_ds.data.rows.answer_spans import best_span, trimmed
+from mtdnn_ds.data.rows.checked import CheckedRow, RowParser, shown, text_problem
+from mtdnn_ds.data.sources.coqa_quac import Span, Turn
+from mtdnn_ds.data.sources.lines import Cells, RowProblem
+from mtdnn_ds.data.sources.squad import Question, columns_in
 from mtdnn_ds.tasks.answer_metrics import CANNOT_ANSWER, normalised
 from mtdnn_ds.tasks.layout import ANSWER_TYPES
 from mtdnn_ds.tasks.spec import Source, TaskSpec

@@ -14,8 +14,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from mtdnn_ds.config.errors import DataError, did_you_mean
-from mtdnn_ds.data.lines import Cells, RowProblem
-from mtdnn_ds.data.sources import iterate_rows, place_of, row_word
+from mtdnn_ds.data.sources.lines import Cells, RowProblem
+from mtdnn_ds.data.sources.tables import iterate_rows, place_of, row_word
 from mtdnn_ds.tasks.builtin import NO_GOLD_LABEL
 from mtdnn_ds.tasks.custom import CustomKind
 from mtdnn_ds.tasks.spec import Source, TaskSpec
@@ -30,10 +30,10 @@ LabelParser = Callable[[object], "float | RowProblem"]
 class CheckedRow(NamedTuple):
     """One usable row. `label` is a class id or a score, NaN where the source or the kind has none."""
 
-    number: int  # as a person would look it up, see data/sources.py
+    number: int  # as a person would look it up, see data/sources/tables.py
     texts: tuple[str, ...]
     label: float
-    extra: Mapping[str, Any] = {}  # what the kind keeps beside the texts: data/readers.py
+    extra: Mapping[str, Any] = {}  # what the kind keeps beside the texts: data/rows/readers.py
 
 
 RowParser = Callable[[int, Cells], "CheckedRow | RowProblem"]

@@ -10,9 +10,9 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from mtdnn_ds.data.lines import Cells, RowProblem
-from mtdnn_ds.data.rows import CheckedRow, RowParser, class_parser, label_word, shown, text_problem
-from mtdnn_ds.data.sources import row_word
+from mtdnn_ds.data.rows.checked import CheckedRow, RowParser, class_parser, label_word, shown, text_problem
+from mtdnn_ds.data.sources.lines import Cells, RowProblem
+from mtdnn_ds.data.sources.tables import row_word
 from mtdnn_ds.tasks.spec import Source, TaskSpec
 
 UNKNOWN = -1

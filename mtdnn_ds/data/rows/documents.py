@@ -11,8 +11,8 @@ from __future__ import annotations
 import math
 import re
 
-from mtdnn_ds.data.lines import Cells, RowProblem
-from mtdnn_ds.data.rows import CheckedRow, RowParser, text_problem
+from mtdnn_ds.data.rows.checked import CheckedRow, RowParser, text_problem
+from mtdnn_ds.data.sources.lines import Cells, RowProblem
 from mtdnn_ds.tasks.spec import Source, TaskSpec
 
 _ABBREVIATION = re.compile(

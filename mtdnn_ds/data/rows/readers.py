@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 
 import pyarrow as pa
 
-from mtdnn_ds.data.rows import GroupRows, RowParser, texts_and_label
-from mtdnn_ds.data.rows_answers import SPAN_COLUMNS, TURN_COLUMNS, span_rows, turn_rows
-from mtdnn_ds.data.rows_choices import candidate, choices_and_index, queries_of
-from mtdnn_ds.data.rows_documents import document
-from mtdnn_ds.data.rows_words import words_and_numbers, words_and_tags
+from mtdnn_ds.data.rows.answers import SPAN_COLUMNS, TURN_COLUMNS, span_rows, turn_rows
+from mtdnn_ds.data.rows.checked import GroupRows, RowParser, texts_and_label
+from mtdnn_ds.data.rows.choices import candidate, choices_and_index, queries_of
+from mtdnn_ds.data.rows.documents import document
+from mtdnn_ds.data.rows.words import words_and_numbers, words_and_tags
 from mtdnn_ds.tasks.spec import Source, TaskSpec
 
 

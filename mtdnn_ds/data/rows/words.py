@@ -4,8 +4,16 @@ from __future__ import annotations
 
 import math
 
-from mtdnn_ds.data.lines import Cells, RowProblem
-from mtdnn_ds.data.rows import CheckedRow, LabelParser, RowParser, class_parser, label_parser, shown, text_problem
+from mtdnn_ds.data.rows.checked import (
+    CheckedRow,
+    LabelParser,
+    RowParser,
+    class_parser,
+    label_parser,
+    shown,
+    text_problem,
+)
+from mtdnn_ds.data.sources.lines import Cells, RowProblem
 from mtdnn_ds.tasks.spec import Source, TaskSpec
 
 UNKNOWN_TAG = -1

@@ -1,4 +1,4 @@
-"""Sentences of a .conll file: one word a line with its tag, a blank line after each sentence. No labels are judged here (data/rows_words.py).
+"""Sentences of a .conll file: one word a line with its tag, a blank line after each sentence. No labels are judged here (data/rows/words.py).
 
 Columns stand between tabs, or between blanks in a line without a tab, and have numbers: text_columns[0] of the source is the word's,
 label_column the tag's. Lines that begin with -DOCSTART- part documents. Before a sentence's first word, a line that begins with # is a
@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from itertools import chain
 
 from mtdnn_ds.config.errors import DataError
-from mtdnn_ds.data.lines import NOT_UTF8, Cells, RawRow, RowProblem, lines_of
+from mtdnn_ds.data.sources.lines import NOT_UTF8, Cells, RawRow, RowProblem, lines_of
 from mtdnn_ds.tasks.spec import Source
 
 _BLANKS = re.compile(r"[ \t]+")

@@ -1,6 +1,6 @@
 """Conversations about a text, in CoQA's and in QuAC's layout, from their JSON files or from tables as on the Hugging Face hub. Judges no text.
 
-A row is one question with all that was said before it (data/nested.py says how rows count). A conversation's keys tell its layout.
+A row is one question with all that was said before it (data/sources/squad.py says how rows count). A conversation's keys tell its layout.
 """
 
 from __future__ import annotations
@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from mtdnn_ds.data.lines import RawRow, RowProblem
-from mtdnn_ds.data.nested import below, columns_in, data_of, missing, numbered
+from mtdnn_ds.data.sources.lines import RawRow, RowProblem
+from mtdnn_ds.data.sources.squad import below, columns_in, data_of, missing, numbered
 from mtdnn_ds.tasks.spec import Source
 
 _YES_NO = ("y", "n", "x")  # the ClassLabel of the hub's QuAC, in its order

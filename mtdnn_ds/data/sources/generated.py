@@ -14,7 +14,7 @@ from typing import TypeVar
 import numpy as np
 
 from mtdnn_ds.config.errors import DataError, did_you_mean
-from mtdnn_ds.data.quickstart_words import (
+from mtdnn_ds.data.sources.generated_words import (
     ADJECTIVES,
     ADVERBS,
     ANIMALS,

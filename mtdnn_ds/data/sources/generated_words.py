@@ -1,4 +1,4 @@
-"""Vocabulary of the generated quickstart tasks (data/quickstart.py). Words only."""
+"""Vocabulary of the generated quickstart tasks (data/sources/generated.py). Words only."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Lines of a text file, and what a row is before it is judged. Knows no format (data/sources.py, data/text_file.py)."""
+"""Lines of a text file, and what a row is before it is judged. Knows no format (data/sources/tables.py, data/sources/text_file.py)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Nested JSON files, and SQuAD's questions out of them. Judges no text (data/rows_answers.py); conversations are in data/conversations.py.
+"""Nested JSON files, and SQuAD's questions out of them. Judges no text (data/rows/answers.py); conversations are in data/sources/coqa_quac.py.
 
 A row is one question, and questions are what is counted. Its one cell says where it stands. Where a key is missing, the part of the file
 that lacks it is one bad row: nobody knows how many questions it would have had.
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mtdnn_ds.config.errors import DataError, did_you_mean
-from mtdnn_ds.data.lines import RawRow, RowProblem
+from mtdnn_ds.data.sources.lines import RawRow, RowProblem
 from mtdnn_ds.tasks.spec import Source
 
 

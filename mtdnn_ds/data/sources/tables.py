@@ -1,4 +1,4 @@
-"""Raw rows of a Source, from text files, parquet, saved datasets, the hub or our generator. No labels or texts are judged here (data/rows.py).
+"""Raw rows of a Source, from text files, parquet, saved datasets, the hub or our generator. No labels or texts are judged here (data/rows/checked.py).
 
 A row is (number, cells) or (number, RowProblem): `cells` hold the text columns and then the label column, if any; `number` is
 where a person would look: the 1-based line of a text file (its header is line 1; for a quoted record over several lines,
@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from mtdnn_ds.config.errors import DataError, did_you_mean
-from mtdnn_ds.data import quickstart
-from mtdnn_ds.data.conll import sentences_in
-from mtdnn_ds.data.conversations import conversation_file, conversation_table
-from mtdnn_ds.data.lines import NOT_UTF8, Cells, RawRow, RowProblem, lines_of
-from mtdnn_ds.data.nested import squad_questions
-from mtdnn_ds.data.text_file import documents_in
+from mtdnn_ds.data.sources import generated
+from mtdnn_ds.data.sources.conll import sentences_in
+from mtdnn_ds.data.sources.coqa_quac import conversation_file, conversation_table
+from mtdnn_ds.data.sources.lines import NOT_UTF8, Cells, RawRow, RowProblem, lines_of
+from mtdnn_ds.data.sources.squad import squad_questions
+from mtdnn_ds.data.sources.text_file import documents_in
 from mtdnn_ds.tasks.spec import Source
 
 _ROWS_PER_READ = 1024
@@ -53,7 +53,7 @@ def iterate_rows(source: Source) -> Iterator[RawRow]:
     if source.nested:
         return conversation_table(source, columns_of(source), iterate_rows(replace(source, nested=False)))
     if source.format == "generated":
-        return ((number, (*texts, label)) for number, (texts, label) in enumerate(quickstart.generate(source.path, source.split or ""), 1))
+        return ((number, (*texts, label)) for number, (texts, label) in enumerate(generated.generate(source.path, source.split or ""), 1))
     if source.format in ("hub", "datasets"):
         return _dataset_rows(source)
     if not Path(source.path).is_file():
@@ -74,7 +74,7 @@ def iterate_rows(source: Source) -> Iterator[RawRow]:
 def fingerprint(source: Source) -> str:
     """Identity of a source's contents: sha256 of its files, the dataset's own fingerprint on the hub, or the generator's version."""
     if source.format == "generated":
-        return f"generated {source.path} {source.split} {quickstart.VERSION}"
+        return f"generated {source.path} {source.split} {generated.VERSION}"
     if source.format == "hub":
         return f"hub {_load_hub(source)._fingerprint}"
     files = [Path(source.path)]

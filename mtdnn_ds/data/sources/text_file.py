@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from mtdnn_ds.data.lines import NOT_UTF8, RawRow, lines_of
+from mtdnn_ds.data.sources.lines import NOT_UTF8, RawRow, lines_of
 
 
 def documents_in(path: str) -> Iterator[RawRow]:

@@ -8,12 +8,12 @@ import time
 from dataclasses import asdict
 from typing import Any
 
-from mtdnn_ds.train import marks
-from mtdnn_ds.train.exit_codes import STOPPED
-from mtdnn_ds.train.leaving import leave
-from mtdnn_ds.train.watch_judge import Process, ended_without_a_word, no_sign_of_life
-from mtdnn_ds.train.watch_link import Link, Message
-from mtdnn_ds.train.watch_thread import WatchThread, end_lost, speaks_without_rank_0, this_process
+from mtdnn_ds.faults import heartbeat
+from mtdnn_ds.faults.exit import leave
+from mtdnn_ds.faults.exit_codes import STOPPED
+from mtdnn_ds.faults.watchdog.connection import Link, Message
+from mtdnn_ds.faults.watchdog.diagnosis import Process, ended_without_a_word, no_sign_of_life
+from mtdnn_ds.faults.watchdog.thread import WatchThread, end_lost, speaks_without_rank_0, this_process
 
 SECONDS_TO_CONNECT = 60.0
 SECONDS_TO_PART = 1.0
@@ -84,7 +84,7 @@ class WatchClient(WatchThread):
             return False
         if self._done_by is None and now - self._last_beat >= self.beat * 0.9:
             self._last_beat = now
-            self._link.send({"place": marks.place().to_json()})
+            self._link.send({"place": heartbeat.place().to_json()})
         if self.timeout and now - self._heard > self.timeout:
             self._rank_0_is_lost(no_sign_of_life(self._heard, now), silent=[self._server])
         return True

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from mtdnn_ds.train.marks import Place
+from mtdnn_ds.faults.heartbeat import Place
 
 SECONDS_TO_GATHER = 0.5  # a node takes all of its ranks along: they are named together
 SECONDS_TO_FOLLOW = 5.0  # that ranks have to end by themselves after one of them failed: often all raise the same

@@ -9,13 +9,13 @@ import threading
 import time
 from typing import Any
 
-from mtdnn_ds.train import marks
-from mtdnn_ds.train.exit_codes import STOPPED
-from mtdnn_ds.train.leaving import leave
-from mtdnn_ds.train.marks import Place
-from mtdnn_ds.train.watch_judge import SECONDS_TO_FOLLOW, Process, Seen, Verdict, judge, summarize
-from mtdnn_ds.train.watch_link import Link, Message
-from mtdnn_ds.train.watch_thread import WatchThread, end_lost, this_process
+from mtdnn_ds.faults import heartbeat
+from mtdnn_ds.faults.exit import leave
+from mtdnn_ds.faults.exit_codes import STOPPED
+from mtdnn_ds.faults.heartbeat import Place
+from mtdnn_ds.faults.watchdog.connection import Link, Message
+from mtdnn_ds.faults.watchdog.diagnosis import SECONDS_TO_FOLLOW, Process, Seen, Verdict, judge, summarize
+from mtdnn_ds.faults.watchdog.thread import WatchThread, end_lost, this_process
 
 SECONDS_TO_TELL = 2.0  # that the others have to end when they were told to
 
@@ -110,7 +110,7 @@ class WatchServer(WatchThread):
             return False
         own = self._ranks[0]
         if not own.end:
-            own.hear(marks.place(), now)
+            own.hear(heartbeat.place(), now)
         if now - self._last_beat >= self.beat * 0.9:
             self._last_beat = now
             where = summarize(seen for seen in self._ranks.values() if not seen.end)

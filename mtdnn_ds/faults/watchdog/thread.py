@@ -13,10 +13,10 @@ from collections import deque
 from typing import Any
 
 from mtdnn_ds import dist
-from mtdnn_ds.train.exit_codes import LOST
-from mtdnn_ds.train.launcher import start_time
-from mtdnn_ds.train.leaving import leave
-from mtdnn_ds.train.watch_judge import Process
+from mtdnn_ds.faults.exit import leave
+from mtdnn_ds.faults.exit_codes import LOST
+from mtdnn_ds.faults.parent_launcher import start_time
+from mtdnn_ds.faults.watchdog.diagnosis import Process
 
 Wish = tuple[str, str]  # ("stop" | "failed" | "end", why)
 MOST_BEATS_PER_SECOND = 200  # that rank 0 hears, of all ranks together

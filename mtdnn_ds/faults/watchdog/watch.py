@@ -17,11 +17,11 @@ from contextlib import contextmanager
 
 from mtdnn_ds import dist
 from mtdnn_ds.config.errors import Stopped, UserError
-from mtdnn_ds.train import marks, stopping
-from mtdnn_ds.train.exit_codes import LOST
-from mtdnn_ds.train.leaving import leave
-from mtdnn_ds.train.watch_client import WatchClient
-from mtdnn_ds.train.watch_server import WatchServer
+from mtdnn_ds.faults import heartbeat, stop_requests
+from mtdnn_ds.faults.exit import leave
+from mtdnn_ds.faults.exit_codes import LOST
+from mtdnn_ds.faults.watchdog.client import WatchClient
+from mtdnn_ds.faults.watchdog.server import WatchServer
 
 SHORTEST_MEETING = 60.0  # seconds: ranks are not started at one moment
 SECONDS_TO_EXPLAIN = 10.0  # that the watch has to say whose loss broke a collective
@@ -48,7 +48,7 @@ def watching(stall_timeout: float) -> Iterator[None]:
     if watch is None:
         yield
         return
-    stopping.leave_through(watch.stop_all)
+    stop_requests.leave_through(watch.stop_all)
     try:
         yield
     except Stopped:
@@ -57,7 +57,7 @@ def watching(stall_timeout: float) -> Iterator[None]:
         _explain(watch, error)
         raise
     finally:
-        stopping.leave_through(None)
+        stop_requests.leave_through(None)
         _watch = None
         watch.end()
 
@@ -66,7 +66,7 @@ def _start(stall_timeout: float) -> WatchServer | WatchClient | None:
     """This rank's side of the watch; None on all ranks, and said, where they cannot reach rank 0."""
     one_node = dist.local_size() == dist.world_size()
     address = "127.0.0.1" if one_node else os.environ.get("MASTER_ADDR", "127.0.0.1")
-    marks.in_loop(False)  # this thread is the one that is watched
+    heartbeat.in_loop(False)  # this thread is the one that is watched
     watch: WatchServer | WatchClient | None = None
     if dist.is_main():
         watch = WatchServer(stall_timeout, dist.world_size(), address)

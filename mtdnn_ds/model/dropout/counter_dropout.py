@@ -1,6 +1,6 @@
 """train.dropout: counter. Dropout modules inside encoders and heads whose masks come from the running micro-batch's keys. No hashing.
 
-Masks depend on (seed, step, sequence, layer, position, pass) alone (model/counter_masks.py), so ranks, micro-batches, ZeRO stages and
+Masks depend on (seed, step, sequence, layer, position, pass) alone (model/dropout/counter_masks.py), so ranks, micro-batches, ZeRO stages and
 recomputed layers do not change them. A layer is known by its module's name; a module that runs several times in a pass (ALBERT's shared
 layers) counts its runs.
 
@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from mtdnn_ds.config.errors import ConfigError
-from mtdnn_ds.model.counter_masks import GOLDEN, attention_dropout, counter_dropout, mix, mix_, signed
-from mtdnn_ds.model.dropout import WordDropout
-from mtdnn_ds.model.replayed import Replayed
+from mtdnn_ds.model.dropout.counter_masks import GOLDEN, attention_dropout, counter_dropout, mix, mix_, signed
+from mtdnn_ds.model.dropout.replayed import Replayed
+from mtdnn_ds.model.dropout.word_dropout import WordDropout
 
 STREAM = "dropout_stream"  # attribute of modules that draw masks
 

@@ -1,6 +1,6 @@
 """Dropout masks from counters: each is a function of (seed, step, sequence, layer, position, pass) alone. No generator, no module.
 
-A token's key starts a SplitMix64 stream (data/counter_hash.py has the same in NumPy); a module's stream number moves the start, and the
+A token's key starts a SplitMix64 stream (counter_hash.py has the same in NumPy); a module's stream number moves the start, and the
 word at counter (head << 20) + column // 4 holds the draws of four neighbouring columns, 16 bits each, the lowest first:
 
     pass key       mix(mix(mix(seed) + step) + number of the pass)
@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from mtdnn_ds.batch.packed import PackedBatch
-from mtdnn_ds.model.dropout import LEVELS
+from mtdnn_ds.model.dropout.word_dropout import LEVELS
 
 # SplitMix64's increment and the multipliers of its finalizer (Steele, Lea, Flood 2014).
 GOLDEN, FIRST, SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
@@ -42,7 +42,7 @@ class DropoutKeys:
 
 def dropout_keys(batch: PackedBatch, *, seed: int, number: int = 0) -> DropoutKeys:
     """Keys of pass `number` over `batch` in its step."""
-    assert batch.sequence_keys is not None, "a micro-batch for counter dropout has a key for each sequence (data/collate.py)"
+    assert batch.sequence_keys is not None, "a micro-batch for counter dropout has a key for each sequence (data/batches/collate.py)"
     of_pass = mix(mix(mix(seed) + batch.step) + number)
     keys_S = mix_(batch.sequence_keys + signed(of_pass))
     starts_T = torch.repeat_interleave(keys_S, batch.cu_seqlens.diff(), output_size=batch.input_ids.numel())

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mtdnn_ds.config.errors import ConfigError
-from mtdnn_ds.model.by_term import rows_by_term
-from mtdnn_ds.model.counter_dropout import refuse_other_randomness, start_pass, use_counter_dropout
-from mtdnn_ds.model.dropout import DropoutMode, replace_dropout
-from mtdnn_ds.model.heads import term_dropout
-from mtdnn_ds.model.replayed import Replayed
+from mtdnn_ds.model.dropout.counter_dropout import refuse_other_randomness, start_pass, use_counter_dropout
+from mtdnn_ds.model.dropout.replayed import Replayed
+from mtdnn_ds.model.dropout.word_dropout import DropoutMode, replace_dropout
+from mtdnn_ds.model.heads.by_term import rows_by_term
+from mtdnn_ds.model.heads.linear_bank import term_dropout
 from mtdnn_ds.model.seeded import derived_seed
 
 

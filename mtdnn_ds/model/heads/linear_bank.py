@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mtdnn_ds.model.counter_dropout import STREAM
-from mtdnn_ds.model.counter_masks import row_counter_dropout
+from mtdnn_ds.model.dropout.counter_dropout import STREAM
+from mtdnn_ds.model.dropout.counter_masks import row_counter_dropout
 from mtdnn_ds.model.seeded import seeded_normal_
 
 

@@ -25,10 +25,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mtdnn_ds.model.by_term import RowsByTerm, rows_by_term
-from mtdnn_ds.model.counter_dropout import STREAM
-from mtdnn_ds.model.counter_masks import mix, row_words
-from mtdnn_ds.model.heads import term_dropout
+from mtdnn_ds.model.dropout.counter_dropout import STREAM
+from mtdnn_ds.model.dropout.counter_masks import mix, row_words
+from mtdnn_ds.model.heads.by_term import RowsByTerm, rows_by_term
+from mtdnn_ds.model.heads.linear_bank import term_dropout
 from mtdnn_ds.model.seeded import seeded_normal_
 
 # The defaults of the authors' code: --answer_num_turn and --answer_mem_drop_p of train.py in https://github.com/namisan/mt-dnn.

@@ -15,18 +15,25 @@ import numpy as np
 import torch
 
 from mtdnn_ds import dist
+from mtdnn_ds.checkpoint.weights import read_weights, weights_sha256
 from mtdnn_ds.config.encoder_path import resolve_encoder_path
 from mtdnn_ds.config.errors import CheckpointError, ConfigError
 from mtdnn_ds.config.recipe import Recipe
 from mtdnn_ds.data.examples import Examples, TermOutputs
 from mtdnn_ds.data.examples.distilled import DistilledExamples
-from mtdnn_ds.data.soft_targets import RowsByExample, read_outputs, soft_file, soft_key, soft_targets, write_outputs
+from mtdnn_ds.data.soft_targets import (
+    RowsByExample,
+    read_outputs,
+    soft_file,
+    soft_key,
+    soft_targets,
+    write_outputs,
+)
+from mtdnn_ds.runs.evaluate import predict
+from mtdnn_ds.runs.load import LoadedRun, load_run
+from mtdnn_ds.runs.setup import RunData, prepare_run_data
 from mtdnn_ds.tasks.spec import TaskSpec
-from mtdnn_ds.train.evaluate import predict
-from mtdnn_ds.train.loaded_run import LoadedRun, load_run
-from mtdnn_ds.train.setup import RunData, prepare_run_data
-from mtdnn_ds.train.teachers import Teacher, answer_of, find_teachers
-from mtdnn_ds.train.weights import read_weights, weights_sha256
+from mtdnn_ds.train.distillation.teachers import Teacher, answer_of, find_teachers
 
 Say = Callable[[str], None]
 

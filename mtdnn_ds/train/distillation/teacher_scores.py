@@ -11,11 +11,11 @@ import torch
 from mtdnn_ds import dist
 from mtdnn_ds.data.examples import Examples, TermOutputs
 from mtdnn_ds.data.soft_targets import RowsByExample
+from mtdnn_ds.runs.evaluate import Evaluation, scored
+from mtdnn_ds.runs.load import load_run
+from mtdnn_ds.runs.setup import RunData
 from mtdnn_ds.tasks.spec import TaskSpec
-from mtdnn_ds.train.distillation import Lesson, answers, mean_answer
-from mtdnn_ds.train.evaluate import Evaluation, scored
-from mtdnn_ds.train.loaded_run import load_run
-from mtdnn_ds.train.setup import RunData
+from mtdnn_ds.train.distillation.teacher_outputs import Lesson, answers, mean_answer
 
 Split = tuple[str, str]  # task, split
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from mtdnn_ds.config.errors import ConfigError, UserError
 from mtdnn_ds.config.recipe import Recipe
+from mtdnn_ds.runs.load import FinishedRun, find_run
 from mtdnn_ds.tasks.layout import FORMS, Answer, terms_of_spec
 from mtdnn_ds.tasks.spec import TaskSpec
-from mtdnn_ds.train.loaded_run import FinishedRun, find_run
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -24,9 +24,9 @@ from mtdnn_ds.config.errors import CheckpointError, ConfigError
 from mtdnn_ds.config.recipe import Recipe
 from mtdnn_ds.model.encoder import PackedEncoder
 from mtdnn_ds.model.multitask import MultiTaskNet
+from mtdnn_ds.runs.setup import recipe_sharing
 from mtdnn_ds.tasks.layout import terms_of_spec
 from mtdnn_ds.tasks.spec import TaskSpec
-from mtdnn_ds.train.setup import recipe_sharing
 
 _CLASSES: Mapping[str, str] = {
     "classification": "ForSequenceClassification",

@@ -17,19 +17,19 @@ from typing import TypeVar
 from torch import Tensor, nn
 
 from mtdnn_ds import dist
+from mtdnn_ds.checkpoint.weights import read_weights
 from mtdnn_ds.config.errors import CheckpointError
 from mtdnn_ds.config.load import load_recipe
 from mtdnn_ds.config.recipe import Recipe
 from mtdnn_ds.model.multitask import MultiTaskNet
 from mtdnn_ds.model.sharing import ENCODER, carried_encoder
+from mtdnn_ds.runs.folder import RunFolder
+from mtdnn_ds.runs.load import find_weights
+from mtdnn_ds.runs.setup import recipe_sharing
 from mtdnn_ds.tasks.layout import HeadLayout, head_layout
 from mtdnn_ds.tasks.resolve import resolve_tasks
 from mtdnn_ds.tasks.sharing import Sharing
 from mtdnn_ds.tasks.spec import TaskSpec
-from mtdnn_ds.train.loaded_run import find_weights
-from mtdnn_ds.train.run_folder import RunFolder
-from mtdnn_ds.train.setup import recipe_sharing
-from mtdnn_ds.train.weights import read_weights
 
 Value = TypeVar("Value")
 

@@ -150,7 +150,7 @@ def _checked(
 
 def _fits_source(run: CheckedRun, source: CheckedRun, stage: Stage) -> None:
     """Raise ConfigError if a stage cannot begin with the weights that another one will leave."""
-    from mtdnn_ds.train.preflight import encoder_differences
+    from mtdnn_ds.train.preflight.init_checks import encoder_differences
 
     wrong = [f"from: {stage.source}: {line}; give both stages the same encoder" for line in encoder_differences(run.recipe, source.recipe)]
     kind, _, task = run.recipe.init.checkpoint.partition("/")
@@ -164,7 +164,7 @@ def _fits_source(run: CheckedRun, source: CheckedRun, stage: Stage) -> None:
 
 
 def _heads_fit(run: CheckedRun) -> None:
-    from mtdnn_ds.train.heads import head_problems
+    from mtdnn_ds.train.init.from_hf_heads import head_problems
 
     if wrong := head_problems(run.recipe, run.specs):
         raise ConfigError(wrong)
@@ -179,19 +179,19 @@ def _json(path: str) -> dict[str, object]:
 
 
 def _preflight(settings: Recipe, specs: tuple[TaskSpec, ...], *, goes_on: bool) -> None:
-    from mtdnn_ds.train.preflight import preflight
+    from mtdnn_ds.train.preflight.init_checks import preflight
 
     preflight(settings, specs, goes_on=goes_on)
 
 
 def _teachers(settings: Recipe, specs: tuple[TaskSpec, ...]) -> None:
-    from mtdnn_ds.train.teachers import find_teachers
+    from mtdnn_ds.train.distillation.teachers import find_teachers
 
     find_teachers(settings, specs)
 
 
 def _resolved(json: dict[str, object], settings: Recipe, source: str, world_size: int) -> ResolvedDeepSpeed:
-    from mtdnn_ds.train.device import probe_device
+    from mtdnn_ds.runs.device import probe_device
 
     device = probe_device()
     return resolve_deepspeed(

@@ -11,11 +11,11 @@ from mtdnn_ds.config.errors import ConfigError, did_you_mean
 from mtdnn_ds.config.freeze import freeze_problems, layers_of
 from mtdnn_ds.config.load import load_recipe
 from mtdnn_ds.config.recipe import Recipe
+from mtdnn_ds.runs.folder import RunFolder, refuse_staged_folder
+from mtdnn_ds.runs.load import checkpoint_folders
 from mtdnn_ds.tasks.layout import head_layout, terms_of_spec
 from mtdnn_ds.tasks.resolve import resolve_tasks
 from mtdnn_ds.tasks.spec import TaskSpec
-from mtdnn_ds.train.loaded_run import checkpoint_folders
-from mtdnn_ds.train.run_folder import RunFolder, refuse_staged_folder
 
 # What weights and the meaning of their rows depend on; everything else is found when they are read.
 _COMPARED = ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size", "type_vocab_size")
@@ -31,7 +31,7 @@ def preflight(recipe: Recipe, specs: Sequence[TaskSpec], *, goes_on: bool) -> No
     if recipe.init.run is not None and not goes_on:
         problems += _init_problems(recipe, specs, recipe.init.run)
     if recipe.heads and not goes_on:
-        from mtdnn_ds.train.heads import head_problems  # with torch
+        from mtdnn_ds.train.init.from_hf_heads import head_problems  # with torch
 
         problems += head_problems(recipe, specs)
     if problems:
@@ -52,7 +52,7 @@ def encoder_differences(ours: Recipe, theirs: Recipe) -> list[str]:
 
 
 def _vocabulary_difference(ours: Recipe, theirs: Recipe) -> list[str]:
-    from mtdnn_ds.data.features import load_tokenizer
+    from mtdnn_ds.data.cache.tokenize import load_tokenizer
 
     paths = [recipe.encoder.tokenizer or recipe.encoder.path for recipe in (theirs, ours)]
     there, here = (load_tokenizer(resolve_encoder_path(path)).get_vocab() for path in paths)

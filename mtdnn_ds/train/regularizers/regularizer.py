@@ -35,8 +35,8 @@ from mtdnn_ds.model.multitask import MultiTaskNet, Outputs
 from mtdnn_ds.tasks.layout import HeadLayout
 from mtdnn_ds.tasks.regularized import COMPARABLE_FORMS, regularized_tasks
 from mtdnn_ds.tasks.spec import TaskSpec
-from mtdnn_ds.train.momentum import MomentumCopy
-from mtdnn_ds.train.noise import Ball, ascend, draw_noise, noisy_tokens
+from mtdnn_ds.train.regularizers.averaged_model import MomentumCopy
+from mtdnn_ds.train.regularizers.noise import Ball, ascend, draw_noise, noisy_tokens
 
 Computed = tuple[list[Outputs], Tensor | None]
 

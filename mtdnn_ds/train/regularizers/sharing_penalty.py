@@ -25,10 +25,10 @@ import torch
 from torch import Tensor, nn
 
 from mtdnn_ds import dist
+from mtdnn_ds.checkpoint.zero_partition import Held, held_parts
 from mtdnn_ds.model.copies import CopiedEncoder
 from mtdnn_ds.model.low_rank import LowRankDelta
 from mtdnn_ds.tasks.sharing import Sharing
-from mtdnn_ds.train.held import Held, held_parts
 
 
 def sharing_penalty(engine: Any, sharing: Sharing) -> SharingPenalty | None:

@@ -1,0 +1,1 @@
+"""Checkpoints: shards written, found, read and restored, on any number of ranks and any ZeRO stage."""

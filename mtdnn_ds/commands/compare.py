@@ -1,0 +1,3 @@
+"""`compare`: a recipe's tasks alone, in sequence and together (experiments/compare.py)."""
+
+from mtdnn_ds.experiments.compare import run as run

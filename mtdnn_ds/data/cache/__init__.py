@@ -1,0 +1,1 @@
+"""The prepared cache: texts to token ids once, kept memory-mapped."""

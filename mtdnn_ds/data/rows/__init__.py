@@ -1,0 +1,1 @@
+"""Checked rows: what each kind of task reads from a source, every bad row found before training."""

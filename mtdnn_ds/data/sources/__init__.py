@@ -1,0 +1,1 @@
+"""Raw rows from files, parquet, saved datasets, the hub or our generator. No text or label is judged here."""

@@ -1,0 +1,1 @@
+"""What ends a run and what survives it: stop requests, heartbeats, exit codes, leftovers. Trains nothing."""

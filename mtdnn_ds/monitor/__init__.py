@@ -1,0 +1,1 @@
+"""What a run shows and leaves: console, metrics.jsonl, TensorBoard, FLOPs. Trains nothing."""

@@ -1,0 +1,1 @@
+"""Coming from mt-dnn: its task definitions and data files in our terms."""

@@ -1,0 +1,1 @@
+"""Teachers: what finished runs answer on a student's training examples."""

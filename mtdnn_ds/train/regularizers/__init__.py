@@ -1,0 +1,1 @@
+"""SMART, FreeLB, R-Drop and the penalty of shared encoders."""
