@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from helpers.processes import ROOT
 from torch import nn
 
 from mtdnn_ds import CustomKind, check_task

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.processes import run_command, run_ranks
 
 from mtdnn_ds.check.doctor import machine, packages, shared
 from mtdnn_ds.check.doctor.findings import Finding, any_fails, report
 from mtdnn_ds.check.doctor.links import Link, link_findings, pair_rounds
-from tests.processes import run_command, run_ranks
 
 
 def test_installed_versions_are_compared_with_the_requirements(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from glue_rows import COLUMNS
+from helpers.glue_rows import COLUMNS
 from transformers import AutoTokenizer
 
 from mtdnn_ds.check.mixture import mixture_findings

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fault_runs import exact, write_base
-from processes import run_jobs, write_json, zero_config
+from helpers.fault_runs import exact, write_base
+from helpers.processes import run_jobs, write_json, zero_config
 
 from mtdnn_ds.checkpoint.find import find_checkpoint
 from mtdnn_ds.checkpoint.weights import read_weights

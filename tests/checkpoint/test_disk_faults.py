@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from fault_runs import Outcome, exact, run_forked, scenario, write_base
+from helpers.fault_runs import Outcome, exact, run_forked, scenario, write_base
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mtdnn_ds.checkpoint.find import damage

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from glue_rows import cut_glue
-from processes import run_jobs, training_lines, write_json, zero_config
+from helpers.glue_rows import cut_glue
+from helpers.processes import run_jobs, training_lines, write_json, zero_config
 from safetensors.torch import load_file
 
 from mtdnn_ds.checkpoint.restore import _check_shapes, changes

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fault_runs import run_forked, write_base
-from processes import (
+from helpers.fault_runs import run_forked, write_base
+from helpers.processes import (
     ROOT,
     Rank,
     free_port,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from processes import ROOT, lines, run_jobs, start_ranks, training_lines, write_json, zero_config
+from helpers.processes import ROOT, lines, run_jobs, start_ranks, training_lines, write_json, zero_config
 from test_mixture import write_files
 from test_resume import EXACT_FIELDS, wait_for_death
 

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import torch
 from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler
-from fault_runs import Outcome, run_forked, scenario, write_base
-from processes import ROOT, write_json, zero_config
+from helpers.fault_runs import Outcome, run_forked, scenario, write_base
+from helpers.processes import ROOT, write_json, zero_config
 
 from mtdnn_ds import cli
 from mtdnn_ds.checkpoint.find import write_manifest

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from fault_runs import exact, write_base
-from processes import ROOT, run_command
+from helpers.fault_runs import exact, write_base
+from helpers.processes import ROOT, run_command
 
 from mtdnn_ds.api import train
 from mtdnn_ds.config.errors import ConfigError

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from processes import ROOT, free_port, lines, run_command, training_lines
+from helpers.processes import ROOT, free_port, lines, run_command, training_lines
 
 TASKS = [f"quickstart_{name}" for name in ("acceptability", "sentiment", "paraphrase", "entailment", "similarity")]
 # What always answering the most frequent label gets on the generated dev splits; 0 for correlations.

@@ -15,18 +15,6 @@ import pytest
 import yaml
 from hypothesis import event, example, given
 from hypothesis import strategies as st
-
-from mtdnn_ds.cli import read_arguments
-from mtdnn_ds.commands.verbs import VERBS
-from mtdnn_ds.config.deepspeed import load_deepspeed_json, resolve_deepspeed
-from mtdnn_ds.config.deepspeed_keys import SECTIONS, TOP_LEVEL
-from mtdnn_ds.config.load import dump_recipe, load_recipe
-from mtdnn_ds.config.schema import annotation_at
-from mtdnn_ds.config.stages import dump_stages, load_runs, load_stages
-from mtdnn_ds.runs.schedule import learning_rate, num_warmup_steps
-from mtdnn_ds.runs.setup import RunData, build_plan, idle_tasks, prepare_run_data, recipe_sharing
-from mtdnn_ds.tasks.resolve import resolve_tasks
-from tests.conftest import ROOT
 from tests.fuzzing import (
     EXAMPLES,
     JSON_PIECES,
@@ -47,6 +35,18 @@ from tests.fuzzing import (
     values,
     with_settings,
 )
+
+from mtdnn_ds.cli import read_arguments
+from mtdnn_ds.commands.verbs import VERBS
+from mtdnn_ds.config.deepspeed import load_deepspeed_json, resolve_deepspeed
+from mtdnn_ds.config.deepspeed_keys import SECTIONS, TOP_LEVEL
+from mtdnn_ds.config.load import dump_recipe, load_recipe
+from mtdnn_ds.config.schema import annotation_at
+from mtdnn_ds.config.stages import dump_stages, load_runs, load_stages
+from mtdnn_ds.runs.schedule import learning_rate, num_warmup_steps
+from mtdnn_ds.runs.setup import RunData, build_plan, idle_tasks, prepare_run_data, recipe_sharing
+from mtdnn_ds.tasks.resolve import resolve_tasks
+from tests.conftest import ROOT
 
 pytestmark = pytest.mark.timeout(120 + EXAMPLES)  # of each test: an input that hangs fails it
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import ROOT
+from helpers.processes import ROOT
 
 from mtdnn_ds.cli import main
 from mtdnn_ds.config.errors import ConfigError

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
-from processes import ROOT, run_command, write_json
+from helpers.processes import ROOT, run_command, write_json
 
 from mtdnn_ds.checkpoint.find import find_checkpoint, open_checkpoint, resume_from, write_manifest
 from mtdnn_ds.checkpoint.weights import read_weights

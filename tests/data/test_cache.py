@@ -281,7 +281,7 @@ prepare([file_spec(Path(sys.argv[1]))], tokenizer_path=sys.argv[2], cache_dir=sy
 
 
 def test_killed_build_leaves_nothing_usable_and_is_cleaned_up(small: TaskSpec, minilm: Path, tmp_path: Path) -> None:
-    root = Path(__file__).resolve().parent.parent
+    root = Path(__file__).resolve().parents[2]
     arguments = [small.splits["train"].path, str(minilm), str(tmp_path / "cache")]
     killed = subprocess.run(
         [sys.executable, "-c", KILLED_BUILD, *arguments], cwd=root, env={**os.environ, "PYTHONPATH": str(root)}, check=False
@@ -306,7 +306,7 @@ print(prepare([file_spec(Path(sys.argv[1]))], tokenizer_path=sys.argv[2], cache_
 
 
 def test_concurrent_builders_agree(small: TaskSpec, minilm: Path, tmp_path: Path) -> None:
-    root = Path(__file__).resolve().parent.parent
+    root = Path(__file__).resolve().parents[2]
     arguments = [sys.executable, "-c", BUILD, small.splits["train"].path, str(minilm), str(tmp_path / "cache")]
     environment = {**os.environ, "PYTHONPATH": str(root)}
     builders = [subprocess.Popen(arguments, cwd=root, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(2)]

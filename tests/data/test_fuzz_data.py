@@ -14,11 +14,11 @@ import pytest
 import yaml
 from hypothesis import event, example, given
 from hypothesis import strategies as st
+from tests.fuzzing import EXAMPLES, JSON_PIECES, changed, fuzz, refused_or_done, text_of_json, torn
 
 from mtdnn_ds.config.load import load_recipe
 from mtdnn_ds.runs.setup import RunData, build_plan, prepare_run_data
 from mtdnn_ds.tasks.resolve import resolve_tasks
-from tests.fuzzing import EXAMPLES, JSON_PIECES, changed, fuzz, refused_or_done, text_of_json, torn
 
 pytestmark = pytest.mark.timeout(120 + EXAMPLES)  # of each test: an input that hangs fails it
 

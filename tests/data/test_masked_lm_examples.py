@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import ROOT, write_tiny_encoder
+from helpers.processes import ROOT
+from helpers.tiny_encoders import write_tiny_encoder
 
 from mtdnn_ds.config.errors import ConfigError, DataError
 from mtdnn_ds.config.recipe import Recipe

@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 
 import pytest
 import yaml
-from processes import run_command, training_lines, write_json, zero_config
+from helpers.processes import run_command, training_lines, write_json, zero_config
 
 from mtdnn_ds.config.errors import ConfigError
 from mtdnn_ds.experiments.adapt import _amount

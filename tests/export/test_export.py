@@ -17,10 +17,10 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import write_tiny_encoder
-from fault_runs import run_forked
-from glue_rows import COLUMNS, cut_glue
-from processes import free_port, write_json, zero_config
+from helpers.fault_runs import run_forked
+from helpers.glue_rows import COLUMNS, cut_glue
+from helpers.processes import free_port, write_json, zero_config
+from helpers.tiny_encoders import write_tiny_encoder
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModel,

@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import ROOT, write_tiny_encoder
+from helpers.processes import ROOT
+from helpers.tiny_encoders import write_tiny_encoder
 from safetensors.torch import save_file
 from transformers import (
     AlbertConfig,

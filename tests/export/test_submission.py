@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from finished_run import write_stsb_dev_as_test
-from processes import run_command
+from helpers.finished_run import write_stsb_dev_as_test
+from helpers.processes import run_command
 from scipy.stats import pearsonr
 
 from mtdnn_ds.cli import main

@@ -17,8 +17,8 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from fault_runs import evaluations, exact, flags, run_forked, scenario, write_base
-from processes import ROOT, free_port, living_of_session, training_lines
+from helpers.fault_runs import evaluations, exact, flags, run_forked, scenario, write_base
+from helpers.processes import ROOT, free_port, living_of_session, training_lines
 
 SEED = int(os.environ.get("MTDNN_KILL_SEED", "20261124"))
 SHARED_MEMORY = Path("/dev/shm")

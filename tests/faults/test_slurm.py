@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 import yaml
-from processes import ROOT, lines, training_lines, write_json, zero_config
-from slurm.cluster import PACKAGES, missing_programs, running_cluster, wait_until
+from helpers.processes import ROOT, lines, training_lines, write_json, zero_config
+from helpers.slurm_cluster import PACKAGES, missing_programs, running_cluster, wait_until
 
 SCRIPT = ROOT / "launchers" / "train.sbatch"
 STEPS = 200

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from fault_runs import Outcome, evaluations, exact, flags, run_forked, scenario, stops, write_base
-from processes import ROOT, free_port, living_of_session, training_lines
+from helpers.fault_runs import Outcome, evaluations, exact, flags, run_forked, scenario, stops, write_base
+from helpers.processes import ROOT, free_port, living_of_session, training_lines
 
 from mtdnn_ds.config.errors import Stopped
 from mtdnn_ds.faults import stop_requests

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from fault_runs import Outcome, exact, run_forked, scenario, write_base
+from helpers.fault_runs import Outcome, exact, run_forked, scenario, write_base
 
 from mtdnn_ds.faults import heartbeat
 from mtdnn_ds.faults.heartbeat import Place

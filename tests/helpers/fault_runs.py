@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from glue_rows import cut_glue
-from processes import ROOT, free_port, lines, run_command, training_lines, write_json, zero_config
+
+from helpers.glue_rows import cut_glue
+from helpers.processes import ROOT, free_port, lines, run_command, training_lines, write_json, zero_config
 
 EXACT_FIELDS = ("step", "loss", "task_loss", "task_examples", "lr", "grad_norm", "tokens", "micro_batches")
 

@@ -7,8 +7,9 @@ import shutil
 from pathlib import Path
 
 import yaml
-from glue_rows import cut_glue
-from processes import run_command, write_json, zero_config
+
+from helpers.glue_rows import cut_glue
+from helpers.processes import run_command, write_json, zero_config
 
 HOSTILE = "<script>document.title = 'taken over'</script><img src=x onerror=\"document.title = 'taken over'\">"
 WITH_TEST = ("CoLA", "MRPC", "RTE", "STS-B")  # whose official test files are in ../shared/data

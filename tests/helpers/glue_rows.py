@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from reference_loop import Example
+from helpers.reference_loop import Example
 
 # folder, train file, text columns, label column, labels in class-id order (None: a score); counted by hand in the official files
 COLUMNS: dict[str, tuple[str, tuple[int, ...], int, list[str] | None]] = {

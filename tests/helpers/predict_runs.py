@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from glue_rows import cut_glue
-from processes import run_jobs, write_json, zero_config
 
+from helpers.glue_rows import cut_glue
+from helpers.processes import run_jobs, write_json, zero_config
 from mtdnn_ds import MultiTaskModel
 from mtdnn_ds.config.recipe import Recipe
 from mtdnn_ds.runs.load import LoadedRun

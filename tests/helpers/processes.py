@@ -16,7 +16,7 @@ from typing import IO, Any
 
 from mtdnn_ds.config.launch import free_port
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def rank_environment(rank: int, world_size: int, port: int) -> dict[str, str]:

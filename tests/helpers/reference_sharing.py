@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from reference_loop import Example
 from torch.func import functional_call
 from torch.nn import functional
 from transformers import AutoTokenizer, BertModel
+
+from helpers.reference_loop import Example
 
 Parameters = dict[str, torch.Tensor]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import write_tiny_encoder
+from helpers.tiny_encoders import write_tiny_encoder
 from test_attention import packed_batch
 from test_masked_lm_examples import WORDS, examples_of, spec_of
 from transformers import (

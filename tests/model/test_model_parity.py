@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import write_tiny_encoder
+from helpers.tiny_encoders import write_tiny_encoder
 from test_attention import packed_batch
 from transformers import (
     AlbertConfig,

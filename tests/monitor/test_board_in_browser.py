@@ -13,7 +13,7 @@ from urllib.request import urlopen
 import numpy as np
 import pytest
 import yaml
-from browser import chromium
+from helpers.browser import chromium
 
 from mtdnn_ds.config.launch import free_port
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
-from processes import run_command, training_lines, write_json, zero_config
+from helpers.processes import run_command, training_lines, write_json, zero_config
 
 from mtdnn_ds.cli import main
 from mtdnn_ds.config.load import load_recipe

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from glue_rows import COLUMNS
-from predict_runs import COLOURS, CONTEXT, close, drawn_apart
-from processes import ROOT, lines
+from helpers.glue_rows import COLUMNS
+from helpers.predict_runs import COLOURS, CONTEXT, close, drawn_apart
+from helpers.processes import ROOT, lines
 from torch.nn import functional
 from transformers import AutoTokenizer, BertModel
 

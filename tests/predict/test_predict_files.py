@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from processes import ROOT, run_command, run_ranks
+from helpers.processes import ROOT, run_command, run_ranks
 from scipy.stats import pearsonr
 from sklearn.metrics import matthews_corrcoef
 

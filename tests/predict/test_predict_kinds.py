@@ -1,4 +1,4 @@
-"""Prediction of what the run of tests/predict_runs.py lacks: conversations, kinds of a user's own, a tokenizer that glues blanks to words.
+"""Prediction of what the run of tests/helpers/predict_runs.py lacks: conversations, kinds of a user's own, a tokenizer that glues blanks to words.
 
 The models are not trained: their weights are drawn at random.
 """
@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from predict_runs import drawn_apart
+from helpers.predict_runs import drawn_apart
 from tokenizers import ByteLevelBPETokenizer
 from transformers import RobertaConfig, RobertaModel, RobertaTokenizerFast
 

@@ -17,8 +17,8 @@ from typing import Any
 import httpx
 import pytest
 from fastapi.testclient import TestClient
-from predict_runs import close
-from processes import ROOT, free_port
+from helpers.predict_runs import close
+from helpers.processes import ROOT, free_port
 
 from mtdnn_ds import MultiTaskModel
 from mtdnn_ds.cli import main

@@ -131,7 +131,7 @@ def check_command(words: list[str]) -> None:
         check_command([*words[first:]])
     elif words[:2] == ["python", "launchers/train.py"]:
         check_verb(VERBS["train"], words[2:])
-    elif words[:2] == ["python", "tests/slurm/cluster.py"]:
+    elif words[:2] == ["python", "tests/helpers/slurm_cluster.py"]:
         assert words[2] in ("start", "stop") and words[3].startswith(PLACEHOLDERS), words
     elif words[:2] == ["python", "examples/own_data.py"]:
         assert set(flags_with_values([*words[2::2], "end"])[0]) <= {"--encoder", "--output_dir"}, words

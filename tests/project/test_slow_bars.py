@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from processes import ROOT, lines, run_command, training_lines, write_json
+from helpers.processes import ROOT, lines, run_command, training_lines, write_json
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browser import chromium
-from finished_run import HOSTILE
-from processes import training_lines
+from helpers.browser import chromium
+from helpers.finished_run import HOSTILE
+from helpers.processes import training_lines
 
 from mtdnn_ds.cli import main, read_arguments
 from mtdnn_ds.commands.verbs import VERBS

@@ -13,6 +13,18 @@ import yaml
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
+from tests.fuzzing import (
+    EXAMPLES,
+    JSON_PIECES,
+    YAML_PIECES,
+    changed,
+    fuzz,
+    refused_or_done,
+    text_of_json,
+    text_of_yaml,
+    torn,
+    with_settings,
+)
 
 from mtdnn_ds.checkpoint import restore as elastic
 from mtdnn_ds.checkpoint.find import damage, find_checkpoint, resume_from, write_manifest
@@ -29,18 +41,6 @@ from mtdnn_ds.tasks.resolve import resolve_tasks
 from mtdnn_ds.train.init.from_run import find_source
 from mtdnn_ds.train.preflight.init_checks import preflight
 from tests.conftest import ROOT
-from tests.fuzzing import (
-    EXAMPLES,
-    JSON_PIECES,
-    YAML_PIECES,
-    changed,
-    fuzz,
-    refused_or_done,
-    text_of_json,
-    text_of_yaml,
-    torn,
-    with_settings,
-)
 
 pytestmark = pytest.mark.timeout(120 + EXAMPLES)
 TOPOLOGY = {"world_size": 2, "zero_stage": 2, "precision": "fp32", "offload_optimizer": False}

@@ -16,8 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fault_runs import Outcome, exact, run_forked, scenario, write_base
-from processes import ROOT, write_json
+from helpers.fault_runs import Outcome, exact, run_forked, scenario, write_base
+from helpers.processes import ROOT, write_json
 
 from mtdnn_ds.config.errors import ConfigError
 from mtdnn_ds.runs.folder import create_private, refuse_used_folder

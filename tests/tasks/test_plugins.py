@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import ROOT
+from helpers.processes import ROOT
 
 from mtdnn_ds import CustomKind
 from mtdnn_ds.config.errors import ConfigError, DataError, TrainingError

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import write_tiny_encoder
-from processes import ROOT, lines, run_jobs, start_ranks, training_lines, write_json, zero_config
+from helpers.processes import ROOT, lines, run_jobs, start_ranks, training_lines, write_json, zero_config
+from helpers.tiny_encoders import write_tiny_encoder
 from test_mixture import write_files
 from test_resume import EXACT_FIELDS, wait_for_death
 

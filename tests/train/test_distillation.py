@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from processes import run_command
+from helpers.processes import run_command
 from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import keep_capitals
+from helpers.tiny_encoders import keep_capitals
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, BertForMultipleChoice, BertForTokenClassification
 

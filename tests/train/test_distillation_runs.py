@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import keep_capitals, write_tiny_encoder
-from processes import lines, run_command, run_jobs, training_lines, write_json, zero_config
+from helpers.processes import lines, run_command, run_jobs, training_lines, write_json, zero_config
+from helpers.tiny_encoders import keep_capitals, write_tiny_encoder
 from safetensors.numpy import load_file
 from safetensors.torch import load_file as load_weights
 from safetensors.torch import save_file

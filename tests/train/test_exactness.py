@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from glue_rows import COLUMNS, cut_glue, read_example
-from processes import lines, run_jobs, training_lines, write_json, zero_config
-from reference_loop import reference_training
+from helpers.glue_rows import COLUMNS, cut_glue, read_example
+from helpers.processes import lines, run_jobs, training_lines, write_json, zero_config
+from helpers.reference_loop import reference_training
 
 STEPS = 10
 TOLERANCE = 1e-4  # relative, fp32

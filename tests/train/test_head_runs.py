@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from conftest import ROOT
-from glue_rows import cut_glue
-from processes import lines, run_command, run_jobs, training_lines, write_json, zero_config
+from helpers.glue_rows import cut_glue
+from helpers.processes import ROOT, lines, run_command, run_jobs, training_lines, write_json, zero_config
 
 ORDINAL = "recipes/own_kind/ordinal.py"
 WORD_LENGTHS = """

@@ -12,7 +12,7 @@ import pytest
 import torch
 import transformers
 import yaml
-from processes import run_command, write_json, zero_config
+from helpers.processes import run_command, write_json, zero_config
 
 from mtdnn_ds.check.verify.small import small_recipe
 from mtdnn_ds.cli import main

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from conftest import write_tiny_encoder
-from glue_rows import cut_glue
-from processes import run_jobs, training_lines, write_json, zero_config
+from helpers.glue_rows import cut_glue
+from helpers.processes import run_jobs, training_lines, write_json, zero_config
+from helpers.tiny_encoders import write_tiny_encoder
 from safetensors.torch import load_file, save_file
 
 from mtdnn_ds.cli import main

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
-from processes import lines, run_jobs, training_lines, write_json, zero_config
+from helpers.processes import lines, run_jobs, training_lines, write_json, zero_config
 
 COLOURS, ANIMALS = ["red", "blue", "green", "black"], ["dog", "cat", "horse", "bird"]
 STEPS = 12

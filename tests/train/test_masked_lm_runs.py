@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from processes import lines, run_command, run_jobs, training_lines, write_json, zero_config
+from helpers.processes import lines, run_command, run_jobs, training_lines, write_json, zero_config
 from safetensors.torch import load_file
 from test_masked_lm_examples import corpus  # noqa: F401  (a fixture)
 

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from glue_rows import cut_glue
-from processes import lines, run_jobs, training_lines, write_json, zero_config
-from reference_mixture import TaskOfStep, TermOfStep, reference_steps
+from helpers.glue_rows import cut_glue
+from helpers.processes import lines, run_jobs, training_lines, write_json, zero_config
+from helpers.reference_mixture import TaskOfStep, TermOfStep, reference_steps
 
 STEPS = 4
 TOLERANCE = 1e-4  # relative, fp32

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import yaml
-from glue_rows import cut_glue
-from processes import lines, run_jobs, training_lines, write_json, zero_config
+from helpers.glue_rows import cut_glue
+from helpers.processes import lines, run_jobs, training_lines, write_json, zero_config
 
 
 def offload(stage: int) -> dict[str, Any]:

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import write_tiny_encoder
-from glue_rows import cut_glue, read_example
-from processes import ROOT, run_jobs, run_ranks, training_lines, write_json, zero_config
-from regularized_loop import Perturbation, ReferenceModel, TokenExample, regularized_training
+from helpers.glue_rows import cut_glue, read_example
+from helpers.processes import ROOT, run_jobs, run_ranks, training_lines, write_json, zero_config
+from helpers.regularized_loop import Perturbation, ReferenceModel, TokenExample, regularized_training
+from helpers.tiny_encoders import write_tiny_encoder
 from test_mixture import write_files
 from transformers import AutoTokenizer
 

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import write_tiny_encoder
-from regularized_loop import Perturbation, ReferenceModel, TokenExample, example_objective
+from helpers.regularized_loop import Perturbation, ReferenceModel, TokenExample, example_objective
+from helpers.tiny_encoders import write_tiny_encoder
 from test_model_parity import CONFIGS
 from torch import Tensor
 from torch.nn import functional

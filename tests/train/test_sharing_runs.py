@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from glue_rows import cut_glue, read_example
-from processes import ROOT, lines, run_jobs, run_ranks, training_lines, write_json, zero_config
-from reference_loop import Example
-from reference_sharing import Settings, Start, shared_training
+from helpers.glue_rows import cut_glue, read_example
+from helpers.processes import ROOT, lines, run_jobs, run_ranks, training_lines, write_json, zero_config
+from helpers.reference_loop import Example
+from helpers.reference_sharing import Settings, Start, shared_training
 
 STEPS = 4
 TOLERANCE = 1e-4  # relative, fp32

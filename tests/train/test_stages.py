@@ -12,8 +12,17 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from glue_rows import cut_glue
-from processes import ROOT, kill, lines, run_ranks, start_ranks, training_lines, write_json, zero_config
+from helpers.glue_rows import cut_glue
+from helpers.processes import (
+    ROOT,
+    kill,
+    lines,
+    run_ranks,
+    start_ranks,
+    training_lines,
+    write_json,
+    zero_config,
+)
 from safetensors.torch import load_file
 
 from mtdnn_ds.cli import main

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from glue_rows import cut_glue
-from processes import (
+from helpers.glue_rows import cut_glue
+from helpers.processes import (
     ROOT,
     kill,
     run_command,
