@@ -46,7 +46,13 @@ def taught(spec: TaskSpec, examples: Examples, random: np.random.Generator) -> E
     return DistilledExamples(examples, soft_targets(answer, [outputs], SETTINGS.temperature))
 
 
-def make_side(name: str, specs: tuple[TaskSpec, ...], sets: list[Examples], chosen: np.ndarray, distillation: Distillation | None) -> Side:
+def make_side(
+    name: str,
+    specs: tuple[TaskSpec, ...],
+    sets: list[Examples],
+    chosen: np.ndarray,
+    distillation: Distillation | None,
+) -> Side:
     layout = head_layout(specs)
     model = build_model(encoder_path=resolve_encoder_path(MINILM), specs=specs, layout=layout)
     losses = build_losses(layout, specs, "cpu", distillation)
@@ -56,14 +62,18 @@ def make_side(name: str, specs: tuple[TaskSpec, ...], sets: list[Examples], chos
     def loss(index: int) -> torch.Tensor:
         members, epochs = chosen[index], np.zeros(chosen.shape[1], dtype=np.int64)
         tasks, filler = range(len(sets)), np.zeros(0, dtype=np.int64)
-        batch = collate(owner[members], row[members], epochs, sets, layout=layout, tasks=tasks, filler_ids=filler)
+        batch = collate(
+            owner[members], row[members], epochs, sets, layout=layout, tasks=tasks, filler_ids=filler
+        )
         return losses.sums(losses.of_batch(model(batch), batch.targets)).total.sum() / len(members)
 
     return Side(name=name, loss=loss, optimizer=torch.optim.AdamW(model.parameters(), lr=1e-5))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--glue_dir", help="folder in the official GLUE layout, for its tasks")
     parser.add_argument("--tasks", default=QUICKSTART, help="names, separated by commas")
     parser.add_argument("--batch", type=int, default=32, help="examples per step")
@@ -74,21 +84,35 @@ def main() -> None:
     keep_freed_memory()
     data = DataSettings.model_validate({"glue_dir": arguments.glue_dir})
     specs = tuple(builtin_task(name, data) for name in arguments.tasks.split(","))
-    prepared = prepare(specs, tokenizer_path=resolve_encoder_path(MINILM), cache_dir=arguments.cache_dir, splits=("train",))
+    prepared = prepare(
+        specs, tokenizer_path=resolve_encoder_path(MINILM), cache_dir=arguments.cache_dir, splits=("train",)
+    )
     random = np.random.default_rng(0)
     plain = [make_examples(spec, prepared[spec.name]["train"], max_length=128) for spec in specs]
     distilled = [taught(spec, examples, random) for spec, examples in zip(specs, plain, strict=True)]
     num_examples = sum(examples.num_examples for examples in plain)
     chosen = random.choice(num_examples, size=(arguments.steps, arguments.batch), replace=False)
-    sides = [make_side("plain", specs, plain, chosen, None), make_side("distilled", specs, distilled, chosen, SETTINGS)]
+    sides = [
+        make_side("plain", specs, plain, chosen, None),
+        make_side("distilled", specs, distilled, chosen, SETTINGS),
+    ]
     seconds = measure(sides, arguments.steps, warmup=2, repeats=arguments.repeats, device=torch.device("cpu"))
     for name, values in seconds.items():
         print(f"{name:10}{1000 * statistics.median(values) / arguments.steps:10.1f} ms/step")
     # Each repeat's own ratio: the two sides of a repeat ran next to each other.
-    ratio = statistics.median(theirs / ours for ours, theirs in zip(seconds["plain"], seconds["distilled"], strict=True))
-    print(f"a distilled step takes {ratio:.3f} times as long as a plain one (median of {arguments.repeats} repeats)")
+    ratio = statistics.median(
+        theirs / ours for ours, theirs in zip(seconds["plain"], seconds["distilled"], strict=True)
+    )
     print(
-        json.dumps({"ratio": round(ratio, 4), "seconds": {name: [round(value, 4) for value in values] for name, values in seconds.items()}})
+        f"a distilled step takes {ratio:.3f} times as long as a plain one (median of {arguments.repeats} repeats)"
+    )
+    print(
+        json.dumps(
+            {
+                "ratio": round(ratio, 4),
+                "seconds": {name: [round(value, 4) for value in values] for name, values in seconds.items()},
+            }
+        )
     )
 
 

@@ -33,11 +33,22 @@ MODES: tuple[DropoutMode, ...] = ("none", "model", "counter")
 
 
 def make_side(
-    mode: DropoutMode, folder: str, specs: tuple[TaskSpec, ...], batches: list[PackedBatch], dtype: torch.dtype, device: torch.device
+    mode: DropoutMode,
+    folder: str,
+    specs: tuple[TaskSpec, ...],
+    batches: list[PackedBatch],
+    dtype: torch.dtype,
+    device: torch.device,
 ) -> Side:
     layout = head_layout(specs)
     model = build_model(
-        encoder_path=folder, specs=specs, layout=layout, device_type=device.type, compute_dtype=dtype, parameter_dtype=dtype, dropout=mode
+        encoder_path=folder,
+        specs=specs,
+        layout=layout,
+        device_type=device.type,
+        compute_dtype=dtype,
+        parameter_dtype=dtype,
+        dropout=mode,
     ).to(device)
     losses = build_losses(layout, specs, device)
 
@@ -67,13 +78,23 @@ def measure(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--glue_dir", required=True, help="folder in the official GLUE layout")
-    parser.add_argument("--tasks", default="cola,sst2,mrpc,stsb,mnli,qnli,rte", help="names, separated by commas")
-    parser.add_argument("--encoder", default="minilm", help="minilm, bert_large:LAYERS (random weights), or a folder with a BERT")
+    parser.add_argument(
+        "--tasks", default="cola,sst2,mrpc,stsb,mnli,qnli,rte", help="names, separated by commas"
+    )
+    parser.add_argument(
+        "--encoder",
+        default="minilm",
+        help="minilm, bert_large:LAYERS (random weights), or a folder with a BERT",
+    )
     parser.add_argument("--dtype", choices=sorted(DTYPES), default="fp32")
     parser.add_argument("--batch", type=int, default=16, help="examples per step")
-    parser.add_argument("--steps", type=int, default=4, help="different batches, each trained on once per repeat")
+    parser.add_argument(
+        "--steps", type=int, default=4, help="different batches, each trained on once per repeat"
+    )
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--max_length", type=int, default=128, help="tokens")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of torch")
@@ -85,7 +106,9 @@ def main() -> None:
         keep_freed_memory()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     is_file_less = arguments.encoder == "minilm" or arguments.encoder.startswith("bert_large:")
-    batches, specs = make_batches(arguments, resolve_encoder_path(MINILM if is_file_less else arguments.encoder))
+    batches, specs = make_batches(
+        arguments, resolve_encoder_path(MINILM if is_file_less else arguments.encoder)
+    )
     batches = [batch.to(device) for batch in batches]
     with tempfile.TemporaryDirectory() as scratch:
         folder = encoder_folder(arguments.encoder, Path(scratch), arguments.seed)
@@ -93,15 +116,36 @@ def main() -> None:
     clock, cpu = measure(sides, arguments.steps, repeats=arguments.repeats, device=device)
     seconds = clock if device.type == "cuda" else cpu
     # Each repeat's own ratio: the sides of a repeat ran next to each other.
-    ratios = {mode: statistics.median(own / model for own, model in zip(seconds[mode], seconds["model"], strict=True)) for mode in MODES}
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    ratios = {
+        mode: statistics.median(
+            own / model for own, model in zip(seconds[mode], seconds["model"], strict=True)
+        )
+        for mode in MODES
+    }
+    name = (
+        torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"CPU, {torch.get_num_threads()} threads"
+    )
     tokens = sum(batch.num_tokens for batch in batches) // len(batches)
-    print(f"{arguments.encoder}, {arguments.dtype}, {arguments.batch} examples and {tokens:,} tokens a step, {name}")
+    print(
+        f"{arguments.encoder}, {arguments.dtype}, {arguments.batch} examples and {tokens:,} tokens a step, {name}"
+    )
     print(f"{'dropout':10}{'ms/step':>10}{'CPU ms':>10}{'of model':>10}")
     for mode in MODES:
         each = (1000 * statistics.median(values[mode]) / arguments.steps for values in (clock, cpu))
-        print(f"{mode:10}" + "".join(f"{milliseconds:10.1f}" for milliseconds in each) + f"{ratios[mode]:10.3f}")
-    print(json.dumps({"encoder": arguments.encoder, "dtype": arguments.dtype, **{mode: round(ratio, 3) for mode, ratio in ratios.items()}}))
+        print(
+            f"{mode:10}" + "".join(f"{milliseconds:10.1f}" for milliseconds in each) + f"{ratios[mode]:10.3f}"
+        )
+    print(
+        json.dumps(
+            {
+                "encoder": arguments.encoder,
+                "dtype": arguments.dtype,
+                **{mode: round(ratio, 3) for mode, ratio in ratios.items()},
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -49,7 +49,11 @@ def read_pairs(glue_dir: Path, num_texts: int) -> list[tuple[str, str]]:
     random = np.random.default_rng(0)
     pairs = []
     for file, (first, second) in TEXTS_OF.items():
-        rows = [row.split("\t") for row in (glue_dir / file).read_text(encoding="utf-8-sig").split("\n")[1:] if row]
+        rows = [
+            row.split("\t")
+            for row in (glue_dir / file).read_text(encoding="utf-8-sig").split("\n")[1:]
+            if row
+        ]
         usable = [row for row in rows if len(row) > second and row[first].strip() and row[second].strip()]
         chosen = random.choice(len(usable), size=-(-num_texts // len(TEXTS_OF)), replace=False)
         pairs += [(usable[index][first], usable[index][second]) for index in chosen]
@@ -67,9 +71,15 @@ def make_ours(max_tokens: int) -> MultiTaskModel:
     )
     specs, device = tuple(builtin_task(name, DataSettings()) for name in TASKS), torch.device("cpu")
     layout = head_layout(specs)
-    net = run_model(recipe, RunData(specs=specs, layout=layout, examples={}), device=device, compute_dtype=torch.float32)
-    settings = loader_settings(recipe, hidden_size=net.encoder.hidden_size, rank=0, world_size=1, device=device)
-    return MultiTaskModel(LoadedRun(recipe=recipe, specs=specs, layout=layout, model=net, settings=settings, device=device))
+    net = run_model(
+        recipe, RunData(specs=specs, layout=layout, examples={}), device=device, compute_dtype=torch.float32
+    )
+    settings = loader_settings(
+        recipe, hidden_size=net.encoder.hidden_size, rank=0, world_size=1, device=device
+    )
+    return MultiTaskModel(
+        LoadedRun(recipe=recipe, specs=specs, layout=layout, model=net, settings=settings, device=device)
+    )
 
 
 def make_theirs(ours: MultiTaskModel) -> Callable[[list[tuple[str, str]]], list[list[float]]]:
@@ -78,15 +88,21 @@ def make_theirs(ours: MultiTaskModel) -> Callable[[list[tuple[str, str]]], list[
     theirs = BertForSequenceClassification.from_pretrained(path, config=config).eval()
     weights, term = ours.net.state_dict(), ours.layout.terms[0]
     with torch.no_grad():
-        theirs.classifier.weight.copy_(weights["heads.sequence.weight"][term.columns.start : term.columns.stop])
+        theirs.classifier.weight.copy_(
+            weights["heads.sequence.weight"][term.columns.start : term.columns.stop]
+        )
         theirs.classifier.bias.copy_(weights["heads.sequence.bias"][term.columns.start : term.columns.stop])
     tokenizer = AutoTokenizer.from_pretrained(path)
-    classify = pipeline("text-classification", model=theirs, tokenizer=tokenizer, batch_size=32, top_k=None, device="cpu")
+    classify = pipeline(
+        "text-classification", model=theirs, tokenizer=tokenizer, batch_size=32, top_k=None, device="cpu"
+    )
 
     def run(pairs: list[tuple[str, str]]) -> list[list[float]]:
         inputs = [{"text": first, "text_pair": second} for first, second in pairs]
         found = classify(inputs, truncation=True, max_length=MAX_LENGTH, padding=True)
-        return [[each["score"] for each in sorted(of_text, key=lambda each: each["label"])] for of_text in found]
+        return [
+            [each["score"] for each in sorted(of_text, key=lambda each: each["label"])] for of_text in found
+        ]
 
     return run
 
@@ -97,7 +113,9 @@ def ratio(above: Sequence[float], below: Sequence[float]) -> float:
 
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--glue_dir", type=Path, required=True)
     parser.add_argument("--texts", type=int, default=384)
     parser.add_argument("--rounds", type=int, default=5)
@@ -126,7 +144,12 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
             sides[name]()
             wall[name].append(time.perf_counter() - began)
             cpu[name].append(time.process_time() - cpu_began)
-    result = {"texts": len(pairs), "threads": given.threads, "rounds": given.rounds, "largest_difference": difference}
+    result = {
+        "texts": len(pairs),
+        "threads": given.threads,
+        "rounds": given.rounds,
+        "largest_difference": difference,
+    }
     for clock, seconds in (("wall", wall), ("cpu", cpu)):
         result[clock] = {
             **{f"{name}_seconds": round(statistics.median(own), 3) for name, own in seconds.items()},

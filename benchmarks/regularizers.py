@@ -38,20 +38,28 @@ SIDES = {
 
 
 def make_side(
-    name: str, settings: RegularizerSettings, specs: tuple[TaskSpec, ...], batches: list[PackedBatch], added: dict[str, list[float]]
+    name: str,
+    settings: RegularizerSettings,
+    specs: tuple[TaskSpec, ...],
+    batches: list[PackedBatch],
+    added: dict[str, list[float]],
 ) -> Side:
     """`added` gets what the regulariser adds to the mean loss of each batch."""
     layout, cpu = head_layout(specs), torch.device("cpu")
     model = build_model(encoder_path=resolve_encoder_path(MINILM), specs=specs, layout=layout)
     losses = build_losses(layout, specs, cpu)
-    regularizer, _ = build_regularizer(settings, model, specs=specs, layout=layout, seed=0, compute_dtype=torch.float32, device=cpu)
+    regularizer, _ = build_regularizer(
+        settings, model, specs=specs, layout=layout, seed=0, compute_dtype=torch.float32, device=cpu
+    )
 
     num_passes = 1 if regularizer is None else regularizer.num_passes
 
     def loss(index: int) -> Tensor:
         """The last pass's share of the objective; those before it have gone backward."""
         batch, objective = batches[index], torch.zeros(())
-        for number, one in enumerate([PLAIN] if regularizer is None else regularizer.passes(batch, batch, index), start=1):
+        for number, one in enumerate(
+            [PLAIN] if regularizer is None else regularizer.passes(batch, batch, index), start=1
+        ):
             outputs, added_M = model(batch, within=one.within)
             total = losses.sums(mean_losses(losses, outputs, batch.targets)).total.sum()
             if added_M is not None:
@@ -67,11 +75,17 @@ def make_side(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--glue_dir", required=True, help="folder in the official GLUE layout")
-    parser.add_argument("--tasks", default="cola,sst2,mrpc,stsb,mnli,qnli,rte", help="names, separated by commas")
+    parser.add_argument(
+        "--tasks", default="cola,sst2,mrpc,stsb,mnli,qnli,rte", help="names, separated by commas"
+    )
     parser.add_argument("--batch", type=int, default=16, help="examples per step")
-    parser.add_argument("--steps", type=int, default=4, help="different batches, each trained on once per repeat")
+    parser.add_argument(
+        "--steps", type=int, default=4, help="different batches, each trained on once per repeat"
+    )
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads of torch")
     parser.add_argument("--cache_dir", default=".cache/mtdnn_ds")

@@ -57,7 +57,9 @@ def build_engine(layers: int) -> Any:
 def measure(engine: Any, folder: Path, step: int, *, in_background: bool) -> dict[str, float]:
     """Seconds of one save: how long training stands still, and the parts of that or of the thread's work."""
     begin = time.perf_counter()
-    begun = begin_save(engine, folder, step=step, run_state={"step": step}, keep_last=1, also=(), in_background=in_background)
+    begun = begin_save(
+        engine, folder, step=step, run_state={"step": step}, keep_last=1, also=(), in_background=in_background
+    )
     begun_at = time.perf_counter()
     written = begun.writer.wait()
     waited_at = time.perf_counter()
@@ -95,10 +97,16 @@ def main() -> None:
     try:
         for number in range(given.saves):
             for index, (name, of_kind) in enumerate(rows.items()):
-                of_kind.append(measure(engine, folder, 2 * number + index + 1, in_background=name != "at once"))
+                of_kind.append(
+                    measure(engine, folder, 2 * number + index + 1, in_background=name != "at once")
+                )
                 print(name, json.dumps(of_kind[-1]), "load", os.getloadavg()[0], flush=True)
         total = sum(path.stat().st_size for path in next(folder.glob("step_*")).iterdir())
-        print(json.dumps({"checkpoint": size(total), **{name: medians(of_kind) for name, of_kind in rows.items()}}))
+        print(
+            json.dumps(
+                {"checkpoint": size(total), **{name: medians(of_kind) for name, of_kind in rows.items()}}
+            )
+        )
     finally:
         shutil.rmtree(folder)
     stop_distributed()

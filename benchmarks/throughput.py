@@ -76,22 +76,32 @@ class Side:
 class PaddedModel(nn.Module):
     """The plain loop's model: pooled output, dropout, one linear layer per task. Weights copied from `ours`."""
 
-    def __init__(self, folder: str, ours: MultiTaskNet, layout: HeadLayout, dtype: torch.dtype, dropout: str) -> None:
+    def __init__(
+        self, folder: str, ours: MultiTaskNet, layout: HeadLayout, dtype: torch.dtype, dropout: str
+    ) -> None:
         super().__init__()
         off = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0} if dropout == "none" else {}
         self.encoder: Any = AutoModel.from_pretrained(folder, dtype=dtype, **off)
         self.encoder.pooler.load_state_dict(ours.encoder.pooler.state_dict())
         self.dropout = nn.Dropout(self.encoder.config.hidden_dropout_prob)
-        self.heads = nn.ModuleList(nn.Linear(self.encoder.config.hidden_size, term.num_outputs, dtype=dtype) for term in layout.terms)
+        self.heads = nn.ModuleList(
+            nn.Linear(self.encoder.config.hidden_size, term.num_outputs, dtype=dtype) for term in layout.terms
+        )
         self.is_regression = [term.form == "score" for term in layout.terms]
         bank: Any = ours.heads["sequence"]
         for head, term in zip(self.heads, layout.terms, strict=True):
             columns = slice(term.first_column, term.first_column + term.num_outputs)
-            head.load_state_dict({"weight": bank.weight[columns].detach(), "bias": bank.bias[columns].detach()})
+            head.load_state_dict(
+                {"weight": bank.weight[columns].detach(), "bias": bank.bias[columns].detach()}
+            )
 
     def loss(self, batch: PaddedBatch) -> Tensor:
         """Mean over all examples of the batch."""
-        output = self.encoder(input_ids=batch.input_ids, token_type_ids=batch.token_type_ids, attention_mask=batch.attention_mask)
+        output = self.encoder(
+            input_ids=batch.input_ids,
+            token_type_ids=batch.token_type_ids,
+            attention_mask=batch.attention_mask,
+        )
         pooled = self.dropout(output.pooler_output)
         total = pooled.new_zeros((), dtype=torch.float32)
         for task_id, rows in batch.rows_of_task.items():
@@ -111,8 +121,12 @@ def padded(batch: PackedBatch, device: torch.device) -> PaddedBatch:
     return PaddedBatch(
         input_ids=pad_sequence(batch.input_ids.split(lengths), batch_first=True).to(device),
         token_type_ids=pad_sequence(batch.token_type_ids.split(lengths), batch_first=True).to(device),
-        attention_mask=pad_sequence([torch.ones(length, dtype=torch.int64) for length in lengths], batch_first=True).to(device),
-        rows_of_task={int(task_id): torch.nonzero(task_ids == task_id)[:, 0].to(device) for task_id in task_ids.unique()},
+        attention_mask=pad_sequence(
+            [torch.ones(length, dtype=torch.int64) for length in lengths], batch_first=True
+        ).to(device),
+        rows_of_task={
+            int(task_id): torch.nonzero(task_ids == task_id)[:, 0].to(device) for task_id in task_ids.unique()
+        },
         labels=labels.to(device),
     )
 
@@ -122,15 +136,22 @@ def packed_loss(model: MultiTaskNet, batch: PackedBatch, losses: Losses) -> Tens
     return losses.sums(losses.of_batch(model(batch), batch.targets)).total.sum() / batch.num_sequences
 
 
-def make_batches(arguments: argparse.Namespace, tokenizer_path: str) -> tuple[list[PackedBatch], tuple[TaskSpec, ...]]:
+def make_batches(
+    arguments: argparse.Namespace, tokenizer_path: str
+) -> tuple[list[PackedBatch], tuple[TaskSpec, ...]]:
     """`steps` batches of `batch` examples; every dev row of every task is equally likely."""
     data = DataSettings.model_validate({"glue_dir": arguments.glue_dir})
     specs = tuple(builtin_task(name, data) for name in arguments.tasks.split(","))
     prepared = prepare(specs, tokenizer_path=tokenizer_path, cache_dir=arguments.cache_dir, splits=("dev",))
-    sets = [make_examples(spec, prepared[spec.name]["dev"], max_length=arguments.max_length, seed=arguments.seed) for spec in specs]
+    sets = [
+        make_examples(spec, prepared[spec.name]["dev"], max_length=arguments.max_length, seed=arguments.seed)
+        for spec in specs
+    ]
     owner = np.repeat(np.arange(len(sets)), [examples.num_examples for examples in sets])
     row = np.concatenate([np.arange(examples.num_examples) for examples in sets])
-    chosen = np.random.default_rng(arguments.seed).choice(len(owner), size=(arguments.steps, arguments.batch), replace=False)
+    chosen = np.random.default_rng(arguments.seed).choice(
+        len(owner), size=(arguments.steps, arguments.batch), replace=False
+    )
     layout = head_layout(specs)
     batches = [
         collate(
@@ -155,14 +176,21 @@ def encoder_folder(name: str, scratch: Path, seed: int) -> str:
         return resolve_encoder_path(name)
     torch.manual_seed(seed)
     config = BertConfig(
-        hidden_size=1024, num_hidden_layers=int(name.removeprefix("bert_large:")), num_attention_heads=16, intermediate_size=4096
+        hidden_size=1024,
+        num_hidden_layers=int(name.removeprefix("bert_large:")),
+        num_attention_heads=16,
+        intermediate_size=4096,
     )
     BertModel(config).save_pretrained(scratch)
     return str(scratch)
 
 
 def build_sides(
-    arguments: argparse.Namespace, folder: str, batches: Sequence[PackedBatch], specs: tuple[TaskSpec, ...], device: torch.device
+    arguments: argparse.Namespace,
+    folder: str,
+    batches: Sequence[PackedBatch],
+    specs: tuple[TaskSpec, ...],
+    device: torch.device,
 ) -> list[Side]:
     """Both sides, after their losses on the first batch were found equal."""
     dtype = DTYPES[arguments.dtype]
@@ -188,7 +216,9 @@ def build_sides(
     with torch.no_grad():
         first = packed_loss(ours, on_device[0], losses).item(), theirs.loss(padded_batches[0]).item()
     if abs(first[0] - first[1]) > LARGEST_LOSS_DIFFERENCE[arguments.dtype]:
-        raise SystemExit(f"the two sides do not compute the same: loss {first[0]:.6f} (ours) and {first[1]:.6f} (theirs) on the same batch")
+        raise SystemExit(
+            f"the two sides do not compute the same: loss {first[0]:.6f} (ours) and {first[1]:.6f} (theirs) on the same batch"
+        )
     print(f"same loss on the first batch: {first[0]:.6f} (ours) {first[1]:.6f} (theirs)")
     ours.train()
     theirs.train()
@@ -199,12 +229,16 @@ def build_sides(
             optimizer=torch.optim.AdamW(ours.parameters(), lr=1e-5),
         ),
         Side(
-            name="theirs", loss=lambda index: theirs.loss(padded_batches[index]), optimizer=torch.optim.AdamW(theirs.parameters(), lr=1e-5)
+            name="theirs",
+            loss=lambda index: theirs.loss(padded_batches[index]),
+            optimizer=torch.optim.AdamW(theirs.parameters(), lr=1e-5),
         ),
     ]
 
 
-def measure(sides: Sequence[Side], num_batches: int, *, warmup: int, repeats: int, device: torch.device) -> dict[str, list[float]]:
+def measure(
+    sides: Sequence[Side], num_batches: int, *, warmup: int, repeats: int, device: torch.device
+) -> dict[str, list[float]]:
     """Seconds of all batches once, for each side and repeat."""
     for side in sides:
         for index in range(warmup):
@@ -227,14 +261,26 @@ def wait_for(device: torch.device) -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--glue_dir", required=True, help="folder in the official GLUE layout")
-    parser.add_argument("--tasks", default="cola,sst2,mrpc,stsb,qqp,mnli,qnli,rte", help="names, separated by commas")
-    parser.add_argument("--encoder", default="minilm", help="minilm, bert_large:LAYERS (random weights), or a folder with a BERT")
+    parser.add_argument(
+        "--tasks", default="cola,sst2,mrpc,stsb,qqp,mnli,qnli,rte", help="names, separated by commas"
+    )
+    parser.add_argument(
+        "--encoder",
+        default="minilm",
+        help="minilm, bert_large:LAYERS (random weights), or a folder with a BERT",
+    )
     parser.add_argument("--dtype", choices=sorted(DTYPES), default="fp32")
-    parser.add_argument("--dropout", choices=("model", "none"), default="model", help="model: as the encoder's config says")
+    parser.add_argument(
+        "--dropout", choices=("model", "none"), default="model", help="model: as the encoder's config says"
+    )
     parser.add_argument("--batch", type=int, default=32, help="examples per step")
-    parser.add_argument("--steps", type=int, default=8, help="different batches, each trained on once per repeat")
+    parser.add_argument(
+        "--steps", type=int, default=8, help="different batches, each trained on once per repeat"
+    )
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--warmup", type=int, default=2, help="untimed steps per side")
     parser.add_argument("--max_length", type=int, default=128, help="tokens")
@@ -250,7 +296,11 @@ def main() -> None:
     if not torch.cuda.is_available():
         keep_freed_memory()  # for both sides
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    tokenizer_path = MINILM if arguments.encoder == "minilm" or arguments.encoder.startswith("bert_large:") else arguments.encoder
+    tokenizer_path = (
+        MINILM
+        if arguments.encoder == "minilm" or arguments.encoder.startswith("bert_large:")
+        else arguments.encoder
+    )
     batches, specs = make_batches(arguments, resolve_encoder_path(tokenizer_path))
     with tempfile.TemporaryDirectory() as scratch:
         folder = encoder_folder(arguments.encoder, Path(scratch), arguments.seed)
@@ -261,7 +311,11 @@ def main() -> None:
 
 
 def report(
-    arguments: argparse.Namespace, batches: Sequence[PackedBatch], seconds: dict[str, list[float]], config: BertConfig, device: torch.device
+    arguments: argparse.Namespace,
+    batches: Sequence[PackedBatch],
+    seconds: dict[str, list[float]],
+    config: BertConfig,
+    device: torch.device,
 ) -> None:
     """A table for people, and its figures as the last line in JSON."""
     tokens = sum(batch.num_tokens for batch in batches)
@@ -275,9 +329,17 @@ def report(
     )
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     # Each repeat's own ratio: the two sides of a repeat ran next to each other.
-    ratio = statistics.median(theirs / ours for ours, theirs in zip(seconds["ours"], seconds["theirs"], strict=True))
-    device_name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-    print(f"\n{arguments.encoder}, {arguments.dtype}, dropout {arguments.dropout}, {arguments.batch} examples a step, {device_name}")
+    ratio = statistics.median(
+        theirs / ours for ours, theirs in zip(seconds["ours"], seconds["theirs"], strict=True)
+    )
+    device_name = (
+        torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"CPU, {torch.get_num_threads()} threads"
+    )
+    print(
+        f"\n{arguments.encoder}, {arguments.dtype}, dropout {arguments.dropout}, {arguments.batch} examples a step, {device_name}"
+    )
     print(f"padding of the padded side: {1 - tokens / padded_tokens:.1%} of its tokens")
     print(f"{'':8}{'real tokens/s':>15}{'examples/s':>12}{'ms/step':>10}{'GFLOP/s':>10}")
     for name, median in medians.items():

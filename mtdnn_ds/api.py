@@ -59,7 +59,10 @@ def train(
                 output_dir=str(output_dir),
                 resume=resume,
                 log_level="warning",
-                overrides={name: value if isinstance(value, str) else json.dumps(value) for name, value in (settings or {}).items()},
+                overrides={
+                    name: value if isinstance(value, str) else json.dumps(value)
+                    for name, value in (settings or {}).items()
+                },
             )
     return Path(output_dir)
 
@@ -76,7 +79,12 @@ def evaluate(run_dir: str | Path, *, checkpoint: str = "best/average") -> Evalua
 
 
 def export(
-    run_dir: str | Path, output_dir: str | Path | None = None, *, task: str | None = None, checkpoint: str = "best", format: str = "hf"
+    run_dir: str | Path,
+    output_dir: str | Path | None = None,
+    *,
+    task: str | None = None,
+    checkpoint: str = "best",
+    format: str = "hf",
 ) -> list[Exported]:
     """Write the run's whole model and every task, or one `task`, as folders for other programs; each is compared with the run first.
 
@@ -84,7 +92,13 @@ def export(
     """
     from mtdnn_ds.export.run import export_run
 
-    return export_run(str(run_dir), None if output_dir is None else str(output_dir), task=task, checkpoint=checkpoint, format=format)
+    return export_run(
+        str(run_dir),
+        None if output_dir is None else str(output_dir),
+        task=task,
+        checkpoint=checkpoint,
+        format=format,
+    )
 
 
 @contextmanager

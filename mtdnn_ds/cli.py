@@ -58,7 +58,9 @@ def _main(arguments: list[str]) -> int:
         return 0
     verb = verb.replace("_", "-") if verb.replace("_", "-") in VERBS else verb
     if verb not in VERBS:
-        what = f"'{verb}' is a flag; the verb comes first" if verb.startswith("-") else f"unknown verb '{verb}'"
+        what = (
+            f"'{verb}' is a flag; the verb comes first" if verb.startswith("-") else f"unknown verb '{verb}'"
+        )
         raise ConfigError(f"{what}{did_you_mean(verb, VERBS)}")
     return _run_verb(VERBS[verb], arguments[1:], program=f"{program} {verb}")
 
@@ -83,10 +85,17 @@ def _run_verb(verb: Verb, arguments: list[str], *, program: str) -> int:
 def read_arguments(verb: Verb, arguments: Sequence[str]) -> dict[str, Any]:
     """The keyword arguments of the verb's `run`. Raises ConfigError with everything wrong with the flags, and with the recipe if they are."""
     problems: list[str] = []
-    call = _parse(verb.module, _explicit(arguments, problems, switches=[flag.name for flag in verb.flags if flag.is_switch]))
+    call = _parse(
+        verb.module,
+        _explicit(arguments, problems, switches=[flag.name for flag in verb.flags if flag.is_switch]),
+    )
     flags = dict(call.flags)
     values = _flag_values(verb, flags, call.positional, problems)
-    overrides = {name: text for name, text in flags.items() if name not in values and not (verb.from_launcher and name in LAUNCHER_FLAGS)}
+    overrides = {
+        name: text
+        for name, text in flags.items()
+        if name not in values and not (verb.from_launcher and name in LAUNCHER_FLAGS)
+    }
     problems += _unknown_flags(verb, overrides)
     if problems:
         raise ConfigError([*problems, *_recipe_problems(verb, values, overrides)])
@@ -136,7 +145,9 @@ def _parse(verb: str, arguments: list[str]) -> Call:
     return call
 
 
-def _flag_values(verb: Verb, flags: dict[str, str], positional: Sequence[str], problems: list[str]) -> dict[str, Any]:
+def _flag_values(
+    verb: Verb, flags: dict[str, str], positional: Sequence[str], problems: list[str]
+) -> dict[str, Any]:
     """The verb's own flags, typed, with their defaults."""
     unnamed = list(positional)
     if verb.positional and unnamed:
@@ -144,21 +155,29 @@ def _flag_values(verb: Verb, flags: dict[str, str], positional: Sequence[str], p
             problems.append(f"'{unnamed[0]}': --{verb.positional} is given too; keep one")
         flags.setdefault(verb.positional, unnamed.pop(0))
     more, unnamed = (unnamed, []) if verb.takes_several else ([], unnamed)
-    problems += [f"'{word}': unexpected; flags are written --name value{_recipe_hint(verb, word)}" for word in unnamed]
+    problems += [
+        f"'{word}': unexpected; flags are written --name value{_recipe_hint(verb, word)}" for word in unnamed
+    ]
     values: dict[str, Any] = {}
     for flag in verb.flags:
         if flag.required and flag.name not in flags:
             problems.append(f"--{flag.name}: is missing: {flag.help}")
         values[flag.name] = flags.get(flag.name, _default(flag))
-        if flag.name in flags and (problem := path_problem(flags[flag.name])) is not None:  # most are paths, and the others are short
+        if (
+            flag.name in flags and (problem := path_problem(flags[flag.name])) is not None
+        ):  # most are paths, and the others are short
             problems.append(f"--{flag.name} {flags[flag.name][:60]}: {problem}")
         if flag.is_switch:
             if values[flag.name] not in (None, "true", "false"):
-                problems.append(f"--{flag.name}={values[flag.name]}: takes no value; write --{flag.name} or leave it out")
+                problems.append(
+                    f"--{flag.name}={values[flag.name]}: takes no value; write --{flag.name} or leave it out"
+                )
             values[flag.name] = values[flag.name] == "true"
     if verb.positional in flags and verb.takes_several:
         values[str(verb.positional)] = (flags[str(verb.positional)], *more)
-        problems += [f"'{word[:60]}': {problem}" for word in more if (problem := path_problem(word)) is not None]
+        problems += [
+            f"'{word[:60]}': {problem}" for word in more if (problem := path_problem(word)) is not None
+        ]
     if "log_level" in values and values["log_level"] not in LOG_LEVELS:
         problems.append(f"--log_level {values['log_level']}: must be one of {', '.join(LOG_LEVELS)}")
     if "world_size" in values:
@@ -194,7 +213,9 @@ def _unknown_flags(verb: Verb, overrides: dict[str, str]) -> list[str]:
             continue
         del overrides[name]
         if not verb.takes_settings and is_setting:
-            problems.append(f"--{name}: {verb.name} takes no settings; they come from the run's recipe.yaml; remove it")
+            problems.append(
+                f"--{name}: {verb.name} takes no settings; they come from the run's recipe.yaml; remove it"
+            )
         else:
             problems.append(_unknown_flag(name, own, verb.takes_settings))
     return problems
@@ -204,7 +225,9 @@ def _unknown_flag(name: str, own: Sequence[str], takes_settings: bool) -> str:
     from mtdnn_ds.config.schema import unknown_setting
 
     close = difflib.get_close_matches(name, own, n=1)
-    setting = re.search(r"did you mean '(.+?)'", unknown_setting((name,))) if takes_settings and not close else None
+    setting = (
+        re.search(r"did you mean '(.+?)'", unknown_setting((name,))) if takes_settings and not close else None
+    )
     if close or setting:
         return f"unknown flag '--{name}'; did you mean '--{close[0] if close else setting[1] if setting else ''}'?"
     return f"unknown flag '--{name}'{did_you_mean(name, own)}"

@@ -23,13 +23,17 @@ def epoch_keys(seed: int, stream: np.ndarray, epochs: np.ndarray) -> np.ndarray:
     return mix(mix(stream + mix(np.array([seed], np.uint64))) + epochs)
 
 
-def sequence_keys(owner_S: np.ndarray, streams_B: np.ndarray, rows_B: np.ndarray, epochs_B: np.ndarray) -> np.ndarray:
+def sequence_keys(
+    owner_S: np.ndarray, streams_B: np.ndarray, rows_B: np.ndarray, epochs_B: np.ndarray
+) -> np.ndarray:
     """(S,) uint64: a random number of each sequence, from its example's stream, row and epoch and from its place among the example's
     sequences. `owner_S`: index into B, or -1 for what belongs to no example.
 
     Owners (0, 1, 0) have places (0, 0, 1).
     """
-    keys_B = words(epoch_keys(0, streams_B.astype(np.uint64), epochs_B.astype(np.uint64)), rows_B.astype(np.uint64))
+    keys_B = words(
+        epoch_keys(0, streams_B.astype(np.uint64), epochs_B.astype(np.uint64)), rows_B.astype(np.uint64)
+    )
     order = np.argsort(owner_S, kind="stable")
     places_S = np.empty(len(owner_S), dtype=np.uint64)
     places_S[order] = np.arange(len(owner_S)) - np.searchsorted(owner_S[order], owner_S[order])

@@ -41,7 +41,10 @@ def use_device(index: int) -> None:
     """Let DeepSpeed, which takes LOCAL_RANK for the number of this rank's GPU, use GPU `index`; `local_rank()` stays what it was."""
     global _local_rank
     _local_rank = local_rank()
-    for name in {"LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK"} & {"LOCAL_RANK", *os.environ}:  # it insists that both are equal
+    for name in {"LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK"} & {
+        "LOCAL_RANK",
+        *os.environ,
+    }:  # it insists that both are equal
         os.environ[name] = str(index)
 
 
@@ -54,7 +57,14 @@ def fill_environment(port: int) -> None:
     """Describe a run of one process in the environment when no launcher has described one; `port`: a free one."""
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
         return
-    defaults = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_SIZE": "1", "CROSS_RANK": "0", "CROSS_SIZE": "1"}
+    defaults = {
+        "RANK": "0",
+        "LOCAL_RANK": "0",
+        "WORLD_SIZE": "1",
+        "LOCAL_SIZE": "1",
+        "CROSS_RANK": "0",
+        "CROSS_SIZE": "1",
+    }
     for name, value in {**defaults, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}.items():
         os.environ.setdefault(name, value)
 

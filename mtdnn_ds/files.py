@@ -20,7 +20,9 @@ def writing(what: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise SaveFailed(f"{what} could not be written: {reason(error)}; free some space, and go on with --resume auto") from error
+        raise SaveFailed(
+            f"{what} could not be written: {reason(error)}; free some space, and go on with --resume auto"
+        ) from error
 
 
 def reason(error: BaseException) -> str:

@@ -55,5 +55,7 @@ def all_kinds_run(tmp_path_factory: pytest.TempPathFactory, shared_data: Path, m
     from helpers.predict_runs import train_all_kinds
 
     folder = tmp_path_factory.mktemp("all_kinds")
-    encoder = write_tiny_encoder(folder / "encoder", minilm, initializer_range=0.2)  # answers differ from text to text
+    encoder = write_tiny_encoder(
+        folder / "encoder", minilm, initializer_range=0.2
+    )  # answers differ from text to text
     return train_all_kinds(folder, shared_data, encoder)

@@ -22,7 +22,10 @@ GROUP_OVERHEAD_PAIRS = 4096
 
 
 def attention_groups(
-    lengths_S: np.ndarray, *, token_cost_pairs: float = TOKEN_COST_PAIRS, group_overhead_pairs: float = GROUP_OVERHEAD_PAIRS
+    lengths_S: np.ndarray,
+    *,
+    token_cost_pairs: float = TOKEN_COST_PAIRS,
+    group_overhead_pairs: float = GROUP_OVERHEAD_PAIRS,
 ) -> tuple[tuple[AttentionGroup, ...], Tensor]:
     """The cheapest groups of sequences, and `packed_to_padded` (T,) int64 (see PackedBatch).
 
@@ -30,8 +33,12 @@ def attention_groups(
     Example: lengths (2, 3) give one group with padded_to_packed [[0, 1, 5], [2, 3, 4]] and packed_to_padded [0, 1, 3, 4, 5].
     """
     lengths_S = np.asarray(lengths_S, dtype=np.int64)
-    assert lengths_S.size > 0 and lengths_S[0] > 0 and bool((np.diff(lengths_S) >= 0).all()), "lengths must be positive and ascending"
-    first_sequences = cheapest_cut(lengths_S, token_cost_pairs=token_cost_pairs, group_overhead_pairs=group_overhead_pairs)
+    assert lengths_S.size > 0 and lengths_S[0] > 0 and bool((np.diff(lengths_S) >= 0).all()), (
+        "lengths must be positive and ascending"
+    )
+    first_sequences = cheapest_cut(
+        lengths_S, token_cost_pairs=token_cost_pairs, group_overhead_pairs=group_overhead_pairs
+    )
     starts_S = np.cumsum(lengths_S) - lengths_S
     num_tokens = int(lengths_S.sum())
     groups: list[AttentionGroup] = []
@@ -43,7 +50,9 @@ def attention_groups(
         is_token_SL = positions_L < lengths_S[first:end, None]
         padded_to_packed_SL = np.where(is_token_SL, starts_S[first:end, None] + positions_L, num_tokens)
         key_mask = None if lengths_S[first] == longest else torch.from_numpy(is_token_SL[:, None, None, :])
-        groups.append(AttentionGroup(padded_to_packed=torch.from_numpy(padded_to_packed_SL), key_mask=key_mask))
+        groups.append(
+            AttentionGroup(padded_to_packed=torch.from_numpy(padded_to_packed_SL), key_mask=key_mask)
+        )
         padded_starts_S[first:end] = num_padded_rows + np.arange(end - first) * longest
         num_padded_rows += (end - first) * longest
     packed_to_padded_T = np.arange(num_tokens) + np.repeat(padded_starts_S - starts_S, lengths_S)
@@ -59,7 +68,9 @@ def cheapest_cut(lengths_S: np.ndarray, *, token_cost_pairs: float, group_overhe
     lengths_U, first_of_U = np.unique(lengths_S, return_index=True)
     ends_U = np.append(first_of_U[1:], lengths_S.size)
     sequence_cost_U = lengths_U * (lengths_U + token_cost_pairs)
-    cost_UU = (ends_U[None, :] - first_of_U[:, None]) * sequence_cost_U[None, :] + group_overhead_pairs  # [i, j]: lengths i..j together
+    cost_UU = (ends_U[None, :] - first_of_U[:, None]) * sequence_cost_U[
+        None, :
+    ] + group_overhead_pairs  # [i, j]: lengths i..j together
     best = np.zeros(len(lengths_U) + 1)  # best[j]: the first j distinct lengths
     start_of_last_group = np.zeros(len(lengths_U), dtype=np.int64)
     for last in range(len(lengths_U)):

@@ -60,17 +60,29 @@ class PackedBatch:
     position_ids: Tensor  # (T,) int64, from 0 in each sequence
     cu_seqlens: Tensor  # (S+1,) int32
     max_seqlen: int
-    attention_groups: tuple[AttentionGroup, ...]  # in packed order, cover every sequence once; none where there are parts
-    packed_to_padded: Tensor  # (T,) int64, index into the groups' padded rows laid end to end; (0,) where there are parts
+    attention_groups: tuple[
+        AttentionGroup, ...
+    ]  # in packed order, cover every sequence once; none where there are parts
+    packed_to_padded: (
+        Tensor  # (T,) int64, index into the groups' padded rows laid end to end; (0,) where there are parts
+    )
     targets: Mapping[str, Targets]  # form -> targets; every form of the run, in HeadLayout's order
     unit_counts: np.ndarray  # (M,) float64 on the host: supervised units of each term
-    example_tasks: np.ndarray  # (B,) int64 on the host, index into the run's tasks (evaluation: into the splits)
+    example_tasks: (
+        np.ndarray
+    )  # (B,) int64 on the host, index into the run's tasks (evaluation: into the splits)
     example_rows: np.ndarray  # (B,) int64 on the host, example of the split
     sequence_examples: np.ndarray  # (S,) int64 on the host, index into B; -1 for a filler
     num_tokens: int  # real tokens, without fillers
-    parts: tuple[PackedBatch, ...] = ()  # soft sharing: each copy's sequences, without targets; end to end they are this batch's
-    sequence_groups: Tensor | None = None  # low-rank sharing: (S,) int64, group of tasks that each sequence belongs to
-    sequence_keys: Tensor | None = None  # (S,) int64: a random number of each sequence, of its example's task, row and epoch alone
+    parts: tuple[
+        PackedBatch, ...
+    ] = ()  # soft sharing: each copy's sequences, without targets; end to end they are this batch's
+    sequence_groups: Tensor | None = (
+        None  # low-rank sharing: (S,) int64, group of tasks that each sequence belongs to
+    )
+    sequence_keys: Tensor | None = (
+        None  # (S,) int64: a random number of each sequence, of its example's task, row and epoch alone
+    )
     step: int = 0  # of the run, from 1; 0 outside training
 
     @property
@@ -94,5 +106,7 @@ def _map_tensors(value: Any, function: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _map_tensors(item, function) for key, item in value.items()}
     if isinstance(value, (PackedBatch, AttentionGroup, Targets)):
-        return replace(value, **{each.name: _map_tensors(getattr(value, each.name), function) for each in fields(value)})
+        return replace(
+            value, **{each.name: _map_tensors(getattr(value, each.name), function) for each in fields(value)}
+        )
     return value

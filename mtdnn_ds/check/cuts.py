@@ -33,7 +33,9 @@ class CutResult:
     without_gradient: tuple[str, ...]  # parameters that had none in some micro-batch
 
 
-def cut_batches(sets: Sequence[Examples], layout: HeadLayout, settings: LoaderSettings) -> list[tuple[PackedBatch, ...]]:
+def cut_batches(
+    sets: Sequence[Examples], layout: HeadLayout, settings: LoaderSettings
+) -> list[tuple[PackedBatch, ...]]:
     """All examples of `sets`, one of each task: in one micro-batch; on three ranks in the smallest ones; and tasks kept apart on two ranks.
 
     Ranks of a cut are laid end to end. The last batch of the last cut has no example at all.
@@ -55,18 +57,31 @@ def cut_batches(sets: Sequence[Examples], layout: HeadLayout, settings: LoaderSe
         {"world_size": 2, "max_tokens_per_micro_batch": 2 * longest, "one_task_per_micro_batch": True},
     )
     packed = [pack_examples(lengths_B, task_ids_B, replace(settings, **changes)) for changes in cuts]  # type: ignore[arg-type]
-    batches = [tuple(batch(members) for rank in packing.micro_batches for members in rank) for packing in packed]
+    batches = [
+        tuple(batch(members) for rank in packing.micro_batches for members in rank) for packing in packed
+    ]
     return [*batches[:-1], (*batches[-1], batch(np.zeros(0, dtype=np.int64)))]
 
 
-def run_cut(model: MultiTaskNet, losses: Losses, batches: Sequence[PackedBatch], num_examples: Sequence[int]) -> CutResult:
+def run_cut(
+    model: MultiTaskNet, losses: Losses, batches: Sequence[PackedBatch], num_examples: Sequence[int]
+) -> CutResult:
     """Forward and backward of every micro-batch, as a training step does them. `num_examples`: of each task."""
     layout = model.layout
     units_M = np.sum([batch.unit_counts for batch in batches], axis=0)
-    scales = task_scales(np.array(num_examples), "examples", num_classes=[1] * len(num_examples), explicit=[1.0] * len(num_examples))
-    coefficients_M = torch.tensor(term_coefficients(scales, units_M, layout.task_of_term), dtype=torch.float32)
+    scales = task_scales(
+        np.array(num_examples),
+        "examples",
+        num_classes=[1] * len(num_examples),
+        explicit=[1.0] * len(num_examples),
+    )
+    coefficients_M = torch.tensor(
+        term_coefficients(scales, units_M, layout.task_of_term), dtype=torch.float32
+    )
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    gradients = {name: torch.zeros_like(parameter, dtype=torch.float64) for name, parameter in trained.items()}
+    gradients = {
+        name: torch.zeros_like(parameter, dtype=torch.float64) for name, parameter in trained.items()
+    }
     totals_M = np.zeros(len(layout.terms))
     missing: dict[str, None] = {}
     for batch in batches:
@@ -80,4 +95,10 @@ def run_cut(model: MultiTaskNet, losses: Losses, batches: Sequence[PackedBatch],
             else:
                 gradients[name] += parameter.grad
     model.zero_grad(set_to_none=True)
-    return CutResult(num_micro_batches=len(batches), totals=totals_M, units=units_M, gradients=gradients, without_gradient=tuple(missing))
+    return CutResult(
+        num_micro_batches=len(batches),
+        totals=totals_M,
+        units=units_M,
+        gradients=gradients,
+        without_gradient=tuple(missing),
+    )

@@ -22,7 +22,11 @@ HASHES_PER_PASS = 2**24  # of rows and texts; about 0.5 GB with their order
 SHORTEST_TEXT = 6  # tokens; shorter texts (names, yes) are alike by chance
 MOST_FREQUENT = 0.95  # share of a label from which it is named
 REPEATED = 0.01  # share of a training split's rows that stand in it before, or in another task's, from which it is named
-_WITHOUT_TEXTS = ("token_classification", "masked_lm", "conversational_span")  # their texts are words, chunks and turns
+_WITHOUT_TEXTS = (
+    "token_classification",
+    "masked_lm",
+    "conversational_span",
+)  # their texts are words, chunks and turns
 
 
 @dataclass(slots=True)
@@ -56,15 +60,25 @@ class _Tally:
 
 def mixture_findings(data: RunData, plan: StepPlan, *, hashes_per_pass: int = HASHES_PER_PASS) -> list[str]:
     """A line for each thing found; most of a run's data give none."""
-    return [*_repeats(data, hashes_per_pass), *_seldom(data, plan), *(line for spec in data.specs for line in _labels(data, spec))]
+    return [
+        *_repeats(data, hashes_per_pass),
+        *_seldom(data, plan),
+        *(line for spec in data.specs for line in _labels(data, spec)),
+    ]
 
 
 # The same rows and texts
 
 
 def _repeats(data: RunData, hashes_per_pass: int) -> Iterator[str]:
-    splits = [(spec, name, data.examples[spec.name][name].split) for spec in data.specs for name in data.examples[spec.name]]
-    total = sum(split.num_rows + sum(len(shard.text_lengths) for shard in split.shards) for _, _, split in splits)
+    splits = [
+        (spec, name, data.examples[spec.name][name].split)
+        for spec in data.specs
+        for name in data.examples[spec.name]
+    ]
+    total = sum(
+        split.num_rows + sum(len(shard.text_lengths) for shard in split.shards) for _, _, split in splits
+    )
     num_passes = -(-total // hashes_per_pass)
     tally = _Tally()
     for part in range(num_passes):
@@ -76,7 +90,8 @@ def _repeats(data: RunData, hashes_per_pass: int) -> Iterator[str]:
             for other, first in enumerate(hashed):
                 # Of two training splits the smaller one is said to share its rows.
                 if first.name.endswith("/train") and (
-                    not again.name.endswith("/train") or (again.split.num_rows, place) < (first.split.num_rows, other)
+                    not again.name.endswith("/train")
+                    or (again.split.num_rows, place) < (first.split.num_rows, other)
                 ):
                     _count_shared(again, first, tally)
     by_name = {f"{spec.name}/{name}": split for spec, name, split in splits}
@@ -92,13 +107,17 @@ def _repeats(data: RunData, hashes_per_pass: int) -> Iterator[str]:
 def _hashes(spec: TaskSpec, name: str, split: PreparedSplit, number: int, num_passes: int) -> _Hashes:
     """The hashes of one pass, sorted."""
     rows, row_numbers, texts, text_rows = [], [], [], []
-    with_texts = spec.kind not in _WITHOUT_TEXTS and not (spec.custom is not None and spec.custom.reads == "token")
+    with_texts = spec.kind not in _WITHOUT_TEXTS and not (
+        spec.custom is not None and spec.custom.reads == "token"
+    )
     for block in hashed_blocks(split):
         kept = block.row_hashes % np.uint64(num_passes) == number
         rows.append(block.row_hashes[kept])
         row_numbers.append(block.rows[kept])
         if with_texts:
-            kept = (block.text_hashes % np.uint64(num_passes) == number) & (block.text_lengths >= SHORTEST_TEXT)
+            kept = (block.text_hashes % np.uint64(num_passes) == number) & (
+                block.text_lengths >= SHORTEST_TEXT
+            )
             texts.append(block.text_hashes[kept])
             text_rows.append(block.text_rows[kept])
     row_hashes, row_order = _sorted(rows)
@@ -172,8 +191,13 @@ def _shared_lines(tally: _Tally, splits: dict[str, PreparedSplit]) -> Iterator[s
             advice = "its score counts them as unseen" if is_leak else "they are drawn for both tasks"
             yield f"{again}: {shared.count:,} of {size:,} rows stand in {first} too ({_example(shared, again, first, splits)}); {advice}"
     for again, first in (pair for pair in pairs if pair in tally.texts):
-        shared, num_texts = tally.texts[again, first], sum(len(shard.text_lengths) for shard in splits[again].shards)
-        in_rows = tally.rows.get((again, first), _Shared()).count * max(splits[again].num_texts, 1)  # texts of whole rows, said above
+        shared, num_texts = (
+            tally.texts[again, first],
+            sum(len(shard.text_lengths) for shard in splits[again].shards),
+        )
+        in_rows = tally.rows.get((again, first), _Shared()).count * max(
+            splits[again].num_texts, 1
+        )  # texts of whole rows, said above
         if shared.count > max(in_rows, REPEATED * num_texts):
             yield f"{again}: {shared.count:,} of {num_texts:,} texts stand in {first} too ({_example(shared, again, first, splits)})"
 
@@ -200,11 +224,15 @@ def _seldom(data: RunData, plan: StepPlan) -> Iterator[str]:
 def _labels(data: RunData, spec: TaskSpec) -> Iterator[str]:
     if not spec.labels or spec.kind not in ("classification", "token_classification"):
         return
-    counts = {name: _label_counts(spec, examples.split) for name, examples in data.examples[spec.name].items()}
+    counts = {
+        name: _label_counts(spec, examples.split) for name, examples in data.examples[spec.name].items()
+    }
     train = counts["train"]
     for index, label in enumerate(spec.labels):
         elsewhere = [name for name, of_split in counts.items() if name != "train" and of_split[index]]
-        if train[index] == 0 and not (label.startswith("I-") and train[spec.labels.index(f"B-{label[2:]}")]):  # entities of one word
+        if train[index] == 0 and not (
+            label.startswith("I-") and train[spec.labels.index(f"B-{label[2:]}")]
+        ):  # entities of one word
             stands = (
                 f", but in {', '.join(f'{name} {counts[name][index]:,} times' for name in elsewhere)}"
                 if elsewhere
@@ -221,7 +249,9 @@ def _labels(data: RunData, spec: TaskSpec) -> Iterator[str]:
 def _label_counts(spec: TaskSpec, split: PreparedSplit) -> np.ndarray:
     counts = np.zeros(len(spec.labels), dtype=np.int64)
     for shard in split.shards:
-        labels = shard.extra["tags"].values.to_numpy() if spec.kind == "token_classification" else shard.labels
+        labels = (
+            shard.extra["tags"].values.to_numpy() if spec.kind == "token_classification" else shard.labels
+        )
         known = labels[~np.isnan(labels)] if labels.dtype.kind == "f" else labels
         counts += np.bincount(known[known >= 0].astype(np.int64), minlength=len(spec.labels))
     return counts

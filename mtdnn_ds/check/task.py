@@ -71,7 +71,10 @@ class CheckReport:
 
 
 def check_task(
-    task: TaskSpec | Mapping[str, Any], rows: Sequence[Mapping[str, Any]] | str | Path, *, encoder: str | Path | None = None
+    task: TaskSpec | Mapping[str, Any],
+    rows: Sequence[Mapping[str, Any]] | str | Path,
+    *,
+    encoder: str | Path | None = None,
 ) -> CheckReport:
     """Run a few labelled rows of a task through everything that a run does with them; at least 4 rows show most.
 
@@ -111,7 +114,11 @@ def _run_of(
         "labels": ["l0", "l1"],
     }
     is_spec = isinstance(task, TaskSpec)
-    settings: dict[str, Any] = {} if isinstance(task, TaskSpec) else {**task, "files": dict.fromkeys(("train", "dev"), str(rows_file))}
+    settings: dict[str, Any] = (
+        {}
+        if isinstance(task, TaskSpec)
+        else {**task, "files": dict.fromkeys(("train", "dev"), str(rows_file))}
+    )
     kind = settings.get("kind")
     own_kinds: dict[str, CustomKind] = {}
     if isinstance(kind, CustomKind):
@@ -143,17 +150,33 @@ def _run_of(
 
 def _source(spec: TaskSpec, rows_file: Path) -> Source:
     """The rows, with the columns that the spec's own labelled rows have."""
-    labelled = [source for source in spec.splits.values() if source.label_column is not None or not source.text_columns]
+    labelled = [
+        source
+        for source in spec.splits.values()
+        if source.label_column is not None or not source.text_columns
+    ]
     if not labelled:
-        raise ConfigError(f"check_task: task {spec.name} has no split that says which columns its rows have; give settings instead")
+        raise ConfigError(
+            f"check_task: task {spec.name} has no split that says which columns its rows have; give settings instead"
+        )
     formats: dict[str, Any] = {".jsonl": "jsonl", ".csv": "csv", ".tsv": "tsv", ".parquet": "parquet"}
     form = formats.get(rows_file.suffix, labelled[0].format)
-    return replace(labelled[0], format=form, path=str(rows_file), config=None, split=None, header=True, quoted=form == "csv")
+    return replace(
+        labelled[0],
+        format=form,
+        path=str(rows_file),
+        config=None,
+        split=None,
+        header=True,
+        quoted=form == "csv",
+    )
 
 
 def _checked(recipe: Recipe, data: RunData, folder: Path) -> CheckReport:
     model = run_model(recipe, data, device=_CPU, compute_dtype=torch.float32)
-    settings = loader_settings(recipe, hidden_size=model.encoder.hidden_size, rank=0, world_size=1, device=_CPU)
+    settings = loader_settings(
+        recipe, hidden_size=model.encoder.hidden_size, rank=0, world_size=1, device=_CPU
+    )
     losses = build_losses(data.layout, data.specs, _CPU)
     cuts = cut_batches(data.train_sets, data.layout, settings)
     whole = cuts[0][0]
@@ -174,7 +197,10 @@ def _checked(recipe: Recipe, data: RunData, folder: Path) -> CheckReport:
         examples=examples.num_examples,
         tokens=int(examples.lengths.sum()),
         units={name: int(results[0].units[term]) for term, name in names.items()},
-        losses={name: float(results[0].totals[term] / max(results[0].units[term], 1)) for term, name in names.items()},
+        losses={
+            name: float(results[0].totals[term] / max(results[0].units[term], 1))
+            for term, name in names.items()
+        },
         micro_batches=tuple(result.num_micro_batches for result in results),
         parameters=sum(gradient.numel() for gradient in results[0].gradients.values()),
         metrics=evaluation.metrics[spec.name],
@@ -237,14 +263,20 @@ def _check_half_precision(model: MultiTaskNet, losses: Losses, whole: PackedBatc
         with torch.no_grad():
             sums = losses.sums(losses.of_batch(half(whole), whole.targets))
     except RuntimeError as error:
-        raise ConfigError(f"check_task: fails with a model in bf16, as runs on GPUs have it: {error}") from error
+        raise ConfigError(
+            f"check_task: fails with a model in bf16, as runs on GPUs have it: {error}"
+        ) from error
     if not bool(sums.total.isfinite().all()):
         raise ConfigError("check_task: with a model in bf16 the loss is not finite")
 
 
-def _check_saved_weights(recipe: Recipe, data: RunData, model: MultiTaskNet, whole: PackedBatch, folder: Path) -> None:
+def _check_saved_weights(
+    recipe: Recipe, data: RunData, model: MultiTaskNet, whole: PackedBatch, folder: Path
+) -> None:
     """A model drawn from another seed gives the same outputs with the saved weights."""
-    save_file({name: tensor.contiguous().clone() for name, tensor in model.state_dict().items()}, folder / WEIGHTS)
+    save_file(
+        {name: tensor.contiguous().clone() for name, tensor in model.state_dict().items()}, folder / WEIGHTS
+    )
     other = recipe.model_copy(update={"train": recipe.train.model_copy(update={"seed": 1})})
     loaded = run_model(other, data, device=_CPU, compute_dtype=torch.float32)
     load_weights(loaded, read_weights(folder), folder)

@@ -53,7 +53,10 @@ def find_checkpoint(checkpoints: Path) -> Found | None:
         notes.append(f"{path}: {problem}; trying the one before")
     if there:
         raise CheckpointError(
-            [*notes, f"{checkpoints}: no checkpoint is whole; start again in an empty --output_dir, or restore one from a backup"]
+            [
+                *notes,
+                f"{checkpoints}: no checkpoint is whole; start again in an empty --output_dir, or restore one from a backup",
+            ]
         )
     return None
 
@@ -69,7 +72,9 @@ def open_checkpoint(path: Path, *, notes: tuple[str, ...] = ()) -> Found:
     except (ValueError, KeyError, TypeError, RecursionError):
         step = None
     if not isinstance(step, int):
-        raise CheckpointError(f"{path}: {RUN_STATE} is as it was written, but names no step; resume from another checkpoint")
+        raise CheckpointError(
+            f"{path}: {RUN_STATE} is as it was written, but names no step; resume from another checkpoint"
+        )
     return Found(path=path, step=step, run_state=run_state, notes=notes)
 
 
@@ -108,7 +113,9 @@ def load_engine(engine: Any, found: Found) -> None:
     """Put weights, optimizer and loss-scaler state back. Collective: all ranks must call this."""
     files = sorted(found.path.glob("*.pt"))[dist.rank() :: dist.world_size()]
 
-    def check() -> None:  # before DeepSpeed loads, on all ranks alike: one that raised while the others load would leave them waiting
+    def check() -> (
+        None
+    ):  # before DeepSpeed loads, on all ranks alike: one that raised while the others load would leave them waiting
         if problems := refusals(files):
             raise CheckpointError(problems)
 
@@ -194,9 +201,15 @@ def _resume_from(resume: str, output_dir: Path, say: Callable[[str], None]) -> F
             raise CheckpointError(
                 f"--resume {resume}: there is no such folder; give auto, none, a run folder or a folder checkpoints/step_N of one"
             )
-        found = open_checkpoint(folder) if re.fullmatch(r"step_\d+", folder.name) else find_checkpoint(folder / "checkpoints")
+        found = (
+            open_checkpoint(folder)
+            if re.fullmatch(r"step_\d+", folder.name)
+            else find_checkpoint(folder / "checkpoints")
+        )
         if found is None:
-            raise CheckpointError(f"--resume {resume}: no checkpoint there; give a run folder or a folder checkpoints/step_N of one")
+            raise CheckpointError(
+                f"--resume {resume}: no checkpoint there; give a run folder or a folder checkpoints/step_N of one"
+            )
     for note in found.notes if found else ():
         say(note)
     return found

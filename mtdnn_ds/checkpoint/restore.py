@@ -29,15 +29,26 @@ def open_elsewhere(found: Found, topology: Mapping[str, Any]) -> SavedState | No
     if all(saved.get(key) == topology.get(key) for key in PARTITION):
         return None
     opened: list[SavedState] = []
-    dist.on_all(lambda: opened.append(open_saved(found.path, zero_stage=saved["zero_stage"], num_ranks=saved["world_size"])))
+    dist.on_all(
+        lambda: opened.append(
+            open_saved(found.path, zero_stage=saved["zero_stage"], num_ranks=saved["world_size"])
+        )
+    )
     return opened[0]
 
 
 def changes(saved: Mapping[str, Any], recipe: Mapping[str, Any], topology: Mapping[str, Any]) -> list[str]:
     """What a run says that goes on from the run state `saved` elsewhere; nothing if all is as it was."""
     before, ranks = saved["topology"], topology["world_size"]
-    tokens, ours = saved["recipe"]["batch"].get("max_tokens_per_micro_batch"), recipe["batch"]["max_tokens_per_micro_batch"]
-    parts = [f"{ranks} rank{'s' if ranks > 1 else ''} instead of {before['world_size']}"] if ranks != before["world_size"] else []
+    tokens, ours = (
+        saved["recipe"]["batch"].get("max_tokens_per_micro_batch"),
+        recipe["batch"]["max_tokens_per_micro_batch"],
+    )
+    parts = (
+        [f"{ranks} rank{'s' if ranks > 1 else ''} instead of {before['world_size']}"]
+        if ranks != before["world_size"]
+        else []
+    )
     if topology["zero_stage"] != before["zero_stage"]:
         parts.append(f"ZeRO stage {topology['zero_stage']} instead of {before['zero_stage']}")
     parts += [
@@ -52,7 +63,9 @@ def changes(saved: Mapping[str, Any], recipe: Mapping[str, Any], topology: Mappi
         return []
     notes = [f"goes on with {', '.join(parts)}: the same examples in the same steps"]
     if shards:
-        notes[0] += "; every rank takes its part of the weights and of the optimizer's state from the checkpoint's shards"
+        notes[0] += (
+            "; every rank takes its part of the weights and of the optimizer's state from the checkpoint's shards"
+        )
     cut = tokens != ours or ranks != before["world_size"]
     if cut and recipe["train"]["dropout"] == "model":
         notes.append(
@@ -84,7 +97,9 @@ def restore_engine(engine: Any, found: Found, saved: SavedState | None) -> None:
 
 @torch.no_grad()
 def _fill(engine: Any, saved: SavedState, found: Found) -> None:
-    trained = {name: parameter for name, parameter in engine.module.named_parameters() if parameter.requires_grad}
+    trained = {
+        name: parameter for name, parameter in engine.module.named_parameters() if parameter.requires_grad
+    }
     _check_shapes(trained, saved, str(found.path))
     optimizer = engine.optimizer if engine.zero_optimization_stage() == 0 else engine.optimizer.optimizer
     made: set[int] = set()  # flat tensors that have their states
@@ -112,10 +127,14 @@ def _fill(engine: Any, saved: SavedState, found: Found) -> None:
 
 def _new_state(flat: Tensor, group: Mapping[str, Any], saved: SavedState, name: str) -> dict[str, Any]:
     """The optimizer's state of `flat`, still without its values: at the start of a run it has none yet."""
-    counts_on_device = group.get("fused") or group.get("capturable")  # torch's optimizers then count on the device, else on the CPU
+    counts_on_device = group.get("fused") or group.get(
+        "capturable"
+    )  # torch's optimizers then count on the device, else on the CPU
     state: dict[str, Any] = {}
     for key, count in saved.counts(name).items():
-        state[key] = count.clone().to(flat.device if counts_on_device else "cpu") if torch.is_tensor(count) else count
+        state[key] = (
+            count.clone().to(flat.device if counts_on_device else "cpu") if torch.is_tensor(count) else count
+        )
     return {**state, **{key: torch.zeros_like(flat, dtype=torch.float32) for key in saved.keys(name)}}
 
 
@@ -136,7 +155,9 @@ def _fill_untrained(module: nn.Module, saved: SavedState) -> None:
 
 
 def _check_shapes(trained: Mapping[str, Any], saved: SavedState, where: str) -> None:
-    ours = {name: tuple(getattr(parameter, "ds_shape", parameter.shape)) for name, parameter in trained.items()}
+    ours = {
+        name: tuple(getattr(parameter, "ds_shape", parameter.shape)) for name, parameter in trained.items()
+    }
     theirs = {name: tuple(shape) for name, shape in saved.shapes.items()}
     wrong = [
         f"{where}: {name} is {theirs.get(name, 'not trained')} there and {ours.get(name, 'not trained')} here; resume with the "

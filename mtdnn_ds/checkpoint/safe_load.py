@@ -62,8 +62,12 @@ def refusals(files: Iterable[Path]) -> list[str]:
         for file in files:
             try:
                 names = torch.serialization.get_unsafe_globals_in_checkpoint(file)
-            except Exception as error:  # whatever a file that is no checkpoint makes the readers of zip and pickle raise
-                problems.append(f"{file}: is no file of a checkpoint ({_first_line(error)}); give another checkpoint")
+            except (
+                Exception
+            ) as error:  # whatever a file that is no checkpoint makes the readers of zip and pickle raise
+                problems.append(
+                    f"{file}: is no file of a checkpoint ({_first_line(error)}); give another checkpoint"
+                )
                 continue
             problems += [_words(file, name) for name in sorted(names)]
     return problems
@@ -76,7 +80,9 @@ def _allowed() -> list[Any]:
 def _refusal(where: Path, text: str) -> str:
     name = re.search(r"GLOBAL (\S+)", text)
     return (
-        _words(where, name[1]) if name else f"{where}: holds what no checkpoint of a run holds, so it is not read; give another checkpoint"
+        _words(where, name[1])
+        if name
+        else f"{where}: holds what no checkpoint of a run holds, so it is not read; give another checkpoint"
     )
 
 

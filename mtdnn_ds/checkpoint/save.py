@@ -89,7 +89,9 @@ class Saver:
 
     def poll(self) -> None:
         """Between two steps: complete what all ranks have written. One small reduction while something is, else nothing."""
-        if self._begun is not None and not dist.any_rank(not self._begun[0].writer.is_done(), self._engine.device):
+        if self._begun is not None and not dist.any_rank(
+            not self._begun[0].writer.is_done(), self._engine.device
+        ):
             self.wait()
 
     def wait(self, *, must: bool = False) -> None:
@@ -125,7 +127,9 @@ class Saver:
         if must or self._on_error == "stop":
             raise error
         for problem in error.problems:
-            self._say(f"{problem}; going on (train.on_save_error=continue), and saving again at the next time")
+            self._say(
+                f"{problem}; going on (train.on_save_error=continue), and saving again at the next time"
+            )
 
 
 def save_checkpoint(
@@ -135,7 +139,15 @@ def save_checkpoint(
 
     `run_state` is JSON, equal on all ranks. `also`: each writes a file of its own into the folder, on rank 0. Raises SaveFailed on all ranks.
     """
-    begun = begin_save(engine, checkpoints, step=step, run_state=run_state, keep_last=keep_last, also=also, in_background=False)
+    begun = begin_save(
+        engine,
+        checkpoints,
+        step=step,
+        run_state=run_state,
+        keep_last=keep_last,
+        also=also,
+        in_background=False,
+    )
     return begun.final, complete_save(begun)
 
 
@@ -155,9 +167,17 @@ def begin_save(
     ours = {"step": step, "optimizer_order": _optimizer_order(engine)}
     client_state = {"mtdnn_ds": ours, "universal_checkpoint_info": {"universal_checkpoint_version": 0.2}}
     with writer.in_place_of(engine):
-        engine.save_checkpoint(str(checkpoints), tag=partial.name, client_state=client_state, save_latest=False)
+        engine.save_checkpoint(
+            str(checkpoints), tag=partial.name, client_state=client_state, save_latest=False
+        )
     return Begun(
-        engine=engine, checkpoints=checkpoints, partial=partial, step=step, run_state=run_state, keep_last=keep_last, writer=writer
+        engine=engine,
+        checkpoints=checkpoints,
+        partial=partial,
+        step=step,
+        run_state=run_state,
+        keep_last=keep_last,
+        writer=writer,
     )
 
 
@@ -205,7 +225,9 @@ def _finish(begun: Begun, written: Sequence[Written]) -> tuple[str, ...]:
     try:
         if not problems:
             _check_shards(partial, begun.engine)
-            write_manifest(partial, known={name: entry for one in written for name, entry in one.files.items()})
+            write_manifest(
+                partial, known={name: entry for one in written for name, entry in one.files.items()}
+            )
             os.replace(partial, begun.final)
             flush(checkpoints)
     except (OSError, CheckpointError) as error:
@@ -226,11 +248,15 @@ def _save_failed(checkpoints: Path, step: int, problems: Sequence[str]) -> SaveF
     room = [f"a checkpoint takes {size(needed)}"] if needed is not None else []
     room += [f"{size(free)} are free"] if free is not None else []
     kept = f"; {there[0][1]} is untouched" if there else "; there is no earlier one"
-    return SaveFailed(f"step {step}: the checkpoint could not be saved: {'; '.join(problems)} ({', '.join(room)}){kept}")
+    return SaveFailed(
+        f"step {step}: the checkpoint could not be saved: {'; '.join(problems)} ({', '.join(room)}){kept}"
+    )
 
 
 def _newest_bytes(checkpoints: Path) -> int | None:
-    return next((total for _step, path in numbered(checkpoints) if (total := manifest_bytes(path)) is not None), None)
+    return next(
+        (total for _step, path in numbered(checkpoints) if (total := manifest_bytes(path)) is not None), None
+    )
 
 
 def _estimated_bytes(engine: Any) -> int:
@@ -238,7 +264,9 @@ def _estimated_bytes(engine: Any) -> int:
     masters = 0 if engine.zero_optimization_stage() == 0 else 4
     total = 0
     for parameter in engine.module.parameters():
-        total += getattr(parameter, "ds_numel", parameter.numel()) * (parameter.element_size() + (8 + masters) * parameter.requires_grad)
+        total += getattr(parameter, "ds_numel", parameter.numel()) * (
+            parameter.element_size() + (8 + masters) * parameter.requires_grad
+        )
     return total
 
 
@@ -246,7 +274,11 @@ def _optimizer_order(engine: Any) -> list[str] | None:
     """Which parameter each of the optimizer's numbers means, where DeepSpeed does not write it (ZeRO 0)."""
     if engine.zero_optimization_stage() > 0:
         return None
-    return [engine.param_names[parameter] for group in engine.optimizer.param_groups for parameter in group["params"]]
+    return [
+        engine.param_names[parameter]
+        for group in engine.optimizer.param_groups
+        for parameter in group["params"]
+    ]
 
 
 def _check_shards(folder: Path, engine: Any) -> None:

@@ -87,7 +87,11 @@ def open_saved(folder: Path, *, zero_stage: int, num_ranks: int) -> SavedState:
 
 
 def _open(folder: Path, zero_stage: int, num_ranks: int) -> SavedState:
-    model_names = [f"zero_pp_rank_{rank}_mp_rank_00" for rank in range(num_ranks)] if zero_stage == 3 else ["mp_rank_00"]
+    model_names = (
+        [f"zero_pp_rank_{rank}_mp_rank_00" for rank in range(num_ranks)]
+        if zero_stage == 3
+        else ["mp_rank_00"]
+    )
     models = [load(folder / f"{name}_model_states.pt", mmap=True) for name in model_names]
     scaler: Mapping[str, Any] = {}
     if zero_stage == 0:
@@ -95,19 +99,30 @@ def _open(folder: Path, zero_stage: int, num_ranks: int) -> SavedState:
         pieces = _whole(models[0], folder)
         shapes = {name: models[0]["module"][name].shape for name in pieces}
     else:
-        optims = [load(_optimizer_file(folder, rank), mmap=True)["optimizer_state_dict"] for rank in range(num_ranks)]
+        optims = [
+            load(_optimizer_file(folder, rank), mmap=True)["optimizer_state_dict"]
+            for rank in range(num_ranks)
+        ]
         shapes = {name: shape for group in models[0]["param_shapes"] for name, shape in group.items()}
         pieces = _cut_by_rank(models[0], optims) if zero_stage == 3 else _cut_anywhere(models[0], optims)
         base = optims[0]["optimizer_state_dict" if zero_stage == 3 else "base_optimizer_state"]
-        scaler = {name: optims[0][name] for name in ("loss_scaler", "dynamic_loss_scale", "overflow") if name in optims[0]}
+        scaler = {
+            name: optims[0][name]
+            for name in ("loss_scaler", "dynamic_loss_scale", "overflow")
+            if name in optims[0]
+        }
     for name, shape in shapes.items():
         if sum(piece.numel for piece in pieces[name]) != shape.numel():
-            raise IndexError(f"{name} has {shape.numel()} elements, its pieces have {sum(piece.numel for piece in pieces[name])}")
+            raise IndexError(
+                f"{name} has {shape.numel()} elements, its pieces have {sum(piece.numel for piece in pieces[name])}"
+            )
     return SavedState(
         shapes=shapes,
         untrained=_untrained(models, zero_stage, shapes.keys()),
         counters={name: int(models[0][name]) for name in COUNTERS},
-        group_counts=tuple({"step": group["step"]} if "step" in group else {} for group in base["param_groups"]),
+        group_counts=tuple(
+            {"step": group["step"]} if "step" in group else {} for group in base["param_groups"]
+        ),
         loss_scaler=scaler,
         pieces=pieces,
     )
@@ -115,14 +130,22 @@ def _open(folder: Path, zero_stage: int, num_ranks: int) -> SavedState:
 
 def _optimizer_file(folder: Path, rank: int) -> Path:
     """With bf16 weights its name begins otherwise."""
-    plain, bf16 = (folder / f"{prefix}zero_pp_rank_{rank}_mp_rank_00_optim_states.pt" for prefix in ("", "bf16_"))
+    plain, bf16 = (
+        folder / f"{prefix}zero_pp_rank_{rank}_mp_rank_00_optim_states.pt" for prefix in ("", "bf16_")
+    )
     return bf16 if bf16.is_file() else plain
 
 
 def _flat(weights: Tensor, state: Mapping[str, Any]) -> _Flat:
     """A state belongs to the elements if it has as many dimensions as the weights; the count of steps never does."""
-    is_value = {key: torch.is_tensor(value) and key != "step" and value.dim() == weights.dim() for key, value in state.items()}
-    values = {FP32: weights.reshape(-1), **{key: value.reshape(-1) for key, value in state.items() if is_value[key]}}
+    is_value = {
+        key: torch.is_tensor(value) and key != "step" and value.dim() == weights.dim()
+        for key, value in state.items()
+    }
+    values = {
+        FP32: weights.reshape(-1),
+        **{key: value.reshape(-1) for key, value in state.items() if is_value[key]},
+    }
     return _Flat(values=values, counts={key: value for key, value in state.items() if not is_value[key]})
 
 
@@ -137,11 +160,20 @@ def _whole(model: Mapping[str, Any], folder: Path) -> dict[str, list[_Piece]]:
     order, states = iter(names), model["optimizer"]["state"]
     pieces: dict[str, list[_Piece]] = {}
     for group in model["optimizer"]["param_groups"]:
-        flats = {name: _flat(model["module"][name], states[number]) for number, name in zip(group["params"], order, strict=False)}
+        flats = {
+            name: _flat(model["module"][name], states[number])
+            for number, name in zip(group["params"], order, strict=False)
+        }
         # All take part in every step. DeepSpeed's FusedAdam counts on in the last one of a group only, and goes by that.
-        furthest = max((flat.counts for flat in flats.values()), key=lambda counts: float(counts.get("step", 0)))
+        furthest = max(
+            (flat.counts for flat in flats.values()), key=lambda counts: float(counts.get("step", 0))
+        )
         for name, flat in flats.items():
-            pieces[name] = [_Piece(flat=replace(flat, counts=furthest), start=0, numel=flat.values[FP32].numel(), offset=0)]
+            pieces[name] = [
+                _Piece(
+                    flat=replace(flat, counts=furthest), start=0, numel=flat.values[FP32].numel(), offset=0
+                )
+            ]
     return pieces
 
 
@@ -151,17 +183,24 @@ def _cut_anywhere(model: Mapping[str, Any], optims: Sequence[Mapping[str, Any]])
     for number, shapes in enumerate(model["param_shapes"]):
         paddings = (optims[0].get("param_alignment_paddings") or {number: [0] * len(shapes)})[number]
         flats = [
-            _flat(optim["single_partition_of_fp32_groups"][number], optim["base_optimizer_state"]["state"].get(number, {}))
+            _flat(
+                optim["single_partition_of_fp32_groups"][number],
+                optim["base_optimizer_state"]["state"].get(number, {}),
+            )
             for optim in optims
         ]
-        size = max(values.numel() for values in flats[0].values.values())  # the weights have lost the padding at the end of the group
+        size = max(
+            values.numel() for values in flats[0].values.values()
+        )  # the weights have lost the padding at the end of the group
         begin = 0
         for (name, shape), padding in zip(shapes.items(), paddings, strict=True):
             pieces[name] = []
             for rank, flat in enumerate(flats):
                 low, high = max(begin, rank * size), min(begin + shape.numel(), (rank + 1) * size)
                 if low < high:
-                    pieces[name].append(_Piece(flat=flat, start=low - begin, numel=high - low, offset=low - rank * size))
+                    pieces[name].append(
+                        _Piece(flat=flat, start=low - begin, numel=high - low, offset=low - rank * size)
+                    )
             begin += shape.numel() + padding
     return pieces
 
@@ -176,12 +215,16 @@ def _cut_by_rank(model: Mapping[str, Any], optims: Sequence[Mapping[str, Any]]) 
             for name, shape in shapes.items():
                 size = -(-shape.numel() // len(optims))
                 start = min(rank * size, shape.numel())
-                pieces.setdefault(name, []).append(_Piece(flat=flat, start=start, numel=min(size, shape.numel() - start), offset=offset))
+                pieces.setdefault(name, []).append(
+                    _Piece(flat=flat, start=start, numel=min(size, shape.numel() - start), offset=offset)
+                )
                 offset += size
     return pieces
 
 
-def _untrained(models: Sequence[Mapping[str, Any]], zero_stage: int, trained: Collection[str]) -> dict[str, Tensor]:
+def _untrained(
+    models: Sequence[Mapping[str, Any]], zero_stage: int, trained: Collection[str]
+) -> dict[str, Tensor]:
     """Frozen parameters and buffers. ZeRO 3 cuts the parameters up as it does trained ones, and leaves empty tensors in `module`."""
     rest = {name: tensor for name, tensor in models[0]["module"].items() if name not in trained}
     if zero_stage == 3:

@@ -29,7 +29,9 @@ class Written:
 
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
     problem: str | None = None
-    seconds: dict[str, float] = field(default_factory=dict)  # snapshot, write (with the hash beside it), flush
+    seconds: dict[str, float] = field(
+        default_factory=dict
+    )  # snapshot, write (with the hash beside it), flush
 
 
 class HashingFile:
@@ -182,7 +184,9 @@ def in_memory(value: Any, storages: dict[tuple[int, int], torch.UntypedStorage])
         if key not in storages:
             storages[key] = torch.UntypedStorage(storage.nbytes())
             storages[key].copy_(storage)
-        return torch.empty(0, dtype=value.dtype).set_(storages[key], value.storage_offset(), value.size(), value.stride())
+        return torch.empty(0, dtype=value.dtype).set_(
+            storages[key], value.storage_offset(), value.size(), value.stride()
+        )
     if isinstance(value, dict):
         made: Any = type(value)()
         if hasattr(value, "__dict__"):  # state_dict() hangs its _metadata there

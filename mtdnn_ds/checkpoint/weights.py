@@ -42,11 +42,17 @@ def gather_weights(engine: Any) -> dict[str, torch.Tensor]:
             if dist.is_main():
                 weights[name] = parameter.detach().cpu().clone()
     if dist.is_main():
-        weights.update(_on_cpu({name: buffer for name, buffer in engine.module.state_dict().items() if name not in weights}))
+        weights.update(
+            _on_cpu(
+                {name: buffer for name, buffer in engine.module.state_dict().items() if name not in weights}
+            )
+        )
     return weights
 
 
-def save_best(engine: Any, best: Path, *, winners: Sequence[str], step: int, metrics: Mapping[str, Any]) -> None:
+def save_best(
+    engine: Any, best: Path, *, winners: Sequence[str], step: int, metrics: Mapping[str, Any]
+) -> None:
     """Keep the present weights as the best of `winners` (task names or "average"); written once, then hard-linked.
 
     Collective: all ranks must call this with equal arguments. Raises SaveFailed on all ranks; those of before are then untouched.
@@ -68,7 +74,13 @@ def save_best(engine: Any, best: Path, *, winners: Sequence[str], step: int, met
     dist.on_main(write)
 
 
-def _write_best(weights: dict[str, torch.Tensor], best: Path, winners: Sequence[str], step: int, metrics: Mapping[str, Any]) -> None:
+def _write_best(
+    weights: dict[str, torch.Tensor],
+    best: Path,
+    winners: Sequence[str],
+    step: int,
+    metrics: Mapping[str, Any],
+) -> None:
     best.mkdir(parents=True, exist_ok=True)
     source: Path | None = None
     sha256 = ""
@@ -103,7 +115,9 @@ def read_weights(folder: Path) -> dict[str, torch.Tensor]:
         try:
             return load_file(folder / WEIGHTS)
         except (OSError, SafetensorError) as error:
-            raise CheckpointError(f"{folder / WEIGHTS}: is damaged ({error}); give another --checkpoint") from error
+            raise CheckpointError(
+                f"{folder / WEIGHTS}: is damaged ({error}); give another --checkpoint"
+            ) from error
     shard = folder / "mp_rank_00_model_states.pt"
     if shard.is_file():
         return dict(load(shard)["module"])
@@ -112,18 +126,24 @@ def read_weights(folder: Path) -> dict[str, torch.Tensor]:
 
         with safe_loads(folder):
             return dict(get_fp32_state_dict_from_zero_checkpoint(str(folder.parent), tag=folder.name))
-    raise CheckpointError(f"{folder}: neither {WEIGHTS} nor {shard.name} is there; give best/TASK, best/average or checkpoints/step_N")
+    raise CheckpointError(
+        f"{folder}: neither {WEIGHTS} nor {shard.name} is there; give best/TASK, best/average or checkpoints/step_N"
+    )
 
 
 def _check_best(folder: Path) -> None:
     """Compare the weights with the sum in best.json; earlier versions wrote none."""
     try:
-        expected = json.loads((folder / BEST).read_text()).get("sha256") if (folder / BEST).is_file() else None
+        expected = (
+            json.loads((folder / BEST).read_text()).get("sha256") if (folder / BEST).is_file() else None
+        )
         found = file_sha256(folder / WEIGHTS) if expected else None
     except (OSError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{folder}: cannot be read ({error}); give another --checkpoint") from error
     if found != expected:
-        raise CheckpointError(f"{folder / WEIGHTS}: is damaged (its sha256 differs from that in {BEST}); give another --checkpoint")
+        raise CheckpointError(
+            f"{folder / WEIGHTS}: is damaged (its sha256 differs from that in {BEST}); give another --checkpoint"
+        )
 
 
 def weights_sha256(weights: Mapping[str, torch.Tensor]) -> str:

@@ -54,19 +54,29 @@ def _held_anywhere(optimizer: Any) -> dict[nn.Parameter, Held]:
         first, last, begin = dist.rank() * flat.numel(), (dist.rank() + 1) * flat.numel(), 0
         for parameter, padding in zip(group, paddings, strict=True):
             low, high = max(begin, first), min(begin + parameter.numel(), last)
-            held[parameter] = Held(flat=flat, group=number, offset=low - first, start=low - begin, numel=max(high - low, 0))
+            held[parameter] = Held(
+                flat=flat, group=number, offset=low - first, start=low - begin, numel=max(high - low, 0)
+            )
             begin += parameter.numel() + padding
     return held
 
 
 def _held_by_rank(optimizer: Any) -> dict[nn.Parameter, Held]:
     held: dict[nn.Parameter, Held] = {}
-    for number, (flat, group) in enumerate(zip(optimizer.fp32_partitioned_groups_flat, optimizer.fp16_groups, strict=True)):
+    for number, (flat, group) in enumerate(
+        zip(optimizer.fp32_partitioned_groups_flat, optimizer.fp16_groups, strict=True)
+    ):
         offset = 0
         for parameter in group:
             size = parameter.ds_tensor.numel()
             start = min(dist.rank() * size, parameter.ds_numel)
             numel = min(size, parameter.ds_numel - start)
-            held[parameter] = Held(flat=flat, group=optimizer.sub_group_to_group_id[number], offset=offset, start=start, numel=numel)
+            held[parameter] = Held(
+                flat=flat,
+                group=optimizer.sub_group_to_group_id[number],
+                offset=offset,
+                start=start,
+                numel=numel,
+            )
             offset += size
     return held

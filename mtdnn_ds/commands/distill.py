@@ -11,7 +11,11 @@ from mtdnn_ds.train.preflight.checks import Problems, checked_tasks
 
 def run(*, recipe: str, log_level: str, overrides: Mapping[str, str]) -> int:
     """Run the teachers of `recipe` (a file) with `overrides`; returns the exit code. Collective under a launcher."""
-    runs = [(stage.recipe, specs) for stage, specs in checked_tasks(recipe, overrides) if stage.recipe.distillation.teachers is not None]
+    runs = [
+        (stage.recipe, specs)
+        for stage, specs in checked_tasks(recipe, overrides)
+        if stage.recipe.distillation.teachers is not None
+    ]
     if not runs:
         raise ConfigError(f"{recipe}: distillation.teachers is missing; name the run folders to learn from")
 

@@ -31,7 +31,11 @@ def run(*, output_dir: str, gpu: bool, log_level: str) -> int:
     from mtdnn_ds.check.doctor.packages import extensions_folder, op_findings, package_findings
     from mtdnn_ds.train.engine import start_distributed, stop_distributed
 
-    local = [*package_findings(), *op_findings(extensions_folder()), *machine_findings(Path(output_dir))] if dist.local_rank() == 0 else []
+    local = (
+        [*package_findings(), *op_findings(extensions_folder()), *machine_findings(Path(output_dir))]
+        if dist.local_rank() == 0
+        else []
+    )
     try:
         device = start_distributed(timeout=JOIN_TIMEOUT)
     except RuntimeError as error:
@@ -42,7 +46,9 @@ def run(*, output_dir: str, gpu: bool, log_level: str) -> int:
         print(report({_node(): local}), file=sys.stderr)
         return 1
     nodes = dist.gather(_node())
-    by_node = {node: list(findings) for node, findings in zip(nodes, dist.gather(local), strict=True) if findings}
+    by_node = {
+        node: list(findings) for node, findings in zip(nodes, dist.gather(local), strict=True) if findings
+    }
     together = _together(Path(output_dir), nodes, device)
     if gpu:
         from mtdnn_ds.check.doctor.gpu import gpu_findings
@@ -51,7 +57,9 @@ def run(*, output_dir: str, gpu: bool, log_level: str) -> int:
     for findings in by_node.values():
         findings += together
     if dist.is_main():
-        print(f"{len(by_node)} node{'s' * (len(by_node) > 1)}, {len(nodes)} rank{'s' * (len(nodes) > 1)}: {', '.join(by_node)}")
+        print(
+            f"{len(by_node)} node{'s' * (len(by_node) > 1)}, {len(nodes)} rank{'s' * (len(nodes) > 1)}: {', '.join(by_node)}"
+        )
         print(report(by_node))
     stop_distributed()
     return 1 if any_fails(by_node) else 0

@@ -27,8 +27,13 @@ def run(
     if not re.fullmatch(r"-?\d{1,4}", layer):
         problems.append(f"--layer {layer}: must be a whole number, -1 for the last layer")
     if id_column is not None and Path(output).suffix == ".npy":
-        problems.append("--id_column: has no effect on a .npy, which holds numbers alone; leave it out, or write a .parquet")
-    tokens, rows = whole_number("--max_tokens", max_tokens, problems), whole_number("--window_rows", window_rows, problems)
+        problems.append(
+            "--id_column: has no effect on a .npy, which holds numbers alone; leave it out, or write a .parquet"
+        )
+    tokens, rows = (
+        whole_number("--max_tokens", max_tokens, problems),
+        whole_number("--window_rows", window_rows, problems),
+    )
     if problems:
         raise ConfigError(problems)
     table = open_files(input, output, text_columns=text_columns, id_column=id_column, log_level=log_level)

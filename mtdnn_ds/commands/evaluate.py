@@ -41,7 +41,9 @@ def evaluated(run_dir: str, checkpoint: str, say: Callable[[str], None]) -> Eval
         loaded = load_run(found, device=device)
         result = evaluate(loaded.model, data.specs, data.layout, data.examples, loaded.settings, device)
         if not result.metrics:
-            raise ConfigError(f"--run_dir {run_dir}: none of its tasks has a dev split; there is nothing to evaluate")
+            raise ConfigError(
+                f"--run_dir {run_dir}: none of its tasks has a dev split; there is nothing to evaluate"
+            )
         say(f"dev metrics of {found.weights_folder}:")
         say(format_results(task_results(data, result, best={}), result.average))
         if table := glue_table(result.metrics):

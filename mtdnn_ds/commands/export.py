@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 
-def run(*, run_dir: str, task: str | None, checkpoint: str, output_dir: str | None, format: str, log_level: str) -> int:
+def run(
+    *, run_dir: str, task: str | None, checkpoint: str, output_dir: str | None, format: str, log_level: str
+) -> int:
     """Export `run_dir`; prints folder, class, parity and size of everything that was made."""
     from rich.box import SIMPLE
     from rich.console import Console
@@ -22,7 +24,9 @@ def run(*, run_dir: str, task: str | None, checkpoint: str, output_dir: str | No
     ):
         table.add_column(name, justify=justify)  # type: ignore[arg-type]
     for each in made:
-        difference, rows = (f"{each.parity.difference:.1e}", str(each.parity.rows)) if each.parity else ("not compared", "-")
+        difference, rows = (
+            (f"{each.parity.difference:.1e}", str(each.parity.rows)) if each.parity else ("not compared", "-")
+        )
         table.add_row(each.name, each.loads_with, difference, rows, f"{each.size_bytes / 1e6:,.1f} MB")
     console = Console(width=None if Console().is_terminal else 140)
     console.print(table)

@@ -32,16 +32,36 @@ def verb_help(verb: Verb, program: str) -> str:
     parts += [_entry(f"--{flag.name}", _flag_text(flag), indent=2, column=22) for flag in verb.flags]
     if verb.from_launcher:
         parts.append(
-            _entry(" ".join(f"--{name}" for name in LAUNCHER_FLAGS), "as launchers pass them; without effect", indent=2, column=29)
+            _entry(
+                " ".join(f"--{name}" for name in LAUNCHER_FLAGS),
+                "as launchers pass them; without effect",
+                indent=2,
+                column=29,
+            )
         )
     if verb.takes_settings:
         parts += ["", "settings, over those of the recipe (paths are relative to the current directory):"]
-        parts.append(_entry("--tasks", "a,b,c: train these of the recipe's and the built-in tasks  [the recipe's]", indent=2, column=40))
         parts.append(
-            _entry("--stages.NAME.SETTING", "any setting of one stage of a recipe with stages: docs/stages.md", indent=2, column=40)
+            _entry(
+                "--tasks",
+                "a,b,c: train these of the recipe's and the built-in tasks  [the recipe's]",
+                indent=2,
+                column=40,
+            )
+        )
+        parts.append(
+            _entry(
+                "--stages.NAME.SETTING",
+                "any setting of one stage of a recipe with stages: docs/stages.md",
+                indent=2,
+                column=40,
+            )
         )
         parts += [
-            _entry(f"--{doc.name}", _setting_text(doc.type, doc.default, doc.description), indent=2, column=40) for doc in field_docs()
+            _entry(
+                f"--{doc.name}", _setting_text(doc.type, doc.default, doc.description), indent=2, column=40
+            )
+            for doc in field_docs()
         ]
     return "\n".join(parts) + "\n"
 
@@ -59,5 +79,10 @@ def _setting_text(kind: str, default: str, description: str) -> str:
 def _entry(name: str, text: str, *, indent: int, column: int) -> str:
     first = f"{' ' * indent}{name}".ljust(column - 1) + " "
     return textwrap.fill(
-        text, width=_WIDTH, initial_indent=first, subsequent_indent=" " * column, break_on_hyphens=False, break_long_words=False
+        text,
+        width=_WIDTH,
+        initial_indent=first,
+        subsequent_indent=" " * column,
+        break_on_hyphens=False,
+        break_long_words=False,
     )

@@ -49,7 +49,9 @@ def summary(written: Written, what: str, max_length: int) -> str:
     return "; ".join(parts)
 
 
-def open_files(input: str, output: str, *, text_columns: str | None, id_column: str | None, log_level: str) -> Table:
+def open_files(
+    input: str, output: str, *, text_columns: str | None, id_column: str | None, log_level: str
+) -> Table:
     """The input as a table, after `output` is seen to be free. Raises ConfigError and DataError."""
     from mtdnn_ds.predict.output import refuse_existing
     from mtdnn_ds.predict.table import open_table

@@ -36,7 +36,9 @@ class Sample:
     most_tokens: int  # in one micro-batch
 
 
-def run(*, recipe: str, deepspeed_config: str, world_size: int, skip_findings: bool, overrides: Mapping[str, str]) -> int:
+def run(
+    *, recipe: str, deepspeed_config: str, world_size: int, skip_findings: bool, overrides: Mapping[str, str]
+) -> int:
     """Print the plan of `recipe`, or of each of its stages, for `world_size` ranks; returns the exit code."""
     from mtdnn_ds.monitor.console import configure_logging
 
@@ -47,7 +49,13 @@ def run(*, recipe: str, deepspeed_config: str, world_size: int, skip_findings: b
     console = Console(soft_wrap=True, width=None if sys.stdout.isatty() else 140)
     for stage, checked in stages:
         begins = f", begins with {stage.source} ({checked.recipe.init.checkpoint})" if stage.source else ""
-        _show(console, f"{recipe}, stage {stage.name}{begins}" if stage.name else recipe, checked, world_size, find=not skip_findings)
+        _show(
+            console,
+            f"{recipe}, stage {stage.name}{begins}" if stage.name else recipe,
+            checked,
+            world_size,
+            find=not skip_findings,
+        )
     return 0
 
 
@@ -59,12 +67,16 @@ def _show(console: Console, title: str, checked: CheckedRun, world_size: int, *,
     for note in checked.deepspeed.notes:
         console.print(note, markup=False, highlight=False)
     settings = checked.recipe
-    data = prepare_run_data(settings, checked.specs, lambda text: console.print(text, markup=False, highlight=False))
+    data = prepare_run_data(
+        settings, checked.specs, lambda text: console.print(text, markup=False, highlight=False)
+    )
     plan = build_plan(settings, data)
     shape = encoder_shape(settings)
     sample = sample_steps(settings, data, plan, world_size=world_size, hidden_size=shape.hidden_size)
 
-    table = Table(title=f"{title}: {plan.total_steps:,} steps of {plan.examples_per_step:,} examples, mixing {plan.mixing}")
+    table = Table(
+        title=f"{title}: {plan.total_steps:,} steps of {plan.examples_per_step:,} examples, mixing {plan.mixing}"
+    )
     for column in ("task", "rows", "rate", "examples", "epochs", "first step", "last step"):
         table.add_column(column, justify="left" if column == "task" else "right")
     drawn, first, last = plan.drawn(plan.total_steps), plan.task_counts(1), plan.task_counts(plan.total_steps)
@@ -90,7 +102,11 @@ def _show(console: Console, title: str, checked: CheckedRun, world_size: int, *,
     from mtdnn_ds.check.mixture import mixture_findings
 
     findings = mixture_findings(data, plan)
-    console.print(f"{len(findings) or 'no'} findings in the data{':' if findings else ''}", markup=False, highlight=False)
+    console.print(
+        f"{len(findings) or 'no'} findings in the data{':' if findings else ''}",
+        markup=False,
+        highlight=False,
+    )
     for line in findings:
         console.print(f"  {line}", markup=False, highlight=False)
 
@@ -114,7 +130,9 @@ def encoder_shape(recipe: Recipe) -> EncoderShape:
     from mtdnn_ds.model.sharing import num_parameters
     from mtdnn_ds.runs.setup import recipe_sharing
 
-    config = AutoConfig.from_pretrained(resolve_encoder_path(recipe.encoder.path), trust_remote_code=recipe.encoder.trust_remote_code)
+    config = AutoConfig.from_pretrained(
+        resolve_encoder_path(recipe.encoder.path), trust_remote_code=recipe.encoder.trust_remote_code
+    )
     with torch.device("meta"):
         model = AutoModel.from_config(config, trust_remote_code=recipe.encoder.trust_remote_code)
     return EncoderShape(
@@ -125,7 +143,9 @@ def encoder_shape(recipe: Recipe) -> EncoderShape:
     )
 
 
-def sample_steps(recipe: Recipe, data: RunData, plan: StepPlan, *, world_size: int, hidden_size: int) -> Sample:
+def sample_steps(
+    recipe: Recipe, data: RunData, plan: StepPlan, *, world_size: int, hidden_size: int
+) -> Sample:
     """Pack up to SAMPLED_STEPS steps as a run on `world_size` ranks would."""
     import torch
 
@@ -133,7 +153,9 @@ def sample_steps(recipe: Recipe, data: RunData, plan: StepPlan, *, world_size: i
     from mtdnn_ds.data.batches.sharing_parts import num_fillers
     from mtdnn_ds.runs.setup import loader_settings
 
-    settings = loader_settings(recipe, hidden_size=hidden_size, rank=0, world_size=world_size, device=torch.device("cpu"))
+    settings = loader_settings(
+        recipe, hidden_size=hidden_size, rank=0, world_size=world_size, device=torch.device("cpu")
+    )
     lengths = [examples.lengths for examples in data.train_sets]
     steps = np.unique(np.linspace(1, plan.total_steps, min(SAMPLED_STEPS, plan.total_steps)).astype(int))
     rows = []
@@ -178,7 +200,9 @@ def _step_lines(recipe: Recipe, sample: Sample, world_size: int) -> list[str]:
     ]
 
 
-def _memory_lines(recipe: Recipe, deepspeed: ResolvedDeepSpeed, shape: EncoderShape, sample: Sample, world_size: int) -> list[str]:
+def _memory_lines(
+    recipe: Recipe, deepspeed: ResolvedDeepSpeed, shape: EncoderShape, sample: Sample, world_size: int
+) -> list[str]:
     from mtdnn_ds.monitor.flops import activation_bytes, model_state_bytes
 
     precision = deepspeed.precision
@@ -190,7 +214,9 @@ def _memory_lines(recipe: Recipe, deepspeed: ResolvedDeepSpeed, shape: EncoderSh
         bytes_per_value=4 if precision == "fp32" else 2,
         gradient_checkpointing=recipe.encoder.gradient_checkpointing,
     )
-    activations *= 2 if recipe.regularizer.name in ("smart", "r_drop") else 1  # two passes go backward together
+    activations *= (
+        2 if recipe.regularizer.name in ("smart", "r_drop") else 1
+    )  # two passes go backward together
     averaged = 4 * shape.num_parameters if recipe.regularizer.proximal_factor else 0
     lines = [
         f"memory a rank, estimated ({shape.num_parameters / 1e6:,.1f} M parameters, {precision}; activations {activations / 1e9:.2f} GB at {sample.most_tokens:,} tokens):"

@@ -22,7 +22,10 @@ def run(
     """Write the answers of `model` to the rows of `input`. Collective under a launcher."""
     problems = refuse_unknown("--on_bad_row", on_bad_row, ("refuse", "skip"))
     problems += refuse_file_type("--output", output, (".jsonl", ".csv"))
-    tokens, rows = whole_number("--max_tokens", max_tokens, problems), whole_number("--window_rows", window_rows, problems)
+    tokens, rows = (
+        whole_number("--max_tokens", max_tokens, problems),
+        whole_number("--window_rows", window_rows, problems),
+    )
     if problems:
         raise ConfigError(problems)
     table = open_files(input, output, text_columns=text_columns, id_column=id_column, log_level=log_level)
@@ -35,8 +38,12 @@ def run(
     with ranks() as device:
         opened = MultiTaskModel.from_pretrained(model, checkpoint, device=device, trust_plugins=trust_plugins)
         asked = asked_tasks(task, opened.specs)
-        if "id" in opened.task_names and (asked is None or "id" in [opened.specs[index].name for index in asked]):
-            raise DataError("--task: a task named 'id' would stand where a row's id stands in the output; leave it out")
+        if "id" in opened.task_names and (
+            asked is None or "id" in [opened.specs[index].name for index in asked]
+        ):
+            raise DataError(
+                "--task: a task named 'id' would stand where a row's id stands in the output; leave it out"
+            )
         assert rows is not None
         written = predict_file(
             opened, table, Path(output), asked=asked, skips_bad=on_bad_row == "skip", max_tokens=tokens, window_rows=rows

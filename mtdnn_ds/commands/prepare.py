@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 def run(*, recipe: str, overrides: Mapping[str, str]) -> int:
     """Prepare `recipe` (a file) with `overrides`; returns the exit code. Raises ConfigError, or DataError with the problems of all splits."""
     stages = checked_tasks(recipe, overrides)
-    tokenizer_paths = [resolve_encoder_path(stage.recipe.encoder.tokenizer or stage.recipe.encoder.path) for stage, _ in stages]
+    tokenizer_paths = [
+        resolve_encoder_path(stage.recipe.encoder.tokenizer or stage.recipe.encoder.path)
+        for stage, _ in stages
+    ]
     from mtdnn_ds.data.cache.build import (
         prepare,  # tokenizers and Arrow, only once the recipe is known to be right
     )
@@ -39,11 +42,17 @@ def run(*, recipe: str, overrides: Mapping[str, str]) -> int:
         except DataError as error:
             problems += [problem for problem in error.problems if problem not in problems]
             continue
-        splits |= {(split.task, split.split, split.fingerprint): split for of_task in prepared.values() for split in of_task.values()}
+        splits |= {
+            (split.task, split.split, split.fingerprint): split
+            for of_task in prepared.values()
+            for split in of_task.values()
+        }
     if problems:
         raise DataError(problems)
     left_out = sum(sum(split.skipped.values()) for split in splits.values())
     rows, tasks = sum(split.num_rows for split in splits.values()), {task for task, _, _ in splits}
     folders = ", ".join(dict.fromkeys(stage.recipe.data.cache_dir for stage, _ in stages))
-    print(f"{len(splits)} splits of {len(tasks)} tasks, {rows:,} rows ({left_out:,} left out), ready in {folders}")
+    print(
+        f"{len(splits)} splits of {len(tasks)} tasks, {rows:,} rows ({left_out:,} left out), ready in {folders}"
+    )
     return 0

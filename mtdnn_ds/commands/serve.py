@@ -57,5 +57,7 @@ def _cannot_listen(host: str, port: int) -> str | None:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind((host, port))
     except OSError as error:
-        return f"--host {host} --port {port}: cannot listen there ({error.strerror or error}); give another port"
+        return (
+            f"--host {host} --port {port}: cannot listen there ({error.strerror or error}); give another port"
+        )
     return None

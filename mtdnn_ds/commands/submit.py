@@ -11,16 +11,30 @@ BEST = "best"  # each task from its own best weights
 
 
 def run(
-    *, run_dir: str | None, checkpoint: str, glue_dir: str | None, output: str | None, fill_missing: bool, check: str | None, log_level: str
+    *,
+    run_dir: str | None,
+    checkpoint: str,
+    glue_dir: str | None,
+    output: str | None,
+    fill_missing: bool,
+    check: str | None,
+    log_level: str,
 ) -> int:
     """Write the zip, or check the one that `check` names. Collective under a launcher. Raises ConfigError and DataError with every problem."""
     if check is not None:
-        given = {"--run_dir": run_dir, "--glue_dir": glue_dir, "--output": output, "--fill_missing": fill_missing}
+        given = {
+            "--run_dir": run_dir,
+            "--glue_dir": glue_dir,
+            "--output": output,
+            "--fill_missing": fill_missing,
+        }
         if unused := [name for name, value in given.items() if value]:
             raise ConfigError(f"--check: only looks at a zip; remove {', '.join(unused)}")
         return _check(Path(check))
     if run_dir is None:
-        raise ConfigError("--run_dir: is missing: the run to predict with; or give --check FILE.zip to check a submission")
+        raise ConfigError(
+            "--run_dir: is missing: the run to predict with; or give --check FILE.zip to check a submission"
+        )
     return _submit(run_dir, checkpoint, glue_dir, output, fill_missing, log_level)
 
 
@@ -33,7 +47,14 @@ def _check(path: Path) -> int:
     return 0
 
 
-def _submit(run_dir: str, checkpoint: str, glue_dir: str | None, output: str | None, fill_missing: bool, log_level: str) -> int:
+def _submit(
+    run_dir: str,
+    checkpoint: str,
+    glue_dir: str | None,
+    output: str | None,
+    fill_missing: bool,
+    log_level: str,
+) -> int:
     from mtdnn_ds import dist
     from mtdnn_ds.export.check_submission import check_submission
     from mtdnn_ds.export.submission import (
@@ -56,7 +77,9 @@ def _submit(run_dir: str, checkpoint: str, glue_dir: str | None, output: str | N
             f"--run_dir {run_dir}: is an exported folder; give the run folder it was made of, which has every task's best weights"
         )
     found = find_run(
-        run_dir, default_checkpoint(run_dir) if checkpoint == BEST else checkpoint, overrides=_where_data_are(run_dir, glue_dir)
+        run_dir,
+        default_checkpoint(run_dir) if checkpoint == BEST else checkpoint,
+        overrides=_where_data_are(run_dir, glue_dir),
     )
     tests = glue_dir or found.recipe.data.glue_dir
     parts = submission_parts(found.specs, tests, fill_missing=fill_missing)
@@ -75,7 +98,11 @@ def _submit(run_dir: str, checkpoint: str, glue_dir: str | None, output: str | N
         recipe = recipe_for_tests(found.recipe)
         data = prepare_run_data(recipe, specs, say, splits={name for spec in specs for name in spec.splits})
         tasks = [spec.name for spec in specs if spec.splits]
-        weights = best_folders(found.folder, tasks, found.weights_folder) if checkpoint == BEST else {found.weights_folder: tasks}
+        weights = (
+            best_folders(found.folder, tasks, found.weights_folder)
+            if checkpoint == BEST
+            else {found.weights_folder: tasks}
+        )
         for folder, of_folder in weights.items():
             together = " (best in one step)" if folder.name in of_folder and len(of_folder) > 1 else ""
             say(f"{', '.join(of_folder)}: predicted with {folder}{together}")

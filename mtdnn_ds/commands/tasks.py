@@ -29,21 +29,38 @@ _MANY_ROWS = 10_000_000  # counting stops here: the table is for orientation
 def run(*, recipe: str | None, overrides: Mapping[str, str]) -> int:
     """Print the table; returns the exit code. Without a recipe only data.* may be overridden, to say where files are, and plugins."""
     problems: list[str] = []
-    own_kinds = load_plugins(parse_text(overrides["plugins"], list[str])) if recipe is None and "plugins" in overrides else {}
+    own_kinds = (
+        load_plugins(parse_text(overrides["plugins"], list[str]))
+        if recipe is None and "plugins" in overrides
+        else {}
+    )
     stages = checked_tasks(recipe, overrides) if recipe is not None else ()
     staged = any(stage.name for stage, _ in stages)
-    specs = _distinct(of_stage for _, of_stage in stages) if recipe is not None else _builtin_specs(overrides, problems)
-    table = Table(title="built-in tasks" if recipe is None else f"tasks of {recipe}", title_justify="left", box=SIMPLE)
+    specs = (
+        _distinct(of_stage for _, of_stage in stages)
+        if recipe is not None
+        else _builtin_specs(overrides, problems)
+    )
+    table = Table(
+        title="built-in tasks" if recipe is None else f"tasks of {recipe}", title_justify="left", box=SIMPLE
+    )
     for heading in ("task", "kind", "labels", "metrics", "rows", *(("stages",) if staged else ())):
         table.add_column(heading, no_wrap=heading in ("task", "kind"), overflow="fold")
     for spec in specs:
         own = [stage.name for stage, of_stage in stages if any(_same_rows(spec, other) for other in of_stage)]
         table.add_row(
-            spec.name, spec.kind, _labels(spec), ", ".join(spec.metrics), _rows(spec, problems), *([", ".join(own)] if staged else [])
+            spec.name,
+            spec.kind,
+            _labels(spec),
+            ", ".join(spec.metrics),
+            _rows(spec, problems),
+            *([", ".join(own)] if staged else []),
         )
     console = Console(width=None if sys.stdout.isatty() else _FILE_WIDTH)
     console.print(table)
-    for line in dict.fromkeys(line for stage, of_stage in stages for line in choices_made(stage.recipe, of_stage)):
+    for line in dict.fromkeys(
+        line for stage, of_stage in stages for line in choices_made(stage.recipe, of_stage)
+    ):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     if own_kinds:
         console.print(_kinds_table(own_kinds))
@@ -62,7 +79,12 @@ def _distinct(of_stages: Iterable[Sequence[TaskSpec]]) -> list[TaskSpec]:
 
 
 def _same_rows(spec: TaskSpec, other: TaskSpec) -> bool:
-    return (spec.name, spec.splits, spec.metrics, spec.labels) == (other.name, other.splits, other.metrics, other.labels)
+    return (spec.name, spec.splits, spec.metrics, spec.labels) == (
+        other.name,
+        other.splits,
+        other.metrics,
+        other.labels,
+    )
 
 
 def _builtin_specs(overrides: Mapping[str, str], problems: list[str]) -> Sequence[TaskSpec]:
@@ -85,7 +107,9 @@ def _data_settings(overrides: Mapping[str, str]) -> DataSettings:
         if name == "plugins":
             continue
         if path[0] != "data":
-            wrong.append(f"--{name}: has an effect with --recipe only; without it, data.glue_dir and other data.* settings have one")
+            wrong.append(
+                f"--{name}: has an effect with --recipe only; without it, data.glue_dir and other data.* settings have one"
+            )
         elif len(path) != 2 or annotation_at(path) is None:
             wrong.append(unknown_setting(path))
         else:
@@ -100,7 +124,10 @@ def _kinds_table(kinds: Mapping[str, CustomKind]) -> Table:
     for heading in ("kind", "reads", "head", "label names", "metrics"):
         table.add_column(heading, no_wrap=heading == "kind", overflow="fold")
     for name, kind in kinds.items():
-        head, names = "linear" if kind.head is None else "its own", "listed by the task" if kind.has_labels else "none"
+        head, names = (
+            "linear" if kind.head is None else "its own",
+            "listed by the task" if kind.has_labels else "none",
+        )
         table.add_row(name, kind.reads, head, names, ", ".join(kind.metrics))
     return table
 
@@ -113,7 +140,11 @@ def _labels(spec: TaskSpec) -> str:
 
 def _rows(spec: TaskSpec, problems: list[str]) -> str:
     remote = [split for split, source in spec.splits.items() if source.format == "hub"]
-    counted = [f"{split} {_count(spec.name, source, problems)}" for split, source in spec.splits.items() if split not in remote]
+    counted = [
+        f"{split} {_count(spec.name, source, problems)}"
+        for split, source in spec.splits.items()
+        if split not in remote
+    ]
     on_hub = [f"{', '.join(remote)} on the hub ({spec.splits[remote[0]].path})"] if remote else []
     return ", ".join([*counted, *on_hub])
 

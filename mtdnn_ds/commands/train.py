@@ -9,7 +9,15 @@ from mtdnn_ds.config.stages import is_staged
 from mtdnn_ds.train.preflight.checks import checked_stages
 
 
-def run(*, recipe: str, deepspeed_config: str, output_dir: str | None, resume: str, log_level: str, overrides: Mapping[str, str]) -> int:
+def run(
+    *,
+    recipe: str,
+    deepspeed_config: str,
+    output_dir: str | None,
+    resume: str,
+    log_level: str,
+    overrides: Mapping[str, str],
+) -> int:
     """Train `recipe` (a file) with `overrides`; returns the exit code. Collective: every rank of a launcher runs this."""
     from mtdnn_ds import dist
     from mtdnn_ds.monitor.console import configure_logging
@@ -22,7 +30,9 @@ def run(*, recipe: str, deepspeed_config: str, output_dir: str | None, resume: s
         deepspeed_config,
         overrides,
         world_size=dist.world_size(),
-        goes_on=lambda stage: resume != "none" and any((folder / stage.folder / "checkpoints").glob("step_*")),
+        goes_on=lambda stage: (
+            resume != "none" and any((folder / stage.folder / "checkpoints").glob("step_*"))
+        ),
         also=lambda: refuse_used_folder(folder, resume, staged=is_staged(recipe)),
     )
 
@@ -32,7 +42,9 @@ def run(*, recipe: str, deepspeed_config: str, output_dir: str | None, resume: s
 
     first, only = checked[0]
     if first.name:
-        train_stages([stage_run(stage, run.specs, run.deepspeed, folder) for stage, run in checked], output_dir=folder)
+        train_stages(
+            [stage_run(stage, run.specs, run.deepspeed, folder) for stage, run in checked], output_dir=folder
+        )
     else:
         train(only.recipe, only.specs, only.deepspeed, output_dir=folder, resume=resume)
     stop_distributed()

@@ -42,21 +42,40 @@ class Verb:
 
 _RECIPE = Flag(name="recipe", help="recipe to run", default="recipes/quickstart.yaml", shipped=True)
 _DEEPSPEED = Flag(
-    name="deepspeed_config", help="DeepSpeed JSON: ZeRO stage, precision, offload", default="ds_configs/zero2.json", shipped=True
+    name="deepspeed_config",
+    help="DeepSpeed JSON: ZeRO stage, precision, offload",
+    default="ds_configs/zero2.json",
+    shipped=True,
 )
-_LOG_LEVEL = Flag(name="log_level", help=f"{' | '.join(LOG_LEVELS)}: how much the libraries say", default="warning")
+_LOG_LEVEL = Flag(
+    name="log_level", help=f"{' | '.join(LOG_LEVELS)}: how much the libraries say", default="warning"
+)
 
-_MODEL = Flag(name="model", help="run folder, or a folder that export wrote of the whole model", required=True)
-_INPUT = Flag(name="input", help="csv, tsv, jsonl or parquet with columns, or txt with a text a line", required=True)
+_MODEL = Flag(
+    name="model", help="run folder, or a folder that export wrote of the whole model", required=True
+)
+_INPUT = Flag(
+    name="input", help="csv, tsv, jsonl or parquet with columns, or txt with a text a line", required=True
+)
 _COLUMNS = (
-    Flag(name="text_columns", help="columns that hold the text, or both texts (a,b); default: by their names"),
-    Flag(name="id_column", help="column that names a row in the output; default: id, idx or index, else the row's line"),
+    Flag(
+        name="text_columns", help="columns that hold the text, or both texts (a,b); default: by their names"
+    ),
+    Flag(
+        name="id_column",
+        help="column that names a row in the output; default: id, idx or index, else the row's line",
+    ),
 )
 _CHECKPOINT = Flag(
-    name="checkpoint", help="of a run: best/average, best/TASK, step_N or latest; default: the best on average, else the latest"
+    name="checkpoint",
+    help="of a run: best/average, best/TASK, step_N or latest; default: the best on average, else the latest",
 )
 _MAX_TOKENS = Flag(name="max_tokens", help="tokens of a micro-batch; default: the training run's")
-_TRUST_PLUGINS = Flag(name="trust_plugins", help="run the Python files of an exported folder (kinds of the user's own)", is_switch=True)
+_TRUST_PLUGINS = Flag(
+    name="trust_plugins",
+    help="run the Python files of an exported folder (kinds of the user's own)",
+    is_switch=True,
+)
 
 VERBS: dict[str, Verb] = {
     verb.name: verb
@@ -80,7 +99,11 @@ VERBS: dict[str, Verb] = {
                 _RECIPE,
                 _DEEPSPEED,
                 Flag(name="world_size", help="number of ranks to plan for", default="1"),
-                Flag(name="skip_findings", help="do not look for repeated rows, odd labels and tasks hardly seen", is_switch=True),
+                Flag(
+                    name="skip_findings",
+                    help="do not look for repeated rows, odd labels and tasks hardly seen",
+                    is_switch=True,
+                ),
             ),
             positional="recipe",
         ),
@@ -105,14 +128,36 @@ VERBS: dict[str, Verb] = {
             summary="fine-tune a run's encoder and the plain one on samples of a task, and compare them",
             flags=(
                 Flag(name="run_dir", help="run folder of a multi-task run", required=True),
-                Flag(name="task", help="the task to adapt to: a built-in one, or one of the recipe's", required=True),
+                Flag(
+                    name="task",
+                    help="the task to adapt to: a built-in one, or one of the recipe's",
+                    required=True,
+                ),
                 Flag(name="fractions", help="shares of the training examples", default="0.001,0.01,0.1,1"),
                 Flag(name="samplings", help="samples drawn for each share", default="5"),
-                Flag(name="checkpoint", help="of the run: best/average, best/TASK, step_N or latest", default="best/average"),
-                Flag(name="epochs", help="passes over each sample, unless --train.steps or --train.epochs is given", default="5"),
-                Flag(name="min_steps", help="fewest steps of a run, for samples smaller than a step", default="50"),
-                Flag(name="head_of", help="task of the run whose head the new task begins with (equal labels); default: a new head"),
-                Flag(name="recipe", help="where settings and own tasks come from; default: the run's recipe.yaml"),
+                Flag(
+                    name="checkpoint",
+                    help="of the run: best/average, best/TASK, step_N or latest",
+                    default="best/average",
+                ),
+                Flag(
+                    name="epochs",
+                    help="passes over each sample, unless --train.steps or --train.epochs is given",
+                    default="5",
+                ),
+                Flag(
+                    name="min_steps",
+                    help="fewest steps of a run, for samples smaller than a step",
+                    default="50",
+                ),
+                Flag(
+                    name="head_of",
+                    help="task of the run whose head the new task begins with (equal labels); default: a new head",
+                ),
+                Flag(
+                    name="recipe",
+                    help="where settings and own tasks come from; default: the run's recipe.yaml",
+                ),
                 _DEEPSPEED,
                 Flag(name="output_dir", help="folder of the experiment; default: runs/adapt_TASK"),
                 _LOG_LEVEL,
@@ -127,7 +172,10 @@ VERBS: dict[str, Verb] = {
                 _RECIPE,
                 Flag(name="seeds", help="runs of each way, with seeds from train.seed on", default="3"),
                 _DEEPSPEED,
-                Flag(name="output_dir", help="folder of the experiment; default: runs/compare_NAME of the recipe's file"),
+                Flag(
+                    name="output_dir",
+                    help="folder of the experiment; default: runs/compare_NAME of the recipe's file",
+                ),
                 _LOG_LEVEL,
             ),
             positional="recipe",
@@ -136,7 +184,10 @@ VERBS: dict[str, Verb] = {
         Verb(
             name="distill",
             summary="store what a recipe's teachers answer on its training examples, and score them, before any training",
-            flags=(Flag(name="recipe", help="the student's recipe, with distillation.teachers", required=True), _LOG_LEVEL),
+            flags=(
+                Flag(name="recipe", help="the student's recipe, with distillation.teachers", required=True),
+                _LOG_LEVEL,
+            ),
             positional="recipe",
             from_launcher=True,
         ),
@@ -162,9 +213,16 @@ VERBS: dict[str, Verb] = {
                     help="best: each task from its own best/TASK; or best/average, step_N, latest for all",
                     default="best",
                 ),
-                Flag(name="glue_dir", help="folder with the official test files; default: the run's data.glue_dir"),
+                Flag(
+                    name="glue_dir",
+                    help="folder with the official test files; default: the run's data.glue_dir",
+                ),
                 Flag(name="output", help="zip to write; default: glue_submission.zip in the run folder"),
-                Flag(name="fill_missing", help="fill files that the run cannot predict with the most frequent label", is_switch=True),
+                Flag(
+                    name="fill_missing",
+                    help="fill files that the run cannot predict with the most frequent label",
+                    is_switch=True,
+                ),
                 Flag(name="check", help="only check this zip, and say everything that is wrong with it"),
                 _LOG_LEVEL,
             ),
@@ -178,8 +236,16 @@ VERBS: dict[str, Verb] = {
             flags=(
                 Flag(name="run_dir", help="run folders, one or several", required=True),
                 Flag(name="output", help="page to write", default="report.html"),
-                Flag(name="max_rows", help="most dev rows of a classification or regression that are predicted", default="2000"),
-                Flag(name="no_predictions", help="leave out confusions and worst errors, which need data and weights", is_switch=True),
+                Flag(
+                    name="max_rows",
+                    help="most dev rows of a classification or regression that are predicted",
+                    default="2000",
+                ),
+                Flag(
+                    name="no_predictions",
+                    help="leave out confusions and worst errors, which need data and weights",
+                    is_switch=True,
+                ),
                 _LOG_LEVEL,
             ),
             takes_settings=False,
@@ -192,9 +258,19 @@ VERBS: dict[str, Verb] = {
             flags=(
                 Flag(name="task_def", help="mt-dnn's task definition, a YAML file", required=True),
                 Flag(name="data", help="folder with its TASK_SPLIT.tsv (or .json) files", required=True),
-                Flag(name="output", help="recipe to write; rows that must be converted go to a folder beside it", required=True),
-                Flag(name="encoder", help="encoder of the recipe; default: BERT-base, or what encoder_type names"),
-                Flag(name="decode_with", help="tokenizer (hub name or folder) to make texts of token ids with, where there is no .tsv"),
+                Flag(
+                    name="output",
+                    help="recipe to write; rows that must be converted go to a folder beside it",
+                    required=True,
+                ),
+                Flag(
+                    name="encoder",
+                    help="encoder of the recipe; default: BERT-base, or what encoder_type names",
+                ),
+                Flag(
+                    name="decode_with",
+                    help="tokenizer (hub name or folder) to make texts of token ids with, where there is no .tsv",
+                ),
             ),
             takes_settings=False,
             positional="task_def",
@@ -204,16 +280,26 @@ VERBS: dict[str, Verb] = {
             summary="answer every row of a file with all asked tasks in one pass of the encoder",
             flags=(
                 _MODEL,
-                Flag(name="task", help="a task, several (a,b), or all that can read the file's columns", default="all"),
+                Flag(
+                    name="task",
+                    help="a task, several (a,b), or all that can read the file's columns",
+                    default="all",
+                ),
                 _INPUT,
                 Flag(name="output", help="file to write: .jsonl or .csv", required=True),
                 *_COLUMNS,
                 _CHECKPOINT,
                 _MAX_TOKENS,
                 Flag(
-                    name="window_rows", help="rows that are sorted by length together, and that a killed run loses at most", default="2048"
+                    name="window_rows",
+                    help="rows that are sorted by length together, and that a killed run loses at most",
+                    default="2048",
                 ),
-                Flag(name="on_bad_row", help="refuse: write nothing; skip: leave bad rows out", default="refuse"),
+                Flag(
+                    name="on_bad_row",
+                    help="refuse: write nothing; skip: leave bad rows out",
+                    default="refuse",
+                ),
                 _TRUST_PLUGINS,
                 _LOG_LEVEL,
             ),
@@ -228,14 +314,26 @@ VERBS: dict[str, Verb] = {
                 _MODEL,
                 _INPUT,
                 Flag(name="output", help="file to write: .npy or .parquet", required=True),
-                Flag(name="pooling", help="cls: the first token's hidden state; mean: the mean over all tokens", default="cls"),
-                Flag(name="layer", help="whose hidden states: -1 the last layer's, 0 the embeddings'", default="-1"),
+                Flag(
+                    name="pooling",
+                    help="cls: the first token's hidden state; mean: the mean over all tokens",
+                    default="cls",
+                ),
+                Flag(
+                    name="layer",
+                    help="whose hidden states: -1 the last layer's, 0 the embeddings'",
+                    default="-1",
+                ),
                 Flag(name="task", help="soft and low-rank sharing: the task whose encoder it is"),
                 *_COLUMNS,
                 _CHECKPOINT,
                 _MAX_TOKENS,
                 Flag(name="window_rows", help="rows that are sorted by length together", default="2048"),
-                Flag(name="on_bad_row", help="refuse: write nothing; skip: leave bad rows out", default="refuse"),
+                Flag(
+                    name="on_bad_row",
+                    help="refuse: write nothing; skip: leave bad rows out",
+                    default="refuse",
+                ),
                 _TRUST_PLUGINS,
                 _LOG_LEVEL,
             ),
@@ -248,14 +346,26 @@ VERBS: dict[str, Verb] = {
             summary="answer texts over HTTP, with a page that shows every task's answer",
             flags=(
                 _MODEL,
-                Flag(name="host", help="address to listen on; other machines reach 0.0.0.0", default="127.0.0.1"),
+                Flag(
+                    name="host",
+                    help="address to listen on; other machines reach 0.0.0.0",
+                    default="127.0.0.1",
+                ),
                 Flag(name="port", help="port to listen on", default="8000"),
                 _CHECKPOINT,
                 Flag(name="max_batch_tokens", help="tokens of a micro-batch; default: the training run's"),
-                Flag(name="max_wait_ms", help="how long a request waits for others to share a pass with", default="5"),
+                Flag(
+                    name="max_wait_ms",
+                    help="how long a request waits for others to share a pass with",
+                    default="5",
+                ),
                 Flag(name="max_texts", help="most texts of a request", default="256"),
                 Flag(name="max_chars", help="most characters of a text with all its parts", default="20000"),
-                Flag(name="max_queue", help="most texts that wait; further requests are told to come again", default="4096"),
+                Flag(
+                    name="max_queue",
+                    help="most texts that wait; further requests are told to come again",
+                    default="4096",
+                ),
                 _TRUST_PLUGINS,
                 _LOG_LEVEL,
             ),
@@ -267,13 +377,18 @@ VERBS: dict[str, Verb] = {
             summary="write a run as folders for transformers, ONNX or sentence-transformers, each compared with the run",
             flags=(
                 Flag(name="run_dir", help="run folder, as train wrote it", required=True),
-                Flag(name="task", help="this task only; default: the encoder, the whole model and every task"),
+                Flag(
+                    name="task", help="this task only; default: the encoder, the whole model and every task"
+                ),
                 Flag(
                     name="checkpoint",
                     help="best (best/TASK with --task, else best/average), best/NAME, step_N, N or latest",
                     default="best",
                 ),
-                Flag(name="output_dir", help="where the folders go; default: the folder export in the run folder"),
+                Flag(
+                    name="output_dir",
+                    help="where the folders go; default: the folder export in the run folder",
+                ),
                 Flag(name="format", help="hf | onnx | sentence-transformers | all", default="hf"),
                 _LOG_LEVEL,
             ),
@@ -296,8 +411,16 @@ VERBS: dict[str, Verb] = {
             name="doctor",
             summary="check this machine, or under a launcher a whole cluster, for what would hurt a long run",
             flags=(
-                Flag(name="output_dir", help="folder that runs will be written to, on a disk that all nodes share", default="runs"),
-                Flag(name="gpu", help="also try every CUDA path: kernels, optimizers, DeepSpeed configurations", is_switch=True),
+                Flag(
+                    name="output_dir",
+                    help="folder that runs will be written to, on a disk that all nodes share",
+                    default="runs",
+                ),
+                Flag(
+                    name="gpu",
+                    help="also try every CUDA path: kernels, optimizers, DeepSpeed configurations",
+                    is_switch=True,
+                ),
                 _LOG_LEVEL,
             ),
             takes_settings=False,

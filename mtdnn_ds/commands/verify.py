@@ -17,7 +17,13 @@ STEPS = 4
 
 
 def run(
-    *, recipe: str, deepspeed_config: str, max_ranks: str, certificate: str | None, log_level: str, overrides: Mapping[str, str]
+    *,
+    recipe: str,
+    deepspeed_config: str,
+    max_ranks: str,
+    certificate: str | None,
+    log_level: str,
+    overrides: Mapping[str, str],
 ) -> int:
     """Print the certificate of `recipe`; returns 1 if a promise does not hold. Starts its own processes: call it without a launcher."""
     ranks = _ranks(max_ranks)
@@ -43,10 +49,16 @@ def run(
             small = small_recipe(stage.recipe, folder / name / "encoder", steps=STEPS, say=_say)
             longest = _longest_example(small, _say)
             small = small.model_copy(
-                update={"encoder": small.encoder.model_copy(update={"max_length": min(small.encoder.max_length, max(8, longest))})}
+                update={
+                    "encoder": small.encoder.model_copy(
+                        update={"max_length": min(small.encoder.max_length, max(8, longest))}
+                    )
+                }
             )
             budgets = (longest * small.batch.examples_per_step, max(longest, small.encoder.max_length))
-            found = verify_recipe(small, own_json, folder / name, max_ranks=_devices(ranks), budgets=budgets, say=_say)
+            found = verify_recipe(
+                small, own_json, folder / name, max_ranks=_devices(ranks), budgets=budgets, say=_say
+            )
             print(text_of(found, f"{recipe} {stage.name}".strip(), time.monotonic() - begin), flush=True)
             results += found
         good = all(result.holds is not False for result in results)
@@ -79,7 +91,9 @@ def _longest_example(recipe: Recipe, say: Callable[[str], None]) -> int:
     from mtdnn_ds.runs.setup import prepare_run_data
     from mtdnn_ds.tasks.resolve import resolve_tasks
 
-    roomy = recipe.model_copy(update={"batch": recipe.batch.model_copy(update={"max_tokens_per_micro_batch": 2**30})})
+    roomy = recipe.model_copy(
+        update={"batch": recipe.batch.model_copy(update={"max_tokens_per_micro_batch": 2**30})}
+    )
     data = prepare_run_data(roomy, training_only(resolve_tasks(roomy)), say)
     return max(int(examples.lengths.max()) for examples in data.train_sets)
 

@@ -77,7 +77,16 @@ def is_without_effect(recipe: Recipe, section: str, key: str) -> bool:
 
 
 def _without_effect(recipe: Recipe) -> Iterator[str]:
-    for section in ("encoder", "init", "sharing", "mixture", "schedule", "loss", "regularizer", "distillation"):
+    for section in (
+        "encoder",
+        "init",
+        "sharing",
+        "mixture",
+        "schedule",
+        "loss",
+        "regularizer",
+        "distillation",
+    ):
         settings = getattr(recipe, section)
         for key in sorted(settings.model_fields_set):
             if getattr(settings, key) is not None and is_without_effect(recipe, section, key):
@@ -88,11 +97,15 @@ def _why(recipe: Recipe, name: str, value: object) -> str:
     if name == "schedule.final_lr_ratio":
         return f"{name}={value}: has no effect with schedule.name=constant; remove it, or choose linear, cosine or polynomial"
     if name == "encoder.sha256":
-        return f"{name}: has no effect with encoder.random_init, which reads no weights; remove one of the two"
+        return (
+            f"{name}: has no effect with encoder.random_init, which reads no weights; remove one of the two"
+        )
     if name == "init.head_of" and recipe.init.run is not None:
         return f"{name}: has no effect with init.heads=none; remove one of the two"
     if name.startswith("init."):
-        return f"{name}={value}: has no effect without init.run; remove it, or name the run folder to start from"
+        return (
+            f"{name}={value}: has no effect without init.run; remove it, or name the run folder to start from"
+        )
     if name.startswith("distillation."):
         return f"{name}: has no effect without distillation.teachers; remove it, or name the run folders to learn from"
     if name == "regularizer.proximal_momentum" and recipe.regularizer.name == "smart":
@@ -123,7 +136,10 @@ def _task_names(recipe: Recipe) -> Iterator[str]:
     for name in recipe.heads or {}:
         if name not in recipe.tasks:
             yield f"heads.{name}: there is no task '{name}' in the run{did_you_mean(name, names)}; remove it, or add the task"
-    for setting, some in (("distillation.tasks", recipe.distillation.tasks), ("regularizer.tasks", recipe.regularizer.tasks)):
+    for setting, some in (
+        ("distillation.tasks", recipe.distillation.tasks),
+        ("regularizer.tasks", recipe.regularizer.tasks),
+    ):
         for name in some or ():
             if name not in recipe.tasks:
                 yield f"{setting}: there is no task '{name}' in the run{did_you_mean(name, names)}; remove it, or add the task"
@@ -161,8 +177,14 @@ def _sharing(recipe: Recipe) -> Iterator[str]:
 
 def _loss_scale(recipe: Recipe) -> Iterator[str]:
     scale, mixing = recipe.loss.scale, recipe.mixture.mixing
-    if scale in ("dwa", "random", "famo") and (len(recipe.tasks) == 1 or mixing in ("per_step", "sequential")):
-        why = "the run has one task" if len(recipe.tasks) == 1 else f"with mixture.mixing={mixing} each step has one task"
+    if scale in ("dwa", "random", "famo") and (
+        len(recipe.tasks) == 1 or mixing in ("per_step", "sequential")
+    ):
+        why = (
+            "the run has one task"
+            if len(recipe.tasks) == 1
+            else f"with mixture.mixing={mixing} each step has one task"
+        )
         yield f"loss.scale={scale}: shares a step out among its tasks, but {why}; remove it, or mix several tasks per_example"
 
 

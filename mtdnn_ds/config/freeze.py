@@ -17,16 +17,29 @@ def layers_of(part: str) -> range | None:
     return None if match is None else range(int(match[1]), int(match[2] or match[1]) + 1)
 
 
-def freeze_problems(parts: Sequence[str], *, num_layers: int | None = None, heads: Sequence[str] | None = None) -> list[str]:
+def freeze_problems(
+    parts: Sequence[str], *, num_layers: int | None = None, heads: Sequence[str] | None = None
+) -> list[str]:
     """One line for each entry that names no part. Layers and heads are looked up only if the encoder's and the run's are given."""
-    known = (*WHOLE_PARTS[:1], _all_layers(num_layers), *WHOLE_PARTS[1:], *(f"heads.{head}" for head in heads or ("NAME",)))
-    problems = [f"train.freeze: '{part}' is named twice; name it once" for part in dict.fromkeys(parts) if parts.count(part) > 1]
+    known = (
+        *WHOLE_PARTS[:1],
+        _all_layers(num_layers),
+        *WHOLE_PARTS[1:],
+        *(f"heads.{head}" for head in heads or ("NAME",)),
+    )
+    problems = [
+        f"train.freeze: '{part}' is named twice; name it once"
+        for part in dict.fromkeys(parts)
+        if parts.count(part) > 1
+    ]
     for part in dict.fromkeys(parts):
         layers = layers_of(part)
         if layers is not None and not layers:
             problems.append(f"train.freeze: {part}: runs backwards; write the lower layer first")
         elif layers is not None and num_layers is not None and layers[-1] >= num_layers:
-            problems.append(f"train.freeze: {part}: the encoder has {num_layers} layers, encoder.layer.0 to encoder.layer.{num_layers - 1}")
+            problems.append(
+                f"train.freeze: {part}: the encoder has {num_layers} layers, encoder.layer.0 to encoder.layer.{num_layers - 1}"
+            )
         elif part.startswith("heads.") and heads is not None and part.removeprefix("heads.") not in heads:
             problems.append(
                 f"train.freeze: this run has no head '{part.removeprefix('heads.')}'{did_you_mean(part.removeprefix('heads.'), heads)}"

@@ -62,7 +62,8 @@ def _of_srun(environment: Mapping[str, str]) -> dict[str, str] | None:
         "LOCAL_SIZE": str(tasks[node]),
         "CROSS_RANK": str(node),
         "CROSS_SIZE": str(len(tasks)),
-        "MASTER_ADDR": environment.get("MASTER_ADDR") or _address(first_host(environment["SLURM_STEP_NODELIST"])),
+        "MASTER_ADDR": environment.get("MASTER_ADDR")
+        or _address(first_host(environment["SLURM_STEP_NODELIST"])),
         "MASTER_PORT": str(step_port(environment)),
     }
 
@@ -86,7 +87,9 @@ def first_host(node_list: str) -> str:
 
 def step_port(environment: Mapping[str, str]) -> int:
     """A port that all tasks of a step agree on without talking."""
-    job, step, start = (int(environment.get(name, "0")) for name in ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT"))
+    job, step, start = (
+        int(environment.get(name, "0")) for name in ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT")
+    )
     return FIRST_PORT + (job * PORTS_PER_JOB + (step + start) % PORTS_PER_JOB) % NUM_PORTS
 
 
@@ -98,7 +101,9 @@ def _address(host: str) -> str:
     except OSError:
         pass
     try:
-        shown = subprocess.run(["scontrol", "show", "node", host], capture_output=True, text=True, timeout=60, check=False).stdout
+        shown = subprocess.run(
+            ["scontrol", "show", "node", host], capture_output=True, text=True, timeout=60, check=False
+        ).stdout
     except (OSError, subprocess.TimeoutExpired):
         shown = ""
     address = re.search(r"\bNodeAddr=(\S+)", shown)

@@ -33,7 +33,9 @@ def load_recipe(path: str, overrides: Mapping[str, str]) -> Recipe:
     """
     values = read_values(path)
     if "stages" in values:
-        raise ConfigError(f"{path}: has stages, each a run of its own; only tasks, prepare, plan, distill and train take such a recipe")
+        raise ConfigError(
+            f"{path}: has stages, each a run of its own; only tasks, prepare, plan, distill and train take such a recipe"
+        )
     overridden = apply_overrides(values, overrides, path)
     recipe, problems = checked_values(overridden, path)
     if recipe is None or problems:
@@ -47,9 +49,13 @@ def read_values(path: str) -> dict[str, Any]:
     """The plain values of the recipe in `path`, unchecked."""
     values = parse_yaml(read_text(path, "recipe"), path)
     if values is None:
-        raise ConfigError(f"{path}: the recipe is empty; it needs at least encoder.path, tasks and train.steps")
+        raise ConfigError(
+            f"{path}: the recipe is empty; it needs at least encoder.path, tasks and train.steps"
+        )
     if not isinstance(values, dict):
-        raise ConfigError(f"{path}: a recipe is a mapping of sections (encoder, tasks, ...), not a {type(values).__name__}")
+        raise ConfigError(
+            f"{path}: a recipe is a mapping of sections (encoder, tasks, ...), not a {type(values).__name__}"
+        )
     return values
 
 
@@ -76,9 +82,20 @@ def resolved_values(recipe: Recipe) -> dict[str, Any]:
     values = recipe.model_dump(mode="json")
     plugins, heads = values.pop("plugins"), values.pop("heads")
     resolved = {section: _written(recipe, section, settings) for section, settings in values.items()}
-    resolved["tasks"] = {name: {key: value for key, value in task.items() if value is not None} for name, task in values["tasks"].items()}
-    return {section: settings for section, settings in {**resolved, "plugins": plugins, "heads": heads}.items() if settings}
+    resolved["tasks"] = {
+        name: {key: value for key, value in task.items() if value is not None}
+        for name, task in values["tasks"].items()
+    }
+    return {
+        section: settings
+        for section, settings in {**resolved, "plugins": plugins, "heads": heads}.items()
+        if settings
+    }
 
 
 def _written(recipe: Recipe, section: str, settings: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in settings.items() if value is not None and not is_without_effect(recipe, section, key)}
+    return {
+        key: value
+        for key, value in settings.items()
+        if value is not None and not is_without_effect(recipe, section, key)
+    }

@@ -10,7 +10,12 @@ from pydantic import ValidationError
 from mtdnn_ds.config.errors import did_you_mean
 from mtdnn_ds.config.schema import annotation_at, field_docs, member_types, unknown_setting
 
-_UNION_MARKS = ("literal[", "dict[", "list[", "tuple[")  # how pydantic names the alternatives of a union inside a location
+_UNION_MARKS = (
+    "literal[",
+    "dict[",
+    "list[",
+    "tuple[",
+)  # how pydantic names the alternatives of a union inside a location
 
 
 def plain_problems(error: ValidationError, *, source: str, flags: Mapping[tuple[str, ...], str]) -> list[str]:
@@ -25,7 +30,9 @@ def plain_problems(error: ValidationError, *, source: str, flags: Mapping[tuple[
 
 def _line(detail: Any, source: str, flags: Mapping[tuple[str, ...], str]) -> str | None:
     marks = [str(part) for part in detail["loc"] if str(part).startswith(_UNION_MARKS)]
-    path = tuple(str(part) for part in detail["loc"] if not str(part).startswith(_UNION_MARKS) and part != "[key]")
+    path = tuple(
+        str(part) for part in detail["loc"] if not str(part).startswith(_UNION_MARKS) and part != "[key]"
+    )
     value, kind = detail["input"], detail["type"]
     if marks and _other_branch_fits_better(marks[0], path, value, kind):
         return None
@@ -42,7 +49,11 @@ def _line(detail: Any, source: str, flags: Mapping[tuple[str, ...], str]) -> str
     flag = next((flags[path[:depth]] for depth in range(len(path), 0, -1) if path[:depth] in flags), None)
     if flag is not None:
         return f"{flag}: {what}"
-    shown = f"={_shown(value)}" if kind not in ("value_error", "too_short", "too_long") and not isinstance(value, dict) else ""
+    shown = (
+        f"={_shown(value)}"
+        if kind not in ("value_error", "too_short", "too_long") and not isinstance(value, dict)
+        else ""
+    )
     return f"{source}: {name}{shown}: {what}" if name else f"{source}: {what}"
 
 
@@ -58,14 +69,17 @@ def _what(kind: str, context: Mapping[str, Any], message: str, path: tuple[str, 
         return _choices(path, value)
     if kind == "value_error":
         return message.removeprefix("Value error, ")
-    number = {"greater_than": "gt", "greater_than_equal": "ge", "less_than": "lt", "less_than_equal": "le"}.get(kind)
+    number = {
+        "greater_than": "gt",
+        "greater_than_equal": "ge",
+        "less_than": "lt",
+        "less_than_equal": "le",
+    }.get(kind)
     if number is not None:
         words = {"gt": "be above", "ge": "be at least", "lt": "be below", "le": "be at most"}[number]
         return f"must {words} {context[number]:g}"
     if kind == "too_short":
-        return (
-            f"needs at least {context['min_length']} {'entry' if context['min_length'] == 1 else 'entries'}, has {context['actual_length']}"
-        )
+        return f"needs at least {context['min_length']} {'entry' if context['min_length'] == 1 else 'entries'}, has {context['actual_length']}"
     if kind == "too_long":
         return f"takes at most {context['max_length']} entries, has {context['actual_length']}"
     return _TYPE_WORDS.get(kind, message)
@@ -86,7 +100,12 @@ _TYPE_WORDS = {
 
 
 def _choices(path: Sequence[str], value: Any) -> str:
-    words = [word for member in member_types(annotation_at(path)) for word in get_args(member) if isinstance(word, str)]
+    words = [
+        word
+        for member in member_types(annotation_at(path))
+        for word in get_args(member)
+        if isinstance(word, str)
+    ]
     mapping = any(get_origin(member) is dict for member in member_types(annotation_at(path)))
     hint = did_you_mean(str(value), words)
     close = hint[: hint.index("?") + 1] if "?" in hint else ""

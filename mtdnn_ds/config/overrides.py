@@ -15,7 +15,10 @@ from mtdnn_ds.config.errors import did_you_mean
 from mtdnn_ds.config.schema import annotation_at, field_docs, member_types, unknown_setting
 from mtdnn_ds.config.yaml_text import parse_scalar
 
-_REPLACES: dict[tuple[str, ...], tuple[str, ...]] = {("train", "steps"): ("train", "epochs"), ("train", "epochs"): ("train", "steps")}
+_REPLACES: dict[tuple[str, ...], tuple[str, ...]] = {
+    ("train", "steps"): ("train", "epochs"),
+    ("train", "epochs"): ("train", "steps"),
+}
 
 
 @dataclass(kw_only=True, slots=True)
@@ -23,7 +26,9 @@ class Overridden:
     """A recipe's values after the flags, which flag each value came from, what was replaced, and what was wrong."""
 
     values: dict[str, Any]
-    flags: dict[tuple[str, ...], str] = field(default_factory=dict)  # path of the value -> the flag as the user wrote it
+    flags: dict[tuple[str, ...], str] = field(
+        default_factory=dict
+    )  # path of the value -> the flag as the user wrote it
     notes: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
@@ -70,7 +75,8 @@ def _select_tasks(result: Overridden, raw: str, source: str) -> None:
     settings = known if isinstance(known, dict) else {}
     names = [name.strip() for name in raw.strip("[]").split(",") if name.strip()]
     result.problems += [
-        f"--tasks {raw}: task '{name}' is named twice; name it once" for name in sorted({name for name in names if names.count(name) > 1})
+        f"--tasks {raw}: task '{name}' is named twice; name it once"
+        for name in sorted({name for name in names if names.count(name) > 1})
     ]
     if not names:
         result.problems.append(f"--tasks {raw}: names no task; write --tasks cola,rte")
@@ -82,24 +88,34 @@ def _select_tasks(result: Overridden, raw: str, source: str) -> None:
         if isinstance(numbers, dict):
             left_out = [name for name in settings if name in numbers and name not in names]
             result.notes += [
-                f"--tasks {raw} leaves out {name}: {section}.{key}.{name}={numbers.pop(name)} of {source} is not used" for name in left_out
+                f"--tasks {raw} leaves out {name}: {section}.{key}.{name}={numbers.pop(name)} of {source} is not used"
+                for name in left_out
             ]
     heads = result.values.get("heads")
     if isinstance(heads, dict):
         left_out = [name for name in settings if name in heads and name not in names]
-        result.notes += [f"--tasks {raw} leaves out {name}: heads.{name}={heads.pop(name)} of {source} is not used" for name in left_out]
+        result.notes += [
+            f"--tasks {raw} leaves out {name}: heads.{name}={heads.pop(name)} of {source} is not used"
+            for name in left_out
+        ]
 
 
-def _apply(result: Overridden, path: tuple[str, ...], raw: str, given: set[tuple[str, ...]], source: str) -> None:
+def _apply(
+    result: Overridden, path: tuple[str, ...], raw: str, given: set[tuple[str, ...]], source: str
+) -> None:
     name, flag = ".".join(path), f"--{'.'.join(path)} {raw}"
     annotation = annotation_at(path)
     if annotation is None or not all(path):
         result.problems.append(
-            unknown_setting(path).replace("setting '", "setting '--", 1).replace("did you mean '", "did you mean '--", 1)
+            unknown_setting(path)
+            .replace("setting '", "setting '--", 1)
+            .replace("did you mean '", "did you mean '--", 1)
         )
         return
     if any(isinstance(member, type) and issubclass(member, BaseModel) for member in member_types(annotation)):
-        example = next((doc.name for doc in field_docs() if doc.name.startswith(f"{path[0]}.")), path[0]).replace("tasks.NAME.", f"{name}.")
+        example = next(
+            (doc.name for doc in field_docs() if doc.name.startswith(f"{path[0]}.")), path[0]
+        ).replace("tasks.NAME.", f"{name}.")
         result.problems.append(f"--{name}: is a section; name one of its settings, e.g. --{example}")
         return
     if path[0] == "tasks":
@@ -118,7 +134,9 @@ def _apply(result: Overridden, path: tuple[str, ...], raw: str, given: set[tuple
     result.flags[path] = flag
 
 
-def put(result: Overridden, path: tuple[str, ...], value: Any, given: set[tuple[str, ...]], source: str) -> None:
+def put(
+    result: Overridden, path: tuple[str, ...], value: Any, given: set[tuple[str, ...]], source: str
+) -> None:
     """Set one value over another one; what contradicts it goes, and is noted, unless it is one of `given`, the paths set at the same time."""
     _forget_alternative(result, path, given, source)
     _forget_dependents(result, path, value, given, source)
@@ -131,13 +149,17 @@ def _set(result: Overridden, path: tuple[str, ...], value: Any, source: str) -> 
         inner = section.get(part)
         if not isinstance(inner, dict):
             if inner is not None:
-                result.notes.append(f"--{'.'.join(path)} replaces {'.'.join(path[:depth])}={inner} of {source}")
+                result.notes.append(
+                    f"--{'.'.join(path)} replaces {'.'.join(path[:depth])}={inner} of {source}"
+                )
             inner = section[part] = {}
         section = inner
     section[path[-1]] = value
 
 
-def _forget_alternative(result: Overridden, path: tuple[str, ...], given: set[tuple[str, ...]], source: str) -> None:
+def _forget_alternative(
+    result: Overridden, path: tuple[str, ...], given: set[tuple[str, ...]], source: str
+) -> None:
     """--train.steps on a recipe with train.epochs means: steps instead. Both as flags stay, and are refused as a contradiction."""
     other = _REPLACES.get(path)
     train = result.values.get("train")
@@ -146,7 +168,9 @@ def _forget_alternative(result: Overridden, path: tuple[str, ...], given: set[tu
     result.notes.append(f"--{'.'.join(path)} replaces {'.'.join(other)}={train.pop(other[1])} of {source}")
 
 
-def _forget_dependents(result: Overridden, path: tuple[str, ...], value: Any, given: set[tuple[str, ...]], source: str) -> None:
+def _forget_dependents(
+    result: Overridden, path: tuple[str, ...], value: Any, given: set[tuple[str, ...]], source: str
+) -> None:
     """--mixture.rates uniform on a recipe with mixture.temperature: the temperature goes, unless a flag gives it too (a contradiction)."""
     for name, (decider, needed) in ONLY_WITH.items():
         section, key = name.split(".")
@@ -158,7 +182,9 @@ def _forget_dependents(result: Overridden, path: tuple[str, ...], value: Any, gi
             and isinstance(settings, dict)
             and key in settings
         ):
-            result.notes.append(f"--{'.'.join(path)}: {name}={settings.pop(key)} of {source} has no effect with it and is not used")
+            result.notes.append(
+                f"--{'.'.join(path)}: {name}={settings.pop(key)} of {source} has no effect with it and is not used"
+            )
 
 
 def _task_names(result: Overridden) -> list[str]:

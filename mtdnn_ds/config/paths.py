@@ -17,7 +17,9 @@ def path_problem(text: str) -> str | None:
     if b"\0" in raw:
         return "holds U+0000, which no file name can; remove it"
     if len(raw) > MAX_PATH or any(len(name) > MAX_NAME for name in raw.split(b"/")):
-        return f"is too long for a path ({MAX_PATH:,} bytes, {MAX_NAME} for each name in it); use shorter names"
+        return (
+            f"is too long for a path ({MAX_PATH:,} bytes, {MAX_NAME} for each name in it); use shorter names"
+        )
     if text.startswith("~"):
         user = text.split("/")[0]
         if os.path.expanduser(user) == user:  # noqa: PTH111 (Path.expanduser raises instead)
@@ -29,5 +31,7 @@ def usable_path(text: str) -> str:
     """`text`, for a setting's validator. Raises ValueError with what is wrong with it."""
     problem = path_problem(text)
     if problem is not None:
-        raise ValueError(f"{text[:60]!r} {problem}" if problem.startswith(("holds", "is")) else f"{text[:60]}: {problem}")
+        raise ValueError(
+            f"{text[:60]!r} {problem}" if problem.startswith(("holds", "is")) else f"{text[:60]}: {problem}"
+        )
     return text

@@ -47,17 +47,25 @@ def resolve_precision(
             f"torch_autocast with ZeRO stage {stage}: DeepSpeed exchanges gradients in {dtype} there, so a step would depend on the number of ranks; use the bf16 section, or stage 0"
         )
     if asked["fp16"] is True and not fp16_supported:
-        where = "this CPU has no fp16 arithmetic" if device_type == "cpu" else "this GPU has no fp16 arithmetic"
-        problems.append(f"fp16.enabled=true: {where}; use ds_configs/zero2_fp32.json, or ds_configs/zero2.json for bf16")
+        where = (
+            "this CPU has no fp16 arithmetic" if device_type == "cpu" else "this GPU has no fp16 arithmetic"
+        )
+        problems.append(
+            f"fp16.enabled=true: {where}; use ds_configs/zero2_fp32.json, or ds_configs/zero2.json for bf16"
+        )
     chosen = _choose(asked, dtype, fast_bf16=fast_bf16, fp16_supported=fp16_supported)
     if chosen == "fp32" and "auto" in asked.values():
         notes.append(_why_fp32(asked, dtype, device_type))
     for name in _SECTIONS:
         if name in config:
-            config[name]["enabled"] = chosen.startswith("autocast") if name == "torch_autocast" else chosen == name
+            config[name]["enabled"] = (
+                chosen.startswith("autocast") if name == "torch_autocast" else chosen == name
+            )
     _data_types(config, chosen, problems)
     if chosen == "bf16" and config["bf16"].setdefault("check_grad_overflow", True) is False:
-        problems.append("bf16.check_grad_overflow=false: a gradient that is not finite would reach the weights; remove it")
+        problems.append(
+            "bf16.check_grad_overflow=false: a gradient that is not finite would reach the weights; remove it"
+        )
     return chosen, notes, problems
 
 
@@ -107,4 +115,6 @@ def _data_types(config: dict[str, Any], precision: Precision, problems: list[str
     weights = precision if precision in ("bf16", "fp16") else "fp32"
     wanted = section.get("param_dtype")
     if wanted is not None and _DTYPES.get(wanted) != weights:
-        problems.append(f'data_types.param_dtype="{wanted}": this run keeps its weights in {weights}; remove it')
+        problems.append(
+            f'data_types.param_dtype="{wanted}": this run keeps its weights in {weights}; remove it'
+        )

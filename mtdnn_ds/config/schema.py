@@ -84,9 +84,17 @@ def unknown_setting(path: Sequence[str]) -> str:
     """`unknown setting 'train.setps'; did you mean 'train.steps'?`; where nothing is close, the settings of the same section are listed."""
     name = ".".join(path)
     settings = [_in_task(doc.name, path) for doc in field_docs()]
-    siblings = [setting for setting in settings if len(path) > 1 and setting.split(".")[:-1] == list(path[:-1])]
+    siblings = [
+        setting for setting in settings if len(path) > 1 and setting.split(".")[:-1] == list(path[:-1])
+    ]
     same_last = [setting for setting in settings if setting.split(".")[-1] == path[-1]]
-    anywhere = [] if siblings else difflib.get_close_matches(name, settings if len(path) > 1 else [*Recipe.model_fields, *settings], n=1)
+    anywhere = (
+        []
+        if siblings
+        else difflib.get_close_matches(
+            name, settings if len(path) > 1 else [*Recipe.model_fields, *settings], n=1
+        )
+    )
     familiar = [_FAMILIAR_NAMES[path[-1]]] if path[-1] in _FAMILIAR_NAMES else []
     close = familiar or difflib.get_close_matches(name, siblings, n=1) or same_last or anywhere
     if close:
@@ -95,18 +103,28 @@ def unknown_setting(path: Sequence[str]) -> str:
 
 
 def _in_task(setting: str, path: Sequence[str]) -> str:
-    return setting.replace(f"tasks.{TASK_NAME}.", f"tasks.{path[1]}.") if path[0] == "tasks" and len(path) > 2 else setting
+    return (
+        setting.replace(f"tasks.{TASK_NAME}.", f"tasks.{path[1]}.")
+        if path[0] == "tasks" and len(path) > 2
+        else setting
+    )
 
 
 def _fields(model: type[BaseModel], path: tuple[str, ...]) -> Iterator[tuple[str, FieldInfo]]:
     for name, field in model.model_fields.items():
         here = (*path, name)
         members = member_types(field.annotation)
-        section = next((member for member in members if isinstance(member, type) and issubclass(member, BaseModel)), None)
+        section = next(
+            (member for member in members if isinstance(member, type) and issubclass(member, BaseModel)), None
+        )
         mapping = next((member for member in members if get_origin(member) is dict), None)
         if section is not None:
             yield from _fields(section, here)
-        elif mapping is not None and isinstance(get_args(mapping)[1], type) and issubclass(get_args(mapping)[1], BaseModel):
+        elif (
+            mapping is not None
+            and isinstance(get_args(mapping)[1], type)
+            and issubclass(get_args(mapping)[1], BaseModel)
+        ):
             yield from _fields(get_args(mapping)[1], (*here, TASK_NAME))
         else:
             yield ".".join(here), field
@@ -124,7 +142,11 @@ def _child(annotation: Any, part: str) -> Any | None:
 def _type_words(annotation: Any, metadata: Sequence[Any] = ()) -> str:
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
-        inner = [item for extra in arguments[1:] for item in (extra.metadata if isinstance(extra, FieldInfo) else [extra])]
+        inner = [
+            item
+            for extra in arguments[1:]
+            for item in (extra.metadata if isinstance(extra, FieldInfo) else [extra])
+        ]
         return _type_words(arguments[0], [*inner, *metadata])
     if origin in (Union, types.UnionType):
         return " | ".join(_type_words(part, metadata) for part in arguments if part is not types.NoneType)

@@ -13,7 +13,9 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Dropout = Annotated[float, Field(ge=0, lt=1)]
 PathText = Annotated[str, AfterValidator(usable_path)]
 
-LARGEST = 2**32  # of every whole number: steps times examples of a step, at most 2^20, then fit 64 bits with room
+LARGEST = (
+    2**32
+)  # of every whole number: steps times examples of a step, at most 2^20, then fit 64 bits with room
 
 
 class Section(BaseModel):
@@ -25,5 +27,7 @@ class Section(BaseModel):
     @classmethod
     def _not_too_large(cls, value: Any) -> Any:
         if isinstance(value, int) and abs(value) > LARGEST:
-            raise ValueError(f"is a number of {len(str(abs(value)))} digits; whole numbers go up to {LARGEST:,}")
+            raise ValueError(
+                f"is a number of {len(str(abs(value)))} digits; whole numbers go up to {LARGEST:,}"
+            )
         return value

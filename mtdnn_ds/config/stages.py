@@ -58,8 +58,12 @@ def load_stages(path: str, overrides: Mapping[str, str]) -> tuple[Stage, ...]:
     values = read_values(path)
     entries = values.pop("stages")
     if not isinstance(entries, list) or not entries or not all(isinstance(entry, dict) for entry in entries):
-        raise ConfigError(f"{path}: stages: must be a list with one mapping for each stage, which begins with '- name: ...'")
-    base = apply_overrides(values, {name: text for name, text in overrides.items() if not name.startswith("stages.")}, path)
+        raise ConfigError(
+            f"{path}: stages: must be a list with one mapping for each stage, which begins with '- name: ...'"
+        )
+    base = apply_overrides(
+        values, {name: text for name, text in overrides.items() if not name.startswith("stages.")}, path
+    )
     drafts, problems = _drafts(base, entries, path)
     problems = [*base.problems, *problems, *_apply_flags(drafts, overrides, path)]
     checked = {draft.name: checked_values(draft.overridden, path) for draft in drafts}
@@ -123,9 +127,15 @@ def _drafts(base: Overridden, entries: Sequence[dict[str, Any]], path: str) -> t
         label = entry.get("name")
         where = f"{path}: stages.{label if isinstance(label, str) else number}"
         if not isinstance(label, str) or _NAME.fullmatch(label) is None or label in ("none", "previous"):
-            problems.append(f"{where}: name: a stage needs a name of up to 100 letters, digits, '_' and '-', other than none and previous")
+            problems.append(
+                f"{where}: name: a stage needs a name of up to 100 letters, digits, '_' and '-', other than none and previous"
+            )
             continue
-        problems += [f"{where}: {unknown_setting((key,))}" for key in entry if key not in OWN_KEYS and key not in Recipe.model_fields]
+        problems += [
+            f"{where}: {unknown_setting((key,))}"
+            for key in entry
+            if key not in OWN_KEYS and key not in Recipe.model_fields
+        ]
         source = _source(entry, previous, [draft.name for draft in drafts], where, problems)
         checkpoint = _checkpoint(entry, source, where, problems)
         names = []
@@ -135,14 +145,25 @@ def _drafts(base: Overridden, entries: Sequence[dict[str, Any]], path: str) -> t
                 continue
             overridden = _merged(base, entry, only, path)
             folder = f"stages/{len(drafts) + 1:02d}_{name}"
-            _set_init(overridden, entry, next((draft for draft in drafts if draft.name == source), None), checkpoint, where, problems)
-            drafts.append(_Draft(name=name, entry=label, folder=folder, source=source, overridden=overridden, notes=[]))
+            _set_init(
+                overridden,
+                entry,
+                next((draft for draft in drafts if draft.name == source), None),
+                checkpoint,
+                where,
+                problems,
+            )
+            drafts.append(
+                _Draft(name=name, entry=label, folder=folder, source=source, overridden=overridden, notes=[])
+            )
             names.append(name)
         previous = names or previous
     return drafts, problems
 
 
-def _source(entry: Mapping[str, Any], previous: Sequence[str], known: Sequence[str], where: str, problems: list[str]) -> str | None:
+def _source(
+    entry: Mapping[str, Any], previous: Sequence[str], known: Sequence[str], where: str, problems: list[str]
+) -> str | None:
     wanted = entry.get("from", "previous" if previous else "none")
     if wanted in (None, "none"):
         return None
@@ -156,7 +177,9 @@ def _source(entry: Mapping[str, Any], previous: Sequence[str], known: Sequence[s
         )
         problems.append(f"{where}: from: previous: {what}, or none")
     elif wanted not in known:
-        problems.append(f"{where}: from: {wanted}: no stage before it has this name{did_you_mean(str(wanted), [*known, 'none'])}")
+        problems.append(
+            f"{where}: from: {wanted}: no stage before it has this name{did_you_mean(str(wanted), [*known, 'none'])}"
+        )
     else:
         return str(wanted)
     return None
@@ -165,13 +188,19 @@ def _source(entry: Mapping[str, Any], previous: Sequence[str], known: Sequence[s
 def _checkpoint(entry: Mapping[str, Any], source: str | None, where: str, problems: list[str]) -> str:
     checkpoint = entry.get("checkpoint", "latest")
     if "checkpoint" in entry and source is None and entry.get("from") in (None, "none"):
-        problems.append(f"{where}: checkpoint={checkpoint}: has no effect with from: none; remove it, or name a stage in from")
+        problems.append(
+            f"{where}: checkpoint={checkpoint}: has no effect with from: none; remove it, or name a stage in from"
+        )
     elif not isinstance(checkpoint, str) or _CHECKPOINT.fullmatch(checkpoint) is None:
-        problems.append(f"{where}: checkpoint={checkpoint}: must be latest (after the last step), best/average or best/TASK")
+        problems.append(
+            f"{where}: checkpoint={checkpoint}: must be latest (after the last step), best/average or best/TASK"
+        )
     return str(checkpoint)
 
 
-def _runs_of(entry: Mapping[str, Any], base: Overridden, where: str, problems: list[str]) -> Iterator[tuple[str, str | None]]:
+def _runs_of(
+    entry: Mapping[str, Any], base: Overridden, where: str, problems: list[str]
+) -> Iterator[tuple[str, str | None]]:
     """(name, its only task) of each run that an entry of the list stands for; None: all its tasks."""
     each = entry.get("each_task", False)
     if not isinstance(each, bool):
@@ -181,7 +210,9 @@ def _runs_of(entry: Mapping[str, Any], base: Overridden, where: str, problems: l
         return
     tasks = entry.get("tasks", base.values.get("tasks"))
     if not isinstance(tasks, (list, dict)) or not all(isinstance(task, str) for task in tasks):
-        problems.append(f"{where}: each_task: there are no tasks; list them under 'tasks', of the stage or of the recipe")
+        problems.append(
+            f"{where}: each_task: there are no tasks; list them under 'tasks', of the stage or of the recipe"
+        )
         return
     for task in tasks:
         yield f"{entry['name']}_{task}", task
@@ -195,7 +226,10 @@ def _merged(base: Overridden, entry: Mapping[str, Any], only: str | None, path: 
         result.values["tasks"] = _tasks(result.values.get("tasks"), sections.pop("tasks"))
         result.flags.pop(("tasks",), None)
     given: set[tuple[str, ...]] = {
-        (section, key) for section, settings in sections.items() if isinstance(settings, dict) for key in settings
+        (section, key)
+        for section, settings in sections.items()
+        if isinstance(settings, dict)
+        for key in settings
     }
     for section, settings in sections.items():
         if not isinstance(settings, dict):
@@ -222,7 +256,9 @@ def _tasks(defaults: Any, own: Any) -> Any:
     if not isinstance(own, dict):
         return own
     return {
-        name: {**copy.deepcopy(known.get(name) or {}), **(settings or {})} if isinstance(settings, (dict, type(None))) else settings
+        name: {**copy.deepcopy(known.get(name) or {}), **(settings or {})}
+        if isinstance(settings, (dict, type(None)))
+        else settings
         for name, settings in own.items()
     }
 
@@ -243,7 +279,11 @@ def _leave_out_others(values: dict[str, Any], tasks: Sequence[str], given: set[t
         if isinstance(named, list):
             holder[key] = [name for name in named if name in tasks]
         elif isinstance(named, dict) and key == "groups":
-            kept = {group: [name for name in names if name in tasks] for group, names in named.items() if isinstance(names, list)}
+            kept = {
+                group: [name for name in names if name in tasks]
+                for group, names in named.items()
+                if isinstance(names, list)
+            }
             holder[key] = {group: names for group, names in kept.items() if names}
         elif isinstance(named, dict):
             holder[key] = {name: value for name, value in named.items() if name in tasks}
@@ -254,7 +294,12 @@ def _leave_out_others(values: dict[str, Any], tasks: Sequence[str], given: set[t
 
 
 def _set_init(
-    overridden: Overridden, entry: Mapping[str, Any], source: _Draft | None, checkpoint: str, where: str, problems: list[str]
+    overridden: Overridden,
+    entry: Mapping[str, Any],
+    source: _Draft | None,
+    checkpoint: str,
+    where: str,
+    problems: list[str],
 ) -> None:
     own, values = entry.get("init"), overridden.values
     named = [key for key in ("run", "checkpoint") if isinstance(own, dict) and key in own]
@@ -263,9 +308,14 @@ def _set_init(
             del values["init"]  # init.heads of the defaults is for the stages that begin with another
         return
     heads, own_heads = values.get("heads"), entry.get("heads", {})
-    if isinstance(heads, dict) and isinstance(own_heads, dict):  # those of the defaults have been trained by the earlier stage
+    if isinstance(heads, dict) and isinstance(
+        own_heads, dict
+    ):  # those of the defaults have been trained by the earlier stage
         values["heads"] = {name: path for name, path in heads.items() if name in own_heads} or None
-    problems += [f"{where}: init.{key}: the stage begins with stage '{source.name}'; remove it, or write from: none" for key in named]
+    problems += [
+        f"{where}: init.{key}: the stage begins with stage '{source.name}'; remove it, or write from: none"
+        for key in named
+    ]
     init = values.get("init") or {}
     if isinstance(init, dict):
         heads = {key: init[key] for key in _INIT_OF_STAGES if key in init}
@@ -281,16 +331,24 @@ def _apply_flags(drafts: Sequence[_Draft], overrides: Mapping[str, str], path: s
         if not flag.startswith("stages."):
             continue
         _, stage, *rest = flag.split(".")
-        hit = [draft for draft in drafts if stage in (draft.name.replace("-", "_"), draft.entry.replace("-", "_"), draft.name, draft.entry)]
+        hit = [
+            draft
+            for draft in drafts
+            if stage in (draft.name.replace("-", "_"), draft.entry.replace("-", "_"), draft.name, draft.entry)
+        ]
         if not hit or not rest:
             problems.append(
-                f"--{flag}: there is no stage '{stage}'{did_you_mean(stage, names)}" if rest else f"--{flag}: name a setting of the stage"
+                f"--{flag}: there is no stage '{stage}'{did_you_mean(stage, names)}"
+                if rest
+                else f"--{flag}: name a setting of the stage"
             )
         for draft in hit:
             of_draft.setdefault(draft.name, {})[".".join(rest)] = text
     for draft in drafts:
         applied = apply_overrides(draft.overridden.values, of_draft.get(draft.name, {}), path)
-        draft.overridden.flags |= {value: flag.replace("--", f"--stages.{draft.name}.", 1) for value, flag in applied.flags.items()}
+        draft.overridden.flags |= {
+            value: flag.replace("--", f"--stages.{draft.name}.", 1) for value, flag in applied.flags.items()
+        }
         draft.overridden.problems += applied.problems
         draft.notes += [f"stages.{draft.name}: {note}" for note in applied.notes]
     return problems

@@ -29,7 +29,9 @@ _FLOAT = re.compile(
 )
 
 
-UNWRITABLE = re.compile("[\x00\ud800-\udfff]")  # YAML's and JSON's escapes can spell them, no file name and no tokenizer takes them
+UNWRITABLE = re.compile(
+    "[\x00\ud800-\udfff]"
+)  # YAML's and JSON's escapes can spell them, no file name and no tokenizer takes them
 _MAX_LISTED = 10
 
 
@@ -79,13 +81,17 @@ def parse_yaml(text: str, source: str) -> Any:
         problems = [f"{source}:{line}: {what}" for line, what in _unreadable(node)]
         if problems:
             raise ConfigError(problems)
-        problems = [f"{source}:{line}: key '{key}' is given twice; keep one" for key, line in duplicate_keys(node)]
+        problems = [
+            f"{source}:{line}: key '{key}' is given twice; keep one" for key, line in duplicate_keys(node)
+        ]
         if problems:
             raise ConfigError(problems)
         return loader.construct_document(node)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        raise ConfigError(f"{source}:{mark.line + 1 if mark else 1}: not valid YAML: {error.problem or error.context}") from None
+        raise ConfigError(
+            f"{source}:{mark.line + 1 if mark else 1}: not valid YAML: {error.problem or error.context}"
+        ) from None
     except RecursionError:
         raise ConfigError(f"{source}: {TOO_DEEP}") from None
     finally:
@@ -113,7 +119,9 @@ def dump_yaml(value: Any) -> str:
 def _unreadable(root: yaml.Node) -> list[tuple[int, str]]:
     """(line, what is wrong) for what would take for ever to read, or what no setting can be: checked before any value is made."""
     found: list[tuple[int, str]] = []
-    seen: dict[int, tuple[int, int]] = {}  # node -> how many values it means, and how deep they go: an anchor is looked into once
+    seen: dict[
+        int, tuple[int, int]
+    ] = {}  # node -> how many values it means, and how deep they go: an anchor is looked into once
 
     def look(node: yaml.Node, above: tuple[int, ...]) -> tuple[int, int]:
         line = node.start_mark.line + 1
@@ -121,12 +129,19 @@ def _unreadable(root: yaml.Node) -> list[tuple[int, str]]:
             found.append((line, "this value contains itself through its alias; write it out"))
             return 1, 1
         if id(node) not in seen:
-            parts = [part for pair in node.value for part in pair] if isinstance(node, yaml.MappingNode) else node.value
+            parts = (
+                [part for pair in node.value for part in pair]
+                if isinstance(node, yaml.MappingNode)
+                else node.value
+            )
             if isinstance(node, yaml.ScalarNode):
                 found.extend((line, what) for what in _scalar_problems(node))
                 parts = []
             looked = [] if len(above) >= MAX_DEPTH else [look(part, (*above, id(node))) for part in parts]
-            seen[id(node)] = min(1 + sum(num for num, _ in looked), 10 * MAX_VALUES), 1 + max((depth for _, depth in looked), default=0)
+            seen[id(node)] = (
+                min(1 + sum(num for num, _ in looked), 10 * MAX_VALUES),
+                1 + max((depth for _, depth in looked), default=0),
+            )
         if len(above) + seen[id(node)][1] > MAX_DEPTH:
             found.append((line, TOO_DEEP))
         return seen[id(node)]
@@ -180,17 +195,24 @@ def read_text(path: str, what: str) -> str:
     except OSError as error:
         raise ConfigError(f"{path}: cannot read this {what}: {error.strerror or error}") from None
     except ValueError:  # a path with U+0000, or one that its file system cannot spell
-        raise ConfigError(f"{path!r}: no file can have this name; give the path of an existing file") from None
+        raise ConfigError(
+            f"{path!r}: no file can have this name; give the path of an existing file"
+        ) from None
     text = text.replace("\r\n", "\n").replace("\r", "\n")
     bad = _invisible_in(text)
     if bad is not None:
         line = text.count("\n", 0, bad) + 1
-        raise ConfigError(f"{path}:{line}: character U+{ord(text[bad]):04X} does not belong in a {what}; remove it")
+        raise ConfigError(
+            f"{path}:{line}: character U+{ord(text[bad]):04X} does not belong in a {what}; remove it"
+        )
     return text
 
 
 def _invisible_in(text: str) -> int | None:
-    return next((index for index, letter in enumerate(text) if not letter.isprintable() and letter not in "\t\n"), None)
+    return next(
+        (index for index, letter in enumerate(text) if not letter.isprintable() and letter not in "\t\n"),
+        None,
+    )
 
 
 def _read_bytes(path: str, what: str) -> bytes:
@@ -199,11 +221,15 @@ def _read_bytes(path: str, what: str) -> bytes:
     try:
         kind = os.fstat(descriptor).st_mode
         if not stat.S_ISREG(kind) and not stat.S_ISDIR(kind):
-            raise ConfigError(f"{path}: is a pipe or a device, and a {what} is read more than once; save it to a file")
+            raise ConfigError(
+                f"{path}: is a pipe or a device, and a {what} is read more than once; save it to a file"
+            )
         with open(descriptor, "rb", closefd=False) as stream:
             content = stream.read(MAX_BYTES + 1)
     finally:
         os.close(descriptor)
     if len(content) > MAX_BYTES:
-        raise ConfigError(f"{path}: is larger than {MAX_BYTES // 2**10} KiB, so it is no {what}; give the right file")
+        raise ConfigError(
+            f"{path}: is larger than {MAX_BYTES // 2**10} KiB, so it is no {what}; give the right file"
+        )
     return content

@@ -67,7 +67,9 @@ def write_outputs(file: Path, outputs: RowsByExample) -> None:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(f"{file}.lock"):
-            for leftover in file.parent.glob(f"{file.name}.building-*"):  # we hold the lock, so its writer is dead
+            for leftover in file.parent.glob(
+                f"{file.name}.building-*"
+            ):  # we hold the lock, so its writer is dead
                 leftover.unlink()
             aside = file.with_name(f"{file.name}.building-{os.getpid()}")
             save_file({"outputs": np.ascontiguousarray(outputs.values), "offsets": outputs.offsets}, aside)
@@ -75,7 +77,9 @@ def write_outputs(file: Path, outputs: RowsByExample) -> None:
             aside.replace(file)
             sync(file.parent)
     except OSError as error:
-        raise ConfigError(f"data.cache_dir={file.parent}: cannot be written ({error.strerror}); give a folder that can") from error
+        raise ConfigError(
+            f"data.cache_dir={file.parent}: cannot be written ({error.strerror}); give a folder that can"
+        ) from error
 
 
 def soft_targets(answer: Answer, teachers: Sequence[RowsByExample], temperature: float) -> RowsByExample:
@@ -86,7 +90,9 @@ def soft_targets(answer: Answer, teachers: Sequence[RowsByExample], temperature:
     """
     common_E = np.min([np.diff(teacher.offsets) for teacher in teachers], axis=0)
     offsets = np.concatenate(([0], np.cumsum(common_E)))
-    answers = np.stack([_answer(answer, _first_rows(teacher, common_E), offsets, temperature) for teacher in teachers])
+    answers = np.stack(
+        [_answer(answer, _first_rows(teacher, common_E), offsets, temperature) for teacher in teachers]
+    )
     return RowsByExample(values=answers.mean(axis=0).astype(np.float32), offsets=offsets)
 
 

@@ -23,7 +23,14 @@ if TYPE_CHECKING:
     from mtdnn_ds.tasks.spec import TaskSpec
 
 STARTS = ("mt-dnn", "plain encoder")
-VARIED = ("tasks", "init.run", "init.checkpoint", "init.heads", "init.head_of", "train.seed")  # what the experiment itself sets
+VARIED = (
+    "tasks",
+    "init.run",
+    "init.checkpoint",
+    "init.heads",
+    "init.head_of",
+    "train.seed",
+)  # what the experiment itself sets
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,7 +76,11 @@ def run(
     """Run the experiment; returns the exit code. Collective under a launcher. Raises ConfigError with every problem before the first run."""
     amount = _amount(fractions=fractions, samplings=samplings, epochs=epochs, min_steps=min_steps)
     wrong = [
-        name for name in overrides if name in VARIED or name.split(".")[0] == "heads" or name.endswith((".train_fraction", ".sample_seed"))
+        name
+        for name in overrides
+        if name in VARIED
+        or name.split(".")[0] == "heads"
+        or name.endswith((".train_fraction", ".sample_seed"))
     ]
     if wrong:
         raise ConfigError([f"--{name}: is what adapt itself sets; remove it" for name in wrong])
@@ -104,14 +115,22 @@ def run(
         num_examples = prepare_run_data(checked.recipe, checked.specs, say).train_sets[0].num_examples
 
         cells = [
-            Cell(start=start, fraction=fraction, size=max(1, math.floor(fraction * num_examples + 1e-9)), sampling=sampling)
+            Cell(
+                start=start,
+                fraction=fraction,
+                size=max(1, math.floor(fraction * num_examples + 1e-9)),
+                sampling=sampling,
+            )
             for fraction in amount.fractions
             for sampling in range(amount.samplings)
             for start in STARTS
         ]
         problems, trials = Problems(), []
         for cell in cells:
-            varied = {f"tasks.{task}.train_fraction": f"{cell.fraction!r}", f"tasks.{task}.sample_seed": str(cell.sampling)}
+            varied = {
+                f"tasks.{task}.train_fraction": f"{cell.fraction!r}",
+                f"tasks.{task}.sample_seed": str(cell.sampling),
+            }
             varied["train.seed"] = str(cell.sampling)
             if cell.start == STARTS[0]:
                 varied |= {
@@ -120,12 +139,26 @@ def run(
                     **({"init.head_of": f"{{{task}: {head_of}}}"} if head_of else {}),
                 }
             if not {"train.steps", "train.epochs"} & set(overrides):
-                steps = steps_for_epochs(amount.epochs, {task: cell.size}, checked.recipe.batch.examples_per_step)
+                steps = steps_for_epochs(
+                    amount.epochs, {task: cell.size}, checked.recipe.batch.examples_per_step
+                )
                 varied["train.steps"] = str(max(amount.min_steps, steps))
-            ready = problems.check(partial(checked_run, base, deepspeed_config, {**settings, **varied}, world_size=dist.world_size()))
+            ready = problems.check(
+                partial(
+                    checked_run, base, deepspeed_config, {**settings, **varied}, world_size=dist.world_size()
+                )
+            )
             if ready is not None:
                 title = f"{cell.start}, {cell.size:,} examples, sampling {cell.sampling}"
-                trials.append(Trial(name=cell.name, title=title, recipe=ready.recipe, specs=ready.specs, deepspeed=ready.deepspeed))
+                trials.append(
+                    Trial(
+                        name=cell.name,
+                        title=title,
+                        recipe=ready.recipe,
+                        specs=ready.specs,
+                        deepspeed=ready.deepspeed,
+                    )
+                )
         problems.refuse()
 
         folder = Path(output_dir) if output_dir else Path("runs") / f"adapt_{task}"
@@ -148,7 +181,10 @@ def _amount(*, fractions: str, samplings: str, epochs: str, min_steps: str) -> A
             problems.append(f"--{name} {text}: must be {what}")
         return value
 
-    shares = [number("fractions", part, "numbers above 0 and at most 1, e.g. 0.001,0.01,0.1,1", most=1) for part in fractions.split(",")]
+    shares = [
+        number("fractions", part, "numbers above 0 and at most 1, e.g. 0.001,0.01,0.1,1", most=1)
+        for part in fractions.split(",")
+    ]
     if len(set(shares)) < len(shares):
         problems.append(f"--fractions {fractions}: a number stands twice")
     amount = Amount(
@@ -162,14 +198,26 @@ def _amount(*, fractions: str, samplings: str, epochs: str, min_steps: str) -> A
     return amount
 
 
-def report(folder: Path, spec: TaskSpec, cells: Sequence[Cell], results: Mapping[str, Scores], say: Callable[[str], None]) -> None:
+def report(
+    folder: Path,
+    spec: TaskSpec,
+    cells: Sequence[Cell],
+    results: Mapping[str, Scores],
+    say: Callable[[str], None],
+) -> None:
     """adaptation.csv, adaptation.html and adaptation.svg in `folder`, and the table of means and standard deviations."""
     from mtdnn_ds.report.experiments import write_adaptation
     from mtdnn_ds.report.tables import mean_and_spread, write_csv
 
     final = {cell: results[cell.name][max(results[cell.name])][spec.name] for cell in cells}
     rows = [
-        {"start": cell.start, "fraction": cell.fraction, "examples": cell.size, "sampling": cell.sampling, "score": score}
+        {
+            "start": cell.start,
+            "fraction": cell.fraction,
+            "examples": cell.size,
+            "sampling": cell.sampling,
+            "score": score,
+        }
         for cell, score in final.items()
     ]
     write_csv(folder / "adaptation.csv", rows)
@@ -180,7 +228,11 @@ def report(folder: Path, spec: TaskSpec, cells: Sequence[Cell], results: Mapping
     samplings = 1 + max(cell.sampling for cell in cells)
     pictures = write_adaptation(folder, curves, title=f"{spec.name}, {samplings} samplings", metric=metric)
     say(f"\ndev {metric} of {spec.name}, mean and standard deviation over {samplings} samplings:")
-    say(f"{'fraction':>9}  {'examples':>9}  " + "  ".join(f"{start:>17}" for start in STARTS) + f"  {'difference':>10}")
+    say(
+        f"{'fraction':>9}  {'examples':>9}  "
+        + "  ".join(f"{start:>17}" for start in STARTS)
+        + f"  {'difference':>10}"
+    )
     for fraction, size in {cell.fraction: cell.size for cell in cells}.items():
         means = [sum(curves[start][size]) / samplings for start in STARTS]
         values = "  ".join(f"{mean_and_spread(curves[start][size]):>17}" for start in STARTS)

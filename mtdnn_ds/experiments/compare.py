@@ -20,7 +20,12 @@ if TYPE_CHECKING:
     from mtdnn_ds.data.plan.step_plan import StepPlan
     from mtdnn_ds.experiments.trials import Scores, Trial
 
-ALONE, AFTER_BLOCK, SEQUENCE, TOGETHER = "alone", "in sequence, after its own block", "in sequence, at the end", "together"
+ALONE, AFTER_BLOCK, SEQUENCE, TOGETHER = (
+    "alone",
+    "in sequence, after its own block",
+    "in sequence, at the end",
+    "together",
+)
 
 
 def run(
@@ -59,7 +64,9 @@ def run(
         folder = Path(output_dir) if output_dir else Path("runs") / f"compare_{Path(recipe).stem}"
         results = run_trials(trials, folder, say=say)
         names = [spec.name for spec in whole.specs]
-        dist.on_main(lambda: report(folder, names, block_ends(plan), range(first, first + int(seeds)), results, say))
+        dist.on_main(
+            lambda: report(folder, names, block_ends(plan), range(first, first + int(seeds)), results, say)
+        )
     stop_distributed()
     return 0
 
@@ -69,11 +76,15 @@ def _refuse(whole: CheckedRun, recipe: str, overrides: Mapping[str, str]) -> Non
     if len(whole.specs) < 2:
         problems.append(f"{recipe}: has one task; compare needs at least two")
     if whole.recipe.mixture.mixing == "sequential":
-        problems.append("mixture.mixing=sequential: is one of the ways that are compared; write how the tasks are mixed otherwise")
+        problems.append(
+            "mixture.mixing=sequential: is one of the ways that are compared; write how the tasks are mixed otherwise"
+        )
     if whole.recipe.mixture.rates == "annealed":
         problems.append("mixture.rates=annealed: a sequence has no such rates; choose others")
     problems += [
-        f"{recipe}: task '{spec.name}' has no dev split; there is nothing to compare by" for spec in whole.specs if not spec.dev_splits
+        f"{recipe}: task '{spec.name}' has no dev split; there is nothing to compare by"
+        for spec in whole.specs
+        if not spec.dev_splits
     ]
     if problems:
         raise ConfigError(problems)
@@ -90,7 +101,12 @@ def block_ends(plan: StepPlan) -> dict[str, int]:
 
 
 def trials_of(
-    recipe: str, deepspeed_config: str, overrides: Mapping[str, str], whole: CheckedRun, plan: StepPlan, seed: int
+    recipe: str,
+    deepspeed_config: str,
+    overrides: Mapping[str, str],
+    whole: CheckedRun,
+    plan: StepPlan,
+    seed: int,
 ) -> list[Trial]:
     """The runs of one seed: together, in sequence, and each task alone."""
     from mtdnn_ds import dist
@@ -115,15 +131,32 @@ def trials_of(
         ),
     ]
     for task, count in drawn.items():
-        own = {"tasks": task, "train.steps": str(max(1, round(count / plan.examples_per_step))), **one_task_alone(settings)}
+        own = {
+            "tasks": task,
+            "train.steps": str(max(1, round(count / plan.examples_per_step))),
+            **one_task_alone(settings),
+        }
         ways.append((f"alone_{task}_seed_{seed}", f"{task} alone, seed {seed}", own, ()))
     problems, trials = Problems(), []
     for name, title, changes, after in ways:
-        changes["schedule.warmup"] = repr(warmup_of(settings.schedule.warmup, steps, int(changes["train.steps"])))
-        ready = problems.check(partial(checked_run, recipe, deepspeed_config, {**common, **changes}, world_size=dist.world_size()))
+        changes["schedule.warmup"] = repr(
+            warmup_of(settings.schedule.warmup, steps, int(changes["train.steps"]))
+        )
+        ready = problems.check(
+            partial(
+                checked_run, recipe, deepspeed_config, {**common, **changes}, world_size=dist.world_size()
+            )
+        )
         if ready is not None:
             trials.append(
-                Trial(name=name, title=title, recipe=ready.recipe, specs=ready.specs, deepspeed=ready.deepspeed, evaluate_after=after)
+                Trial(
+                    name=name,
+                    title=title,
+                    recipe=ready.recipe,
+                    specs=ready.specs,
+                    deepspeed=ready.deepspeed,
+                    evaluate_after=after,
+                )
             )
     problems.refuse()
     return trials
@@ -152,7 +185,9 @@ def report(
 
     scores: dict[str, dict[str, list[float]]] = {
         ALONE: {task: [last(f"alone_{task}_seed_{seed}", task) for seed in seeds] for task in tasks},
-        AFTER_BLOCK: {task: [results[f"sequence_seed_{seed}"][ends[task]][task] for seed in seeds] for task in tasks},
+        AFTER_BLOCK: {
+            task: [results[f"sequence_seed_{seed}"][ends[task]][task] for seed in seeds] for task in tasks
+        },
         SEQUENCE: {task: [last(f"sequence_seed_{seed}", task) for seed in seeds] for task in tasks},
         TOGETHER: {task: [last(f"together_seed_{seed}", task) for seed in seeds] for task in tasks},
     }
@@ -167,14 +202,23 @@ def report(
     width = max(len(task) for task in [*tasks, "average"])
     say(f"\ndev score (mean of a task's metrics), mean and standard deviation over {len(seeds)} seeds:")
     header = (ALONE, "after its block", "end of sequence", TOGETHER)
-    say(f"{'task':<{width}}  " + "  ".join(f"{word:>17}" for word in header) + f"  {'gains':>8}  {'forgets':>8}")
+    say(
+        f"{'task':<{width}}  "
+        + "  ".join(f"{word:>17}" for word in header)
+        + f"  {'gains':>8}  {'forgets':>8}"
+    )
     averages = {
-        way: [sum(of_way[task][index] for task in tasks) / len(tasks) for index in range(len(seeds))] for way, of_way in scores.items()
+        way: [sum(of_way[task][index] for task in tasks) / len(tasks) for index in range(len(seeds))]
+        for way, of_way in scores.items()
     }
     for task in [*tasks, "average"]:
         own = {way: averages[way] if task == "average" else of_way[task] for way, of_way in scores.items()}
         means = {way: sum(values) / len(values) for way, values in own.items()}
-        cells = "  ".join(f"{mean_and_spread(own[way]):>17}" for way in (ALONE, AFTER_BLOCK, SEQUENCE, TOGETHER))
-        say(f"{task:<{width}}  {cells}  {means[TOGETHER] - means[ALONE]:>+8.4f}  {means[AFTER_BLOCK] - means[SEQUENCE]:>+8.4f}")
+        cells = "  ".join(
+            f"{mean_and_spread(own[way]):>17}" for way in (ALONE, AFTER_BLOCK, SEQUENCE, TOGETHER)
+        )
+        say(
+            f"{task:<{width}}  {cells}  {means[TOGETHER] - means[ALONE]:>+8.4f}  {means[AFTER_BLOCK] - means[SEQUENCE]:>+8.4f}"
+        )
     say("gains: together - alone; forgets: after its block - end of sequence")
     say(f"\nwritten: {folder / 'comparison.csv'}, {pictures[0]} and {pictures[1]}")

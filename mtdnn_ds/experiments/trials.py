@@ -71,9 +71,16 @@ def _finished(trial: Trial, folder: Path) -> Scores | None:
         scores = {int(step): dict(of_step) for step, of_step in result["scores"].items()}
         differing = _differing(dict(result["recipe"]), settings_dict(trial.recipe))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise CheckpointError(f"{folder / RESULT}: is damaged; remove {folder}, so that the trial is run again") from None
+        raise CheckpointError(
+            f"{folder / RESULT}: is damaged; remove {folder}, so that the trial is run again"
+        ) from None
     if differing:
-        raise CheckpointError([*differing, f"{folder}: was run with other settings; give another --output_dir, or remove this folder"])
+        raise CheckpointError(
+            [
+                *differing,
+                f"{folder}: was run with other settings; give another --output_dir, or remove this folder",
+            ]
+        )
     return scores
 
 
@@ -82,17 +89,29 @@ def _differing(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]
 
     theirs, ours = flat(saved), flat(wanted)
     changed = [
-        key for key in sorted(theirs.keys() | ours.keys()) if theirs.get(key) != ours.get(key) and not key.startswith("data.cache_dir")
+        key
+        for key in sorted(theirs.keys() | ours.keys())
+        if theirs.get(key) != ours.get(key) and not key.startswith("data.cache_dir")
     ]
-    return [f"{key} was {theirs.get(key)!r} when the trial was run and is {ours.get(key)!r} now" for key in changed]
+    return [
+        f"{key} was {theirs.get(key)!r} when the trial was run and is {ours.get(key)!r} now"
+        for key in changed
+    ]
 
 
 def _finish(trial: Trial, folder: Path) -> Scores:
     """Write trial.json from the run's own log, then let go of what takes space."""
     run = RunFolder(folder)
     lines = [json.loads(line) for line in run.metrics.read_text().splitlines()]
-    scores = {line["step"]: {task: task_score(metrics) for task, metrics in line["eval"].items()} for line in lines if "eval" in line}
-    replace_file(folder / RESULT, json.dumps({"title": trial.title, "scores": scores, "recipe": settings_dict(trial.recipe)}, indent=1))
+    scores = {
+        line["step"]: {task: task_score(metrics) for task, metrics in line["eval"].items()}
+        for line in lines
+        if "eval" in line
+    }
+    replace_file(
+        folder / RESULT,
+        json.dumps({"title": trial.title, "scores": scores, "recipe": settings_dict(trial.recipe)}, indent=1),
+    )
     for big in (run.checkpoints, run.best):
         shutil.rmtree(big, ignore_errors=True)
     return scores

@@ -104,14 +104,21 @@ def _sources(spec: TaskSpec) -> Iterable[Any]:
 
 
 def _trained(facts: Facts, recipe: Recipe, specs: Sequence[TaskSpec]) -> str:
-    length = f"{recipe.train.steps:,} steps" if recipe.train.steps is not None else f"{recipe.train.epochs:g} epochs"
+    length = (
+        f"{recipe.train.steps:,} steps"
+        if recipe.train.steps is not None
+        else f"{recipe.train.epochs:g} epochs"
+    )
     step = "?" if facts.step is None else f"{facts.step:,}"
     rows = [
         ("run", f"{facts.run}, weights `{facts.checkpoint}` of step {step} (the run was set to {length})"),
         ("encoder", f"{facts.encoder}, sha256 of its weights {facts.encoder_sha256 or 'unknown'}"),
         ("tasks", ", ".join(f"{spec.name} ({spec.kind})" for spec in specs)),
         ("examples of a step", f"{recipe.batch.examples_per_step}, mixing {recipe.mixture.mixing}"),
-        ("optimizer", f"{recipe.optimizer.name}, lr {recipe.optimizer.lr:g}, weight decay {recipe.optimizer.weight_decay:g}"),
+        (
+            "optimizer",
+            f"{recipe.optimizer.name}, lr {recipe.optimizer.lr:g}, weight decay {recipe.optimizer.weight_decay:g}",
+        ),
         ("schedule", f"{recipe.schedule.name}, warm-up {recipe.schedule.warmup:g}"),
         ("longest sequence", f"{recipe.encoder.max_length} tokens"),
         ("seed", str(facts.seed)),
@@ -128,14 +135,28 @@ def _data(facts: Facts, recipe: Recipe, specs: Sequence[TaskSpec]) -> str:
         known = facts.rows.get(spec.name, {})
         source = next(iter(dict.fromkeys(_name_of(source) for source in _sources(spec))), "unknown")
         dev = sum(number for split, number in known.items() if split != "train")
-        rows.append((spec.name, source, _number(known.get("train")), _number(dev or None), shares.get(spec.name, "unknown")))
+        rows.append(
+            (
+                spec.name,
+                source,
+                _number(known.get("train")),
+                _number(dev or None),
+                shares.get(spec.name, "unknown"),
+            )
+        )
     settings = recipe.mixture.rates if isinstance(recipe.mixture.rates, str) else "given one by one"
-    return f"Mixture: rates {settings}.\n\n" + _table(("task", "source", "training rows", "dev rows", "share of the examples"), rows)
+    return f"Mixture: rates {settings}.\n\n" + _table(
+        ("task", "source", "training rows", "dev rows", "share of the examples"), rows
+    )
 
 
 def _name_of(source: Any) -> str:
     """A source without the folders of the machine it lay on."""
-    return source.path + (f" ({source.config})" if source.config else "") if source.format == "hub" else Path(source.path).name
+    return (
+        source.path + (f" ({source.config})" if source.config else "")
+        if source.format == "hub"
+        else Path(source.path).name
+    )
 
 
 def _shares(facts: Facts, recipe: Recipe, specs: Sequence[TaskSpec]) -> dict[str, str]:
@@ -156,13 +177,19 @@ def _shares(facts: Facts, recipe: Recipe, specs: Sequence[TaskSpec]) -> dict[str
 def _results(facts: Facts) -> str:
     if not facts.metrics:
         return "The run was not evaluated at this step."
-    rows = [(task, metric, f"{value:.4f}") for task, values in facts.metrics.items() for metric, value in values.items()]
+    rows = [
+        (task, metric, f"{value:.4f}")
+        for task, values in facts.metrics.items()
+        for metric, value in values.items()
+    ]
     return f"On the dev rows, after step {facts.step}.\n\n" + _table(("task", "metric", "value"), rows)
 
 
 def _versions(facts: Facts) -> str:
     of_run = facts.environment
-    packages = ", ".join(f"{name} {version}" for name, version in of_run.get("packages", {}).items()) or "unknown"
+    packages = (
+        ", ".join(f"{name} {version}" for name, version in of_run.get("packages", {}).items()) or "unknown"
+    )
     topology = ", ".join(f"{name} {value}" for name, value in of_run.get("topology", {}).items()) or "unknown"
     return (
         f"Trained with mtdnn_ds {of_run.get('mtdnn_ds', 'of an unknown version')} on Python {of_run.get('python', '?')} ({packages}); "
@@ -172,7 +199,9 @@ def _versions(facts: Facts) -> str:
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
+    return "\n".join(
+        "| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines
+    )
 
 
 def _number(value: int | None) -> str:

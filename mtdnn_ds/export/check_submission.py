@@ -17,7 +17,9 @@ MOST_LISTED = 20  # problems of one file
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
 
-def check_submission(submission: Path | Mapping[str, bytes], files: Sequence[GlueFile] = GLUE_FILES) -> list[str]:
+def check_submission(
+    submission: Path | Mapping[str, bytes], files: Sequence[GlueFile] = GLUE_FILES
+) -> list[str]:
     """Everything that is wrong with a submission, each with its file and line; an empty list if it can be handed in.
 
     `submission`: a zip file, or the contents of its files by name. Of one file's problems the first 20 are listed, and the others counted.
@@ -29,10 +31,16 @@ def check_submission(submission: Path | Mapping[str, bytes], files: Sequence[Glu
         contents, problems, place = dict(submission), [], ""
     expected = {file.name: file for file in files}
     problems += [f"{place}{name} is missing" for name in expected if name not in contents]
-    problems += [f"{place}{name} does not belong to a submission{_hint(name, expected)}" for name in contents if name not in expected]
+    problems += [
+        f"{place}{name} does not belong to a submission{_hint(name, expected)}"
+        for name in contents
+        if name not in expected
+    ]
     for name, file in expected.items():
         if name in contents:
-            problems += [f"{place}{name}{problem}" for problem in _first(_file_problems(contents[name], file))]
+            problems += [
+                f"{place}{name}{problem}" for problem in _first(_file_problems(contents[name], file))
+            ]
     return problems
 
 
@@ -86,7 +94,11 @@ def _file_problems(content: bytes, file: GlueFile) -> list[str]:
         number = text.count("\n", 0, text.index("\r")) + 1
         return [f", line {number}: ends with a carriage return; end lines with a newline alone"]
     lines = text.removesuffix("\n").split("\n")
-    problems = [] if lines[0] == HEADER else [f", line 1: the header is {_shown(lines[0])}, not 'index<tab>prediction'"]
+    problems = (
+        []
+        if lines[0] == HEADER
+        else [f", line 1: the header is {_shown(lines[0])}, not 'index<tab>prediction'"]
+    )
     rows = lines[1:]
     if len(rows) != file.num_rows:
         problems.append(f": has {len(rows):,} rows, the test set has {file.num_rows:,}")

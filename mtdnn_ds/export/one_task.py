@@ -13,21 +13,29 @@ from mtdnn_ds.tasks.layout import HeadLayout
 from mtdnn_ds.tasks.sharing import Sharing
 
 
-def one_task_weights(weights: Mapping[str, Tensor], layout: HeadLayout, sharing: Sharing, task: str) -> dict[str, Tensor]:
+def one_task_weights(
+    weights: Mapping[str, Tensor], layout: HeadLayout, sharing: Sharing, task: str
+) -> dict[str, Tensor]:
     """Weights of a MultiTaskNet of this task alone, with hard sharing."""
     own = {ENCODER + name: tensor for name, tensor in merged_encoder_state(weights, sharing, [task]).items()}
     for index in layout.terms_of(layout.task_names.index(task)):
         term = layout.terms[index]
         prefix = f"heads.{term.head}."
-        number = [other.task for other in layout.terms if other.head == term.head].index(term.task)  # of the terms of this head
-        for name, tensor in ((name.removeprefix(prefix), tensor) for name, tensor in weights.items() if name.startswith(prefix)):
+        number = [other.task for other in layout.terms if other.head == term.head].index(
+            term.task
+        )  # of the terms of this head
+        for name, tensor in (
+            (name.removeprefix(prefix), tensor) for name, tensor in weights.items() if name.startswith(prefix)
+        ):
             if name.startswith("of_tasks."):  # heads of a kind of the user's own, one module each
                 if name.startswith(f"of_tasks.{number}."):
                     own[f"{prefix}of_tasks.0.{name.removeprefix(f'of_tasks.{number}.')}"] = tensor
             elif term.head == "san" and name in SanBank.per_term:
                 own[prefix + name] = tensor[number : number + 1]
             else:
-                own[prefix + name] = tensor[term.columns.start : term.columns.stop] if term.num_outputs else tensor
+                own[prefix + name] = (
+                    tensor[term.columns.start : term.columns.stop] if term.num_outputs else tensor
+                )
     return own
 
 

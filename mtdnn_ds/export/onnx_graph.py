@@ -51,7 +51,9 @@ class PaddedHeads(nn.Module):
         super().__init__()
         loaded, layout = opened.loaded, opened.loaded.layout
         groups = opened.sharing.groups or {"all": tuple(tasks)}
-        members = [own for own in ([task for task in group if task in tasks] for group in groups.values()) if own]
+        members = [
+            own for own in ([task for task in group if task in tasks] for group in groups.values()) if own
+        ]
         net = loaded.model.encoder
         first = net if isinstance(net, PackedEncoder) else net.first
         self.takes_types, self.has_types = first._accepts_token_types, first._has_token_types
@@ -65,11 +67,18 @@ class PaddedHeads(nn.Module):
             pooler = copy.deepcopy(first.pooler)
             for module, prefix in ((model, "model."), (pooler, "pooler.")):
                 module.load_state_dict(
-                    {name.removeprefix(prefix): each for name, each in state.items() if name.startswith(prefix)}, assign=True
+                    {
+                        name.removeprefix(prefix): each
+                        for name, each in state.items()
+                        if name.startswith(prefix)
+                    },
+                    assign=True,
                 )
             self.encoders.append(model)
             self.poolers.append(pooler)
-        self.readers: list[tuple[int, Term, int]] = []  # encoder, term, number of the term among those of its head
+        self.readers: list[
+            tuple[int, Term, int]
+        ] = []  # encoder, term, number of the term among those of its head
         self.names: list[str] = []
         self.banks = nn.ParameterDict()
         self.heads = nn.ModuleDict()
@@ -77,7 +86,9 @@ class PaddedHeads(nn.Module):
             for task in own:
                 for index in layout.terms_of(layout.task_names.index(task)):
                     term = layout.terms[index]
-                    number = [other.task for other in layout.terms if other.head == term.head].index(term.task)
+                    number = [other.task for other in layout.terms if other.head == term.head].index(
+                        term.task
+                    )
                     name = f"{task}_{term.suffix}" if term.suffix else task
                     self.names.append(name)
                     self.readers.append((group, term, number))
@@ -95,7 +106,9 @@ class PaddedHeads(nn.Module):
         elif term.head != "embedding":
             self.heads[name] = module.get_submodule(f"of_tasks.{number}")
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> tuple[Tensor, ...]:
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor
+    ) -> tuple[Tensor, ...]:
         types = token_type_ids if self.has_types else torch.zeros_like(token_type_ids)
         optional = {"token_type_ids": types} if self.takes_types else {}
         hidden, pooled = [], []
@@ -108,7 +121,9 @@ class PaddedHeads(nn.Module):
             for name, (group, term, _) in zip(self.names, self.readers, strict=True)
         )
 
-    def _read(self, name: str, term: Term, hidden_BLD: Tensor, pooled_BD: Tensor, attention_mask: Tensor) -> Tensor:
+    def _read(
+        self, name: str, term: Term, hidden_BLD: Tensor, pooled_BD: Tensor, attention_mask: Tensor
+    ) -> Tensor:
         if term.head == "embedding":
             mask_BL1 = attention_mask[:, :, None].to(hidden_BLD.dtype)
             return (hidden_BLD * mask_BL1).sum(1) / mask_BL1.sum(1)
@@ -118,7 +133,9 @@ class PaddedHeads(nn.Module):
         return self.heads[name](states)
 
 
-def write_onnx(opened: Opened, folder: Path, samples: Mapping[str, Sample], task: str | None) -> tuple[Parity, str]:
+def write_onnx(
+    opened: Opened, folder: Path, samples: Mapping[str, Sample], task: str | None
+) -> tuple[Parity, str]:
     """model.onnx, tokenizer, tasks.json and card in `folder`; the parity of all outputs, and what was left out."""
     loaded = opened.loaded
     left_out = [spec.name for spec in loaded.specs if spec.head == "san"]
@@ -127,7 +144,10 @@ def write_onnx(opened: Opened, folder: Path, samples: Mapping[str, Sample], task
     _to_onnx(heads, folder / FILE)
     opened.tokenizer.save_pretrained(folder)
     specs = [spec for spec in loaded.specs if spec.name in tasks]
-    described = {spec.name: {"kind": spec.kind, "labels": list(spec.labels), "outputs": _outputs_of(heads, spec.name)} for spec in specs}
+    described = {
+        spec.name: {"kind": spec.kind, "labels": list(spec.labels), "outputs": _outputs_of(heads, spec.name)}
+        for spec in specs
+    }
     (folder / "tasks.json").write_text(json.dumps(described, indent=1) + "\n")
     parity = _compare(heads, folder, {name: samples[name] for name in tasks})
     note = "; ".join(f"{name} is not in the graph: {NO_GRAPH}" for name in left_out) if task is None else ""
@@ -208,11 +228,15 @@ def _compare(heads: PaddedHeads, folder: Path, samples: Mapping[str, Sample]) ->
     found, used = [], {each.name for each in session.get_inputs()}
     for task, sample in samples.items():
         inputs = padded(folder, sample.sequences())
-        fed: dict[str, Any] = {name: inputs.get(name, torch.zeros_like(inputs["input_ids"])).numpy() for name in INPUTS}
+        fed: dict[str, Any] = {
+            name: inputs.get(name, torch.zeros_like(inputs["input_ids"])).numpy() for name in INPUTS
+        }
         names = _outputs_of(heads, task)
         outputs = session.run(names, {name: value for name, value in fed.items() if name in used})
         terms = [term for name, (_, term, _) in zip(heads.names, heads.readers, strict=True) if name in names]
-        for name, term, ours, theirs, targets in zip(names, terms, sample.outputs, outputs, sample.gathered.targets, strict=True):
+        for name, term, ours, theirs, targets in zip(
+            names, terms, sample.outputs, outputs, sample.gathered.targets, strict=True
+        ):
             rows = theirs[fed["attention_mask"].astype(bool)] if term.reads == "token" else theirs
             found.append(compared(ours, rows[targets.rows], sample, f"onnx ({name})"))
     sources = ", ".join(dict.fromkeys(each.source for each in found))

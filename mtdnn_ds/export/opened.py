@@ -37,7 +37,9 @@ class Facts:
     run: str  # name of its folder
     checkpoint: str
     step: int | None
-    metrics: dict[str, dict[str, float]]  # task -> metric -> value on dev rows, of the evaluation at that step
+    metrics: dict[
+        str, dict[str, float]
+    ]  # task -> metric -> value on dev rows, of the evaluation at that step
     seed: int
     plan_fingerprint: str | None
     encoder: str  # as the recipe names it; of a folder of this machine its last name
@@ -95,8 +97,17 @@ def _load(found: FinishedRun) -> LoadedRun:
         weights[name] = weights[name].float().contiguous()
     load_weights(model, weights, found.weights_folder, assign=True)
     hidden_size = model.encoder.hidden_size
-    settings = loader_settings(found.recipe, hidden_size=hidden_size, rank=dist.rank(), world_size=dist.world_size(), device=device)
-    return LoadedRun(recipe=found.recipe, specs=found.specs, layout=layout, model=model.eval(), settings=settings, device=device)
+    settings = loader_settings(
+        found.recipe, hidden_size=hidden_size, rank=dist.rank(), world_size=dist.world_size(), device=device
+    )
+    return LoadedRun(
+        recipe=found.recipe,
+        specs=found.specs,
+        layout=layout,
+        model=model.eval(),
+        settings=settings,
+        device=device,
+    )
 
 
 def forget_weights(model: nn.Module) -> None:
@@ -104,7 +115,9 @@ def forget_weights(model: nn.Module) -> None:
     for module in model.modules():
         for name, parameter in module._parameters.items():
             if parameter is not None:
-                module._parameters[name] = nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=parameter.requires_grad)
+                module._parameters[name] = nn.Parameter(
+                    torch.empty_like(parameter, device="meta"), requires_grad=parameter.requires_grad
+                )
 
 
 def _facts(found: FinishedRun, checkpoint: str, prepared: Mapping[str, Mapping[str, PreparedSplit]]) -> Facts:
@@ -121,10 +134,16 @@ def _facts(found: FinishedRun, checkpoint: str, prepared: Mapping[str, Mapping[s
         metrics=_metrics(found, step),
         seed=found.recipe.train.seed,
         plan_fingerprint=plans[-1] if plans else None,
-        encoder=Path(encoder.path).expanduser().resolve().name if Path(encoder.path).expanduser().is_dir() else encoder.path,
-        encoder_sha256=encoder.sha256 or (file_sha256(file) if file.is_file() and not encoder.random_init else None),
+        encoder=Path(encoder.path).expanduser().resolve().name
+        if Path(encoder.path).expanduser().is_dir()
+        else encoder.path,
+        encoder_sha256=encoder.sha256
+        or (file_sha256(file) if file.is_file() and not encoder.random_init else None),
         environment=_json(found.folder.path / "environment.json"),
-        rows={task: {split: rows.num_rows for split, rows in splits.items()} for task, splits in prepared.items()},
+        rows={
+            task: {split: rows.num_rows for split, rows in splits.items()}
+            for task, splits in prepared.items()
+        },
     )
 
 

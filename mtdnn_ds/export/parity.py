@@ -36,9 +36,13 @@ def load_plain(folder: Path, auto: str) -> Any:
     """The folder as plain transformers loads it, in evaluation mode. Raises CheckpointError if a weight is missing or left over."""
     with quiet_transformers():
         model, report = getattr(transformers, auto).from_pretrained(folder, output_loading_info=True)
-    wrong = [f"{name} is missing" for name in report["missing_keys"]] + [f"{name} is left over" for name in report["unexpected_keys"]]
+    wrong = [f"{name} is missing" for name in report["missing_keys"]] + [
+        f"{name} is left over" for name in report["unexpected_keys"]
+    ]
     if wrong:
-        raise CheckpointError([f"export: {type(model).__name__} in {folder.name}: {line}" for line in wrong[:8]])
+        raise CheckpointError(
+            [f"export: {type(model).__name__} in {folder.name}: {line}" for line in wrong[:8]]
+        )
     return model.eval()
 
 
@@ -61,7 +65,11 @@ def plain_outputs(model: Any, folder: Path, spec: TaskSpec, sample: Sample) -> n
             parts = [{name: part[None] for name, part in zip(inputs, own, strict=True)} for own in zip(*(tensor.split(counts.tolist()) for tensor in inputs.values()), strict=True)]  # fmt: skip
             return np.concatenate([model(**part).logits[0].numpy()[:, None] for part in parts])[rows]
         output = model(**inputs)
-        logits = torch.stack([output.start_logits, output.end_logits], dim=-1) if spec.kind == "span" else output.logits
+        logits = (
+            torch.stack([output.start_logits, output.end_logits], dim=-1)
+            if spec.kind == "span"
+            else output.logits
+        )
     if spec.kind in ("span", "token_classification", "masked_lm"):
         return logits[inputs["attention_mask"].bool()].numpy()[rows]  # tokens of all sequences end to end
     return logits.numpy()[rows]
@@ -71,7 +79,9 @@ def compared(ours: np.ndarray, theirs: np.ndarray, sample: Sample, what: str) ->
     """Raises CheckpointError if they are further apart than MOST, or not numbers."""
     difference = float(np.abs(ours.astype(np.float64) - theirs.astype(np.float64)).max())
     if not difference <= MOST:
-        index = np.unravel_index(np.nanargmax(np.abs(ours - theirs)) if np.isfinite(difference) else 0, ours.shape)
+        index = np.unravel_index(
+            np.nanargmax(np.abs(ours - theirs)) if np.isfinite(difference) else 0, ours.shape
+        )
         raise CheckpointError(
             f"export of {what}: its outputs differ from the run's by {difference:.2e} on {sample.num_sequences} sample rows, and at most {MOST:.0e} "
             f"is let through: {ours[index]:.6f} here, {theirs[index]:.6f} there; nothing was exported"

@@ -51,14 +51,21 @@ def why_not_plain(spec: TaskSpec) -> str | None:
     return None
 
 
-def plain_config(encoder: PreTrainedConfig, spec: TaskSpec | None = None, *, dropout: float | None = None) -> PreTrainedConfig:
+def plain_config(
+    encoder: PreTrainedConfig, spec: TaskSpec | None = None, *, dropout: float | None = None
+) -> PreTrainedConfig:
     """The encoder's config as transformers has it, and with what a task adds. `dropout`: before the task's head."""
-    config = type(encoder).from_dict(encoder.to_dict())  # leaves out what only runs have, such as the attention's implementation
+    config = type(encoder).from_dict(
+        encoder.to_dict()
+    )  # leaves out what only runs have, such as the attention's implementation
     config.dtype = "float32"
     if spec is None:
         return config
     if spec.labels and spec.kind != "ranking":
-        config.id2label, config.label2id = dict(enumerate(spec.labels)), {label: index for index, label in enumerate(spec.labels)}
+        config.id2label, config.label2id = (
+            dict(enumerate(spec.labels)),
+            {label: index for index, label in enumerate(spec.labels)},
+        )
         config.problem_type = "single_label_classification" if spec.kind == "classification" else None
     elif spec.kind in ("regression", "ranking"):
         config.id2label, config.label2id, config.problem_type = {0: spec.name}, {spec.name: 0}, "regression"
@@ -89,11 +96,15 @@ def plain_model(
     auto = getattr(transformers, ENCODER if spec is None else CLASSES[spec.kind])
     with quiet_transformers(), torch.device("meta"):
         model: PreTrainedModel = auto.from_config(config)
-    encoder = merged_encoder_state(weights, sharing, [name for name in (of, spec.name if spec else None) if name])
+    encoder = merged_encoder_state(
+        weights, sharing, [name for name in (of, spec.name if spec else None) if name]
+    )
     head = None if spec is None else _head_weights(spec, weights, layout)
     state: dict[str, Tensor] = {}
     for name, tensor in model.state_dict().items():
-        found = _weight(name, tensor, model, encoder, head, is_masked_lm=spec is not None and spec.kind == "masked_lm")
+        found = _weight(
+            name, tensor, model, encoder, head, is_masked_lm=spec is not None and spec.kind == "masked_lm"
+        )
         if found is None or found.shape != tensor.shape:
             return f"{type(model).__name__} has a layer {name}, which our model has not"
         state[name] = found
@@ -124,12 +135,26 @@ def _head_weights(spec: TaskSpec, weights: Mapping[str, Tensor], layout: HeadLay
     """Weights of the head of the task's first term: its own rows of a bank, or the whole masked-LM head."""
     task = layout.task_names.index(spec.name)
     term = layout.terms[layout.terms_of(task)[0]]
-    own = {name.removeprefix(f"heads.{term.head}."): tensor for name, tensor in weights.items() if name.startswith(f"heads.{term.head}.")}
-    return own if term.head == "masked_lm" else {name: tensor[term.columns.start : term.columns.stop] for name, tensor in own.items()}
+    own = {
+        name.removeprefix(f"heads.{term.head}."): tensor
+        for name, tensor in weights.items()
+        if name.startswith(f"heads.{term.head}.")
+    }
+    return (
+        own
+        if term.head == "masked_lm"
+        else {name: tensor[term.columns.start : term.columns.stop] for name, tensor in own.items()}
+    )
 
 
 def _weight(
-    name: str, like: Tensor, model: PreTrainedModel, encoder: Mapping[str, Tensor], head: Mapping[str, Tensor] | None, *, is_masked_lm: bool
+    name: str,
+    like: Tensor,
+    model: PreTrainedModel,
+    encoder: Mapping[str, Tensor],
+    head: Mapping[str, Tensor] | None,
+    *,
+    is_masked_lm: bool,
 ) -> Tensor | None:
     """Our weight for the plain model's `name`."""
     prefix = f"{model.base_model_prefix}."
@@ -137,7 +162,9 @@ def _weight(
         own = name.removeprefix(prefix) if head is not None else name
         if not own.startswith("pooler."):
             return encoder.get(f"model.{own}")
-        return encoder.get(own, encoder.get(own.replace("pooler.", "pooler.dense.", 1)))  # ALBERT's is a linear layer itself
+        return encoder.get(
+            own, encoder.get(own.replace("pooler.", "pooler.dense.", 1))
+        )  # ALBERT's is a linear layer itself
     if is_masked_lm:
         return _masked_lm_weight(name, like, model, encoder, head)
     for start in _POOLERS:
@@ -167,7 +194,11 @@ def _masked_lm_weight(
 
 
 def _other_activation(
-    state: Mapping[str, Tensor], spec: TaskSpec, net: MultiTaskNet, config: PreTrainedConfig, model: PreTrainedModel
+    state: Mapping[str, Tensor],
+    spec: TaskSpec,
+    net: MultiTaskNet,
+    config: PreTrainedConfig,
+    model: PreTrainedModel,
 ) -> str | None:
     """What differs where a plain class has an activation of its own, which no config changes."""
     names = [name for name in state if not name.startswith(f"{model.base_model_prefix}.")]

@@ -38,7 +38,12 @@ class Exported:
 
 
 def export_run(
-    run_dir: str, output_dir: str | None = None, *, task: str | None = None, checkpoint: str = "best", format: str = "hf"
+    run_dir: str,
+    output_dir: str | None = None,
+    *,
+    task: str | None = None,
+    checkpoint: str = "best",
+    format: str = "hf",
 ) -> list[Exported]:
     """Export a run's whole model and every task, or one `task`, and return what was made. Needs no GPU and no process group.
 
@@ -53,18 +58,29 @@ def export_run(
     if task is not None and task not in names:
         raise ConfigError(f"--task {task}: the run has no such task{did_you_mean(task, names)}")
     if task is not None and format == "sentence-transformers" and found.recipe.sharing.mode == "hard":
-        raise ConfigError(f"--task {task}: has no effect with --format sentence-transformers, whose encoder all tasks share; leave it out")
+        raise ConfigError(
+            f"--task {task}: has no effect with --format sentence-transformers, whose encoder all tasks share; leave it out"
+        )
     target = Path(output_dir) if output_dir is not None else found.folder.path / "export"
     in_graph = [spec.name for spec in found.specs if spec.head != "san" and task in (None, spec.name)]
     if format == "onnx" and not in_graph:
-        raise ConfigError(f"--format onnx: {task or 'every task of the run'} cannot be in a graph: {NO_GRAPH}; use --format hf")
+        raise ConfigError(
+            f"--format onnx: {task or 'every task of the run'} cannot be in a graph: {NO_GRAPH}; use --format hf"
+        )
     wanted = _wanted(names, task, format, has_graph=bool(in_graph))
-    used = [path for path in (target / name for name in wanted) if path.exists() and (not path.is_dir() or any(path.iterdir()))]
+    used = [
+        path
+        for path in (target / name for name in wanted)
+        if path.exists() and (not path.is_dir() or any(path.iterdir()))
+    ]
     if target.exists() and not target.is_dir():
         raise ConfigError(f"--output_dir {target}: is a file; give a folder")
     if used:
         raise ConfigError(
-            [f"--output_dir {target}: {path.relative_to(target)} is there already; remove it, or give another folder" for path in used]
+            [
+                f"--output_dir {target}: {path.relative_to(target)} is there already; remove it, or give another folder"
+                for path in used
+            ]
         )
 
     from mtdnn_ds.export.opened import open_run
@@ -74,7 +90,9 @@ def export_run(
         target.mkdir(parents=True, exist_ok=True)
         aside = Path(tempfile.mkdtemp(prefix=".partial_", dir=target))
     except OSError as error:
-        raise ConfigError(f"--output_dir {target}: cannot be written ({error.strerror}); give another folder") from error
+        raise ConfigError(
+            f"--output_dir {target}: cannot be written ({error.strerror}); give another folder"
+        ) from error
     try:
         made = write_all(open_run(run_dir, checkpoint), aside, wanted)
         for each in made:
@@ -115,7 +133,11 @@ def _wanted(names: Sequence[str], task: str | None, format: str, *, has_graph: b
     """Folders to be made, by their names inside the output folder. `has_graph`: something of it can be in an ONNX graph."""
     wanted = []
     if format in ("hf", "all"):
-        wanted += [f"tasks/{task}"] if task is not None else ["encoder", "multitask", *(f"tasks/{name}" for name in names)]
+        wanted += (
+            [f"tasks/{task}"]
+            if task is not None
+            else ["encoder", "multitask", *(f"tasks/{name}" for name in names)]
+        )
     if format in ("onnx", "all") and has_graph:
         wanted.append("onnx" if task is None else f"onnx_{task}")
     if format == "sentence-transformers" or (format == "all" and task is None):

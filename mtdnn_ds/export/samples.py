@@ -35,7 +35,10 @@ _SENTENCES = (
     ("The film was a long, slow delight.", "Nobody left the cinema early."),
     ("How far is the moon from the earth?", "The moon is about 384,400 kilometres away from the earth."),
     ("Anna Meier moved from Zurich to Lisbon in 2019.", "She lives in Portugal."),
-    ("It rained.", "The match was called off because the pitch at Elland Road was under water, and the next date is open."),
+    (
+        "It rained.",
+        "The match was called off because the pitch at Elland Road was under water, and the next date is open.",
+    ),
     ("They book the table, and we pays the bill.", "We pay."),
     ("A man is playing a guitar on a wooden stage.", "Someone is making music."),
 )
@@ -56,7 +59,13 @@ class Sample:
     def sequences(self) -> list[tuple[np.ndarray, np.ndarray]]:
         """Ids and token types of each sequence."""
         cuts = np.cumsum(self.gathered.lengths)[:-1]
-        return list(zip(np.split(self.gathered.input_ids, cuts), np.split(self.gathered.token_type_ids, cuts), strict=True))
+        return list(
+            zip(
+                np.split(self.gathered.input_ids, cuts),
+                np.split(self.gathered.token_type_ids, cuts),
+                strict=True,
+            )
+        )
 
 
 def prepared_splits(recipe: Recipe, specs: Sequence[TaskSpec]) -> dict[str, dict[str, PreparedSplit]]:
@@ -97,9 +106,14 @@ def take_samples(
         splits = prepared.get(spec.name, {})
         own = next((name for name in (*spec.dev_splits, "train") if name in splits), None)
         if own is None:
-            gathered, source = _built_in(spec, layout, task_id, recipe.encoder.max_length, tokenizer, specials), BUILT_IN
+            gathered, source = (
+                _built_in(spec, layout, task_id, recipe.encoder.max_length, tokenizer, specials),
+                BUILT_IN,
+            )
         else:
-            examples = make_examples(spec, splits[own], max_length=recipe.encoder.max_length, seed=recipe.train.seed)
+            examples = make_examples(
+                spec, splits[own], max_length=recipe.encoder.max_length, seed=recipe.train.seed
+            )
             chosen = np.unique(np.linspace(0, examples.num_examples - 1, EXAMPLES).astype(np.int64))
             most = MOST_MASKED_TOKENS if spec.kind == "masked_lm" else MOST_TOKENS
             fits = np.cumsum(examples.lengths[chosen]) <= most
@@ -155,7 +169,9 @@ def hidden_outputs(sample: Sample, loaded: LoadedRun, task_id: int) -> list[np.n
     with torch.no_grad():
         hidden_TD = loaded.model.encoder(batch.to(loaded.device)).cpu()
     packed = hidden_TD.split(batch.cu_seqlens.diff().tolist())
-    own = [tokens.numpy() for tokens, owner in zip(packed, batch.sequence_examples, strict=True) if owner >= 0]  # without fillers
+    own = [
+        tokens.numpy() for tokens, owner in zip(packed, batch.sequence_examples, strict=True) if owner >= 0
+    ]  # without fillers
     # Collate lays sequences out shortest first, ties in their own order.
     order = np.lexsort((np.arange(sample.num_sequences), gathered.examples, gathered.lengths))
     return [own[place] for place in np.argsort(order)]
@@ -171,7 +187,14 @@ class _Fixed:
         return self.gathered
 
 
-def _built_in(spec: TaskSpec, layout: HeadLayout, task_id: int, max_length: int, tokenizer: object, specials: SpecialTokens) -> Gathered:
+def _built_in(
+    spec: TaskSpec,
+    layout: HeadLayout,
+    task_id: int,
+    max_length: int,
+    tokenizer: object,
+    specials: SpecialTokens,
+) -> Gathered:
     """Pairs of the built-in sentences; choices are two to an example. Every row that a term could read is read."""
     template = specials.pair
     room = (max_length - template.num_special) // 2
@@ -193,5 +216,15 @@ def _built_in(spec: TaskSpec, layout: HeadLayout, task_id: int, max_length: int,
         rows = np.arange(int(lengths_S.sum()) if on_tokens else len(lengths_S))
         examples = np.repeat(examples_S, lengths_S) if on_tokens else examples_S
         extra = {"segments": np.array(segments)} if layout.terms[term_id].head == "san" else {}
-        targets.append(TargetRows(rows=rows, labels=np.zeros(len(rows), dtype=np.float32), examples=examples, extra=extra))
-    return Gathered(input_ids=np.array(ids), token_type_ids=np.array(types), lengths=lengths_S, examples=examples_S, targets=targets)
+        targets.append(
+            TargetRows(
+                rows=rows, labels=np.zeros(len(rows), dtype=np.float32), examples=examples, extra=extra
+            )
+        )
+    return Gathered(
+        input_ids=np.array(ids),
+        token_type_ids=np.array(types),
+        lengths=lengths_S,
+        examples=examples_S,
+        targets=targets,
+    )

@@ -28,11 +28,21 @@ LAYOUT_OF = "5.0.0"
 """Version of sentence-transformers whose layout this is; 6.2.0 has been seen to load it."""
 
 
-def write_sentence_transformers(opened: Opened, folder: Path, samples: Mapping[str, Sample], task: str | None) -> tuple[Parity | None, str]:
+def write_sentence_transformers(
+    opened: Opened, folder: Path, samples: Mapping[str, Sample], task: str | None
+) -> tuple[Parity | None, str]:
     """Encoder, tokenizer and the descriptions of pooling in `folder`; `task`: whose encoder, where they are not shared. Returns parity and a note."""
     loaded = opened.loaded
     with quiet_transformers():
-        model = plain_model(None, opened.weights, loaded.model, loaded.layout, opened.sharing, plain_config(opened.config), of=task)
+        model = plain_model(
+            None,
+            opened.weights,
+            loaded.model,
+            loaded.layout,
+            opened.sharing,
+            plain_config(opened.config),
+            of=task,
+        )
         assert not isinstance(model, str), model
         model.save_pretrained(folder)
         opened.tokenizer.save_pretrained(folder)
@@ -41,8 +51,17 @@ def write_sentence_transformers(opened: Opened, folder: Path, samples: Mapping[s
         {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
         {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
     ]
-    versions = {"sentence_transformers": LAYOUT_OF, "transformers": transformers.__version__, "pytorch": torch.__version__}
-    is_cosine = {"__version__": versions, "prompts": {}, "default_prompt_name": None, "similarity_fn_name": "cosine"}
+    versions = {
+        "sentence_transformers": LAYOUT_OF,
+        "transformers": transformers.__version__,
+        "pytorch": torch.__version__,
+    }
+    is_cosine = {
+        "__version__": versions,
+        "prompts": {},
+        "default_prompt_name": None,
+        "similarity_fn_name": "cosine",
+    }
     (folder / "1_Pooling").mkdir()
     _write(folder / "modules.json", modules)
     _write(folder / "sentence_bert_config.json", {"max_seq_length": max_length, "do_lower_case": False})

@@ -86,7 +86,9 @@ def recipe_for_tests(recipe: Recipe) -> Recipe:
     """The recipe as test sets are read with it: a row without a usable text is not refused, since it needs an answer all the same."""
     room = max(recipe.batch.max_tokens_per_micro_batch, recipe.encoder.max_length)
     batch = recipe.batch.model_copy(update={"max_tokens_per_micro_batch": room})
-    return recipe.model_copy(update={"batch": batch, "data": recipe.data.model_copy(update={"on_bad_row": "skip"})})
+    return recipe.model_copy(
+        update={"batch": batch, "data": recipe.data.model_copy(update={"on_bad_row": "skip"})}
+    )
 
 
 def official_lines(parts: Parts) -> dict[str, dict[int, int]]:
@@ -107,7 +109,9 @@ def official_lines(parts: Parts) -> dict[str, dict[int, int]]:
             if isinstance(cells, tuple) and str(cells[0]).strip() != str(index):
                 moved = moved or f"{row_word(source)} {number}: its {column} is {cells[0]!r}, not {index}"
             own[number] = index
-        problems += [f"{place_of(source)}: {moved}; give the official test file, in its order"] if moved else []
+        problems += (
+            [f"{place_of(source)}: {moved}; give the official test file, in its order"] if moved else []
+        )
         if len(own) != file.num_rows:
             problems.append(
                 f"{place_of(source)}: has {len(own):,} rows, the official test set has {file.num_rows:,}; give that one with --glue_dir"
@@ -117,7 +121,9 @@ def official_lines(parts: Parts) -> dict[str, dict[int, int]]:
     return lines
 
 
-def predicted_values(loaded: LoadedRun, data: RunData, weights: Mapping[Path, Sequence[str]]) -> dict[str, np.ndarray]:
+def predicted_values(
+    loaded: LoadedRun, data: RunData, weights: Mapping[Path, Sequence[str]]
+) -> dict[str, np.ndarray]:
     """{file: class id or score of each readable row}. `weights`: folder -> the tasks to predict with it.
 
     Collective: all ranks must call this. Leaves the model with the weights of the last folder.
@@ -132,7 +138,9 @@ def predicted_values(loaded: LoadedRun, data: RunData, weights: Mapping[Path, Se
             continue
         load_weights(loaded.model, read_weights(folder), folder)
         wanted = [(task_ids[file.task], file.split) for file in files]
-        outputs = predict(loaded.model, wanted, data.specs, data.layout, data.examples, loaded.settings, loaded.device)
+        outputs = predict(
+            loaded.model, wanted, data.specs, data.layout, data.examples, loaded.settings, loaded.device
+        )
         for file, of_file in zip(files, outputs, strict=True):
             if not all(np.isfinite(term.values).all() for term in of_file):
                 raise TrainingError(
@@ -143,7 +151,11 @@ def predicted_values(loaded: LoadedRun, data: RunData, weights: Mapping[Path, Se
 
 
 def submission_contents(
-    parts: Parts, data: RunData, values: Mapping[str, np.ndarray], lines: Mapping[str, Mapping[int, int]], say: Callable[[str], None]
+    parts: Parts,
+    data: RunData,
+    values: Mapping[str, np.ndarray],
+    lines: Mapping[str, Mapping[int, int]],
+    say: Callable[[str], None],
 ) -> dict[str, bytes]:
     """{file name: contents} of all files; says what is filled. `lines`: what official_lines found."""
     contents = {}
@@ -188,4 +200,6 @@ def write_submission(path: Path, contents: Mapping[str, bytes]) -> None:
         os.replace(aside, path)
     except OSError as error:
         aside.unlink(missing_ok=True)
-        raise ConfigError(f"--output {path}: cannot be written ({error.strerror}); give another --output") from error
+        raise ConfigError(
+            f"--output {path}: cannot be written ({error.strerror}); give another --output"
+        ) from error

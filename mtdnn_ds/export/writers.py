@@ -35,8 +35,12 @@ class Made:
 def write_all(opened: Opened, aside: Path, wanted: Sequence[str]) -> list[Made]:
     """Write every folder named in `wanted` below `aside`. Raises CheckpointError if one does not give the run's outputs."""
     loaded = opened.loaded
-    samples = take_samples(loaded.recipe, loaded.specs, loaded.layout, opened.prepared, opened.tokenizer, opened.specials)
-    samples = {name: with_outputs(sample, loaded, index) for index, (name, sample) in enumerate(samples.items())}
+    samples = take_samples(
+        loaded.recipe, loaded.specs, loaded.layout, opened.prepared, opened.tokenizer, opened.specials
+    )
+    samples = {
+        name: with_outputs(sample, loaded, index) for index, (name, sample) in enumerate(samples.items())
+    }
     made = []
     for name in wanted:
         folder = aside / name
@@ -47,7 +51,9 @@ def write_all(opened: Opened, aside: Path, wanted: Sequence[str]) -> list[Made]:
         elif kind == "multitask":
             made.append(_multitask(opened, folder, samples))
         elif kind == "tasks":
-            made.append(_task(opened, folder, samples, next(spec for spec in loaded.specs if spec.name == task)))
+            made.append(
+                _task(opened, folder, samples, next(spec for spec in loaded.specs if spec.name == task))
+            )
         elif kind.startswith("onnx"):
             from mtdnn_ds.export.onnx_graph import write_onnx
 
@@ -57,7 +63,9 @@ def write_all(opened: Opened, aside: Path, wanted: Sequence[str]) -> list[Made]:
             from mtdnn_ds.export.sentences import write_sentence_transformers
 
             own = kind.removeprefix("sentence-transformers_") if kind != "sentence-transformers" else None
-            made.append(Made(name, "SentenceTransformer", *write_sentence_transformers(opened, folder, samples, own)))
+            made.append(
+                Made(name, "SentenceTransformer", *write_sentence_transformers(opened, folder, samples, own))
+            )
     return made
 
 
@@ -85,7 +93,10 @@ def _encoder(opened: Opened, folder: Path, samples: dict[str, Sample]) -> Made:
     plain = load_plain(folder, ENCODER)
     note, parity, checked = encoder_check(opened, folder, samples, plain)
     if getattr(plain, "pooler", None) is None:
-        note = f"{note}; " * bool(note) + f"{type(plain).__name__} has no pooler: that of the sequence heads is in their folders"
+        note = (
+            f"{note}; " * bool(note)
+            + f"{type(plain).__name__} has no pooler: that of the sequence heads is in their folders"
+        )
     write_card(
         folder,
         opened,
@@ -101,10 +112,16 @@ def _encoder(opened: Opened, folder: Path, samples: dict[str, Sample]) -> Made:
     return Made(name="encoder", loads_with=type(plain).__name__, parity=parity, note=note)
 
 
-def encoder_check(opened: Opened, folder: Path, samples: dict[str, Sample], plain: torch.nn.Module) -> tuple[str, Parity | None, str]:
+def encoder_check(
+    opened: Opened, folder: Path, samples: dict[str, Sample], plain: torch.nn.Module
+) -> tuple[str, Parity | None, str]:
     """A note, the parity of the plain encoder's hidden states on one task's sample, and how the card words the check."""
     if opened.sharing.mode != "hard":
-        shared = "the mean of the copies" if opened.sharing.mode == "soft" else "the weights without the groups' changes"
+        shared = (
+            "the mean of the copies"
+            if opened.sharing.mode == "soft"
+            else "the weights without the groups' changes"
+        )
         note = f"with {opened.sharing.mode} sharing the encoder alone is {shared}, through which no task runs"
         return note, None, f"Not compared: {note}. The encoders of the tasks are in their folders."
     task_id, spec = next(iter(enumerate(opened.loaded.specs)))
@@ -123,8 +140,14 @@ def _task(opened: Opened, folder: Path, samples: dict[str, Sample], spec: TaskSp
         return _own_task(opened, folder, samples, spec, reason)
     plain = load_plain(folder, CLASSES[spec.kind])
     sample, name = samples[spec.name], type(plain).__name__
-    parity = compared(sample.outputs[0], plain_outputs(plain, folder, spec, sample), sample, f"tasks/{spec.name}")
-    note = "next sentences are answered by the folder of the whole model only" if spec.options.get("next_sentence") else ""
+    parity = compared(
+        sample.outputs[0], plain_outputs(plain, folder, spec, sample), sample, f"tasks/{spec.name}"
+    )
+    note = (
+        "next sentences are answered by the folder of the whole model only"
+        if spec.options.get("next_sentence")
+        else ""
+    )
     write_card(
         folder,
         opened,
@@ -157,14 +180,28 @@ def _meaning(spec: TaskSpec) -> str:
 def _own_task(opened: Opened, folder: Path, samples: dict[str, Sample], spec: TaskSpec, reason: str) -> Made:
     """A task without a plain class: a folder of ours with this task alone."""
     loaded = opened.loaded
-    recipe, weights = one_task_recipe(loaded.recipe, spec.name), one_task_weights(opened.weights, loaded.layout, opened.sharing, spec.name)
+    recipe, weights = (
+        one_task_recipe(loaded.recipe, spec.name),
+        one_task_weights(opened.weights, loaded.layout, opened.sharing, spec.name),
+    )
     save_folder(
-        folder, recipe=recipe, specs=(spec,), weights=weights, config=opened.config, tokenizer=opened.tokenizer, source=_source(opened)
+        folder,
+        recipe=recipe,
+        specs=(spec,),
+        weights=weights,
+        config=opened.config,
+        tokenizer=opened.tokenizer,
+        source=_source(opened),
     )
     parity = _compared_with_folder(folder, {spec.name: samples[spec.name]}, f"tasks/{spec.name}")
     note = f"no plain transformers class: {reason}"
     _own_card(
-        opened, folder, f"{opened.facts.run}: {spec.name}", f"The task {spec.name} ({spec.kind}) alone. {_upper(note)}.", parity, [spec]
+        opened,
+        folder,
+        f"{opened.facts.run}: {spec.name}",
+        f"The task {spec.name} ({spec.kind}) alone. {_upper(note)}.",
+        parity,
+        [spec],
     )
     return Made(name=f"tasks/{spec.name}", loads_with=OURS, parity=parity, note=note)
 
@@ -186,7 +223,9 @@ def _multitask(opened: Opened, folder: Path, samples: dict[str, Sample]) -> Made
     return Made(name="multitask", loads_with=OURS, parity=parity)
 
 
-def _own_card(opened: Opened, folder: Path, title: str, about: str, parity: Parity, specs: list[TaskSpec]) -> None:
+def _own_card(
+    opened: Opened, folder: Path, title: str, about: str, parity: Parity, specs: list[TaskSpec]
+) -> None:
     trusts = ", trust_plugins=True" if any(spec.custom is not None for spec in specs) else ""
     write_card(
         folder,
@@ -213,7 +252,9 @@ def _compared_with_folder(folder: Path, samples: dict[str, Sample], what: str) -
         found += [compared(ours, again, sample, f"{what} ({spec.name})") for ours, again in pairs]
     sources = list(dict.fromkeys(each.source for each in found))
     rows = sum(samples[spec.name].num_sequences for spec in theirs.specs)
-    return Parity(difference=float(np.max([each.difference for each in found])), rows=rows, source=", ".join(sources))
+    return Parity(
+        difference=float(np.max([each.difference for each in found])), rows=rows, source=", ".join(sources)
+    )
 
 
 def _source(opened: Opened) -> dict[str, object]:

@@ -41,7 +41,11 @@ def launchers_above() -> tuple[Ancestor, ...]:
     found = [Ancestor(name, parent, above[1])]
     runner = _stat(above[0])
     is_launched = name == _LAUNCHERS["deepspeed.launcher.launch"]
-    if is_launched and runner is not None and any(_is(part, word) for part in _command(above[0]) for word in _RUNNERS):
+    if (
+        is_launched
+        and runner is not None
+        and any(_is(part, word) for part in _command(above[0]) for word in _RUNNERS)
+    ):
         found.append(Ancestor("deepspeed", above[0], runner[1]))
     return tuple(found)
 

@@ -44,7 +44,9 @@ def fresh_store(rank: int, timeout: timedelta) -> Iterator[Store]:
         yield PrefixStore(_ask(store), store)
         return
     name, joined = f"mtdnn_ds/{secrets.token_hex(8)}", threading.Event()
-    answering = threading.Thread(target=_answer, args=(connect(), name, joined), name="mtdnn_ds-meeting", daemon=True)
+    answering = threading.Thread(
+        target=_answer, args=(connect(), name, joined), name="mtdnn_ds-meeting", daemon=True
+    )
     answering.start()
     try:
         yield PrefixStore(name, store)

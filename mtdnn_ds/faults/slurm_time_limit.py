@@ -41,8 +41,13 @@ def parse_time_left(text: str) -> float | None:
 
 def _answer(*command: str) -> str:
     try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=SECONDS_TO_ANSWER, check=True).stdout
-    except (OSError, subprocess.SubprocessError):  # no such program, or a controller that is away: the limit stays unknown
+        return subprocess.run(
+            command, capture_output=True, text=True, timeout=SECONDS_TO_ANSWER, check=True
+        ).stdout
+    except (
+        OSError,
+        subprocess.SubprocessError,
+    ):  # no such program, or a controller that is away: the limit stays unknown
         return ""
 
 
@@ -57,7 +62,10 @@ class TimeLimit:
 
     def is_near(self) -> bool:
         """Whether no further step and save fit in."""
-        return self.end is not None and time.time() + self.margin + self.longest_step + self.longest_save >= self.end
+        return (
+            self.end is not None
+            and time.time() + self.margin + self.longest_step + self.longest_save >= self.end
+        )
 
     def describe(self) -> str:
         assert self.end is not None

@@ -37,7 +37,11 @@ class Heed(Enum):
 
 
 def _leave_alone(reason: str) -> None:
-    leave(STOPPED, f"stopped before training: {reason}; nothing is lost: the same command goes on", speaks=rank_of() == 0)
+    leave(
+        STOPPED,
+        f"stopped before training: {reason}; nothing is lost: the same command goes on",
+        speaks=rank_of() == 0,
+    )
 
 
 class _Process:
@@ -115,7 +119,9 @@ def _begin() -> None:
     _process.pipe = (reading, writing)
     threading.Thread(target=_listen, args=(reading,), name="mtdnn_ds-signals", daemon=True).start()
     if threading.current_thread() is threading.main_thread():
-        _process.old_handlers = {number: signal.signal(number, lambda number, frame: _received(number)) for number in SIGNALS}
+        _process.old_handlers = {
+            number: signal.signal(number, lambda number, frame: _received(number)) for number in SIGNALS
+        }
         # The thread learns of a signal at once, also while the main thread waits in a collective and cannot run a handler.
         _process.old_wakeup = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
 

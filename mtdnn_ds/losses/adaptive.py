@@ -29,9 +29,7 @@ import numpy as np
 Name = Literal["uncertainty", "dwa", "random", "famo"]
 NAMES: tuple[str, ...] = get_args(Name)
 
-TINY = (
-    1e-8  # added to losses that are divided by or whose logarithm is taken, as in https://github.com/Cranial-XIX/FAMO/blob/250873e/famo.py
-)
+TINY = 1e-8  # added to losses that are divided by or whose logarithm is taken, as in https://github.com/Cranial-XIX/FAMO/blob/250873e/famo.py
 FAMO_DECAY = 0.01  # L2 decay of xi, gamma there
 PURPOSE = 0x726C77  # of random's stream
 
@@ -116,12 +114,19 @@ class WindowScales:
         self._sums_N, self._counts_N = np.zeros_like(self._sums_N), np.zeros_like(self._counts_N)
 
     def state_dict(self) -> dict[str, Any]:
-        arrays = {"sums": self._sums_N, "counts": self._counts_N, "last": self._last_N, "before": self._before_N}
+        arrays = {
+            "sums": self._sums_N,
+            "counts": self._counts_N,
+            "last": self._last_N,
+            "before": self._before_N,
+        }
         return {"num_steps": self._num_steps, **{name: _plain(values) for name, values in arrays.items()}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._num_steps = state["num_steps"]
-        self._sums_N, self._counts_N, self._last_N, self._before_N = (_array(state[name]) for name in ("sums", "counts", "last", "before"))
+        self._sums_N, self._counts_N, self._last_N, self._before_N = (
+            _array(state[name]) for name in ("sums", "counts", "last", "before")
+        )
 
 
 class RandomScales:
@@ -131,7 +136,9 @@ class RandomScales:
         self._num_tasks, self._seed = num_tasks, seed
 
     def weights(self, is_present_N: np.ndarray, step: int) -> np.ndarray:
-        return _softmax(np.random.default_rng([self._seed, PURPOSE, step]).standard_normal(self._num_tasks), is_present_N)
+        return _softmax(
+            np.random.default_rng([self._seed, PURPOSE, step]).standard_normal(self._num_tasks), is_present_N
+        )
 
     def observe(self, losses_N: np.ndarray) -> None:
         pass
@@ -154,7 +161,9 @@ class FamoScales:
         inverse_N = 1.0 / (self._losses_N + TINY)
         known_N = is_present_N & ~np.isnan(inverse_N)
         # A task without a loss yet counts as the mean of those that have one; without any, all count the same.
-        inverse_N = np.where(np.isnan(inverse_N), inverse_N[known_N].mean() if known_N.any() else 1.0, inverse_N)
+        inverse_N = np.where(
+            np.isnan(inverse_N), inverse_N[known_N].mean() if known_N.any() else 1.0, inverse_N
+        )
         raw_N = _softmax(self._logits.values_N, is_present_N) * inverse_N
         return raw_N / max(raw_N.sum(), np.finfo(np.float64).tiny)
 
@@ -187,13 +196,23 @@ class _Adam:
         steps_N = self._steps_N + 1
         first_N = 0.9 * self._first_N + 0.1 * gradient_N
         second_N = 0.999 * self._second_N + 0.001 * gradient_N**2
-        change_N = self._lr * (first_N / (1 - 0.9**steps_N)) / (np.sqrt(second_N / (1 - 0.999**steps_N)) + 1e-8)
+        change_N = (
+            self._lr * (first_N / (1 - 0.9**steps_N)) / (np.sqrt(second_N / (1 - 0.999**steps_N)) + 1e-8)
+        )
         self.values_N = np.where(moves_N, self.values_N - change_N, self.values_N)
-        self._first_N, self._second_N = np.where(moves_N, first_N, self._first_N), np.where(moves_N, second_N, self._second_N)
+        self._first_N, self._second_N = (
+            np.where(moves_N, first_N, self._first_N),
+            np.where(moves_N, second_N, self._second_N),
+        )
         self._steps_N = np.where(moves_N, steps_N, self._steps_N)
 
     def state_dict(self) -> dict[str, Any]:
-        arrays = {"values": self.values_N, "first": self._first_N, "second": self._second_N, "steps": self._steps_N}
+        arrays = {
+            "values": self.values_N,
+            "first": self._first_N,
+            "second": self._second_N,
+            "steps": self._steps_N,
+        }
         return {name: _plain(values) for name, values in arrays.items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -56,25 +56,38 @@ def distilled(form: str, hard: FormLoss, distillation: Distillation) -> FormLoss
     return of_units
 
 
-def soft_class_losses(outputs_KC: Tensor, soft_KO: Tensor, targets: Targets, table: TermTable, temperature: float) -> Tensor:
+def soft_class_losses(
+    outputs_KC: Tensor, soft_KO: Tensor, targets: Targets, table: TermTable, temperature: float
+) -> Tensor:
     """T^2 KL(p || q) over each row's own columns, (K,)."""
     is_output_KO = table.is_output[targets.term_ids]
-    scores_KO = own_outputs(outputs_KC, targets.term_ids, table).masked_fill(~is_output_KO, float("-inf")) / temperature
+    scores_KO = (
+        own_outputs(outputs_KC, targets.term_ids, table).masked_fill(~is_output_KO, float("-inf"))
+        / temperature
+    )
     # Soft targets are as wide as the widest term among the rows that have some.
     log_q_KO = scores_KO.log_softmax(dim=1).masked_fill(~is_output_KO, 0.0)[:, : soft_KO.shape[1]]
     return temperature**2 * (torch.xlogy(soft_KO, soft_KO) - soft_KO * log_q_KO).sum(dim=1)
 
 
-def soft_row_losses(outputs_KC: Tensor, soft_K1: Tensor, targets: Targets, table: TermTable, temperature: float) -> Tensor:
+def soft_row_losses(
+    outputs_KC: Tensor, soft_K1: Tensor, targets: Targets, table: TermTable, temperature: float
+) -> Tensor:
     """T^2 KL(p || q) over the rows of each example, (G,)."""
     log_q_K = group_log_softmax(own_outputs(outputs_KC, targets.term_ids, table)[:, 0] / temperature, targets)
     soft_K = soft_K1[:, 0]
     return temperature**2 * group_sum(torch.xlogy(soft_K, soft_K) - soft_K * log_q_K, targets)
 
 
-def soft_score_losses(outputs_KC: Tensor, soft_K1: Tensor, targets: Targets, table: TermTable, temperature: float) -> Tensor:
+def soft_score_losses(
+    outputs_KC: Tensor, soft_K1: Tensor, targets: Targets, table: TermTable, temperature: float
+) -> Tensor:
     """Squared difference to the teachers' score, (K,). A score has no temperature."""
     return (own_outputs(outputs_KC, targets.term_ids, table)[:, 0] - soft_K1[:, 0]) ** 2
 
 
-SOFT_LOSSES: Mapping[Answer, SoftLoss] = {"classes": soft_class_losses, "rows": soft_row_losses, "number": soft_score_losses}
+SOFT_LOSSES: Mapping[Answer, SoftLoss] = {
+    "classes": soft_class_losses,
+    "rows": soft_row_losses,
+    "number": soft_score_losses,
+}

@@ -31,15 +31,19 @@ def class_divergence(ours_KC: Tensor, theirs_KC: Tensor, targets: Targets, table
     """Between each row's distributions over its term's columns, (K,). Log-probabilities (SAN's) are their own log-softmax."""
     is_output_KO = table.is_output[targets.term_ids]
     ours_KO, theirs_KO = (
-        class_log_probabilities(outputs_KC, targets, table).masked_fill(~is_output_KO, 0.0) for outputs_KC in (ours_KC, theirs_KC)
+        class_log_probabilities(outputs_KC, targets, table).masked_fill(~is_output_KO, 0.0)
+        for outputs_KC in (ours_KC, theirs_KC)
     )
-    return _symmetric_kl(ours_KO, theirs_KO).sum(dim=1)  # a column that is none has equal values on both sides
+    return _symmetric_kl(ours_KO, theirs_KO).sum(
+        dim=1
+    )  # a column that is none has equal values on both sides
 
 
 def row_divergence(ours_KC: Tensor, theirs_KC: Tensor, targets: Targets, table: TermTable) -> Tensor:
     """Between distributions over the rows of an example, (G,): what its choices or candidates get."""
     ours_K, theirs_K = (
-        group_log_softmax(own_outputs(outputs_KC, targets.term_ids, table)[:, 0], targets) for outputs_KC in (ours_KC, theirs_KC)
+        group_log_softmax(own_outputs(outputs_KC, targets.term_ids, table)[:, 0], targets)
+        for outputs_KC in (ours_KC, theirs_KC)
     )
     return group_sum(_symmetric_kl(ours_K, theirs_K), targets)
 
@@ -47,14 +51,17 @@ def row_divergence(ours_KC: Tensor, theirs_KC: Tensor, targets: Targets, table: 
 def span_divergence(ours_KC: Tensor, theirs_KC: Tensor, targets: Targets, table: TermTable) -> Tensor:
     """The mean of those between the distributions of start and of end over an example's tokens, (G,), as the loss is a mean."""
     ours_K2, theirs_K2 = (
-        group_log_softmax(own_outputs(outputs_KC, targets.term_ids, table)[:, :2], targets) for outputs_KC in (ours_KC, theirs_KC)
+        group_log_softmax(own_outputs(outputs_KC, targets.term_ids, table)[:, :2], targets)
+        for outputs_KC in (ours_KC, theirs_KC)
     )
     return group_sum(_symmetric_kl(ours_K2, theirs_K2), targets).mean(dim=1)
 
 
 def score_divergence(ours_KC: Tensor, theirs_KC: Tensor, targets: Targets, table: TermTable) -> Tensor:
     """Squared difference of scores, (K,)."""
-    ours_K, theirs_K = (own_outputs(outputs_KC, targets.term_ids, table)[:, 0] for outputs_KC in (ours_KC, theirs_KC))
+    ours_K, theirs_K = (
+        own_outputs(outputs_KC, targets.term_ids, table)[:, 0] for outputs_KC in (ours_KC, theirs_KC)
+    )
     return (ours_K - theirs_K) ** 2
 
 
@@ -78,7 +85,11 @@ DIVERGENCES: Mapping[str, Divergence] = {
 
 
 def divergence_sums(
-    ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], targets: Mapping[str, Targets], table: TermTable, forms: Sequence[str]
+    ours: Mapping[str, Tensor],
+    theirs: Mapping[str, Tensor],
+    targets: Mapping[str, Targets],
+    table: TermTable,
+    forms: Sequence[str],
 ) -> Tensor:
     """(M,): the sum of each term's divergences over the units of `forms`; 0 for the terms of other forms."""
     total_M = table.columns.new_zeros(table.num_terms, dtype=torch.float32)

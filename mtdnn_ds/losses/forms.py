@@ -55,25 +55,40 @@ class Losses:
     functions: Mapping[str, FormLoss]
     per_example: Mapping[str, bool]  # form -> whether its units are examples
 
-    def of_batch(self, outputs: Mapping[str, Tensor], targets: Mapping[str, Targets]) -> dict[str, UnitLosses]:
+    def of_batch(
+        self, outputs: Mapping[str, Tensor], targets: Mapping[str, Targets]
+    ) -> dict[str, UnitLosses]:
         """Losses of every supervised unit, by form. `outputs[form]`: (K, C) of the form's rows."""
         result = {}
         for form, of_form in targets.items():
             losses = self.functions[form](outputs[form], of_form, self.table)
-            result[form] = UnitLosses(losses=losses, term_ids=unit_terms(of_form) if self.per_example[form] else of_form.term_ids)
+            result[form] = UnitLosses(
+                losses=losses, term_ids=unit_terms(of_form) if self.per_example[form] else of_form.term_ids
+            )
         return result
 
     def sums(self, losses: Mapping[str, UnitLosses]) -> LossSum:
         """Sum and count of each term over all forms."""
-        parts = [sum_by_term(of_form.losses, of_form.term_ids, self.table.num_terms) for of_form in losses.values()]
-        return LossSum(total=torch.stack([part.total for part in parts]).sum(0), count=torch.stack([part.count for part in parts]).sum(0))
+        parts = [
+            sum_by_term(of_form.losses, of_form.term_ids, self.table.num_terms) for of_form in losses.values()
+        ]
+        return LossSum(
+            total=torch.stack([part.total for part in parts]).sum(0),
+            count=torch.stack([part.count for part in parts]).sum(0),
+        )
 
 
 def build_losses(
-    layout: HeadLayout, specs: tuple[TaskSpec, ...], device: torch.device | str, distillation: Distillation | None = None
+    layout: HeadLayout,
+    specs: tuple[TaskSpec, ...],
+    device: torch.device | str,
+    distillation: Distillation | None = None,
 ) -> Losses:
     """The losses of a run's terms on a device; with `distillation`, rows with soft targets learn those too."""
-    functions = {**FORM_LOSSES, **{spec.kind: custom_losses(spec.custom, layout) for spec in specs if spec.custom is not None}}
+    functions = {
+        **FORM_LOSSES,
+        **{spec.kind: custom_losses(spec.custom, layout) for spec in specs if spec.custom is not None},
+    }
     if distillation is not None:
         functions = {form: distilled(form, function, distillation) for form, function in functions.items()}
     return Losses(
@@ -87,4 +102,6 @@ def unit_terms(targets: Targets) -> Tensor:
     """Term of each example of a form, (G,): that of its first row."""
     is_first_K = torch.ones_like(targets.groups, dtype=torch.bool)
     is_first_K[1:] = targets.groups[1:] != targets.groups[:-1]
-    return targets.term_ids.new_zeros(len(targets.examples)).index_add_(0, targets.groups, targets.term_ids * is_first_K)
+    return targets.term_ids.new_zeros(len(targets.examples)).index_add_(
+        0, targets.groups, targets.term_ids * is_first_K
+    )

@@ -41,4 +41,6 @@ def group_log_softmax(scores: Tensor, targets: Targets) -> Tensor:
 
 def _offsets(targets: Targets) -> Tensor:
     """(G+1,): groups [0, 0, 1, 1, 1] begin at rows [0, 2, 5]."""
-    return torch.searchsorted(targets.groups, torch.arange(len(targets.examples) + 1, device=targets.groups.device))
+    return torch.searchsorted(
+        targets.groups, torch.arange(len(targets.examples) + 1, device=targets.groups.device)
+    )

@@ -24,7 +24,9 @@ from mtdnn_ds.losses.sums import LossSum
 Scale = Literal["examples", "task_mean", "log_classes", "explicit"]
 
 
-def task_scales(counts_N: np.ndarray, scale: Scale, *, num_classes: Sequence[int], explicit: Sequence[float]) -> np.ndarray:
+def task_scales(
+    counts_N: np.ndarray, scale: Scale, *, num_classes: Sequence[int], explicit: Sequence[float]
+) -> np.ndarray:
     """w_t of each task for one step, (N,) float64; 0 for a task without examples in the step.
 
     `counts_N` are the step's N_t over all ranks, `num_classes` is 1 for a task without classes, `explicit` the tasks' own factors.
@@ -33,7 +35,9 @@ def task_scales(counts_N: np.ndarray, scale: Scale, *, num_classes: Sequence[int
     factors_N = {
         "examples": lambda: np.ones(len(counts_N)),
         "task_mean": lambda: counts_N.sum() / (max(int(present_N.sum()), 1) * np.maximum(counts_N, 1)),
-        "log_classes": lambda: np.array([1.0 if classes < 2 else 1.0 / math.log(classes) for classes in num_classes]),
+        "log_classes": lambda: np.array(
+            [1.0 if classes < 2 else 1.0 / math.log(classes) for classes in num_classes]
+        ),
         "explicit": lambda: np.asarray(explicit, dtype=np.float64),
     }[scale]()
     return np.where(present_N, factors_N * counts_N / max(int(counts_N.sum()), 1), 0.0)
@@ -54,7 +58,9 @@ def step_loss(totals_M: np.ndarray, coefficients_M: np.ndarray) -> float:
     return float((totals_M * coefficients_M).sum())
 
 
-def task_means(totals_M: np.ndarray, units_M: np.ndarray, task_of_term: Sequence[int], num_tasks: int) -> np.ndarray:
+def task_means(
+    totals_M: np.ndarray, units_M: np.ndarray, task_of_term: Sequence[int], num_tasks: int
+) -> np.ndarray:
     """(N,) float64: the sum of each task's term means; NaN for a task without units in the step."""
     means_N = np.full(num_tasks, np.nan)
     for task, total, units in zip(task_of_term, totals_M, units_M, strict=True):

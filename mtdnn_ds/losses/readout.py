@@ -20,7 +20,11 @@ def _cosines(embeddings_KD: Tensor) -> Tensor:
     return pair_cosines(embeddings_KD).repeat_interleave(2)[:, None]
 
 
-READOUTS: Mapping[str, Callable[[Tensor], Tensor]] = {"masked_token": _best_token, "cosine": _cosines, "contrastive": _cosines}
+READOUTS: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "masked_token": _best_token,
+    "cosine": _cosines,
+    "contrastive": _cosines,
+}
 """Forms whose outputs are reduced, each to (K, R); all others keep the head's columns."""
 
 

@@ -14,7 +14,11 @@ from mtdnn_ds.losses.sums import TermTable, own_outputs
 
 def class_losses(outputs_KC: Tensor, targets: Targets, table: TermTable) -> Tensor:
     """Cross-entropy over the term's columns, (K,); labels are class ids."""
-    return -class_log_probabilities(outputs_KC, targets, table).gather(1, targets.labels.long()[:, None]).squeeze(1)
+    return (
+        -class_log_probabilities(outputs_KC, targets, table)
+        .gather(1, targets.labels.long()[:, None])
+        .squeeze(1)
+    )
 
 
 def class_log_probabilities(outputs_KC: Tensor, targets: Targets, table: TermTable) -> Tensor:

@@ -13,4 +13,6 @@ from mtdnn_ds.losses.sums import TermTable, own_outputs
 
 def san_losses(outputs_KC: Tensor, targets: Targets, table: TermTable) -> Tensor:
     """-log P of each row's class, (K,); labels are class ids."""
-    return -own_outputs(outputs_KC, targets.term_ids, table).gather(1, targets.labels.long()[:, None]).squeeze(1)
+    return (
+        -own_outputs(outputs_KC, targets.term_ids, table).gather(1, targets.labels.long()[:, None]).squeeze(1)
+    )

@@ -26,7 +26,9 @@ class LossSum:
 class TermTable:
     """`HeadLayout` as tensors on a device, so that rows of different tasks are handled in one go."""
 
-    columns: Tensor  # (M, O) int64, the term's columns of its head; its first column repeated where it has fewer
+    columns: (
+        Tensor  # (M, O) int64, the term's columns of its head; its first column repeated where it has fewer
+    )
     is_output: Tensor  # (M, O) bool
 
     @property
@@ -41,9 +43,14 @@ def term_table(layout: HeadLayout, device: torch.device | str) -> TermTable:
     is_output [[T, T, T], [T, F, F]].
     """
     most = max(1, *(term.num_outputs for term in layout.terms))
-    columns = [[term.first_column + (j if j < term.num_outputs else 0) for j in range(most)] for term in layout.terms]
+    columns = [
+        [term.first_column + (j if j < term.num_outputs else 0) for j in range(most)] for term in layout.terms
+    ]
     is_output = [[j < term.num_outputs for j in range(most)] for term in layout.terms]
-    return TermTable(columns=torch.tensor(columns, dtype=torch.int64, device=device), is_output=torch.tensor(is_output, device=device))
+    return TermTable(
+        columns=torch.tensor(columns, dtype=torch.int64, device=device),
+        is_output=torch.tensor(is_output, device=device),
+    )
 
 
 def own_outputs(outputs_KC: Tensor, term_ids_K: Tensor, table: TermTable) -> Tensor:

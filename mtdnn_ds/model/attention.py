@@ -68,7 +68,9 @@ def attention_layout(
         packed_to_padded=packed_to_padded,
         token_groups=None
         if batch.sequence_groups is None
-        else batch.sequence_groups.repeat_interleave(batch.cu_seqlens.diff(), output_size=batch.input_ids.numel()),
+        else batch.sequence_groups.repeat_interleave(
+            batch.cu_seqlens.diff(), output_size=batch.input_ids.numel()
+        ),
         running=None if keys is None else running,
         dropout_keys=None if keys is None else _pad_rows(keys.of_token_T, padded_to_packed),
     )
@@ -89,7 +91,14 @@ def padded_group(batch: PackedBatch) -> tuple[AttentionGroup, Tensor]:
 
 
 def attend(
-    query_TNH: Tensor, key_TNH: Tensor, value_TNH: Tensor, layout: AttentionLayout, *, dropout: float, scaling: float, stream: int = 0
+    query_TNH: Tensor,
+    key_TNH: Tensor,
+    value_TNH: Tensor,
+    layout: AttentionLayout,
+    *,
+    dropout: float,
+    scaling: float,
+    stream: int = 0,
 ) -> Tensor:
     """Attention within each sequence, (T, N, H). `dropout` is the probability in effect: 0 outside training; `stream`: of its counters."""
     cu_seqlens, longest = layout.cu_seqlens, layout.max_seqlen
@@ -97,19 +106,35 @@ def attend(
         from flash_attn import flash_attn_varlen_func
 
         return flash_attn_varlen_func(
-            query_TNH, key_TNH, value_TNH, cu_seqlens, cu_seqlens, longest, longest, dropout_p=dropout, softmax_scale=scaling
+            query_TNH,
+            key_TNH,
+            value_TNH,
+            cu_seqlens,
+            cu_seqlens,
+            longest,
+            longest,
+            dropout_p=dropout,
+            softmax_scale=scaling,
         )
     if layout.backend == "varlen":  # has no dropout; load_encoder says so at start
         from torch.nn.attention.varlen import varlen_attn
 
-        out_TNH = varlen_attn(query_TNH, key_TNH, value_TNH, cu_seqlens, cu_seqlens, longest, longest, scale=scaling)
+        out_TNH = varlen_attn(
+            query_TNH, key_TNH, value_TNH, cu_seqlens, cu_seqlens, longest, longest, scale=scaling
+        )
         assert isinstance(out_TNH, Tensor)  # a pair only where return_aux is asked for
         return out_TNH
     return _attend_groups(query_TNH, key_TNH, value_TNH, layout, dropout, scaling, stream)
 
 
 def _attend_groups(
-    query_TNH: Tensor, key_TNH: Tensor, value_TNH: Tensor, layout: AttentionLayout, dropout: float, scaling: float, stream: int
+    query_TNH: Tensor,
+    key_TNH: Tensor,
+    value_TNH: Tensor,
+    layout: AttentionLayout,
+    dropout: float,
+    scaling: float,
+    stream: int,
 ) -> Tensor:
     num_tokens, *heads = query_TNH.shape
     # Where nothing is padded both indices are the identity, because groups follow the packed order.
@@ -121,12 +146,18 @@ def _attend_groups(
     shapes = [group.padded_to_packed.shape for group in layout.groups]
     sizes = [shape.numel() for shape in shapes]
     split_rows = zip(*(rows.split(sizes) for rows in padded), strict=True)
-    keys = [None] * len(sizes) if layout.dropout_keys is None or dropout == 0 else layout.dropout_keys.split(sizes)
+    keys = (
+        [None] * len(sizes)
+        if layout.dropout_keys is None or dropout == 0
+        else layout.dropout_keys.split(sizes)
+    )
     outputs = []
     for group, shape, rows, keys_P in zip(layout.groups, shapes, split_rows, keys, strict=True):
         query_SNLH, key_SNLH, value_SNLH = (part.view(*shape, *heads).transpose(1, 2) for part in rows)
         keys_SL = None if keys_P is None else keys_P.view(shape)
-        out_SNLH = _attend_padded(query_SNLH, key_SNLH, value_SNLH, group.key_mask, dropout, scaling, keys_SL, stream)
+        out_SNLH = _attend_padded(
+            query_SNLH, key_SNLH, value_SNLH, group.key_mask, dropout, scaling, keys_SL, stream
+        )
         outputs.append(out_SNLH.transpose(1, 2).reshape(-1, *heads))
     out_PNH = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
     return out_PNH if is_identity else _Unpad.apply(out_PNH, layout.padded_to_packed, layout.packed_to_padded)
@@ -143,14 +174,22 @@ def _attend_padded(
     stream: int = 0,
 ) -> Tensor:
     if dropout == 0 or (query.device.type != "cpu" and keys_SL is None):
-        return functional.scaled_dot_product_attention(query, key, value, attn_mask=key_mask, dropout_p=dropout, scale=scaling)
+        return functional.scaled_dot_product_attention(
+            query, key, value, attn_mask=key_mask, dropout_p=dropout, scale=scaling
+        )
     # With dropout the CPU has no fused kernel either: scaled_dot_product_attention would take these same steps, with a slow mask.
     # And no fused kernel takes a mask for dropout.
     scores_SNLL = torch.matmul(query * scaling, key.transpose(2, 3))
     if key_mask is not None:
-        scores_SNLL = scores_SNLL + torch.zeros_like(key_mask, dtype=scores_SNLL.dtype).masked_fill_(~key_mask, float("-inf"))
+        scores_SNLL = scores_SNLL + torch.zeros_like(key_mask, dtype=scores_SNLL.dtype).masked_fill_(
+            ~key_mask, float("-inf")
+        )
     weights_SNLL = scores_SNLL.softmax(-1)
-    dropped = word_dropout(weights_SNLL, dropout) if keys_SL is None else attention_dropout(weights_SNLL, dropout, keys_SL, stream)
+    dropped = (
+        word_dropout(weights_SNLL, dropout)
+        if keys_SL is None
+        else attention_dropout(weights_SNLL, dropout, keys_SL, stream)
+    )
     return torch.matmul(dropped, value)
 
 
@@ -206,8 +245,12 @@ def packed_attention(
     """`attend` with the signature of transformers' AttentionInterface: (1, N, T, H) in, (1, T, N, H) out."""
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     query_TNH, key_TNH, value_TNH = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
-    stream = next_stream(module, packed_layout.running) if dropout > 0 and packed_layout.running is not None else 0
-    return attend(query_TNH, key_TNH, value_TNH, packed_layout, dropout=dropout, scaling=scaling, stream=stream).unsqueeze(0), None
+    stream = (
+        next_stream(module, packed_layout.running) if dropout > 0 and packed_layout.running is not None else 0
+    )
+    return attend(
+        query_TNH, key_TNH, value_TNH, packed_layout, dropout=dropout, scaling=scaling, stream=stream
+    ).unsqueeze(0), None
 
 
 def register_packed_attention() -> None:
@@ -225,22 +268,36 @@ def resolve_backend(requested: str, device_type: str, dtype: torch.dtype) -> tup
         problems = _flash_problems(device_type, dtype)
         if problems:
             return "grouped", f"attention back end grouped (flash: {problems[0]})"
-        return "flash", "attention back end flash: flash-attn is installed and attention runs in half precision on CUDA"
+        return (
+            "flash",
+            "attention back end flash: flash-attn is installed and attention runs in half precision on CUDA",
+        )
     if requested not in get_args(Backend):
-        raise ConfigError(f"encoder.attention={requested}: unknown back end{did_you_mean(requested, ('auto', *get_args(Backend)))}")
-    problems = {"flash": _flash_problems, "varlen": _kernel_problems}.get(requested, lambda *_: [])(device_type, dtype)
+        raise ConfigError(
+            f"encoder.attention={requested}: unknown back end{did_you_mean(requested, ('auto', *get_args(Backend)))}"
+        )
+    problems = {"flash": _flash_problems, "varlen": _kernel_problems}.get(requested, lambda *_: [])(
+        device_type, dtype
+    )
     if problems:
-        raise ConfigError(f"encoder.attention={requested} cannot run here: {' and '.join(problems)}; use 'auto' or 'grouped'")
+        raise ConfigError(
+            f"encoder.attention={requested} cannot run here: {' and '.join(problems)}; use 'auto' or 'grouped'"
+        )
     backend: Backend = next(name for name in get_args(Backend) if name == requested)
     return backend, f"attention back end {backend}: asked for by encoder.attention"
 
 
-def counter_backend(requested: str, backend: Backend, reason: str, attention_dropout: float) -> tuple[Backend, str]:
+def counter_backend(
+    requested: str, backend: Backend, reason: str, attention_dropout: float
+) -> tuple[Backend, str]:
     """The back end and the reason with train.dropout=counter: kernels cannot take its masks. Raises ConfigError where one is asked for by name."""
     if backend in ("grouped", "padded") or attention_dropout == 0:
         return backend, reason
     if requested == "auto":
-        return "grouped", f"attention back end grouped ({backend} cannot take the attention dropout masks of train.dropout=counter)"
+        return (
+            "grouped",
+            f"attention back end grouped ({backend} cannot take the attention dropout masks of train.dropout=counter)",
+        )
     raise ConfigError(
         f"encoder.attention={requested}: it cannot take the masks of train.dropout=counter, and the encoder's attention dropout is "
         f"{attention_dropout}; use 'auto' or 'grouped', or train.dropout=model"
@@ -248,7 +305,9 @@ def counter_backend(requested: str, backend: Backend, reason: str, attention_dro
 
 
 def _flash_problems(device_type: str, dtype: torch.dtype) -> list[str]:
-    missing = [] if importlib.util.find_spec("flash_attn") else ["the Python package flash-attn is not installed"]
+    missing = (
+        [] if importlib.util.find_spec("flash_attn") else ["the Python package flash-attn is not installed"]
+    )
     return [*_kernel_problems(device_type, dtype), *missing]
 
 

@@ -58,12 +58,20 @@ class CopiedEncoder(nn.Module):
     def max_positions(self) -> int:
         return self.first.max_positions
 
-    def forward(self, batch: PackedBatch, noise_TE: Tensor | None = None, keys: DropoutKeys | None = None) -> Tensor:
+    def forward(
+        self, batch: PackedBatch, noise_TE: Tensor | None = None, keys: DropoutKeys | None = None
+    ) -> Tensor:
         """Hidden states of all tokens, (T, D); `noise_TE` is added to their word embeddings, `keys` are for counter dropout."""
         sizes = [part.input_ids.numel() for part in batch.parts]
         noise = [None] * len(sizes) if noise_TE is None else noise_TE.split(sizes)
-        parts = [None] * len(sizes) if keys is None else [replace(keys, of_token_T=own_T) for own_T in keys.of_token_T.split(sizes)]
-        return torch.cat([encoder(*own) for encoder, *own in zip(self.encoders, batch.parts, noise, parts, strict=True)])
+        parts = (
+            [None] * len(sizes)
+            if keys is None
+            else [replace(keys, of_token_T=own_T) for own_T in keys.of_token_T.split(sizes)]
+        )
+        return torch.cat(
+            [encoder(*own) for encoder, *own in zip(self.encoders, batch.parts, noise, parts, strict=True)]
+        )
 
     def pooled(self, hidden_TD: Tensor, batch: PackedBatch, sequences_K: Tensor) -> Tensor:
         """What sequence heads read of the given sequences, each through its own copy's pooler, (K, D)."""

@@ -54,7 +54,14 @@ class PackedEncoder(nn.Module):
     """An encoder and its pooler. `notes`: sentences that a run says once, at start."""
 
     def __init__(
-        self, *, model: PreTrainedModel, pooler: nn.Module, attention: Backend, packs: bool, position_offset: int, max_positions: int
+        self,
+        *,
+        model: PreTrainedModel,
+        pooler: nn.Module,
+        attention: Backend,
+        packs: bool,
+        position_offset: int,
+        max_positions: int,
     ) -> None:
         super().__init__()
         self.model = model
@@ -62,7 +69,9 @@ class PackedEncoder(nn.Module):
         self.attention: Backend = attention
         self.packs = packs  # False: the model runs on padded input with its own attention
         self.position_offset = position_offset  # position id of a sequence's first token
-        self.max_positions = max_positions  # most tokens of a sequence; sys.maxsize where the encoder sets no limit
+        self.max_positions = (
+            max_positions  # most tokens of a sequence; sys.maxsize where the encoder sets no limit
+        )
         self.notes: tuple[str, ...] = ()
         self.running = Replayed()
         self._accepts_token_types = "token_type_ids" in signature(model.forward).parameters
@@ -87,14 +96,27 @@ class PackedEncoder(nn.Module):
     def hidden_dropout(self) -> float:
         """The encoder's own dropout of hidden states, the default before a head. Encoders name it differently."""
         names = ("hidden_dropout_prob", "hidden_dropout", "dropout")
-        return next((float(getattr(self.config, name)) for name in names if getattr(self.config, name, None) is not None), 0.0)
+        return next(
+            (
+                float(getattr(self.config, name))
+                for name in names
+                if getattr(self.config, name, None) is not None
+            ),
+            0.0,
+        )
 
     @property
     def attention_dropout(self) -> float:
         """The encoder's own dropout of attention probabilities."""
-        return float(getattr(self.config, "attention_probs_dropout_prob", None) or getattr(self.config, "attention_dropout", None) or 0.0)
+        return float(
+            getattr(self.config, "attention_probs_dropout_prob", None)
+            or getattr(self.config, "attention_dropout", None)
+            or 0.0
+        )
 
-    def forward(self, batch: PackedBatch, noise_TE: Tensor | None = None, keys: DropoutKeys | None = None) -> Tensor:
+    def forward(
+        self, batch: PackedBatch, noise_TE: Tensor | None = None, keys: DropoutKeys | None = None
+    ) -> Tensor:
         """Hidden states of all tokens, (T, D); `noise_TE` is added to their word embeddings, `keys` are for counter dropout."""
         return self.hidden(batch, noise_TE, keys)
 
@@ -103,7 +125,9 @@ class PackedEncoder(nn.Module):
         first_token_K = batch.cu_seqlens[:-1].index_select(0, sequences_K)
         return self.pooler(hidden_TD.index_select(0, first_token_K)[:, None])
 
-    def hidden(self, batch: PackedBatch, noise_TE: Tensor | None = None, keys: DropoutKeys | None = None) -> Tensor:
+    def hidden(
+        self, batch: PackedBatch, noise_TE: Tensor | None = None, keys: DropoutKeys | None = None
+    ) -> Tensor:
         """Hidden states of all tokens, (T, D); `noise_TE` is added to their word embeddings, `keys` are for counter dropout."""
         types = batch.token_type_ids if self._has_token_types else torch.zeros_like(batch.token_type_ids)
         if self.packs:
@@ -118,10 +142,22 @@ class PackedEncoder(nn.Module):
         padding_id = batch.input_ids.new_full((1,), self.config.pad_token_id or 0)
         ids_SL = torch.cat([batch.input_ids, padding_id])[group.padded_to_packed]
         is_token_SL = (group.padded_to_packed < batch.input_ids.numel()).long()
-        optional = {"token_type_ids": torch.cat([types, types.new_zeros(1)])[group.padded_to_packed]} if self._accepts_token_types else {}
-        noise_SLE = None if noise_TE is None else torch.cat([noise_TE, noise_TE.new_zeros(1, noise_TE.shape[1])])[group.padded_to_packed]
+        optional = (
+            {"token_type_ids": torch.cat([types, types.new_zeros(1)])[group.padded_to_packed]}
+            if self._accepts_token_types
+            else {}
+        )
+        noise_SLE = (
+            None
+            if noise_TE is None
+            else torch.cat([noise_TE, noise_TE.new_zeros(1, noise_TE.shape[1])])[group.padded_to_packed]
+        )
         if keys is not None:
-            start_pass(self.running, torch.cat([keys.of_token_T, keys.of_token_T.new_zeros(1)])[group.padded_to_packed], keys.of_pass)
+            start_pass(
+                self.running,
+                torch.cat([keys.of_token_T, keys.of_token_T.new_zeros(1)])[group.padded_to_packed],
+                keys.of_pass,
+            )
         hidden_SLD = self.model(**self._words(ids_SL, noise_SLE), attention_mask=is_token_SL, **optional)[0]
         return unpad(hidden_SLD, group, packed_to_padded)
 
@@ -151,7 +187,9 @@ def load_encoder(
     as they are. Before it is returned, the encoder is compared on two short sequences with Hugging Face's own forward: one
     that cannot be packed runs padded and a note says why. Raises ConfigError when it cannot be loaded, or not run exactly.
     """
-    model, missing = _load_model(path, random_init=random_init, seed=seed, trust_remote_code=trust_remote_code, dropout=dropout)
+    model, missing = _load_model(
+        path, random_init=random_init, seed=seed, trust_remote_code=trust_remote_code, dropout=dropout
+    )
     pooler, notes = take_pooler(model, missing=missing, seed=seed)
     if random_init:
         notes = ("encoder.random_init: every weight is drawn from the seed; the checkpoint's are not used",)
@@ -161,7 +199,9 @@ def load_encoder(
     encoder = PackedEncoder(
         model=model,
         pooler=pooler,
-        attention="padded" if attention == "padded" else "grouped",  # until the checks below are done: they run on the CPU
+        attention="padded"
+        if attention == "padded"
+        else "grouped",  # until the checks below are done: they run on the CPU
         packs=False,
         position_offset=offset,
         max_positions=limit - offset if limit and limit > 0 else sys.maxsize,
@@ -170,7 +210,9 @@ def load_encoder(
     notes += _freeze_unused(encoder)
     lost_dropout = encoder.attention_dropout if encoder.packs and attention == "varlen" else 0.0
     if lost_dropout:
-        notes += (f"attention back end varlen has no dropout: the encoder's attention dropout of {lost_dropout} is not applied",)
+        notes += (
+            f"attention back end varlen has no dropout: the encoder's attention dropout of {lost_dropout} is not applied",
+        )
     if dropout == "counter":
         _count_dropout(encoder)
     else:
@@ -196,17 +238,25 @@ def _load_model(
             if dropout == "none":
                 _zero_dropout(config)
             if random_init:
-                model = AutoModel.from_config(config, trust_remote_code=trust_remote_code, dtype=torch.float32)
+                model = AutoModel.from_config(
+                    config, trust_remote_code=trust_remote_code, dtype=torch.float32
+                )
             else:
                 model, report = AutoModel.from_pretrained(
-                    path, config=config, trust_remote_code=trust_remote_code, dtype=torch.float32, output_loading_info=True
+                    path,
+                    config=config,
+                    trust_remote_code=trust_remote_code,
+                    dtype=torch.float32,
+                    output_loading_info=True,
                 )
                 missing = report["missing_keys"]
     except (OSError, ValueError, RuntimeError, ImportError) as error:
         raise ConfigError(f"encoder.path={path}: transformers cannot load it: {error}") from error
     lost = sorted(name for name in missing if not name.startswith("pooler."))
     if lost:
-        raise ConfigError(f"encoder.path={path}: the checkpoint lacks {len(lost)} weights of {type(model).__name__}, among them {lost[0]}")
+        raise ConfigError(
+            f"encoder.path={path}: the checkpoint lacks {len(lost)} weights of {type(model).__name__}, among them {lost[0]}"
+        )
     if dropout == "none":
         for module in model.modules():
             if isinstance(module, nn.Dropout):
@@ -225,13 +275,19 @@ def _refuse_other_architectures(config: PreTrainedConfig, path: str) -> None:
 
 def _zero_dropout(config: PreTrainedConfig) -> None:
     for name, value in config.to_dict().items():
-        if ("dropout" in name or name == "layerdrop") and isinstance(value, (int, float)) and not isinstance(value, bool):
+        if (
+            ("dropout" in name or name == "layerdrop")
+            and isinstance(value, (int, float))
+            and not isinstance(value, bool)
+        ):
             setattr(config, name, 0.0)
 
 
 def _position_table(model: PreTrainedModel) -> nn.Embedding | None:
     """The absolute position embeddings. RoBERTa's have a padding_idx, and its positions begin after it; BERT's have none."""
-    tables = (module for name, module in model.named_modules() if name.split(".")[-1] == "position_embeddings")
+    tables = (
+        module for name, module in model.named_modules() if name.split(".")[-1] == "position_embeddings"
+    )
     return next((table for table in tables if isinstance(table, nn.Embedding)), None)
 
 
@@ -243,9 +299,13 @@ def _pack_if_exact(encoder: PackedEncoder, path: str, *, has_position_table: boo
         with torch.no_grad():
             difference = relative_difference(encoder.hidden(batch), theirs)
     except (TypeError, ValueError, RuntimeError, IndexError) as error:
-        raise ConfigError(f"encoder.path={path}: {type(model).__name__} cannot run on (input_ids, attention_mask): {error}") from error
+        raise ConfigError(
+            f"encoder.path={path}: {type(model).__name__} cannot run on (input_ids, attention_mask): {error}"
+        ) from error
     if not difference < PROBE_TOLERANCE:
-        raise ConfigError(f"encoder.path={path}: padding changes the hidden states of {type(model).__name__} by {difference:.1e}")
+        raise ConfigError(
+            f"encoder.path={path}: padding changes the hidden states of {type(model).__name__} by {difference:.1e}"
+        )
     obstacle = _packing_obstacle(encoder, has_position_table=has_position_table)
     if obstacle is None:
         theirs_name = model.config._attn_implementation
@@ -255,14 +315,20 @@ def _pack_if_exact(encoder: PackedEncoder, path: str, *, has_position_table: boo
         try:
             with torch.no_grad():
                 difference = relative_difference(encoder.hidden(batch), theirs)
-            obstacle = None if difference < PROBE_TOLERANCE else f"packing would change its hidden states by {difference:.1e}"
+            obstacle = (
+                None
+                if difference < PROBE_TOLERANCE
+                else f"packing would change its hidden states by {difference:.1e}"
+            )
         except (TypeError, ValueError, RuntimeError) as error:
             obstacle = f"its layers do not pass our layout on to attention ({error})"
         if obstacle is not None:
             model.set_attn_implementation(theirs_name)
             encoder.packs = False
     if obstacle is not None:
-        return (f"{type(model).__name__} runs on padded input with its own attention, which is slower: {obstacle}",)
+        return (
+            f"{type(model).__name__} runs on padded input with its own attention, which is slower: {obstacle}",
+        )
     return ()
 
 
@@ -272,7 +338,11 @@ def _packing_obstacle(encoder: PackedEncoder, *, has_position_table: bool) -> st
         return "its attention does not go through transformers' attention interface"
     if not has_position_table or "position_ids" not in signature(encoder.model.forward).parameters:
         return "it has no absolute position embeddings that can be told where each packed sequence begins"
-    local = [name for name in ("sliding_window", "local_attention", "attention_window") if getattr(config, name, None)]
+    local = [
+        name
+        for name in ("sliding_window", "local_attention", "attention_window")
+        if getattr(config, name, None)
+    ]
     return f"its config asks for local attention ({local[0]})" if local else None
 
 
@@ -283,7 +353,9 @@ def _count_dropout(encoder: PackedEncoder) -> None:
     def run() -> None:
         for batch in (probe_batch(encoder.model), batch_of_lengths(np.array([2, 2, 4, 6]))):
             keyed = replace(batch, sequence_keys=torch.arange(batch.num_sequences))
-            encoder.pooled(encoder(keyed, None, dropout_keys(keyed, seed=0)), keyed, torch.arange(batch.num_sequences))
+            encoder.pooled(
+                encoder(keyed, None, dropout_keys(keyed, seed=0)), keyed, torch.arange(batch.num_sequences)
+            )
 
     encoder.train()
     refuse_other_randomness(type(encoder.model).__name__, run)
@@ -298,16 +370,24 @@ def _freeze_unused(encoder: PackedEncoder) -> tuple[str, ...]:
     for name in unused:
         encoder.get_parameter(name).requires_grad_(False)
     return (
-        (f"{len(unused)} parameters of the encoder have no part in its output and stay frozen, among them {unused[0]}",) if unused else ()
+        (
+            f"{len(unused)} parameters of the encoder have no part in its output and stay frozen, among them {unused[0]}",
+        )
+        if unused
+        else ()
     )
 
 
 def set_checkpointing(model: PreTrainedModel, wanted: bool, **settings: Any) -> None:
     """Switches the recomputation of layers in the backward pass on or off; `settings` go to torch.utils.checkpoint."""
     if wanted and not model.supports_gradient_checkpointing:
-        raise ConfigError(f"encoder.gradient_checkpointing: {type(model).__name__} does not support it; set it to false")
+        raise ConfigError(
+            f"encoder.gradient_checkpointing: {type(model).__name__} does not support it; set it to false"
+        )
     if wanted:
-        model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False, **settings})
+        model.activation_checkpointing_enable(
+            activation_checkpointing_kwargs={"use_reentrant": False, **settings}
+        )
     elif model.is_activation_checkpointing:  # switched on by the checkpoint's config
         model.activation_checkpointing_disable()
 

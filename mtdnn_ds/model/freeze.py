@@ -23,15 +23,21 @@ def freeze(model: MultiTaskNet, parts: Sequence[str]) -> tuple[str, ...]:
         return ()
     encoder = model.encoder.first if isinstance(model.encoder, CopiedEncoder) else model.encoder
     layers = encoder_layers(encoder.model)
-    problems = freeze_problems(parts, num_layers=None if layers is None else len(layers[1]), heads=tuple(model.heads))
+    problems = freeze_problems(
+        parts, num_layers=None if layers is None else len(layers[1]), heads=tuple(model.heads)
+    )
     if layers is None and any(layers_of(part) is not None for part in parts):
-        problems.append(f"train.freeze: {type(encoder.model).__name__} has no list of layers to name; freeze encoder or embeddings")
+        problems.append(
+            f"train.freeze: {type(encoder.model).__name__} has no list of layers to name; freeze encoder or embeddings"
+        )
     frozen = [prefix for part in parts for prefix in _prefixes(part, None if layers is None else layers[0])]
     named = dict(model.named_parameters())
     for prefix in frozen:
         own = [parameter for name, parameter in named.items() if (hard_name(name) or "").startswith(prefix)]
         if not own:
-            problems.append(f"train.freeze: {type(encoder.model).__name__} has no parameters {prefix}*; name another part")
+            problems.append(
+                f"train.freeze: {type(encoder.model).__name__} has no parameters {prefix}*; name another part"
+            )
         for parameter in own:
             parameter.requires_grad_(False)
     trained = sum(parameter.numel() for parameter in named.values() if parameter.requires_grad)
@@ -46,7 +52,11 @@ def freeze(model: MultiTaskNet, parts: Sequence[str]) -> tuple[str, ...]:
 def encoder_layers(model: nn.Module) -> tuple[str, nn.ModuleList] | None:
     """Name and modules of the encoder's layers, None where layers share their weights or have no list."""
     count = getattr(getattr(model, "config", None), "num_hidden_layers", 0)
-    lists = ((name, module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList) and len(module) == count)
+    lists = (
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) == count
+    )
     return next(lists, None)
 
 
@@ -56,4 +66,8 @@ def _prefixes(part: str, layers: str | None) -> Iterator[str]:
     if numbers is not None:
         yield from (f"encoder.model.{layers}.{number}." for number in numbers)
     else:
-        yield {"embeddings": "encoder.model.embeddings.", "encoder": "encoder.model.", "pooler": "encoder.pooler."}.get(part, f"{part}.")
+        yield {
+            "embeddings": "encoder.model.embeddings.",
+            "encoder": "encoder.model.",
+            "pooler": "encoder.pooler.",
+        }.get(part, f"{part}.")

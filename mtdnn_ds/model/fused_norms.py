@@ -22,6 +22,8 @@ def fuse_layer_norms(module: nn.Module) -> None:
     for parent in list(module.modules()):
         for name, norm in list(parent.named_children()):
             if type(norm) is nn.LayerNorm:
-                fused = FusedLayerNorm(norm.normalized_shape, eps=norm.eps, elementwise_affine=norm.elementwise_affine)
+                fused = FusedLayerNorm(
+                    norm.normalized_shape, eps=norm.eps, elementwise_affine=norm.elementwise_affine
+                )
                 fused.weight, fused.bias = norm.weight, norm.bias
                 setattr(parent, name, fused)

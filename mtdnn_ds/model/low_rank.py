@@ -52,7 +52,9 @@ class _TokenGroups:
     def read(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Before the encoder's forward: from the layout that travels with the tokens."""
         layout: AttentionLayout = kwargs["packed_layout"]
-        assert layout.token_groups is not None, "a micro-batch for low-rank sharing says which group its sequences belong to"
+        assert layout.token_groups is not None, (
+            "a micro-batch for low-rank sharing says which group its sequences belong to"
+        )
         self.group_of_value = self.group_of_value.to(layout.token_groups.device)
         self.running.values["own_TR"] = layout.token_groups[:, None] == self.group_of_value
 
@@ -67,16 +69,29 @@ def add_low_rank(encoder: PackedEncoder, sharing: Sharing, *, seed: int) -> None
     Raises ConfigError where the encoder cannot serve it.
     """
     if not encoder.packs:
-        raise ConfigError(f"sharing.mode=low_rank: the encoder does not run on packed tokens ({encoder.notes[-1]}); use soft or hard")
-    linears = {name: module for name, module in encoder.model.named_modules() if isinstance(module, nn.Linear)}
+        raise ConfigError(
+            f"sharing.mode=low_rank: the encoder does not run on packed tokens ({encoder.notes[-1]}); use soft or hard"
+        )
+    linears = {
+        name: module for name, module in encoder.model.named_modules() if isinstance(module, nn.Linear)
+    }
     most = min(min(linear.weight.shape) for linear in linears.values())
     if sharing.rank > most:
-        raise ConfigError(f"sharing.rank={sharing.rank}: a linear layer of the encoder has rank {most} at most; set it lower")
+        raise ConfigError(
+            f"sharing.rank={sharing.rank}: a linear layer of the encoder has rank {most} at most; set it lower"
+        )
     groups = _TokenGroups(len(sharing.groups), sharing.rank, encoder.running)
     encoder.model.register_forward_pre_hook(groups.read, with_kwargs=True)
     for name, linear in linears.items():
         linear.add_module(DELTA, LowRankDelta(linear, sharing, seed=seed, purpose=f"{DELTA}.{name}"))
         linear.register_forward_hook(groups.change)
-    size = sum(values.numel() for linear in linears.values() for values in linear.get_submodule(DELTA).parameters()) / 1e6
+    size = (
+        sum(
+            values.numel()
+            for linear in linears.values()
+            for values in linear.get_submodule(DELTA).parameters()
+        )
+        / 1e6
+    )
     note = f"low-rank sharing: changes of rank {sharing.rank} for {', '.join(sharing.groups)} on {len(linears)} linear layers, {size:,.1f} M parameters"
     encoder.notes = (*encoder.notes, note)

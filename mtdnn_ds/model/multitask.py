@@ -61,7 +61,9 @@ class MultiTaskNet(nn.Module):
         for name, head in heads.items():
             setattr(head, STREAM, stream_of(f"heads.{name}"))
 
-    def forward(self, batch: PackedBatch, within: Callable[[MultiTaskNet, PackedBatch], Any] | None = None) -> Any:
+    def forward(
+        self, batch: PackedBatch, within: Callable[[MultiTaskNet, PackedBatch], Any] | None = None
+    ) -> Any:
         """{form: (K, C)} of every form in `batch.targets`; or what `within(self, batch)` returns, computed inside this forward.
 
         `within` may call `outputs` several times (regularisers do): under ZeRO-3 that works only inside the engine's forward.
@@ -90,17 +92,33 @@ class MultiTaskNet(nn.Module):
         return outputs
 
     def _call(
-        self, name: str, head: nn.Module, hidden_TD: Tensor, batch: PackedBatch, targets: Sequence[Targets], keys: DropoutKeys | None
+        self,
+        name: str,
+        head: nn.Module,
+        hidden_TD: Tensor,
+        batch: PackedBatch,
+        targets: Sequence[Targets],
+        keys: DropoutKeys | None,
     ) -> Tensor:
         """A head's outputs for the rows of all its forms end to end. Heads take plain tensors: ZeRO-3's hooks look for those."""
         rows_K = torch.cat([of_form.rows for of_form in targets])
         term_ids_K = torch.cat([of_form.term_ids for of_form in targets])
         # Rows of each of the head's terms, on the host; for heads with parameters per term, whose units are their rows.
-        sizes = [int(batch.unit_counts[index]) for index, term in enumerate(self.layout.terms) if term.head == name]
+        sizes = [
+            int(batch.unit_counts[index]) for index, term in enumerate(self.layout.terms) if term.head == name
+        ]
         if name == "san":
             segments_K4 = targets[0].extra["segments"] if rows_K.numel() else rows_K.new_zeros((0, 4))
             first_K = batch.cu_seqlens[:-1].index_select(0, rows_K)
-            return head(hidden_TD, first_K, segments_K4, term_ids_K, sizes, batch.max_seqlen, _of_tokens(keys, first_K))
+            return head(
+                hidden_TD,
+                first_K,
+                segments_K4,
+                term_ids_K,
+                sizes,
+                batch.max_seqlen,
+                _of_tokens(keys, first_K),
+            )
         if name == "masked_lm":
             return head(hidden_TD.index_select(0, rows_K))
         if name == "embedding":
@@ -110,17 +128,26 @@ class MultiTaskNet(nn.Module):
             keys_K = _of_tokens(keys, batch.cu_seqlens[:-1].index_select(0, rows_K))
         else:
             states_KD, keys_K = hidden_TD.index_select(0, rows_K), _of_tokens(keys, rows_K)
-        return head(states_KD, term_ids_K, keys_K) if name in BANKS else head(states_KD, term_ids_K, sizes, keys_K)
+        return (
+            head(states_KD, term_ids_K, keys_K)
+            if name in BANKS
+            else head(states_KD, term_ids_K, sizes, keys_K)
+        )
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What a run says once, at start."""
-        return (*self.encoder.notes, *(note for head in self.heads.values() for note in getattr(head, "notes", ())))
+        return (
+            *self.encoder.notes,
+            *(note for head in self.heads.values() for note in getattr(head, "notes", ())),
+        )
 
     @property
     def borrowed(self) -> tuple[tuple[nn.Module, nn.Parameter], ...]:
         """Parameters that a module reads in its forward although another one owns them: ZeRO-3 has to be told."""
-        return tuple((head, head.tied_weight) for head in self.heads.values() if isinstance(head, MaskedLMHead))
+        return tuple(
+            (head, head.tied_weight) for head in self.heads.values() if isinstance(head, MaskedLMHead)
+        )
 
 
 def _of_tokens(keys: DropoutKeys | None, tokens_K: Tensor) -> Tensor | None:
@@ -168,12 +195,24 @@ def build_model(
         if dropout == "counter":
             encoder.attention, reason = counter_backend(attention, backend, reason, encoder.attention_dropout)
         encoder.notes = (reason, *encoder.notes)
-    task_dropout = [0.0 if dropout == "none" else encoder.hidden_dropout if spec.dropout is None else spec.dropout for spec in specs]
+    task_dropout = [
+        0.0 if dropout == "none" else encoder.hidden_dropout if spec.dropout is None else spec.dropout
+        for spec in specs
+    ]
     heads: dict[str, nn.Module] = {
-        name: build_masked_lm_head(encoder, None if random_init else encoder_path, seed=seed, trust_remote_code=trust_remote_code)
+        name: build_masked_lm_head(
+            encoder, None if random_init else encoder_path, seed=seed, trust_remote_code=trust_remote_code
+        )
         if name == "masked_lm"
         else _build_head(
-            name, specs, layout, encoder=encoder, task_dropout=task_dropout, dropout=dropout, seed=seed, first_score=first_score or {}
+            name,
+            specs,
+            layout,
+            encoder=encoder,
+            task_dropout=task_dropout,
+            dropout=dropout,
+            seed=seed,
+            first_score=first_score or {},
         )
         for name in layout.heads
     }
@@ -184,7 +223,9 @@ def build_model(
     shared = share_encoder(encoder, sharing, seed=seed)
     if isinstance(shared, CopiedEncoder) and "masked_lm" in heads:
         _tie_to_its_copy(heads["masked_lm"], shared, sharing, layout)
-    return MultiTaskNet(encoder=shared, heads=heads, layout=layout, dropout_seed=seed if dropout == "counter" else None).train()
+    return MultiTaskNet(
+        encoder=shared, heads=heads, layout=layout, dropout_seed=seed if dropout == "counter" else None
+    ).train()
 
 
 def _tie_to_its_copy(head: nn.Module, encoder: CopiedEncoder, sharing: Sharing, layout: HeadLayout) -> None:
@@ -202,7 +243,9 @@ def _tie_to_its_copy(head: nn.Module, encoder: CopiedEncoder, sharing: Sharing, 
 
 
 def _reads_pooled(layout: HeadLayout, head: str) -> bool:
-    return head not in ("san", "embedding") and any(term.head == head and term.reads == "sequence" for term in layout.terms)
+    return head not in ("san", "embedding") and any(
+        term.head == head and term.reads == "sequence" for term in layout.terms
+    )
 
 
 def _build_head(
@@ -260,7 +303,9 @@ def _build_head(
     )
 
 
-def parameter_groups(model: MultiTaskNet, weight_decay: float, head_lr_factor: float = 1.0) -> list[dict[str, Any]]:
+def parameter_groups(
+    model: MultiTaskNet, weight_decay: float, head_lr_factor: float = 1.0
+) -> list[dict[str, Any]]:
     """Trainable parameters in optimizer groups, with and without `weight_decay`, each in the model's own order.
 
     No decay on biases and on the parameters of normalisation layers, as BERT was trained (Devlin et al. 2019, appendix A.2, and
@@ -273,14 +318,22 @@ def parameter_groups(model: MultiTaskNet, weight_decay: float, head_lr_factor: f
         if "norm" in type(module).__name__.lower()
         for own, _ in module.named_parameters(recurse=False)
     }
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {(head, plain): [] for head in (False, True) for plain in (False, True)}
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {
+        (head, plain): [] for head in (False, True) for plain in (False, True)
+    }
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             is_head = head_lr_factor != 1.0 and (name.startswith("heads.") or ".pooler." in name)
-            is_plain = name in normalisation or name.split(".")[-1].endswith("bias") or "layernorm" in name.lower()
+            is_plain = (
+                name in normalisation or name.split(".")[-1].endswith("bias") or "layernorm" in name.lower()
+            )
             groups[is_head, is_plain].append(parameter)
     return [
-        {"params": parameters, "weight_decay": 0.0 if is_plain else weight_decay, "lr_factor": head_lr_factor if is_head else 1.0}
+        {
+            "params": parameters,
+            "weight_decay": 0.0 if is_plain else weight_decay,
+            "lr_factor": head_lr_factor if is_head else 1.0,
+        }
         for (is_head, is_plain), parameters in groups.items()
         if parameters
     ]

@@ -51,7 +51,9 @@ def batch_of_lengths(lengths: np.ndarray, ids: Sequence[int] = (0,)) -> PackedBa
 def hidden_one_by_one(model: PreTrainedModel, batch: PackedBatch) -> Tensor:
     """Hugging Face's own forward, each sequence alone and unpadded, (T, D). Must be called before the attention is replaced."""
     sequences = batch.input_ids.split(LENGTHS.tolist())
-    return torch.cat([model(input_ids=ids[None], attention_mask=torch.ones_like(ids)[None])[0][0] for ids in sequences])
+    return torch.cat(
+        [model(input_ids=ids[None], attention_mask=torch.ones_like(ids)[None])[0][0] for ids in sequences]
+    )
 
 
 def relative_difference(ours: Tensor, theirs: Tensor) -> float:
@@ -71,4 +73,8 @@ def unused_parameters(module: nn.Module, output: Tensor) -> list[str]:
         if hasattr(node, "variable"):  # the leaf node that accumulates a parameter's gradient
             used.add(id(node.variable))
         waiting.extend(parent for parent, _ in node.next_functions)
-    return [name for name, parameter in module.named_parameters() if parameter.requires_grad and id(parameter) not in used]
+    return [
+        name
+        for name, parameter in module.named_parameters()
+        if parameter.requires_grad and id(parameter) not in used
+    ]

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 def derived_seed(seed: int, purpose: str) -> int:
     """A seed of its own for each purpose of one run; the same on every machine."""
-    return int(np.random.SeedSequence([seed, zlib.crc32(purpose.encode())]).generate_state(1, np.uint64)[0] >> 1)
+    return int(
+        np.random.SeedSequence([seed, zlib.crc32(purpose.encode())]).generate_state(1, np.uint64)[0] >> 1
+    )
 
 
 @torch.no_grad()

@@ -36,8 +36,14 @@ def share_encoder(encoder: PackedEncoder, sharing: Sharing, *, seed: int) -> Pac
 
 def num_parameters(model: nn.Module, sharing: Sharing) -> int:
     """Parameters of the encoder whose Hugging Face model, pooler included, is `model`, as its tasks share it."""
-    linears = (layer for name, layer in model.named_modules() if isinstance(layer, nn.Linear) and not name.startswith("pooler"))
-    changes = sum(len(sharing.groups) * sharing.rank * (layer.in_features + layer.out_features) for layer in linears)
+    linears = (
+        layer
+        for name, layer in model.named_modules()
+        if isinstance(layer, nn.Linear) and not name.startswith("pooler")
+    )
+    changes = sum(
+        len(sharing.groups) * sharing.rank * (layer.in_features + layer.out_features) for layer in linears
+    )
     return sharing.num_copies * sum(parameter.numel() for parameter in model.parameters()) + changes
 
 
@@ -57,18 +63,28 @@ def merged_encoder_state(weights: Weights, sharing: Sharing, tasks: Sequence[str
     group = sharing.only_group_of(tasks)
     if sharing.mode == "soft":
         copies = [_below(weights, f"{ENCODER}copies.{index}.") for index in range(sharing.num_copies)]
-        return copies[group] if group is not None else {name: _mean([copy[name] for copy in copies]) for name in copies[0]}
+        return (
+            copies[group]
+            if group is not None
+            else {name: _mean([copy[name] for copy in copies]) for name in copies[0]}
+        )
     own = _below(weights, ENCODER)
     state = {name: tensor for name, tensor in own.items() if f".{DELTA}." not in name}
     for layer in (name.removesuffix(f".{DELTA}.a") for name in own if name.endswith(f".{DELTA}.a")):
         if group is not None:
             rows = slice(group * sharing.rank, (group + 1) * sharing.rank)
-            a, b, weight = own[f"{layer}.{DELTA}.a"][rows], own[f"{layer}.{DELTA}.b"][rows], state[f"{layer}.weight"]
+            a, b, weight = (
+                own[f"{layer}.{DELTA}.a"][rows],
+                own[f"{layer}.{DELTA}.b"][rows],
+                state[f"{layer}.weight"],
+            )
             state[f"{layer}.weight"] = (weight.float() + b.float().T @ a.float()).to(weight.dtype)
     return state
 
 
-def carried_encoder(theirs: Weights, their_sharing: Sharing, ours: Weights, our_sharing: Sharing, tasks: Sequence[str]) -> State:
+def carried_encoder(
+    theirs: Weights, their_sharing: Sharing, ours: Weights, our_sharing: Sharing, tasks: Sequence[str]
+) -> State:
     """The `encoder.` weights with which a run of `tasks` begins from another run's, by our names.
 
     Each of our encoders begins with what its tasks ran through there, or with what all shared there. Low-rank changes are carried to
@@ -76,20 +92,32 @@ def carried_encoder(theirs: Weights, their_sharing: Sharing, ours: Weights, our_
     """
     if our_sharing.mode == "soft":
         states = [merged_encoder_state(theirs, their_sharing, own) for own in our_sharing.groups.values()]
-        return {f"{ENCODER}copies.{index}.{name}": tensor for index, state in enumerate(states) for name, tensor in state.items()}
-    changes = {name: tensor for name, tensor in ours.items() if name.startswith(ENCODER) and f".{DELTA}." in name}
-    keeps_changes = our_sharing.mode == their_sharing.mode == "low_rank" and our_sharing.rank == their_sharing.rank
+        return {
+            f"{ENCODER}copies.{index}.{name}": tensor
+            for index, state in enumerate(states)
+            for name, tensor in state.items()
+        }
+    changes = {
+        name: tensor for name, tensor in ours.items() if name.startswith(ENCODER) and f".{DELTA}." in name
+    }
+    keeps_changes = (
+        our_sharing.mode == their_sharing.mode == "low_rank" and our_sharing.rank == their_sharing.rank
+    )
     state = merged_encoder_state(theirs, their_sharing, () if keeps_changes else tasks)
     if keeps_changes:
         changes = {
-            name: _rows(theirs[name], their_sharing, tensor, our_sharing) if name in theirs else tensor for name, tensor in changes.items()
+            name: _rows(theirs[name], their_sharing, tensor, our_sharing) if name in theirs else tensor
+            for name, tensor in changes.items()
         }
     return {**{ENCODER + name: tensor for name, tensor in state.items()}, **changes}
 
 
 def _rows(theirs: Tensor, their_sharing: Sharing, ours: Tensor, our_sharing: Sharing) -> Tensor:
     """Our factor with the rows of every group whose tasks were in one group there."""
-    rank, sources = our_sharing.rank, [their_sharing.only_group_of(own) for own in our_sharing.groups.values()]
+    rank, sources = (
+        our_sharing.rank,
+        [their_sharing.only_group_of(own) for own in our_sharing.groups.values()],
+    )
     parts = [
         own if source is None else theirs[source * rank : (source + 1) * rank]
         for own, source in zip(ours.split(rank), sources, strict=True)

@@ -12,12 +12,24 @@ from tqdm import tqdm
 class Bar:
     """Rows done of all rows. Must be closed."""
 
-    def __init__(self, num_rows: int, *, done: int = 0, is_main: bool = True, stream: TextIO | None = None, seconds: float = 10.0) -> None:
+    def __init__(
+        self,
+        num_rows: int,
+        *,
+        done: int = 0,
+        is_main: bool = True,
+        stream: TextIO | None = None,
+        seconds: float = 10.0,
+    ) -> None:
         self._num_rows, self._first, self._is_main = num_rows, done, is_main
         self._stream, self._seconds = stream or sys.stdout, seconds
         self._began = self._said_at = time.monotonic()
         shows = is_main and self._stream.isatty()
-        self._bar = tqdm(total=num_rows, initial=done, file=self._stream, unit="row", dynamic_ncols=True) if shows else None
+        self._bar = (
+            tqdm(total=num_rows, initial=done, file=self._stream, unit="row", dynamic_ncols=True)
+            if shows
+            else None
+        )
 
     def update(self, done: int) -> None:
         if self._bar is not None:

@@ -56,14 +56,25 @@ class Progress:
         if not self._is_main:
             return
         if self._stream.isatty():
-            if self._bar is None:  # opened by the first step: notes said before it stand above, and a Progress that only speaks has none
-                self._bar = tqdm(total=self._num_steps, initial=self._first_step, file=self._stream, unit="step", dynamic_ncols=True)
+            if (
+                self._bar is None
+            ):  # opened by the first step: notes said before it stand above, and a Progress that only speaks has none
+                self._bar = tqdm(
+                    total=self._num_steps,
+                    initial=self._first_step,
+                    file=self._stream,
+                    unit="step",
+                    dynamic_ncols=True,
+                )
             self._bar.set_postfix_str(f"loss {loss:.3f}, {tokens_per_second:,.0f} tokens/s", refresh=False)
             self._bar.update(step - self._bar.n)
             return
         now = self._clock()
         if self._first_update is None:
-            self._first_update = (step, now)  # the clock starts after the first step, which warms caches up and compiles
+            self._first_update = (
+                step,
+                now,
+            )  # the clock starts after the first step, which warms caches up and compiles
         if now - self._last_line_at >= self._seconds_between_lines or step == self._num_steps:
             self._last_line_at = now
             left = self._time_left(step, now)
@@ -109,7 +120,9 @@ class TaskResult:
     task: str
     num_rows: int  # of the dev split
     metrics: Mapping[str, float]  # final values, the main metric first
-    majority_baseline: float | None  # main metric of always answering the most frequent label; None where that has no meaning
+    majority_baseline: (
+        float | None
+    )  # main metric of always answering the most frequent label; None where that has no meaning
     best_value: float | None  # of the main metric during the run
     best_step: int | None
 
@@ -137,7 +150,11 @@ def format_results(results: Sequence[TaskResult], average: float) -> str:
                 rows.append(("", "", metric, _value(value), "", "", ""))
     rows.append(("average", "", "", _value(average), "", "", ""))
     widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
-    lines = [_row(header, widths), "  ".join("-" * width for width in widths), *(_row(row, widths) for row in rows)]
+    lines = [
+        _row(header, widths),
+        "  ".join("-" * width for width in widths),
+        *(_row(row, widths) for row in rows),
+    ]
     return "\n".join(lines)
 
 
@@ -174,7 +191,9 @@ class _UsersLevel(logging.Filter):
         self._level = level
 
     def filter(self, record: logging.LogRecord) -> bool:
-        return record.levelno >= self._level and not any(text in record.getMessage() for text in EXPECTED_DEEPSPEED_WARNINGS)
+        return record.levelno >= self._level and not any(
+            text in record.getMessage() for text in EXPECTED_DEEPSPEED_WARNINGS
+        )
 
 
 def _show_deepspeed(level: int) -> None:
@@ -194,5 +213,6 @@ def _value(value: float | None) -> str:
 def _row(cells: Sequence[str], widths: Sequence[int]) -> str:
     """Task and metric names to the left, numbers to the right."""
     return "  ".join(
-        cell.ljust(width) if column in (0, 2) else cell.rjust(width) for column, (cell, width) in enumerate(zip(cells, widths, strict=True))
+        cell.ljust(width) if column in (0, 2) else cell.rjust(width)
+        for column, (cell, width) in enumerate(zip(cells, widths, strict=True))
     ).rstrip()

@@ -21,7 +21,9 @@ import torch
 from mtdnn_ds.config.precision import Precision
 
 
-def encoder_flops(*, num_layers: int, hidden_size: int, intermediate_size: int, num_tokens: int, sum_squared_lengths: int) -> float:
+def encoder_flops(
+    *, num_layers: int, hidden_size: int, intermediate_size: int, num_tokens: int, sum_squared_lengths: int
+) -> float:
     """Training FLOPs (forward and backward) of real tokens: summed over sequences, T = sum L and the attention term needs sum L^2."""
     d, f = hidden_size, intermediate_size
     return 3.0 * num_layers * (2 * (4 * d * d + 2 * d * f) * num_tokens + 4 * d * sum_squared_lengths)
@@ -74,7 +76,9 @@ def peak_flops_per_second(device_name: str, precision: Precision) -> float | Non
     return None
 
 
-def model_flops_utilisation(*, flops: float, seconds: float, num_devices: int, peak_flops_per_second: float | None) -> float | None:
+def model_flops_utilisation(
+    *, flops: float, seconds: float, num_devices: int, peak_flops_per_second: float | None
+) -> float | None:
     """Share of the peak spent on useful work (MFU; Chowdhery et al. 2022, arXiv:2204.02311, appendix B); None if the peak is unknown.
 
     `flops`: of all devices together in `seconds`, on real tokens only.
@@ -101,7 +105,10 @@ class StepCost:
             sum_squared_lengths=sum_squared_lengths,
         )
         return model_flops_utilisation(
-            flops=flops, seconds=seconds, num_devices=num_devices, peak_flops_per_second=self.peak_flops_per_second
+            flops=flops,
+            seconds=seconds,
+            num_devices=num_devices,
+            peak_flops_per_second=self.peak_flops_per_second,
         )
 
 
@@ -110,8 +117,14 @@ def step_cost(config: Any, *, precision: Precision, device: torch.device) -> Ste
 
     A config without BERT's names for its sizes has no known formula here: its peak counts as unknown, so no MFU is shown.
     """
-    sizes = [getattr(config, name, None) for name in ("num_hidden_layers", "hidden_size", "intermediate_size")]
-    peak = peak_flops_per_second(torch.cuda.get_device_name(device), precision) if device.type == "cuda" else None
+    sizes = [
+        getattr(config, name, None) for name in ("num_hidden_layers", "hidden_size", "intermediate_size")
+    ]
+    peak = (
+        peak_flops_per_second(torch.cuda.get_device_name(device), precision)
+        if device.type == "cuda"
+        else None
+    )
     num_layers, hidden_size, intermediate_size = (int(size or 0) for size in sizes)
     return StepCost(
         num_layers=num_layers,
@@ -163,7 +176,9 @@ def model_state_bytes(
     master_bytes = 4 if parameter_bytes == 2 else 0
     parameters = num_parameters * parameter_bytes / (num_ranks if zero_stage == 3 else 1)
     gradients = num_parameters * (gradient_bytes or parameter_bytes) / (num_ranks if zero_stage >= 2 else 1)
-    optimizer = num_parameters * (master_bytes + 4 * num_optimizer_states) / (num_ranks if zero_stage >= 1 else 1)
+    optimizer = (
+        num_parameters * (master_bytes + 4 * num_optimizer_states) / (num_ranks if zero_stage >= 1 else 1)
+    )
     host = 0.0
     if offload_optimizer:
         host += optimizer + num_parameters * (gradient_bytes or parameter_bytes) / num_ranks

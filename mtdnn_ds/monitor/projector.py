@@ -23,7 +23,9 @@ class DevEmbeddings:
     """One row an example, those of a task next to each other."""
 
     vectors: np.ndarray  # (E, D) float32
-    metadata: tuple[tuple[str, str, str], ...]  # task, label ("-" where the kind has none a row), line or row of the source
+    metadata: tuple[
+        tuple[str, str, str], ...
+    ]  # task, label ("-" where the kind has none a row), line or row of the source
 
 
 def dev_embeddings(
@@ -44,7 +46,9 @@ def dev_embeddings(
     """
     tasks = [index for index, spec in enumerate(specs) if spec.dev_splits]
     whole = [examples[specs[task].name][specs[task].dev_splits[0]] for task in tasks]
-    sets: list[Examples] = [SampledExamples(each, np.arange(min(rows_per_task, each.num_examples))) for each in whole]
+    sets: list[Examples] = [
+        SampledExamples(each, np.arange(min(rows_per_task, each.num_examples))) for each in whole
+    ]
     caught: list[torch.Tensor] = []
     hook = encoder.register_forward_hook(lambda module, inputs, output: caught.append(output))
     mine: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
@@ -55,11 +59,15 @@ def dev_embeddings(
             for batch in evaluation_batches(tasks, sets, layout, settings):
                 caught.clear()
                 forward(batch.to(device))
-                examples_B, sequences_B = np.unique(batch.sequence_examples, return_index=True)  # the first sequence of each
+                examples_B, sequences_B = np.unique(
+                    batch.sequence_examples, return_index=True
+                )  # the first sequence of each
                 real = examples_B >= 0  # not fillers
                 first_B = batch.cu_seqlens[:-1][torch.from_numpy(sequences_B[real])].to(device).long()
                 vectors_BD = caught[-1].index_select(0, first_B).float().cpu().numpy()
-                mine.append((batch.example_tasks[examples_B[real]], batch.example_rows[examples_B[real]], vectors_BD))
+                mine.append(
+                    (batch.example_tasks[examples_B[real]], batch.example_rows[examples_B[real]], vectors_BD)
+                )
     finally:
         hook.remove()
         forward.train(was_training)
@@ -67,7 +75,11 @@ def dev_embeddings(
     sets_E, rows_E = (np.concatenate([part[index] for part in gathered]) for index in (0, 1))
     order = np.lexsort((rows_E, sets_E))
     metadata = tuple(
-        (specs[tasks[index]].name, _label(specs[tasks[index]], sets[index], row), str(sets[index].source_row(row)))
+        (
+            specs[tasks[index]].name,
+            _label(specs[tasks[index]], sets[index], row),
+            str(sets[index].source_row(row)),
+        )
         for index, row in zip(sets_E[order].tolist(), rows_E[order].tolist(), strict=True)
     )
     return DevEmbeddings(vectors=np.concatenate([part[2] for part in gathered])[order], metadata=metadata)

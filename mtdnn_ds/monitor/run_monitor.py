@@ -32,7 +32,11 @@ from mtdnn_ds.monitor.tensorboard import (
 Event = tuple[str, float, int]  # tag, value, step: what DeepSpeed's monitors take
 
 TENSORBOARD_ONLY = ("mfu",)  # fields of StepRecord that metrics.jsonl does not have
-ONLY_WHEN_ON = ("penalty", "regularizer", "task_scale")  # fields that a run without what they are of does not have
+ONLY_WHEN_ON = (
+    "penalty",
+    "regularizer",
+    "task_scale",
+)  # fields that a run without what they are of does not have
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,7 +57,9 @@ class StepRecord:
     rank_imbalance: float  # cost of the busiest rank / mean cost, at least 1
     micro_batches: int  # of one rank
     seconds: float
-    penalty: float | None = None  # of soft or low-rank sharing, of the weights after the step; not in the loss; None without
+    penalty: float | None = (
+        None  # of soft or low-rank sharing, of the weights after the step; not in the loss; None without
+    )
     regularizer: float | None = None  # the regulariser's part of the loss; None without one
     task_scale: Mapping[str, float] | None = None  # w_t of each task in the step, where the loss scales adapt
     mfu: float | None = None  # fraction of the peak FLOP/s; None where the peak is unknown
@@ -61,7 +67,9 @@ class StepRecord:
 
     def json_fields(self) -> dict[str, Any]:
         absent = {name for name in ONLY_WHEN_ON if getattr(self, name) is None}
-        return {name: value for name, value in asdict(self).items() if name not in (*TENSORBOARD_ONLY, *absent)}
+        return {
+            name: value for name, value in asdict(self).items() if name not in (*TENSORBOARD_ONLY, *absent)
+        }
 
     def scalars(self) -> list[tuple[str, float | None]]:
         return [
@@ -97,7 +105,11 @@ class EvalRecord:
         return asdict(self)
 
     def scalars(self) -> list[tuple[str, float | None]]:
-        by_metric = [(f"eval/{task}/{metric}", value) for task, values in self.eval.items() for metric, value in values.items()]
+        by_metric = [
+            (f"eval/{task}/{metric}", value)
+            for task, values in self.eval.items()
+            for metric, value in values.items()
+        ]
         return [*by_metric, ("eval/average", self.average)]
 
 
@@ -115,7 +127,9 @@ def check_monitors(deepspeed_config: Mapping[str, Any]) -> None:
         import tensorboard  # noqa: F401
         import torch.utils.tensorboard  # noqa: F401
     except ImportError as error:
-        raise ConfigError(f"the run's TensorBoard files cannot be written: {error}; install it with: pip install tensorboard") from error
+        raise ConfigError(
+            f"the run's TensorBoard files cannot be written: {error}; install it with: pip install tensorboard"
+        ) from error
 
 
 class RunMonitor:
@@ -164,13 +178,19 @@ class RunMonitor:
         """Append one line, and the same scalars to TensorBoard and DeepSpeed's monitor. A value that is not finite becomes null, and no point."""
         self._lines.write(json.dumps(_without_nan(record.json_fields()), allow_nan=False).encode() + b"\n")
         self._lines.flush()
-        events = [(tag, float(value), record.step) for tag, value in record.scalars() if value is not None and math.isfinite(value)]
+        events = [
+            (tag, float(value), record.step)
+            for tag, value in record.scalars()
+            if value is not None and math.isfinite(value)
+        ]
         for tag, value, step in events:
             self._board.add_scalar(tag, value, step)
         if self._write_events is not None:
             self._write_events(events)
 
-    def write_projector(self, vectors: np.ndarray, columns: Sequence[str], metadata: Sequence[Sequence[str]]) -> None:
+    def write_projector(
+        self, vectors: np.ndarray, columns: Sequence[str], metadata: Sequence[Sequence[str]]
+    ) -> None:
         """Embeddings for the board's PROJECTOR tab. Raises OSError."""
         write_projector(self._board.folder, vectors, columns, metadata)
 
@@ -190,7 +210,9 @@ class RunMonitor:
     def __enter__(self) -> RunMonitor:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close(succeeded=kind is None)
 
 

@@ -33,7 +33,9 @@ class EventFile:
         self.folder = folder
         began = time.time()
         number = len(list(folder.iterdir()))  # two files of one process and second
-        self._file = PatientFile(folder / f"events.out.tfevents.{int(began):010d}.{platform.node()}.{os.getpid()}.{number}")
+        self._file = PatientFile(
+            folder / f"events.out.tfevents.{int(began):010d}.{platform.node()}.{os.getpid()}.{number}"
+        )
         self._records, self._flushed_at = RecordWriter(self._file), began
         self._add(step=0, file_version="brain.Event:2")
         self._add(step=purge_step, session_log=SessionLog(status=SessionLog.START))
@@ -72,7 +74,9 @@ def recipe_summary(recipe_yaml: str) -> Any:
     return text("recipe", "".join(f"    {line}\n" for line in recipe_yaml.splitlines()))
 
 
-def write_projector(folder: Path, vectors: np.ndarray, columns: Sequence[str], metadata: Sequence[Sequence[str]]) -> None:
+def write_projector(
+    folder: Path, vectors: np.ndarray, columns: Sequence[str], metadata: Sequence[Sequence[str]]
+) -> None:
     """Files of the PROJECTOR tab in the run's board `folder`: `vectors` (E, D) with E rows of `metadata`. Raises OSError.
 
     The config, which names the other two, is renamed into place last.
@@ -82,10 +86,15 @@ def write_projector(folder: Path, vectors: np.ndarray, columns: Sequence[str], m
 
     rows = ("\t".join(" ".join(cell.split()) for cell in row) for row in (columns, *metadata))
     (folder / "metadata.tsv").write_text("".join(f"{row}\n" for row in rows), encoding="utf-8")
-    (folder / "embeddings.tsv").write_text("".join("\t".join(f"{value:.6g}" for value in row) + "\n" for row in vectors), encoding="utf-8")
+    (folder / "embeddings.tsv").write_text(
+        "".join("\t".join(f"{value:.6g}" for value in row) + "\n" for row in vectors), encoding="utf-8"
+    )
     config = ProjectorConfig()
     config.embeddings.add(
-        tensor_name="dev rows", tensor_shape=list(vectors.shape), tensor_path="embeddings.tsv", metadata_path="metadata.tsv"
+        tensor_name="dev rows",
+        tensor_shape=list(vectors.shape),
+        tensor_path="embeddings.tsv",
+        metadata_path="metadata.tsv",
     )
     aside = folder / "projector_config.pbtxt.tmp"
     aside.write_text(text_format.MessageToString(config), encoding="utf-8")
@@ -95,9 +104,15 @@ def write_projector(folder: Path, vectors: np.ndarray, columns: Sequence[str], m
 def board_layout(task_metrics: Mapping[str, Sequence[str]]) -> dict[str, dict[str, list[Any]]]:
     """TensorBoard's CUSTOM SCALARS page: all tasks' losses in one chart, all main dev metrics in one, then speed and balance."""
     losses = ["loss", *(f"loss/{task}" for task in task_metrics)]
-    main_metrics = ["eval/average", *(f"eval/{task}/{metrics[0]}" for task, metrics in task_metrics.items() if metrics)]
+    main_metrics = [
+        "eval/average",
+        *(f"eval/{task}/{metrics[0]}" for task, metrics in task_metrics.items() if metrics),
+    ]
     return {
-        "Tasks": {"loss of every task": _chart(losses), "main dev metric of every task": _chart(main_metrics)},
+        "Tasks": {
+            "loss of every task": _chart(losses),
+            "main dev metric of every task": _chart(main_metrics),
+        },
         "Throughput and balance": {
             "tokens per second": _chart(["tokens_per_second"]),
             "fraction of peak FLOP/s": _chart(["mfu"]),
@@ -139,18 +154,32 @@ def start_summaries(
             return Value(bool_value=setting)
         return Value(string_value=setting) if isinstance(setting, str) else Value(number_value=setting)
 
-    types = {bool: api_pb2.DATA_TYPE_BOOL, int: api_pb2.DATA_TYPE_FLOAT64, float: api_pb2.DATA_TYPE_FLOAT64, str: api_pb2.DATA_TYPE_STRING}
-    tags = ["eval/average", *(f"eval/{task}/{metric}" for task, metrics in task_metrics.items() for metric in metrics)]
+    types = {
+        bool: api_pb2.DATA_TYPE_BOOL,
+        int: api_pb2.DATA_TYPE_FLOAT64,
+        float: api_pb2.DATA_TYPE_FLOAT64,
+        str: api_pb2.DATA_TYPE_STRING,
+    }
+    tags = [
+        "eval/average",
+        *(f"eval/{task}/{metric}" for task, metrics in task_metrics.items() for metric in metrics),
+    ]
     columns = api_pb2.Experiment(
-        hparam_infos=[api_pb2.HParamInfo(name=name, type=types[type(setting)]) for name, setting in settings.items()],
+        hparam_infos=[
+            api_pb2.HParamInfo(name=name, type=types[type(setting)]) for name, setting in settings.items()
+        ],
         metric_infos=[api_pb2.MetricInfo(name=api_pb2.MetricName(tag=tag)) for tag in tags],
     )
     row = plugin_data_pb2.SessionStartInfo(
-        hparams={name: value(setting) for name, setting in settings.items()}, group_name=run_name, start_time_secs=time.time()
+        hparams={name: value(setting) for name, setting in settings.items()},
+        group_name=run_name,
+        start_time_secs=time.time(),
     )
     return [
         _hparams_summary(metadata.EXPERIMENT_TAG, plugin_data_pb2.HParamsPluginData(experiment=columns)),
-        _hparams_summary(metadata.SESSION_START_INFO_TAG, plugin_data_pb2.HParamsPluginData(session_start_info=row)),
+        _hparams_summary(
+            metadata.SESSION_START_INFO_TAG, plugin_data_pb2.HParamsPluginData(session_start_info=row)
+        ),
     ]
 
 
@@ -159,11 +188,19 @@ def end_summary(succeeded: bool) -> Any:
 
     status = api_pb2.STATUS_SUCCESS if succeeded else api_pb2.STATUS_FAILURE
     end = plugin_data_pb2.SessionEndInfo(status=status, end_time_secs=time.time())
-    return _hparams_summary(metadata.SESSION_END_INFO_TAG, plugin_data_pb2.HParamsPluginData(session_end_info=end))
+    return _hparams_summary(
+        metadata.SESSION_END_INFO_TAG, plugin_data_pb2.HParamsPluginData(session_end_info=end)
+    )
 
 
 def _hparams_summary(tag: str, data: Any) -> Any:
     from tensorboard.compat.proto.summary_pb2 import Summary
     from tensorboard.plugins.hparams import metadata
 
-    return Summary(value=[Summary.Value(tag=tag, metadata=metadata.create_summary_metadata(data), tensor=metadata.NULL_TENSOR)])
+    return Summary(
+        value=[
+            Summary.Value(
+                tag=tag, metadata=metadata.create_summary_metadata(data), tensor=metadata.NULL_TENSOR
+            )
+        ]
+    )

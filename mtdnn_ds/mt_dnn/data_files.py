@@ -42,12 +42,21 @@ class BadRow(ValueError):
 
 def find_files(data: Path, task: str, split: str) -> tuple[Path | None, Path | None]:
     """The canonical file (or, of documents, the text file) and the JSON of a split; JSON may be one folder deeper, as bert_base_uncased/."""
-    text = next((path for suffix in (".tsv", ".txt") if (path := data / f"{task}_{split}{suffix}").is_file()), None)
+    text = next(
+        (path for suffix in (".tsv", ".txt") if (path := data / f"{task}_{split}{suffix}").is_file()), None
+    )
     prepared = [path for folder in ("", "*/") for path in sorted(data.glob(f"{folder}{task}_{split}.json"))]
     return text, prepared[0] if prepared else None
 
 
-def write_rows(sources: Sequence[Path], task: ImportedTask, target: Path, *, tokenizer: Any = None, with_labels: bool = True) -> int:
+def write_rows(
+    sources: Sequence[Path],
+    task: ImportedTask,
+    target: Path,
+    *,
+    tokenizer: Any = None,
+    with_labels: bool = True,
+) -> int:
     """Write the rows of `sources`, one after the other, as JSON lines; returns their number. Raises DataError with the first bad lines."""
     bad: list[str] = []
     num_bad = count = 0
@@ -61,12 +70,28 @@ def write_rows(sources: Sequence[Path], task: ImportedTask, target: Path, *, tok
                 try:
                     if number in broken:
                         raise BadRow("not valid UTF-8")
-                    rows = _json_rows(text, task, tokenizer) if source.suffix == ".json" else _READERS[task.form](text.split("\t"), task)
+                    rows = (
+                        _json_rows(text, task, tokenizer)
+                        if source.suffix == ".json"
+                        else _READERS[task.form](text.split("\t"), task)
+                    )
                     lines = [{**row, "line": f"{source.name}:{number}"} for row in rows]
-                except (ValueError, KeyError, TypeError, SyntaxError, IndexError, RecursionError, MemoryError) as error:
+                except (
+                    ValueError,
+                    KeyError,
+                    TypeError,
+                    SyntaxError,
+                    IndexError,
+                    RecursionError,
+                    MemoryError,
+                ) as error:
                     num_bad += 1
                     if len(bad) < _MAX_LISTED:
-                        said = str(error) if isinstance(error, BadRow) else f"cannot be read ({type(error).__name__}: {error})"
+                        said = (
+                            str(error)
+                            if isinstance(error, BadRow)
+                            else f"cannot be read ({type(error).__name__}: {error})"
+                        )
                         bad.append(f"  {source}: line {number}: {said}")
                     continue
                 for row in lines:
@@ -86,7 +111,11 @@ def _unlabelled(row: Row) -> Row:
 
 def _texts(fields: Sequence[str], task: ImportedTask) -> Iterator[Row]:
     _fields(fields, 2 + task.num_texts)
-    yield {"id": fields[0], "label": fields[1], **{f"text{place}": text for place, text in enumerate(fields[2:], 1)}}
+    yield {
+        "id": fields[0],
+        "label": fields[1],
+        **{f"text{place}": text for place, text in enumerate(fields[2:], 1)},
+    }
 
 
 def _candidates(fields: Sequence[str], task: ImportedTask) -> Iterator[Row]:
@@ -99,17 +128,26 @@ def _candidates(fields: Sequence[str], task: ImportedTask) -> Iterator[Row]:
 
 def _cloze(fields: Sequence[str], task: ImportedTask) -> Iterator[Row]:
     if len(fields) < 6:
-        raise BadRow(f"{len(fields)} fields; a cloze line has an id, choices, answers, labels, a premise and hypotheses")
+        raise BadRow(
+            f"{len(fields)} fields; a cloze line has an id, choices, answers, labels, a premise and hypotheses"
+        )
     yield from _ranked(fields[0], [str(label) for label in _list(fields[3])], fields[4], fields[5:], task)
 
 
-def _ranked(uid: str, labels: Sequence[str], query: str, candidates: Sequence[str], task: ImportedTask) -> Iterator[Row]:
+def _ranked(
+    uid: str, labels: Sequence[str], query: str, candidates: Sequence[str], task: ImportedTask
+) -> Iterator[Row]:
     """One row for each candidate; those with the highest label of the line are the relevant ones."""
     if len(labels) != len(candidates):
         raise BadRow(f"{len(labels)} labels for {len(candidates)} hypotheses")
     grades = [_grade(label.strip(), task.labels) for label in labels]
     for grade, candidate in zip(grades, candidates, strict=True):
-        yield {"id": uid, "query": query, "candidate": candidate, "label": "relevant" if grade == max(grades) else "other"}
+        yield {
+            "id": uid,
+            "query": query,
+            "candidate": candidate,
+            "label": "relevant" if grade == max(grades) else "other",
+        }
 
 
 def _grade(label: str, labels: Sequence[str]) -> float:
@@ -135,7 +173,11 @@ def _span(fields: Sequence[str], task: ImportedTask) -> Iterator[Row]:
     context = fields[2].removesuffix(_END_OF_V2)
     if not impossible and not 0 <= start < end <= len(context):
         raise BadRow(f"the answer's characters {start} to {end} are not in its context of {len(context)}")
-    answers = {"text": [], "answer_start": []} if impossible else {"text": [context[start:end]], "answer_start": [start]}
+    answers = (
+        {"text": [], "answer_start": []}
+        if impossible
+        else {"text": [context[start:end]], "answer_start": [start]}
+    )
     yield {"id": fields[0], "question": fields[3], "context": context, "answers": answers}
 
 
@@ -170,10 +212,18 @@ def _json_rows(line: str, task: ImportedTask, tokenizer: Any) -> Iterable[Row]:
         return [_decoded_words(uid, ids, row["label"], task, tokenizer)]
     if task.form in ("candidates", "cloze"):
         pairs = [_decoded(each, 2, tokenizer) for each in ids]
-        grades = row["olabel"] if "olabel" in row else [float(place == row["label"]) for place in range(len(pairs))]
-        return list(_ranked(uid, [str(grade) for grade in grades], pairs[0][0], [pair[1] for pair in pairs], task))
+        grades = (
+            row["olabel"]
+            if "olabel" in row
+            else [float(place == row["label"]) for place in range(len(pairs))]
+        )
+        return list(
+            _ranked(uid, [str(grade) for grade in grades], pairs[0][0], [pair[1] for pair in pairs], task)
+        )
     if task.form != "texts":
-        raise BadRow(f"token ids of a {task.settings['kind']} task do not say where the answer's characters are")
+        raise BadRow(
+            f"token ids of a {task.settings['kind']} task do not say where the answer's characters are"
+        )
     texts = _decoded(ids, task.num_texts, tokenizer)
     label = task.labels[row["label"]] if task.labels and isinstance(row["label"], int) else row["label"]
     return [{"id": uid, "label": label, **{f"text{place}": text for place, text in enumerate(texts, 1)}}]
@@ -190,11 +240,15 @@ def _decoded(ids: Sequence[int], wanted: int, tokenizer: Any) -> list[str]:
             parts[-1].append(token)
     texts = [tokenizer.decode(part).strip() for part in parts if part]
     if len(texts) != wanted:
-        raise BadRow(f"{len(texts)} texts between special tokens instead of {wanted}; is this the tokenizer that the file was made with?")
+        raise BadRow(
+            f"{len(texts)} texts between special tokens instead of {wanted}; is this the tokenizer that the file was made with?"
+        )
     return texts
 
 
-def _decoded_words(uid: str, ids: Sequence[int], labels: Sequence[int], task: ImportedTask, tokenizer: Any) -> Row:
+def _decoded_words(
+    uid: str, ids: Sequence[int], labels: Sequence[int], task: ImportedTask, tokenizer: Any
+) -> Row:
     """Words put together of their pieces, which are labelled X."""
     pieces: list[list[int]] = []
     tags: list[str] = []

@@ -37,7 +37,9 @@ def run(*, task_def: str, data: str, output: str, encoder: str | None, decode_wi
     target.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=f".{rows.name}.", dir=target.parent))
     try:
-        work = _Import(data=Path(data), rows=rows, aside=aside, tokenizer=_tokenizer(decode_with), findings=findings)
+        work = _Import(
+            data=Path(data), rows=rows, aside=aside, tokenizer=_tokenizer(decode_with), findings=findings
+        )
         settings = {task.name: values for task in tasks if (values := _with_files(task, work)) is not None}
         if work.problems:
             raise DataError(work.problems)
@@ -55,7 +57,11 @@ def run(*, task_def: str, data: str, output: str, encoder: str | None, decode_wi
             raise
     finally:
         shutil.rmtree(aside, ignore_errors=True)
-    print(f"{len(listed)} things of {task_def} are not carried over as they stand:" if listed else f"all of {task_def} is carried over")
+    print(
+        f"{len(listed)} things of {task_def} are not carried over as they stand:"
+        if listed
+        else f"all of {task_def} is carried over"
+    )
     print("".join(f"  {line}\n" for line in listed), end="")
     print(
         f"wrote {target}: {len(settings)} of {len(definitions)} tasks ({', '.join(settings)})"
@@ -66,11 +72,17 @@ def run(*, task_def: str, data: str, output: str, encoder: str | None, decode_wi
 
 
 def _refuse(target: Path, rows: Path, data: Path) -> None:
-    problems = [f"--output {path}: is there already; give another name, or move it away" for path in (target, rows) if path.exists()]
+    problems = [
+        f"--output {path}: is there already; give another name, or move it away"
+        for path in (target, rows)
+        if path.exists()
+    ]
     if target.suffix not in (".yaml", ".yml"):
         problems.append(f"--output {target}: a recipe is a YAML file; write {target.with_suffix('.yaml')}")
     if not data.is_dir():
-        problems.append(f"--data {data}: no such folder; give the one with TASK_SPLIT.tsv, as mt-dnn's canonical_data")
+        problems.append(
+            f"--data {data}: no such folder; give the one with TASK_SPLIT.tsv, as mt-dnn's canonical_data"
+        )
     if problems:
         raise ConfigError(problems)
 
@@ -95,23 +107,53 @@ def _with_files(task: ImportedTask, work: _Import) -> dict[str, Any] | None:
             source = text or (prepared if work.tokenizer is not None else None)
             if source is None:
                 why = "has only token ids, and no texts" if prepared else "is not there"
-                instead = "left out; put the .tsv beside it, or give --decode_with TOKENIZER" if prepared else "left out"
+                instead = (
+                    "left out; put the .tsv beside it, or give --decode_with TOKENIZER"
+                    if prepared
+                    else "left out"
+                )
                 name = prepared.name if prepared else f"{task.theirs}_{split}.tsv"
-                work.findings.append(Finding(key=f"{task.theirs}.split_names", value=split, why=f"{name} {why}", instead=instead))
+                work.findings.append(
+                    Finding(
+                        key=f"{task.theirs}.split_names", value=split, why=f"{name} {why}", instead=instead
+                    )
+                )
                 continue
             if source.suffix == ".json":
                 why = f"{source.name} has only token ids: capitals, spaces and what was cut off are lost"
-                work.findings.append(Finding(key=f"{task.theirs}.split_names", value=split, why=why, instead="texts are decoded from them"))
+                work.findings.append(
+                    Finding(
+                        key=f"{task.theirs}.split_names",
+                        value=split,
+                        why=why,
+                        instead="texts are decoded from them",
+                    )
+                )
             sources.setdefault(ours, []).append(source)
     if "train" not in sources:
-        work.findings.append(Finding(key=task.theirs, value="(the task)", why="has no training file", instead="the task is left out"))
+        work.findings.append(
+            Finding(
+                key=task.theirs,
+                value="(the task)",
+                why="has no training file",
+                instead="the task is left out",
+            )
+        )
         return None
     plain = task.form == "texts" and all(len(of) == 1 and of[0].suffix == ".tsv" for of in sources.values())
     if plain or task.form == "documents":
         files = {split: str(of[0]) for split, of in sources.items()}
-        columns = {"text_columns": [str(2 + place) for place in range(task.num_texts)], "label_column": "1"} if plain else {}
+        columns = (
+            {"text_columns": [str(2 + place) for place in range(task.num_texts)], "label_column": "1"}
+            if plain
+            else {}
+        )
         return {**task.settings, "files": files, **columns}
-    texts = {"text_columns": [f"text{place}" for place in range(1, task.num_texts + 1)]} if task.form == "texts" else {}
+    texts = (
+        {"text_columns": [f"text{place}" for place in range(1, task.num_texts + 1)]}
+        if task.form == "texts"
+        else {}
+    )
     return {**task.settings, "files": _converted(task, sources, work), **texts, **COLUMNS[task.form]}
 
 
@@ -122,7 +164,13 @@ def _converted(task: ImportedTask, sources: dict[str, list[Path]], work: _Import
     for split, of in sources.items():
         name = f"{task.name}_{split}.jsonl"
         try:
-            write_rows(of, task, work.aside / name, tokenizer=work.tokenizer, with_labels=not split.startswith("test"))
+            write_rows(
+                of,
+                task,
+                work.aside / name,
+                tokenizer=work.tokenizer,
+                with_labels=not split.startswith("test"),
+            )
         except DataError as error:
             work.problems.extend(error.problems)
         files[split] = str(work.rows / name)
@@ -143,7 +191,10 @@ def _recipe(tasks: dict[str, Any], encoder: str, max_length: int) -> dict[str, A
 
 def _write(target: Path, task_def: str, recipe: dict[str, Any], listed: list[str]) -> None:
     """Write aside, load what was written as a run would, then rename."""
-    head = [f"Made of mt-dnn's {task_def} by import-task-def. Optimizer, batch and length of training are those of its paper.", *listed]
+    head = [
+        f"Made of mt-dnn's {task_def} by import-task-def. Optimizer, batch and length of training are those of its paper.",
+        *listed,
+    ]
     aside = target.with_name(f".{target.stem}.new{target.suffix}")
     comments = "".join(f"# {line}\n" for text in head for line in text.splitlines())
     try:

@@ -16,7 +16,11 @@ def _share(value: object) -> bool:
 
 
 def _names(value: object) -> bool:
-    return isinstance(value, list) and bool(value) and all(isinstance(name, str | int | float) and str(name) for name in value)
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(isinstance(name, str | int | float) and str(name) for name in value)
+    )
 
 
 def _words(value: object) -> bool:
@@ -25,7 +29,10 @@ def _words(value: object) -> bool:
 
 _WANTED: Mapping[str, tuple[_Check, str]] = {
     "n_class": (_whole, "a whole number, at least 1"),
-    "max_seq_len": (lambda value: _whole(value) and isinstance(value, int) and value >= 8, "a whole number, at least 8"),
+    "max_seq_len": (
+        lambda value: _whole(value) and isinstance(value, int) and value >= 8,
+        "a whole number, at least 8",
+    ),
     "dropout_p": (_share, "a number from 0 to below 1"),
     "enable_san": (lambda value: isinstance(value, bool), "true or false"),
     "labels": (_names, "a list of names"),

@@ -19,7 +19,9 @@ def our_splits(names: Sequence[str]) -> tuple[dict[str, tuple[str, ...]], list[s
         elif role == "train":
             splits["train"] = (*splits.get("train", ()), name)
         else:
-            rest = re.sub(r"[^A-Za-z0-9]+", "_", re.sub("valid|dev|val|test", "", name, flags=re.IGNORECASE)).strip("_")
+            rest = re.sub(
+                r"[^A-Za-z0-9]+", "_", re.sub("valid|dev|val|test", "", name, flags=re.IGNORECASE)
+            ).strip("_")
             ours = role if role not in splits else f"{role}_{rest or len(splits)}"
             splits[ours if ours not in splits else f"{ours}_{len(splits)}"] = (name,)
     return splits, left_out

@@ -97,7 +97,10 @@ _METRICS: Mapping[str, tuple[str, ...]] = {
     "EmF1": ("exact_match", "token_f1"),
     "EmF12": ("exact_match", "token_f1"),
 }
-_NO_METRICS = {"AUC": "ours has no area under the curve", "CMAT": "ours has no confusion matrix among its metrics"}
+_NO_METRICS = {
+    "AUC": "ours has no area under the curve",
+    "CMAT": "ours has no confusion matrix among its metrics",
+}
 _MARKS = ("X", "CLS", "SEP")
 _ENCODERS = {
     "BERT": "google-bert/bert-base-uncased",
@@ -126,7 +129,9 @@ def translate(definitions: object, source: str) -> tuple[list[ImportedTask], lis
     tasks = []
     for name, keys in definitions.items():
         if not isinstance(keys, dict):
-            problems.append(f"{source}: {name}: a task is a mapping of keys (data_format, task_type, ...), not {keys!r}")
+            problems.append(
+                f"{source}: {name}: a task is a mapping of keys (data_format, task_type, ...), not {keys!r}"
+            )
             continue
         keys = {str(key): value for key, value in keys.items() if value is not None}
         if wrong := type_problems(f"{source}: {name}", keys):
@@ -138,18 +143,33 @@ def translate(definitions: object, source: str) -> tuple[list[ImportedTask], lis
         raise ConfigError(problems)
     names = [task.name for task in tasks]
     if repeated := sorted({name for name in names if names.count(name) > 1}):
-        raise ConfigError(f"{source}: two tasks would be called {', '.join(repeated)} here; rename one of them")
+        raise ConfigError(
+            f"{source}: two tasks would be called {', '.join(repeated)} here; rename one of them"
+        )
     return tasks, findings
 
 
 def encoder_of(definitions: Mapping[str, Any], findings: list[Finding]) -> str:
     """The hub name of the encoder that the definitions are for: BERT's, where they do not say."""
-    named = {str(keys["encoder_type"]): name for name, keys in definitions.items() if isinstance(keys, dict) and "encoder_type" in keys}
+    named = {
+        str(keys["encoder_type"]): name
+        for name, keys in definitions.items()
+        if isinstance(keys, dict) and "encoder_type" in keys
+    }
     for encoder_type, name in named.items():
         if encoder_type not in _ENCODERS:
-            why = "ours has no such encoder" if encoder_type in _NO_ENCODERS else f"unknown{did_you_mean(encoder_type, _ENCODERS)}"
+            why = (
+                "ours has no such encoder"
+                if encoder_type in _NO_ENCODERS
+                else f"unknown{did_you_mean(encoder_type, _ENCODERS)}"
+            )
             findings.append(
-                Finding(key=f"{name}.encoder_type", value=encoder_type, why=why, instead="ours begins with BERT; give --encoder")
+                Finding(
+                    key=f"{name}.encoder_type",
+                    value=encoder_type,
+                    why=why,
+                    instead="ours begins with BERT; give --encoder",
+                )
             )
     known = [encoder_type for encoder_type in named if encoder_type in _ENCODERS]
     for other in known[1:]:
@@ -166,10 +186,19 @@ def encoder_of(definitions: Mapping[str, Any], findings: list[Finding]) -> str:
 
 def longest(definitions: Mapping[str, Any]) -> int:
     """Tokens of a sequence: the largest max_seq_len, or what mt-dnn's prepro_std.py cuts at."""
-    return max((int(keys["max_seq_len"]) for keys in definitions.values() if isinstance(keys, dict) and "max_seq_len" in keys), default=512)
+    return max(
+        (
+            int(keys["max_seq_len"])
+            for keys in definitions.values()
+            if isinstance(keys, dict) and "max_seq_len" in keys
+        ),
+        default=512,
+    )
 
 
-def _task(name: str, keys: Mapping[str, Any], source: str, findings: list[Finding], problems: list[str]) -> ImportedTask | None:
+def _task(
+    name: str, keys: Mapping[str, Any], source: str, findings: list[Finding], problems: list[str]
+) -> ImportedTask | None:
     def found(key: str, why: str, instead: str) -> None:
         value = ", ".join(map(str, keys[key])) if isinstance(keys.get(key), list) else keys.get(key)
         findings.append(Finding(key=f"{name}.{key}", value=value, why=why, instead=instead))
@@ -180,11 +209,17 @@ def _task(name: str, keys: Mapping[str, Any], source: str, findings: list[Findin
             found(key, f"unknown key{did_you_mean(key, KEYS)}", hint)
     missing = [key for key in ("data_format", "task_type") if key not in keys]
     if missing:
-        problems.append(f"{source}: {name}: {' and '.join(missing)} missing; mt-dnn needs {'it' if len(missing) == 1 else 'them'} too")
+        problems.append(
+            f"{source}: {name}: {' and '.join(missing)} missing; mt-dnn needs {'it' if len(missing) == 1 else 'them'} too"
+        )
         return None
     task_type, data_format = str(keys["task_type"]), str(keys["data_format"])
     if task_type not in _TYPES:
-        found("task_type", _NO_TYPES.get(task_type, f"unknown{did_you_mean(task_type, [*_TYPES, *_NO_TYPES])}"), "the task is left out")
+        found(
+            "task_type",
+            _NO_TYPES.get(task_type, f"unknown{did_you_mean(task_type, [*_TYPES, *_NO_TYPES])}"),
+            "the task is left out",
+        )
         return None
     if data_format not in _FORMATS:
         known = "mt-dnn's own prepro_std.py has no reader for it" if data_format in _NO_FORMATS else None
@@ -210,7 +245,11 @@ def _task(name: str, keys: Mapping[str, Any], source: str, findings: list[Findin
     if keys.get("enable_san") and kind == "classification" and num_texts == 2:
         settings["head"] = "san"
     elif keys.get("enable_san"):
-        found("enable_san", "the answer network is for classification of pairs", "a linear head, as mt-dnn has there too")
+        found(
+            "enable_san",
+            "the answer network is for classification of pairs",
+            "a linear head, as mt-dnn has there too",
+        )
     if task_type == "SpanYN":
         settings["null_threshold"] = 0.0
     if kind == "masked_lm":
@@ -218,20 +257,36 @@ def _task(name: str, keys: Mapping[str, Any], source: str, findings: list[Findin
     _losses(keys, kind, losses, found)
     if "max_seq_len" in keys:
         found("max_seq_len", "a run has one length", "encoder.max_length is the largest of all tasks")
-    splits, left_out = our_splits([str(split) for split in keys.get("split_names") or ("train", "dev", "test")])
+    splits, left_out = our_splits(
+        [str(split) for split in keys.get("split_names") or ("train", "dev", "test")]
+    )
     for split in left_out:
-        findings.append(Finding(key=f"{name}.split_names", value=split, why="neither a train, a dev nor a test split", instead="left out"))
+        findings.append(
+            Finding(
+                key=f"{name}.split_names",
+                value=split,
+                why="neither a train, a dev nor a test split",
+                instead="left out",
+            )
+        )
     ours = f"mtdnn_{name}" if name in BUILTIN_TASKS else name
     if ours != name:
         findings.append(
-            Finding(key=name, value="(its name)", why="is a built-in task of ours, with files of its own", instead=f"called {ours} here")
+            Finding(
+                key=name,
+                value="(its name)",
+                why="is a built-in task of ours, with files of its own",
+                instead=f"called {ours} here",
+            )
         )
     return ImportedTask(
         name=ours, theirs=name, settings=settings, form=form, num_texts=num_texts or 2, labels=theirs or labels, splits=splits
     )  # fmt: skip
 
 
-def _labels(kind: str, keys: Mapping[str, Any], theirs: tuple[str, ...], found: Any) -> tuple[str, ...] | None:
+def _labels(
+    kind: str, keys: Mapping[str, Any], theirs: tuple[str, ...], found: Any
+) -> tuple[str, ...] | None:
     """Our label names; () for kinds without; None if the task cannot be carried over."""
     number = int(keys.get("n_class") or 0)
     if kind == "classification":
@@ -252,11 +307,17 @@ def _labels(kind: str, keys: Mapping[str, Any], theirs: tuple[str, ...], found: 
     labels = tuple(label for label in theirs if label not in _MARKS)
     if marks:
         found(
-            "labels", f"{', '.join(marks)} mark word pieces and special tokens", "ours leaves those without a label, and has no such class"
+            "labels",
+            f"{', '.join(marks)} mark word pieces and special tokens",
+            "ours leaves those without a label, and has no such class",
         )
     wrong = [label for label in labels if label != "O" and label[:2] not in ("B-", "I-")]
     if wrong or "O" not in labels:
-        found("labels", f"{wrong[0]} is no BIO label" if wrong else "O is missing", "ours tags entities; the task is left out")
+        found(
+            "labels",
+            f"{wrong[0]} is no BIO label" if wrong else "O is missing",
+            "ours tags entities; the task is left out",
+        )
         return None
     partners = [f"{other}-{label[2:]}" for label in labels if label != "O" for other in ("B", "I")]
     added = [label for label in dict.fromkeys(partners) if label not in labels]
@@ -266,7 +327,11 @@ def _labels(kind: str, keys: Mapping[str, Any], theirs: tuple[str, ...], found: 
 
 
 def _metrics(keys: Mapping[str, Any], kind: str, num_labels: int, found: Any) -> list[str]:
-    wanted = [keys["metric_meta"]] if isinstance(keys.get("metric_meta"), str) else list(keys.get("metric_meta") or ())
+    wanted = (
+        [keys["metric_meta"]]
+        if isinstance(keys.get("metric_meta"), str)
+        else list(keys.get("metric_meta") or ())
+    )
     metrics: list[str] = []
     for theirs in map(str, wanted):
         fitting = [name for name in _METRICS.get(theirs, ()) if kind in METRICS[name].kinds]
@@ -278,9 +343,17 @@ def _metrics(keys: Mapping[str, Any], kind: str, num_labels: int, found: Any) ->
         if theirs == "NERACC" and fitting:
             found("metric_meta", "NERACC prints seqeval's report", "entity_f1, its micro average")
         if not fitting:
-            known = _NO_METRICS.get(theirs) or (f"unknown {theirs}{did_you_mean(theirs, _METRICS)}" if theirs not in _METRICS else None)
-            found("metric_meta", known or f"{theirs} is no metric of a {kind} here", f"the others, or those of every {kind}")
-        metrics += [name for name in fitting if name not in metrics and metric_misfit(name, kind, num_labels) is None]
+            known = _NO_METRICS.get(theirs) or (
+                f"unknown {theirs}{did_you_mean(theirs, _METRICS)}" if theirs not in _METRICS else None
+            )
+            found(
+                "metric_meta",
+                known or f"{theirs} is no metric of a {kind} here",
+                f"the others, or those of every {kind}",
+            )
+        metrics += [
+            name for name in fitting if name not in metrics and metric_misfit(name, kind, num_labels) is None
+        ]
     return metrics
 
 
@@ -301,7 +374,13 @@ def _losses(keys: Mapping[str, Any], kind: str, losses: Sequence[str], found: An
         )
     if keys.get("adv_loss") is not None:
         ours = "squared error" if kind == "regression" else "symmetric KL"
-        same = {"SymKlCriterion": "symmetric KL", "MseCriterion": "squared error"}.get(str(keys["adv_loss"])) == ours
-        instead = f"regularizer.name=smart does the same here ({ours})" if same else f"regularizer.name=smart uses {ours}"
+        same = {"SymKlCriterion": "symmetric KL", "MseCriterion": "squared error"}.get(
+            str(keys["adv_loss"])
+        ) == ours
+        instead = (
+            f"regularizer.name=smart does the same here ({ours})"
+            if same
+            else f"regularizer.name=smart uses {ours}"
+        )
         instead = "regularizer.name=freelb applies to it, smart does not" if kind == "masked_lm" else instead
         found("adv_loss", "works only with --adv_train", instead)

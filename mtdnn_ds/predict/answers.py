@@ -30,11 +30,15 @@ Answer = dict[str, Any]
 _SPAN, _UNKNOWN = ANSWER_TYPES.index("span"), ANSWER_TYPES.index("unknown")
 
 
-def answers_of(task: int, spec: TaskSpec, part: SetOfView, rows: Sequence[CheckedRow], outputs: Sequence[TermOutputs]) -> list[Answer]:
+def answers_of(
+    task: int, spec: TaskSpec, part: SetOfView, rows: Sequence[CheckedRow], outputs: Sequence[TermOutputs]
+) -> list[Answer]:
     """The task's answer to each row of the set. Raises TrainingError if an output is not finite."""
     for of_term in outputs:
         if not np.isfinite(of_term.values).all():
-            raise TrainingError(f"{spec.name}: the model's outputs are not finite; it has diverged in training, use an earlier checkpoint")
+            raise TrainingError(
+                f"{spec.name}: the model's outputs are not finite; it has diverged in training, use an earlier checkpoint"
+            )
     if isinstance(maker := part.maker(task), WordRows):
         texts = [" ".join(row.texts) if part.view.kind == "words" else row.texts[0] for row in rows]
         return _of_words(spec, maker, texts, outputs[0])
@@ -79,7 +83,9 @@ def _of_choices(outputs: TermOutputs) -> list[Answer]:
 
 def _of_words(spec: TaskSpec, maker: WordRows, texts: Sequence[str], outputs: TermOutputs) -> list[Answer]:
     ends = np.cumsum(maker.counts_R)[:-1]
-    words = [[text[start:end] for start, end in places] for text, places in zip(texts, maker.places, strict=True)]
+    words = [
+        [text[start:end] for start, end in places] for text, places in zip(texts, maker.places, strict=True)
+    ]
     if spec.custom is not None:
         predicted_N = np.full(len(maker.is_asked_N), np.nan)
         predicted_N[maker.is_asked_N] = spec.custom.predictions(outputs.values)
@@ -114,10 +120,16 @@ def entities(text: str, places: Sequence[tuple[int, int]], labels: Sequence[str]
     return found
 
 
-def _of_spans(spec: TaskSpec, maker: SpanExamples, rows: Sequence[CheckedRow], scores: TermOutputs) -> list[Answer]:
+def _of_spans(
+    spec: TaskSpec, maker: SpanExamples, rows: Sequence[CheckedRow], scores: TermOutputs
+) -> list[Answer]:
     windows, threshold = maker.windows, spec.options["null_threshold"]
     spans = best_spans(
-        scores.values, scores.offsets, windows.context_starts, windows.ends - windows.begins, spec.options["max_answer_tokens"]
+        scores.values,
+        scores.offsets,
+        windows.context_starts,
+        windows.ends - windows.begins,
+        spec.options["max_answer_tokens"],
     )
     window_R = first_best(spans.scores, windows.num_windows_R)
     answers = _texts_of_spans(maker, rows, window_R, spans.first, spans.last)
@@ -130,25 +142,39 @@ def _of_spans(spec: TaskSpec, maker: SpanExamples, rows: Sequence[CheckedRow], s
 
 
 def _texts_of_spans(
-    maker: SpanExamples | ConversationExamples, rows: Sequence[CheckedRow], window_R: np.ndarray, first_E: np.ndarray, last_E: np.ndarray
+    maker: SpanExamples | ConversationExamples,
+    rows: Sequence[CheckedRow],
+    window_R: np.ndarray,
+    first_E: np.ndarray,
+    last_E: np.ndarray,
 ) -> list[Answer]:
     windows = maker.windows
     begins = np.where(first_E[window_R] >= 0, windows.begins[window_R], 0)
-    starts, ends = windows.characters_of(np.arange(len(rows)), first_E[window_R] + begins, last_E[window_R] + begins)
+    starts, ends = windows.characters_of(
+        np.arange(len(rows)), first_E[window_R] + begins, last_E[window_R] + begins
+    )
     return [
         {"text": row.texts[1][start:end], "start": start, "end": end}
         for row, start, end in zip(rows, starts.tolist(), ends.tolist(), strict=True)
     ]
 
 
-def _of_turns(spec: TaskSpec, maker: ConversationExamples, rows: Sequence[CheckedRow], outputs: Sequence[TermOutputs]) -> list[Answer]:
+def _of_turns(
+    spec: TaskSpec, maker: ConversationExamples, rows: Sequence[CheckedRow], outputs: Sequence[TermOutputs]
+) -> list[Answer]:
     """From the window whose `unknown` is the least likely, as evaluation does."""
     scores, types = outputs
     windows = maker.windows
     spans = best_spans(
-        scores.values, scores.offsets, windows.context_starts, windows.ends - windows.begins, spec.options["max_answer_tokens"]
+        scores.values,
+        scores.offsets,
+        windows.context_starts,
+        windows.ends - windows.begins,
+        spec.options["max_answer_tokens"],
     )
-    known_E = np.logaddexp.reduce(np.delete(types.values, _UNKNOWN, axis=1), axis=1) - types.values[:, _UNKNOWN]
+    known_E = (
+        np.logaddexp.reduce(np.delete(types.values, _UNKNOWN, axis=1), axis=1) - types.values[:, _UNKNOWN]
+    )
     window_R = first_best(known_E, windows.num_windows_R)
     answers = _texts_of_spans(maker, rows, window_R, spans.first, spans.last)
     kinds_R, scores_R = types.values[window_R].argmax(axis=1), spans.scores[window_R]

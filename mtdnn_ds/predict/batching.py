@@ -88,7 +88,11 @@ class Batcher:
             while not self._waiting and not self._closing:
                 self._changed.wait()
             until = time.monotonic() + self._max_wait_seconds
-            while self._num_texts < self._max_texts and not self._closing and (left := until - time.monotonic()) > 0:
+            while (
+                self._num_texts < self._max_texts
+                and not self._closing
+                and (left := until - time.monotonic()) > 0
+            ):
                 self._changed.wait(left)
             taken: list[Request] = []
             num_texts = 0

@@ -62,7 +62,9 @@ class _ParquetFile:
         assert self._schema is not None
         named = list(ids) if self._schema.field("id").type == pa.int64() else [str(each) for each in ids]
         vectors = pa.FixedSizeListArray.from_arrays(pa.array(states.reshape(-1)), self._size)
-        self._writer.write_table(pa.table([pa.array(named, self._schema.field("id").type), vectors], schema=self._schema))
+        self._writer.write_table(
+            pa.table([pa.array(named, self._schema.field("id").type), vectors], schema=self._schema)
+        )
 
     def close(self) -> None:
         if self._writer is not None:
@@ -90,12 +92,18 @@ def embed_file(
     counts = {"rows": 0, "truncated": 0}
 
     def work(window: Window) -> _Part:
-        states, truncated = embed_checked(model, view, window.checked[0], pooling=pooling, layer=layer, max_tokens=max_tokens)
+        states, truncated = embed_checked(
+            model, view, window.checked[0], pooling=pooling, layer=layer, max_tokens=max_tokens
+        )
         return _Part(window.ids, states, window.num_bad, truncated)
 
     def begin() -> None:
         refuse_existing(output)
-        held.append(_NpyFile(aside, found.num_rows - found.num_bad, size) if output.suffix == ".npy" else _ParquetFile(aside, size))
+        held.append(
+            _NpyFile(aside, found.num_rows - found.num_bad, size)
+            if output.suffix == ".npy"
+            else _ParquetFile(aside, size)
+        )
 
     def write(parts: Sequence[_Part]) -> None:
         for part in parts:
@@ -109,7 +117,9 @@ def embed_file(
     dist.on_main(begin)
     bar = Bar(found.num_rows, is_main=dist.is_main())
     try:
-        for done, parts in rounds(table, [view], work, num_rows=found.num_rows, window_rows=window_rows, first=0):
+        for done, parts in rounds(
+            table, [view], work, num_rows=found.num_rows, window_rows=window_rows, first=0
+        ):
             dist.on_main(lambda parts=parts: write(parts))  # type: ignore[misc]
             counts["rows"] += sum(len(part.ids) for part in parts)
             counts["truncated"] += sum(part.truncated for part in parts)

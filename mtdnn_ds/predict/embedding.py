@@ -27,7 +27,14 @@ from mtdnn_ds.predict.sets import set_of_rows, truncated_rows
 from mtdnn_ds.predict.views import View, parsed, views_of
 
 
-def embed(model: MultiTaskModel, texts: Sequence[Any], pooling: Pooling = "cls", *, layer: int = -1, task: str | None = None) -> np.ndarray:
+def embed(
+    model: MultiTaskModel,
+    texts: Sequence[Any],
+    pooling: Pooling = "cls",
+    *,
+    layer: int = -1,
+    task: str | None = None,
+) -> np.ndarray:
     """(R, D) float32, one row a text. See MultiTaskModel.embed."""
     rows = rows_of(texts)
     view_of: dict[tuple[str, ...], View] = {}
@@ -47,11 +54,15 @@ def embed(model: MultiTaskModel, texts: Sequence[Any], pooling: Pooling = "cls",
     found = np.zeros((len(rows), model.net.encoder.hidden_size), dtype=np.float32)
     for columns, own in members.items():
         checked = [row for _, row in own]
-        found[[number for number, _ in own]] = embed_checked(model, view_of[columns], checked, pooling=pooling, layer=layer)[0]
+        found[[number for number, _ in own]] = embed_checked(
+            model, view_of[columns], checked, pooling=pooling, layer=layer
+        )[0]
     return found
 
 
-def embedding_view(model: MultiTaskModel, columns: Sequence[str], *, task: str | None, chosen: Sequence[str] = ()) -> View:
+def embedding_view(
+    model: MultiTaskModel, columns: Sequence[str], *, task: str | None, chosen: Sequence[str] = ()
+) -> View:
     """How a row's one or two texts become a sequence. Raises ConfigError if its columns are none, or `task` is needed or has no effect."""
     shares = model.sharing.mode == "hard"
     names = [spec.name for spec in model.specs]
@@ -62,13 +73,19 @@ def embedding_view(model: MultiTaskModel, columns: Sequence[str], *, task: str |
             else f"--task {task}: the model has no task '{task}'{did_you_mean(task, names)}"
         )
     if task is None and not shares:
-        raise ConfigError(f"--task: missing; {model.sharing.mode} sharing has several encoders: name the task whose encoder embeds")
+        raise ConfigError(
+            f"--task: missing; {model.sharing.mode} sharing has several encoders: name the task whose encoder embeds"
+        )
     number = 0 if task is None else names.index(task)
     kinds = (TaskInput(kind="text", texts=()), TaskInput(kind="pair", texts=()))
-    reading = next((found for reads in kinds if (found := read_as(number, reads, columns, chosen)) is not None), None)
+    reading = next(
+        (found for reads in kinds if (found := read_as(number, reads, columns, chosen)) is not None), None
+    )
     if reading is None:
         given = ", ".join(f"'{name}'" for name in columns)
-        raise ConfigError(f"an input of {given}: none of these is known to hold texts; name one column or two with --text_columns")
+        raise ConfigError(
+            f"an input of {given}: none of these is known to hold texts; name one column or two with --text_columns"
+        )
     (view,) = views_of(
         [reading], model.specs, lane_of=dict(enumerate(model.lanes)), word_prefix="", truncates_left=False, is_list=frozenset()
     )  # fmt: skip
@@ -76,7 +93,13 @@ def embedding_view(model: MultiTaskModel, columns: Sequence[str], *, task: str |
 
 
 def embed_checked(
-    model: MultiTaskModel, view: View, rows: Sequence[CheckedRow], *, pooling: Pooling, layer: int, max_tokens: int | None = None
+    model: MultiTaskModel,
+    view: View,
+    rows: Sequence[CheckedRow],
+    *,
+    pooling: Pooling,
+    layer: int,
+    max_tokens: int | None = None,
 ) -> tuple[np.ndarray, int]:
     """(R, D) float32, and how many rows lost tokens to encoder.max_length."""
     if pooling not in get_args(Pooling):
@@ -101,7 +124,9 @@ def embed_checked(
 def _pooled(hidden_TD: Tensor, batch: PackedBatch, pooling: Pooling) -> Tensor:
     if pooling == "cls":
         return hidden_TD.index_select(0, batch.cu_seqlens[:-1].long())
-    return MeanPooler()(hidden_TD.float(), batch.cu_seqlens, torch.arange(batch.num_sequences, device=hidden_TD.device))
+    return MeanPooler()(
+        hidden_TD.float(), batch.cu_seqlens, torch.arange(batch.num_sequences, device=hidden_TD.device)
+    )
 
 
 def _hidden(encoder: PackedEncoder, batch: PackedBatch, layer: int) -> Tensor:
@@ -122,17 +147,30 @@ def _layer_output(encoder: PackedEncoder, layer: int) -> Iterator[list[Tensor] |
     """Keeps what a layer gives (what the first one gets, for 0) of the forward inside; None for the last one's."""
     num_layers = int(encoder.config.num_hidden_layers)
     if not -num_layers - 1 <= layer <= num_layers:
-        raise ConfigError(f"--layer {layer}: the encoder has layers 0 (embeddings) to {num_layers}, or -{num_layers + 1} to -1")
+        raise ConfigError(
+            f"--layer {layer}: the encoder has layers 0 (embeddings) to {num_layers}, or -{num_layers + 1} to -1"
+        )
     layer %= num_layers + 1
     if layer == num_layers:
         yield None
         return
-    stack = next((each for each in encoder.model.modules() if isinstance(each, nn.ModuleList) and len(each) == num_layers), None)
+    stack = next(
+        (
+            each
+            for each in encoder.model.modules()
+            if isinstance(each, nn.ModuleList) and len(each) == num_layers
+        ),
+        None,
+    )
     if stack is None:
-        raise ConfigError(f"--layer {layer}: {type(encoder.model).__name__} has no list of layers; only the last one (-1) can be read")
+        raise ConfigError(
+            f"--layer {layer}: {type(encoder.model).__name__} has no list of layers; only the last one (-1) can be read"
+        )
     seen: list[Tensor] = []
     if layer == 0:
-        hook = stack[0].register_forward_pre_hook(lambda module, inputs, kwargs: _keep(seen, inputs, kwargs), with_kwargs=True)
+        hook = stack[0].register_forward_pre_hook(
+            lambda module, inputs, kwargs: _keep(seen, inputs, kwargs), with_kwargs=True
+        )
     else:
         hook = stack[layer - 1].register_forward_hook(lambda module, inputs, output: _keep(seen, output, {}))
     try:

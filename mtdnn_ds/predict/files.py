@@ -63,12 +63,16 @@ def predict_file(
     held: list[PartFile] = []  # of rank 0
 
     def begin() -> int:
-        held.append(PartFile(output, _identity(model, table, views, output, skips_bad, max_tokens, window_rows)))
+        held.append(
+            PartFile(output, _identity(model, table, views, output, skips_bad, max_tokens, window_rows))
+        )
         return held[0].windows
 
     def answer(window: Window) -> _Part:
         numbers = [range(len(window.ids))] * len(views)
-        answered = model.answer_checked(views, window.checked, numbers, len(window.ids), max_tokens=max_tokens)
+        answered = model.answer_checked(
+            views, window.checked, numbers, len(window.ids), max_tokens=max_tokens
+        )
         if output.suffix == ".csv":
             header, lines = csv_lines(window.ids, answered.answers)
         else:
@@ -78,13 +82,17 @@ def predict_file(
     def write(parts: Sequence[_Part]) -> None:
         for part in parts:
             begins = not held[0].counts["rows"]
-            held[0].add(part.header * begins + part.lines, rows=part.rows, bad=part.bad, truncated=part.truncated)
+            held[0].add(
+                part.header * begins + part.lines, rows=part.rows, bad=part.bad, truncated=part.truncated
+            )
 
     first = dist.on_main(begin)
     try:
         went_on = dist.on_main(lambda: held[0].counts["rows"])
         bar = Bar(found.num_rows, done=min(first * window_rows, found.num_rows), is_main=dist.is_main())
-        for done, parts in rounds(table, views, answer, num_rows=found.num_rows, window_rows=window_rows, first=first):
+        for done, parts in rounds(
+            table, views, answer, num_rows=found.num_rows, window_rows=window_rows, first=first
+        ):
             dist.on_main(lambda parts=parts: write(parts))  # type: ignore[misc]
             bar.update(done)
         bar.close()
@@ -97,13 +105,21 @@ def predict_file(
 
 
 def rounds(
-    table: Table, views: Sequence[View], work: Callable[[Window], Result], *, num_rows: int, window_rows: int, first: int
+    table: Table,
+    views: Sequence[View],
+    work: Callable[[Window], Result],
+    *,
+    num_rows: int,
+    window_rows: int,
+    first: int,
 ) -> Iterator[tuple[int, list[Result]]]:
     """(rows done, results of the next windows in order), a window of each rank at a time, on every rank.
 
     Collective: all ranks must read it to its end. What `work` raises on one of them is raised on all.
     """
-    windows = windows_of(table, views, window_rows=window_rows, first=first, rank=dist.rank(), world_size=dist.world_size())
+    windows = windows_of(
+        table, views, window_rows=window_rows, first=first, rank=dist.rank(), world_size=dist.world_size()
+    )
     num_windows = -(-num_rows // window_rows)
     for begin in range(first, num_windows, dist.world_size()):
         result: Result | None = None
@@ -117,11 +133,20 @@ def rounds(
         raised = problem or next((theirs for _, theirs in gathered if theirs is not None), None)
         if raised is not None:
             raise raised
-        yield min((begin + dist.world_size()) * window_rows, num_rows), [own for own, _ in gathered if own is not None]
+        yield (
+            min((begin + dist.world_size()) * window_rows, num_rows),
+            [own for own, _ in gathered if own is not None],
+        )
 
 
 def _identity(
-    model: MultiTaskModel, table: Table, views: Sequence[View], output: Path, skips_bad: bool, max_tokens: int | None, window_rows: int
+    model: MultiTaskModel,
+    table: Table,
+    views: Sequence[View],
+    output: Path,
+    skips_bad: bool,
+    max_tokens: int | None,
+    window_rows: int,
 ) -> dict[str, Any]:
     """What decides the bytes of the output."""
     return {
@@ -140,8 +165,14 @@ def _identity(
 
 def model_fingerprint(model: MultiTaskModel) -> str:
     """sha256 of every weight, of the tasks and of the length of sequences."""
-    digest = hashlib.sha256(f"{model.tokenizing.max_length} {[(spec.name, spec.kind, spec.labels) for spec in model.specs]}".encode())
+    digest = hashlib.sha256(
+        f"{model.tokenizing.max_length} {[(spec.name, spec.kind, spec.labels) for spec in model.specs]}".encode()
+    )
     for name, tensor in sorted(model.net.state_dict().items()):
         digest.update(name.encode())
-        digest.update(tensor.detach().contiguous().cpu().view(torch.uint8).numpy().data if tensor.ndim else str(tensor.item()).encode())
+        digest.update(
+            tensor.detach().contiguous().cpu().view(torch.uint8).numpy().data
+            if tensor.ndim
+            else str(tensor.item()).encode()
+        )
     return digest.hexdigest()

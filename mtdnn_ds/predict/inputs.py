@@ -67,7 +67,12 @@ def task_input(spec: TaskSpec, recipe: Recipe) -> TaskInput | None:
         return TaskInput(kind="words", texts=texts[:1])
     if spec.kind == "multiple_choice":
         return TaskInput(kind="choices", texts=texts, more=tuple(spec.options["choice_columns"]))
-    kinds: Mapping[str, ViewKind] = {"similarity": "two", "span": "windows", "conversational_span": "turns", "ranking": "pair"}
+    kinds: Mapping[str, ViewKind] = {
+        "similarity": "two",
+        "span": "windows",
+        "conversational_span": "turns",
+        "ranking": "pair",
+    }
     return TaskInput(kind=kinds.get(spec.kind, "pair" if len(texts) == 2 else "text"), texts=texts)
 
 
@@ -78,24 +83,34 @@ def _own_columns(spec: TaskSpec, recipe: Recipe) -> tuple[str, ...]:
     settings = recipe.tasks.get(spec.name)
     if settings is not None and settings.text_columns:
         return tuple(settings.text_columns)
-    return next((source.text_columns for source in spec.splits.values()), ("words",) if spec.kind == "token_classification" else ("text",))
+    return next(
+        (source.text_columns for source in spec.splits.values()),
+        ("words",) if spec.kind == "token_classification" else ("text",),
+    )
 
 
-def asked_tasks(names: Sequence[str] | str, specs: Sequence[TaskSpec], setting: str = "--task") -> tuple[int, ...] | None:
+def asked_tasks(
+    names: Sequence[str] | str, specs: Sequence[TaskSpec], setting: str = "--task"
+) -> tuple[int, ...] | None:
     """Indices of the tasks named ("a,b" or a list); None for "all". Raises ConfigError with the closest names."""
     if names == "all" or list(names) == ["all"]:
         return None
     wanted = [name.strip() for name in names.split(",")] if isinstance(names, str) else list(names)
     known = [spec.name for spec in specs]
     problems = [
-        f"{setting} {name}: the model has no task '{name}'{did_you_mean(name, [*known, 'all'])}" for name in wanted if name not in known
+        f"{setting} {name}: the model has no task '{name}'{did_you_mean(name, [*known, 'all'])}"
+        for name in wanted
+        if name not in known
     ]
     problems += [
         f"{setting} {name}: a masked_lm has no answer to a text; leave it out (embed writes what its encoder makes of texts)"
         for name in wanted
         if name in known and specs[known.index(name)].kind == "masked_lm"
     ]
-    problems += [f"{setting}: '{name}' stands twice" for name in sorted({name for name in wanted if wanted.count(name) > 1})]
+    problems += [
+        f"{setting}: '{name}' stands twice"
+        for name in sorted({name for name in wanted if wanted.count(name) > 1})
+    ]
     if not wanted:
         problems.append(f"{setting}: names no task; give some of {', '.join(known)}, or all")
     if problems:
@@ -104,14 +119,22 @@ def asked_tasks(names: Sequence[str] | str, specs: Sequence[TaskSpec], setting: 
 
 
 def read_as(
-    task: int, reads: TaskInput, columns: Sequence[str], chosen: Sequence[str] = (), is_list: frozenset[str] = frozenset()
+    task: int,
+    reads: TaskInput,
+    columns: Sequence[str],
+    chosen: Sequence[str] = (),
+    is_list: frozenset[str] = frozenset(),
 ) -> Reading | None:
     """How a task reads rows that have `columns`, of which `is_list` hold lists; None if they lack what it needs.
 
     `chosen`: the text columns that the user has named.
     """
-    count = {"words": 1, "windows": 2, "turns": 2, "choices": len(reads.texts)}.get(reads.kind, 2 if reads.kind in ("pair", "two") else 1)
-    usual = {"words": _WORDS, "windows": _QUESTION, "turns": _QUESTION}.get(reads.kind, _ONE if count == 1 else _TWO)
+    count = {"words": 1, "windows": 2, "turns": 2, "choices": len(reads.texts)}.get(
+        reads.kind, 2 if reads.kind in ("pair", "two") else 1
+    )
+    usual = {"words": _WORDS, "windows": _QUESTION, "turns": _QUESTION}.get(
+        reads.kind, _ONE if count == 1 else _TWO
+    )
     candidates = [tuple(chosen)] if chosen else [reads.texts, *usual]
     usable = set(columns) if reads.kind == "words" else set(columns) - is_list
     texts = next((names for names in candidates if len(names) == count and set(names) <= usable), None)
@@ -133,7 +156,9 @@ def needs_of(reads: TaskInput) -> str:
 def rows_of(texts: Sequence[Any]) -> list[Mapping[str, Any]]:
     """Texts, pairs and dicts of columns as rows. Raises DataError naming those that are none of these."""
     if isinstance(texts, (str, Mapping)):
-        raise DataError("texts: give a list, of texts, of (text, text) pairs or of dicts with a task's columns")
+        raise DataError(
+            "texts: give a list, of texts, of (text, text) pairs or of dicts with a task's columns"
+        )
     rows: list[Mapping[str, Any]] = []
     problems = []
     for number, text in enumerate(texts, 1):
@@ -144,7 +169,9 @@ def rows_of(texts: Sequence[Any]) -> list[Mapping[str, Any]]:
         elif isinstance(text, (tuple, list)) and len(text) == 2:
             rows.append({"text_a": text[0], "text_b": text[1]})
         else:
-            problems.append(f"text {number}: is a {type(text).__name__}; give a text, a pair of texts, or a dict with a task's columns")
+            problems.append(
+                f"text {number}: is a {type(text).__name__}; give a text, a pair of texts, or a dict with a task's columns"
+            )
     if problems:
         raise DataError(problems[:10])
     return rows

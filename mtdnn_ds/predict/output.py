@@ -90,12 +90,16 @@ class PartFile:
         try:
             self._file = self.part.open("r+b" if self.goes_on else "ab")
         except OSError as error:
-            raise ConfigError(f"--output {output}: {self.part} cannot be written ({error.strerror})") from error
+            raise ConfigError(
+                f"--output {output}: {self.part} cannot be written ({error.strerror})"
+            ) from error
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             self._file.close()
-            raise ConfigError(f"--output {output}: another process is writing it; wait for it, or give another name") from error
+            raise ConfigError(
+                f"--output {output}: another process is writing it; wait for it, or give another name"
+            ) from error
         if self._file.seek(0, os.SEEK_END) < kept:
             self._file.close()
             raise DataError(f"{self.part}: is shorter than {self.record} says; delete both to begin again")
@@ -108,12 +112,18 @@ class PartFile:
             self.windows, counts, kept = int(record["windows"]), dict(record["counts"]), int(record["bytes"])
             theirs = dict(record["identity"])
         except (ValueError, KeyError, TypeError, OSError) as error:
-            raise DataError(f"{self.record}: is damaged ({error}); delete it and {self.part} to begin again") from error
+            raise DataError(
+                f"{self.record}: is damaged ({error}); delete it and {self.part} to begin again"
+            ) from error
         self.counts |= counts
         ours = json.loads(json.dumps(self.identity))
-        differing = [name for name in (*ours, *(set(theirs) - set(ours))) if ours.get(name) != theirs.get(name)]
+        differing = [
+            name for name in (*ours, *(set(theirs) - set(ours))) if ours.get(name) != theirs.get(name)
+        ]
         if differing:
-            named = "; ".join(f"{name} was {theirs.get(name)!r} and is {ours.get(name)!r}" for name in differing)
+            named = "; ".join(
+                f"{name} was {theirs.get(name)!r} and is {ours.get(name)!r}" for name in differing
+            )
             raise ConfigError(
                 f"--output {self.output}: a run that did not end left {self.part} of another call ({named}); repeat that call to go on, "
                 f"or delete {self.record} and {self.part} to begin again"
@@ -128,7 +138,12 @@ class PartFile:
         self.windows += 1
         for name, count in (("rows", rows), ("bad", bad), ("truncated", truncated)):
             self.counts[name] += count
-        record = {"windows": self.windows, "bytes": self._file.tell(), "counts": self.counts, "identity": self.identity}
+        record = {
+            "windows": self.windows,
+            "bytes": self._file.tell(),
+            "counts": self.counts,
+            "identity": self.identity,
+        }
         aside = self.record.with_name(self.record.name + ".tmp")
         with aside.open("w") as file:
             file.write(json.dumps(record, indent=1) + "\n")

@@ -37,11 +37,21 @@ def lane_layout(layout: HeadLayout, lanes: Sequence[int]) -> HeadLayout:
 
 def lane_sharing(sharing: Sharing) -> Sharing:
     """Each lane is its own group."""
-    return replace(sharing, group_of_task=tuple(range(len(sharing.groups)))) if sharing.mode != "hard" else sharing
+    return (
+        replace(sharing, group_of_task=tuple(range(len(sharing.groups))))
+        if sharing.mode != "hard"
+        else sharing
+    )
 
 
 def micro_batches(
-    sets: Sequence[SetOfView], layout: HeadLayout, lanes: Sequence[int], sharing: Sharing, *, filler_ids: np.ndarray, max_tokens: int
+    sets: Sequence[SetOfView],
+    layout: HeadLayout,
+    lanes: Sequence[int],
+    sharing: Sharing,
+    *,
+    filler_ids: np.ndarray,
+    max_tokens: int,
 ) -> Iterator[PackedBatch]:
     """Every example of every set once; in a batch, `example_tasks` holds the number of the set."""
     sizes = [part.num_examples for part in sets]
@@ -74,7 +84,11 @@ def _cut(order: np.ndarray, lengths_B: np.ndarray, max_tokens: int) -> Iterator[
 
 
 def run_passes(
-    model: Any, batches: Iterator[PackedBatch], sets: Sequence[SetOfView], layout: HeadLayout, device: torch.device
+    model: Any,
+    batches: Iterator[PackedBatch],
+    sets: Sequence[SetOfView],
+    layout: HeadLayout,
+    device: torch.device,
 ) -> dict[tuple[int, int], TermOutputs]:
     """The outputs of every term of every set: (set, term id) -> rows by example. `model` is in evaluation mode."""
     found: dict[tuple[int, int], list[tuple[np.ndarray, np.ndarray]]] = {}
@@ -94,7 +108,9 @@ def run_passes(
                         own = (term_ids == term_id) & (sets_K == index)
                         found.setdefault((index, term_id), []).append((values[own, columns], examples_K[own]))
     return {
-        (index, term_id): _by_example(found.get((index, term_id), []), part.num_examples, layout.terms[term_id])
+        (index, term_id): _by_example(
+            found.get((index, term_id), []), part.num_examples, layout.terms[term_id]
+        )
         for index, part in enumerate(sets)
         for task in part.view.tasks
         for term_id in layout.terms_of(task)
@@ -107,7 +123,11 @@ def _columns(term: Term) -> slice:
 
 def _by_example(parts: Sequence[tuple[np.ndarray, np.ndarray]], num_examples: int, term: Term) -> TermOutputs:
     examples_K = np.concatenate([np.zeros(0, dtype=np.int64), *(examples for _, examples in parts)])
-    values = np.concatenate([of_part for of_part, _ in parts]) if parts else np.zeros((0, max(term.num_outputs, 1)), dtype=np.float32)
+    values = (
+        np.concatenate([of_part for of_part, _ in parts])
+        if parts
+        else np.zeros((0, max(term.num_outputs, 1)), dtype=np.float32)
+    )
     counts = np.bincount(examples_K, minlength=num_examples)
     return TermOutputs(
         values=values[np.argsort(examples_K, kind="stable")],

@@ -47,7 +47,11 @@ class Limits:
 
 class _Refused(Exception):
     def __init__(self, status: int, problem: str, **headers: str) -> None:
-        self.status, self.problem, self.headers = status, problem, {name.replace("_", "-"): value for name, value in headers.items()}
+        self.status, self.problem, self.headers = (
+            status,
+            problem,
+            {name.replace("_", "-"): value for name, value in headers.items()},
+        )
 
 
 def make_app(model: MultiTaskModel, limits: Limits, name: str = "") -> FastAPI:
@@ -66,7 +70,14 @@ def make_app(model: MultiTaskModel, limits: Limits, name: str = "") -> FastAPI:
         finally:
             await asyncio.to_thread(batcher.close)
 
-    app = FastAPI(title="mtdnn_ds", version=__version__, lifespan=running, docs_url=None, redoc_url=None, openapi_url=None)
+    app = FastAPI(
+        title="mtdnn_ds",
+        version=__version__,
+        lifespan=running,
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+    )
     page = resources.files("mtdnn_ds.predict").joinpath("page.html").read_text(encoding="utf-8")
     tasks = describe_tasks(model)
     model.speaks = False  # its rows are any caller's
@@ -82,7 +93,9 @@ def make_app(model: MultiTaskModel, limits: Limits, name: str = "") -> FastAPI:
         try:
             answered = await asyncio.wrap_future(batcher.submit(rows, asked))
         except QueueFull:
-            raise _Refused(503, f"{limits.max_queue:,} texts wait already; come again", Retry_After="1") from None
+            raise _Refused(
+                503, f"{limits.max_queue:,} texts wait already; come again", Retry_After="1"
+            ) from None
         except Closed:
             raise _Refused(503, "the service is closing", Retry_After="5") from None
         except TrainingError as error:
@@ -113,7 +126,13 @@ def make_app(model: MultiTaskModel, limits: Limits, name: str = "") -> FastAPI:
 def describe_tasks(model: MultiTaskModel) -> list[dict[str, Any]]:
     """Name, kind, labels and input of every task that can be answered."""
     return [
-        {"name": spec.name, "kind": spec.kind, "labels": list(spec.labels), "reads": needs_of(reads), "input": reads.kind}
+        {
+            "name": spec.name,
+            "kind": spec.kind,
+            "labels": list(spec.labels),
+            "reads": needs_of(reads),
+            "input": reads.kind,
+        }
         for spec, reads in zip(model.specs, model.inputs, strict=True)
         if reads is not None
     ]
@@ -142,7 +161,9 @@ def _read(body: bytes, model: MultiTaskModel, limits: Limits) -> tuple[list[Any]
     if unknown:
         raise _Refused(422, f"unknown key '{unknown[0]}'; {shape}")
     names = asked.get("tasks", "all")
-    if not isinstance(names, str) and not (isinstance(names, list) and all(isinstance(each, str) for each in names)):
+    if not isinstance(names, str) and not (
+        isinstance(names, list) and all(isinstance(each, str) for each in names)
+    ):
         raise _Refused(422, f"'tasks' is neither a text nor a list of texts; {shape}")
     texts = asked["texts"]
     if not texts:
@@ -150,7 +171,9 @@ def _read(body: bytes, model: MultiTaskModel, limits: Limits) -> tuple[list[Any]
     if len(texts) > limits.max_texts:
         raise _Refused(413, f"{len(texts):,} texts; one request holds at most {limits.max_texts:,}")
     try:
-        long = next((place for place, text in enumerate(texts, 1) if _num_chars(text) > limits.max_chars), None)
+        long = next(
+            (place for place, text in enumerate(texts, 1) if _num_chars(text) > limits.max_chars), None
+        )
     except RecursionError:
         raise _Refused(422, f"the body is nested too deeply; {shape}") from None
     if long is not None:
@@ -181,9 +204,14 @@ def serve(app: FastAPI, *, host: str, port: int, ready: Callable[[], None]) -> N
                 ready()
 
     # uvicorn stops cleanly, and then raises the signal again: whoever asked it to stop got what they wanted.
-    before = {number: signal.signal(number, lambda number, frame: None) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {
+        number: signal.signal(number, lambda number, frame: None)
+        for number in (signal.SIGTERM, signal.SIGINT)
+    }
     try:
-        Server(uvicorn.Config(app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=30)).run()
+        Server(
+            uvicorn.Config(app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=30)
+        ).run()
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -26,7 +26,12 @@ from mtdnn_ds.tasks.spec import TaskSpec
 
 _TEXTS = Reader(parser=texts_and_label)
 _TEXTS_OF_WORDS = Reader(parser=texts_and_label, keeps_offsets=True)
-_KIND_OF_VIEW = {"words": "token_classification", "choices": "multiple_choice", "windows": "span", "turns": "conversational_span"}
+_KIND_OF_VIEW = {
+    "words": "token_classification",
+    "choices": "multiple_choice",
+    "windows": "span",
+    "turns": "conversational_span",
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,7 +47,12 @@ class SetOfView:
     """One sequence (or several) an example, and of the terms of all tasks of its lane those of the view's tasks have rows of it."""
 
     def __init__(
-        self, view: View, split: PreparedSplit, makers: Sequence[Examples], maker_of: Mapping[int, int], terms: Sequence[tuple[int, str]]
+        self,
+        view: View,
+        split: PreparedSplit,
+        makers: Sequence[Examples],
+        maker_of: Mapping[int, int],
+        terms: Sequence[tuple[int, str]],
     ) -> None:
         """`makers` differ in their targets, not in their sequences; `maker_of`: task -> which; `terms`: (task, form) of the lane's terms."""
         self.view, self.split, self.makers, self.maker_of = view, split, makers, maker_of
@@ -66,7 +76,9 @@ class SetOfView:
         )  # fmt: skip
 
     def decode(self, outputs: Sequence[TermOutputs]) -> Decoded:
-        raise AssertionError("answers are made of the outputs elsewhere, and there is nothing to compare them with")
+        raise AssertionError(
+            "answers are made of the outputs elsewhere, and there is nothing to compare them with"
+        )
 
     def source_row(self, example: int) -> int:
         return self.makers[0].source_row(example)
@@ -82,7 +94,12 @@ def _nothing(form: str) -> TargetRows:
 
 
 def set_of_view(
-    view: View, rows: Sequence[CheckedRow], specs: Sequence[TaskSpec], layout: HeadLayout, lanes: Sequence[int], tokenizing: Tokenizing
+    view: View,
+    rows: Sequence[CheckedRow],
+    specs: Sequence[TaskSpec],
+    layout: HeadLayout,
+    lanes: Sequence[int],
+    tokenizing: Tokenizing,
 ) -> SetOfView:
     """The rows of a view, tokenised. `lanes[task]`: the lane of each of the model's tasks."""
     if view.prefix:
@@ -99,13 +116,19 @@ def set_of_view(
         key = "words" if task in word_tasks else spec.head
         if key not in place_of:
             place_of[key] = len(makers)
-            makers.append(_words(view, split, rows, tokenizing) if task in word_tasks else _examples(view, spec, split, tokenizing))
+            makers.append(
+                _words(view, split, rows, tokenizing)
+                if task in word_tasks
+                else _examples(view, spec, split, tokenizing)
+            )
         maker_of[task] = place_of[key]
     terms = [(term.task, term.form) for term in layout.terms if lanes[term.task] == view.lane]
     return SetOfView(view, split, makers, maker_of, terms)
 
 
-def set_of_rows(view: View, rows: Sequence[CheckedRow], layout: HeadLayout, lanes: Sequence[int], tokenizing: Tokenizing) -> SetOfView:
+def set_of_rows(
+    view: View, rows: Sequence[CheckedRow], layout: HeadLayout, lanes: Sequence[int], tokenizing: Tokenizing
+) -> SetOfView:
     """The rows of a view of one text or two as sequences that no task asks about."""
     split = _split(rows, _TEXTS, tokenizing)
     nobody = TaskSpec(name="nobody", kind="classification", labels=(), metrics=(), splits={})
@@ -127,7 +150,9 @@ def _words(view: View, split: PreparedSplit, rows: Sequence[CheckedRow], tokeniz
     if view.kind == "words":
         return rows_of_words(split, [row.texts for row in rows], max_length=tokenizing.max_length)
     before = len(view.prefix)
-    return rows_of_text(split, [row.texts[0][before:] for row in rows], num_before=before, max_length=tokenizing.max_length)
+    return rows_of_text(
+        split, [row.texts[0][before:] for row in rows], num_before=before, max_length=tokenizing.max_length
+    )
 
 
 def _split(rows: Sequence[CheckedRow], reader: Reader, tokenizing: Tokenizing) -> PreparedSplit:
@@ -143,7 +168,9 @@ def _split(rows: Sequence[CheckedRow], reader: Reader, tokenizing: Tokenizing) -
 def truncated_rows(part: SetOfView, max_length: int) -> np.ndarray:
     """(R,) bool: rows that lose tokens to max_length. Windows lose none of a context, only of a question that fills half of them."""
     split, view = part.split, part.view
-    single, pair = (room_for_texts(template, max_length) for template in (split.specials.single, split.specials.pair))
+    single, pair = (
+        room_for_texts(template, max_length) for template in (split.specials.single, split.specials.pair)
+    )
     if view.kind == "windows":
         return np.asarray(split.text_lengths().reshape(-1, 2)[:, 0] > pair // 2)
     if view.kind == "turns":  # the oldest turns are left out, as in training

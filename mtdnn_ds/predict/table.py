@@ -20,7 +20,13 @@ from mtdnn_ds.predict.views import View, parsed
 from mtdnn_ds.tasks.spec import Format, Source
 from mtdnn_ds.tasks.user_sources import COLUMN_NUMBER
 
-_FORMATS: Mapping[str, Format] = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".parquet": "parquet", ".txt": "text"}
+_FORMATS: Mapping[str, Format] = {
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".jsonl": "jsonl",
+    ".parquet": "parquet",
+    ".txt": "text",
+}
 _IDS = ("id", "idx", "index")
 _MAX_LISTED = 10
 
@@ -61,21 +67,34 @@ def open_table(path: str, *, text_columns: str | None, id_column: str | None) ->
         raise DataError(f"--input {path}: no such file")
     form = _FORMATS[suffix]
     chosen = tuple(name.strip() for name in text_columns.split(",")) if text_columns else ()
-    header = form not in ("csv", "tsv") or not chosen or not all(COLUMN_NUMBER.fullmatch(name) for name in chosen)
+    header = (
+        form not in ("csv", "tsv") or not chosen or not all(COLUMN_NUMBER.fullmatch(name) for name in chosen)
+    )
     columns = _columns(path, form, header)
-    given = [("--text_columns", name) for name in chosen] + ([("--id_column", id_column)] if id_column else [])
+    given = [("--text_columns", name) for name in chosen] + (
+        [("--id_column", id_column)] if id_column else []
+    )
     problems = [
         f"{flag} {name}: {path} has no column '{name}'{did_you_mean(name, columns)}"
         for flag, name in given
-        if name not in columns and not (not header and COLUMN_NUMBER.fullmatch(name) and -len(columns) <= int(name) < len(columns))
+        if name not in columns
+        and not (not header and COLUMN_NUMBER.fullmatch(name) and -len(columns) <= int(name) < len(columns))
     ]
-    problems += [f"--text_columns: '{name}' stands twice" for name in sorted({name for name in chosen if chosen.count(name) > 1})]
+    problems += [
+        f"--text_columns: '{name}' stands twice"
+        for name in sorted({name for name in chosen if chosen.count(name) > 1})
+    ]
     if problems:
         raise ConfigError(problems)
     if id_column is None and header:
         id_column = next((name for name in _IDS if name in columns and name not in chosen), None)
     return Table(
-        path=path, format=form, columns=columns if header else (*columns, *chosen), chosen=chosen, id_column=id_column, header=header
+        path=path,
+        format=form,
+        columns=columns if header else (*columns, *chosen),
+        chosen=chosen,
+        id_column=id_column,
+        header=header,
     )
 
 
@@ -89,7 +108,9 @@ def _columns(path: str, form: Format, header: bool) -> tuple[str, ...]:
         try:
             return tuple(pq.read_schema(path).names)
         except (pa.ArrowInvalid, OSError) as error:
-            raise DataError(f"--input {path}: is not a readable parquet file ({str(error).splitlines()[0]})") from error
+            raise DataError(
+                f"--input {path}: is not a readable parquet file ({str(error).splitlines()[0]})"
+            ) from error
     broken: set[int] = set()
     lines = lines_of(path, broken)
     if form == "jsonl":
@@ -99,9 +120,13 @@ def _columns(path: str, form: Format, header: bool) -> tuple[str, ...]:
         try:
             row = json.loads(first or "{}")
         except (ValueError, RecursionError) as error:
-            raise DataError(f"--input {path}: its first line is not valid JSON ({str(error).splitlines()[0]})") from error
+            raise DataError(
+                f"--input {path}: its first line is not valid JSON ({str(error).splitlines()[0]})"
+            ) from error
         if not isinstance(row, dict) or not row:
-            raise DataError(f"--input {path}: {'its first line is not a JSON object' if first else 'has no rows'}")
+            raise DataError(
+                f"--input {path}: {'its first line is not a JSON object' if first else 'has no rows'}"
+            )
         return tuple(row)
     tabs = (line.removesuffix("\n").removesuffix("\r").split("\t") for line in lines)
     names = next(csv.reader(lines) if form == "csv" else tabs, [])
@@ -123,7 +148,12 @@ def _raw(table: Table, columns: Sequence[str]) -> Iterator[RawRow]:
     # A tab-separated file has no quoting (IANA text/tab-separated-values), a CSV file has (RFC 4180).
     quoted = table.format == "csv"
     source = Source(
-        format=table.format, path=table.path, text_columns=tuple(columns), label_column=None, header=table.header, quoted=quoted
+        format=table.format,
+        path=table.path,
+        text_columns=tuple(columns),
+        label_column=None,
+        header=table.header,
+        quoted=quoted,
     )
     return iterate_rows(source)
 
@@ -132,7 +162,10 @@ def _texts(path: str) -> Iterator[tuple[int, Mapping[str, Any] | RowProblem]]:
     broken: set[int] = set()
     for number, line in enumerate(lines_of(path, broken), 1):
         if number in broken:
-            yield number, RowProblem("invalid UTF-8", "not valid UTF-8; convert the file, e.g. with iconv -t UTF-8")
+            yield (
+                number,
+                RowProblem("invalid UTF-8", "not valid UTF-8; convert the file, e.g. with iconv -t UTF-8"),
+            )
         else:
             yield number, {"text": line.removesuffix("\n").removesuffix("\r")}
 
@@ -171,11 +204,15 @@ def scan(table: Table, views: Sequence[View], *, skips_bad: bool) -> Scan:
         head = f"--input {table.path}: {num_bad:,} of {num_rows:,} rows cannot be used; mend them, or leave them out with --on_bad_row skip"
         raise DataError("\n".join([head, *listed]))
     if num_bad == num_rows:
-        raise DataError("\n".join([f"--input {table.path}: none of its {num_rows:,} rows can be used", *listed]))
+        raise DataError(
+            "\n".join([f"--input {table.path}: none of its {num_rows:,} rows can be used", *listed])
+        )
     return Scan(num_rows=num_rows, num_bad=num_bad)
 
 
-def windows_of(table: Table, views: Sequence[View], *, window_rows: int, first: int, rank: int, world_size: int) -> Iterator[Window]:
+def windows_of(
+    table: Table, views: Sequence[View], *, window_rows: int, first: int, rank: int, world_size: int
+) -> Iterator[Window]:
     """This rank's windows from number `first` on: those with (number - first) % world_size == rank."""
     rows = islice(rows_in(table, needed_columns(table, views)), first * window_rows, None)
     number = 0

@@ -75,7 +75,13 @@ def parsed(views: Sequence[View], number: int, row: Mapping[str, Any]) -> list[C
 
 
 def _parser(kind: ViewKind, spec: TaskSpec, texts: tuple[str, ...], more: tuple[str, ...]) -> RowParser:
-    source = Source(format="jsonl", path="", text_columns=texts, label_column=None, more_columns=more if kind == "choices" else ())
+    source = Source(
+        format="jsonl",
+        path="",
+        text_columns=texts,
+        label_column=None,
+        more_columns=more if kind == "choices" else (),
+    )
     if kind == "turns":
         return _turns(turn_rows(spec, source), texts, more)
     makers = {"words": words_and_tags, "choices": choices_and_index, "windows": span_rows}
@@ -100,8 +106,13 @@ def _turns(parse_turn: RowParser, texts: Sequence[str], more: Sequence[str]) -> 
             if problem := text_problem(text, column):
                 return problem
         history = (cells[2] if more else None) or []
-        if not isinstance(history, (list, tuple)) or not all(isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in history):
-            return RowProblem("bad history", f"column 'history' holds {shown(cells[2])}, not a list of [question, answer] pairs")
+        if not isinstance(history, (list, tuple)) or not all(
+            isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in history
+        ):
+            return RowProblem(
+                "bad history",
+                f"column 'history' holds {shown(cells[2])}, not a list of [question, answer] pairs",
+            )
         turn = Turn(
             question=cells[0], context=cells[1], history=tuple((pair[0], pair[1]) for pair in history), given=None, answers=(), spans=(),
             is_free=True, yes_no=None, id=str(number), place="",

@@ -23,7 +23,14 @@ WORD = re.compile(r"\w+(?:[-'’.]\w+)*|[^\w\s]")
 class WordRows:
     """Rows of one text each; `words` (start, end) are characters of it, those of all rows end to end; `asked` (K,) index them."""
 
-    def __init__(self, split: PreparedSplit, *, max_length: int, places: list[list[tuple[int, int]]], positions_N: np.ndarray) -> None:
+    def __init__(
+        self,
+        split: PreparedSplit,
+        *,
+        max_length: int,
+        places: list[list[tuple[int, int]]],
+        positions_N: np.ndarray,
+    ) -> None:
         """`positions_N`: each word's first token in its row, -1 for a word that has none."""
         self.split, self.num_examples, self.places = split, split.num_rows, places
         template = split.specials.single
@@ -44,14 +51,23 @@ class WordRows:
         every, counts_B = np.arange(len(examples_B)), self._asked_R[examples_B]
         words_K = ragged_ranges(self._begins_R[examples_B], counts_B)
         targets = TargetRows(
-            rows=np.repeat(np.cumsum(lengths) - lengths + self._prefix_length, counts_B) + self._positions_K[words_K],
+            rows=np.repeat(np.cumsum(lengths) - lengths + self._prefix_length, counts_B)
+            + self._positions_K[words_K],
             labels=np.full(len(words_K), np.nan, dtype=np.float32),
             examples=np.repeat(every, counts_B),
         )
-        return Gathered(input_ids=input_ids, token_type_ids=token_type_ids, lengths=lengths, examples=every, targets=[targets])
+        return Gathered(
+            input_ids=input_ids,
+            token_type_ids=token_type_ids,
+            lengths=lengths,
+            examples=every,
+            targets=[targets],
+        )
 
     def decode(self, outputs: Sequence[TermOutputs]) -> Decoded:
-        raise AssertionError("answers are made of the outputs elsewhere, and there is nothing to compare them with")
+        raise AssertionError(
+            "answers are made of the outputs elsewhere, and there is nothing to compare them with"
+        )
 
     def source_row(self, example: int) -> int:
         return int(self.split.source_rows[example])
@@ -86,4 +102,9 @@ def rows_of_text(split: PreparedSplit, texts: Sequence[str], *, num_before: int,
         begins = np.append(own[:, 0], np.iinfo(np.int32).max)[first]
         places.append(words)
         positions.append(np.where(begins < ends, first, -1))
-    return WordRows(split, max_length=max_length, places=places, positions_N=np.concatenate([np.zeros(0, dtype=np.int64), *positions]))
+    return WordRows(
+        split,
+        max_length=max_length,
+        places=places,
+        positions_N=np.concatenate([np.zeros(0, dtype=np.int64), *positions]),
+    )

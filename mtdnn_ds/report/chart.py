@@ -80,7 +80,9 @@ def svg_file(chart: Chart) -> str:
             x += 40 + 7 * len(each.name)
     body = f'{"".join(parts)}<g transform="translate(0 {head})">{chart.body}</g>'
     size = f'width="{chart.width}" height="{chart.height + head}" viewBox="0 0 {chart.width} {chart.height + head}"'
-    return plain_colors(f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-family="{escape(FONT)}">{body}</svg>\n')
+    return plain_colors(
+        f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-family="{escape(FONT)}">{body}</svg>\n'
+    )
 
 
 def _key(legend: Legend) -> str:

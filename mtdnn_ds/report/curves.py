@@ -35,12 +35,20 @@ def _curve(run: RunRecord, get: Get, *, name: str, shade: str, smooth: bool) -> 
 
 
 def _over_steps(
-    runs: Sequence[RunRecord], title: str, get: Get, *, smooth: bool = True, dot: str | None = None, **more: Any
+    runs: Sequence[RunRecord],
+    title: str,
+    get: Get,
+    *,
+    smooth: bool = True,
+    dot: str | None = None,
+    **more: Any,
 ) -> Chart | None:
     """One curve a run; alone it has the colour `dot`, or the first."""
     shades = [dot or color(0)] if len(runs) == 1 else [color(index) for index in range(len(runs))]
     series = [
-        each for run, shade in zip(runs, shades, strict=True) if (each := _curve(run, get, name=run.name, shade=shade, smooth=smooth))
+        each
+        for run, shade in zip(runs, shades, strict=True)
+        if (each := _curve(run, get, name=run.name, shade=shade, smooth=smooth))
     ]
     return line_chart(title, series, marks=_marks(runs), dot=dot, **more) if series else None
 
@@ -61,10 +69,14 @@ def loss_charts(runs: Sequence[RunRecord]) -> list[Chart]:
     charts = [_over_steps(runs, "objective", lambda line: line["loss"], wide=True)]
     if len(runs) == 1 and 1 < len(colors) <= _LARGEST_OVERVIEW:
         every = [
-            each for task, shade in colors.items() if (each := _curve(runs[0], _of("task_loss", task), name=task, shade=shade, smooth=True))
+            each
+            for task, shade in colors.items()
+            if (each := _curve(runs[0], _of("task_loss", task), name=task, shade=shade, smooth=True))
         ]
         together = [Series(name=each.name, x=each.x, y=each.y, color=each.color) for each in every]
-        charts.append(line_chart("every task, smoothed", together, marks=_marks(runs), wide=True) if together else None)
+        charts.append(
+            line_chart("every task, smoothed", together, marks=_marks(runs), wide=True) if together else None
+        )
     charts += [_over_steps(runs, task, _of("task_loss", task), dot=shade) for task, shade in colors.items()]
     return [chart for chart in charts if chart is not None]
 
@@ -76,18 +88,34 @@ def _of(field: str, task: str) -> Get:
 def metric_charts(runs: Sequence[RunRecord]) -> list[Chart]:
     """The average, and all metrics of each task over its evaluations; metrics are told apart by their dashes, runs by their colours."""
     colors = task_colors(runs)
-    average = [_evaluations(run, lambda line: line.get("average"), name=run.name, shade=color(index)) for index, run in enumerate(runs)]
+    average = [
+        _evaluations(run, lambda line: line.get("average"), name=run.name, shade=color(index))
+        for index, run in enumerate(runs)
+    ]
     charts = (
-        [line_chart("average of the tasks' scores", [each for each in average if each], marks=_marks(runs), wide=True)]
+        [
+            line_chart(
+                "average of the tasks' scores",
+                [each for each in average if each],
+                marks=_marks(runs),
+                wide=True,
+            )
+        ]
         if any(average)
         else []
     )
     for task, shade in colors.items():
-        metrics = list(dict.fromkeys(name for run in runs for line in run.evaluations for name in line["eval"].get(task, {})))
+        metrics = list(
+            dict.fromkeys(
+                name for run in runs for line in run.evaluations for name in line["eval"].get(task, {})
+            )
+        )
         series = []
         for index, run in enumerate(runs):
             for number, metric in enumerate(metrics):
-                name = metric if len(runs) == 1 else run.name if len(metrics) == 1 else f"{run.name}, {metric}"
+                name = (
+                    metric if len(runs) == 1 else run.name if len(metrics) == 1 else f"{run.name}, {metric}"
+                )
                 each = _evaluations(
                     run,
                     lambda line, task=task, metric=metric: line["eval"].get(task, {}).get(metric),  # type: ignore[misc]
@@ -103,10 +131,19 @@ def metric_charts(runs: Sequence[RunRecord]) -> list[Chart]:
 
 
 def _evaluations(run: RunRecord, get: Get, *, name: str, shade: str, dash: str = "") -> Series | None:
-    points = [(float(line["step"]), float(value)) for line in run.evaluations if (value := get(line)) is not None]
+    points = [
+        (float(line["step"]), float(value)) for line in run.evaluations if (value := get(line)) is not None
+    ]
     if not points:
         return None
-    return Series(name=name, x=[step for step, _ in points], y=[value for _, value in points], color=shade, dash=dash, markers=True)
+    return Series(
+        name=name,
+        x=[step for step, _ in points],
+        y=[value for _, value in points],
+        color=shade,
+        dash=dash,
+        markers=True,
+    )
 
 
 def mixture_charts(runs: Sequence[RunRecord]) -> list[Chart]:
@@ -119,12 +156,19 @@ def mixture_charts(runs: Sequence[RunRecord]) -> list[Chart]:
         name = f"{run.name}: " if len(runs) > 1 else ""
         planned, drawn = run.planned(run.last_step), run.drawn()
         ways = {}
-        for way, counts in (("planned", planned or {}), ("drawn", {task: float(count) for task, count in drawn.items()})):
+        for way, counts in (
+            ("planned", planned or {}),
+            ("drawn", {task: float(count) for task, count in drawn.items()}),
+        ):
             if total := sum(counts.values()):
                 ways[way] = {task: [count / total] for task, count in counts.items()}
-        note = f"after step {run.last_step:,}" + ("" if planned is not None else "; the plan of this run is not known")
+        note = f"after step {run.last_step:,}" + (
+            "" if planned is not None else "; the plan of this run is not known"
+        )
         if ways:
-            charts.append(bar_chart(f"{name}share of the examples", ways, colors=colors, note=note, percent=True))
+            charts.append(
+                bar_chart(f"{name}share of the examples", ways, colors=colors, note=note, percent=True)
+            )
         charts.append(_examples_so_far(run, colors, f"{name}examples so far"))
         charts.append(_shares_over_steps(run, colors, f"{name}share of each part of the run"))
     return charts
@@ -142,10 +186,18 @@ def _examples_so_far(run: RunRecord, colors: Mapping[str, str], title: str) -> C
         dotted = None
         if run.plan is not None and task in run.plan["examples"]:
             places = [step for step in run.plan["steps"] if step <= run.last_step] or [run.last_step]
-            dotted = ([float(step) for step in places], [float((run.planned(step) or {})[task]) for step in places])
+            dotted = (
+                [float(step) for step in places],
+                [float((run.planned(step) or {})[task]) for step in places],
+            )
         series.append(Series(name=task, x=x, y=y, color=colors[task], dotted=dotted))
     return line_chart(
-        title, series, marks=_marks([run]), from_zero=True, wide=True, note="dotted: as planned" if run.plan is not None else ""
+        title,
+        series,
+        marks=_marks([run]),
+        from_zero=True,
+        wide=True,
+        note="dotted: as planned" if run.plan is not None else "",
     )
 
 
@@ -159,12 +211,22 @@ def _shares_over_steps(run: RunRecord, colors: Mapping[str, str], title: str) ->
         Series(
             name=task,
             x=xs,
-            y=[sum(line["task_examples"].get(task, 0) for line in chunk) / total for chunk, total in zip(chunks, totals, strict=True)],
+            y=[
+                sum(line["task_examples"].get(task, 0) for line in chunk) / total
+                for chunk, total in zip(chunks, totals, strict=True)
+            ],
             color=colors[task],
         )
         for task in run.tasks
     ]
-    return line_chart(title, series, marks=_marks([run]), from_zero=True, wide=True, note=f"each point: {size:,} steps" if size > 1 else "")
+    return line_chart(
+        title,
+        series,
+        marks=_marks([run]),
+        from_zero=True,
+        wide=True,
+        note=f"each point: {size:,} steps" if size > 1 else "",
+    )
 
 
 HEALTH: tuple[tuple[str, str, dict[str, Any]], ...] = (

@@ -9,7 +9,13 @@ from mtdnn_ds.report.svg import Scale, axes, escape, padded_range, text
 
 
 def matrix_chart(
-    title: str, labels: Sequence[str], counts: Sequence[Sequence[int]], *, shade: str, note: str = "", dot: str | None = None
+    title: str,
+    labels: Sequence[str],
+    counts: Sequence[Sequence[int]],
+    *,
+    shade: str,
+    note: str = "",
+    dot: str | None = None,
 ) -> Chart:
     """A confusion matrix: a row for each true label, a column for each predicted one; shaded by its share of the row."""
     size = len(labels)
@@ -20,7 +26,13 @@ def matrix_chart(
     width, height = int(max(margin + cell * size + 60, 330)), int(top + cell * size + 16)
     parts = [
         text(margin + cell * size / 2, 13, "predicted", anchor="middle"),
-        text(12, top + cell * size / 2, "true", anchor="middle", more=f' transform="rotate(-90 12 {top + cell * size / 2:.1f})"'),
+        text(
+            12,
+            top + cell * size / 2,
+            "true",
+            anchor="middle",
+            more=f' transform="rotate(-90 12 {top + cell * size / 2:.1f})"',
+        ),
     ]
     for column, label in enumerate(labels):
         at = margin + cell * (column + 0.5)
@@ -37,10 +49,14 @@ def matrix_chart(
         )
     for row, (label, own) in enumerate(zip(labels, counts, strict=True)):
         total, y = sum(own), top + cell * row
-        parts.append(text(margin - 7, y + cell / 2 + 4, shortened(label, 20), anchor="end", fill="var(--ink)"))
+        parts.append(
+            text(margin - 7, y + cell / 2 + 4, shortened(label, 20), anchor="end", fill="var(--ink)")
+        )
         for column, count in enumerate(own):
             share, x = (count / total if total else 0.0), margin + cell * column
-            words = f"{count:,} of {total:,} rows of {label} predicted as {labels[column]} ({100 * share:.1f} %)"
+            words = (
+                f"{count:,} of {total:,} rows of {label} predicted as {labels[column]} ({100 * share:.1f} %)"
+            )
             parts.append(
                 f'<rect x="{x:.1f}" y="{y:.1f}" width="{cell - 1.5:.1f}" height="{cell - 1.5:.1f}" rx="2" fill="var(--line)" fill-opacity="0.5"/>'
                 f'<rect x="{x:.1f}" y="{y:.1f}" width="{cell - 1.5:.1f}" height="{cell - 1.5:.1f}" rx="2" fill="{shade}" fill-opacity="{share:.3f}"><title>{escape(words)}</title></rect>'
@@ -77,7 +93,10 @@ def scatter_chart(
     width, height = 380, 330
     box = (58.0, 26.0, width - 16.0, height - 42.0)
     low, high = padded_range([*x_values, *y_values])
-    x, y = Scale(low=low, high=high, begin=box[0], end=box[2]), Scale(low=low, high=high, begin=box[3], end=box[1])
+    x, y = (
+        Scale(low=low, high=high, begin=box[0], end=box[2]),
+        Scale(low=low, high=high, begin=box[3], end=box[1]),
+    )
     parts = [axes(box, x, y, x_label=x_label), text(box[0] - 40, 15, y_label)]
     parts.append(
         f'<line x1="{x.at(low):.1f}" y1="{y.at(low):.1f}" x2="{x.at(high):.1f}" y2="{y.at(high):.1f}" stroke="var(--soft)" stroke-dasharray="4 4"/>'

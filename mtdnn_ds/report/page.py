@@ -25,7 +25,10 @@ class Section:
 def page(title: str, lead: str, sections: Sequence[Section]) -> str:
     """The whole page. `lead`: markup below the title."""
     contents = "".join(f'<a href="#{section.name}">{escape(section.title)}</a>' for section in sections)
-    bodies = "".join(f'<section id="{section.name}"><h2>{escape(section.title)}</h2>{section.body}</section>' for section in sections)
+    bodies = "".join(
+        f'<section id="{section.name}"><h2>{escape(section.title)}</h2>{section.body}</section>'
+        for section in sections
+    )
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
@@ -47,16 +50,25 @@ def write_page(path: Path, text: str, *, setting: str = "--output") -> None:
         aside.write_text(text, encoding="utf-8")
         os.replace(aside, path)
     except OSError as error:
-        raise ConfigError(f"{setting} {path}: cannot be written ({error.strerror}); give another {setting}") from error
+        raise ConfigError(
+            f"{setting} {path}: cannot be written ({error.strerror}); give another {setting}"
+        ) from error
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, caption: str = "", aligned: bool = True) -> str:
+def table(
+    header: Sequence[str], rows: Sequence[Sequence[str]], *, caption: str = "", aligned: bool = True
+) -> str:
     """A table of cells that are markup; `aligned`: numbers stand to the right."""
     sides = [_side(rows[0][index]) if aligned and rows else "" for index in range(len(header))]
     head = "".join(f"<th{side}>{cell}</th>" for side, cell in zip(sides, header, strict=True))
-    body = "".join("<tr>" + "".join(f"<td{_side(cell) if aligned else ''}>{cell}</td>" for cell in row) + "</tr>" for row in rows)
+    body = "".join(
+        "<tr>" + "".join(f"<td{_side(cell) if aligned else ''}>{cell}</td>" for cell in row) + "</tr>"
+        for row in rows
+    )
     words = f"<caption>{escape(caption)}</caption>" if caption else ""
-    return f'<div class="scroll"><table>{words}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    return (
+        f'<div class="scroll"><table>{words}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    )
 
 
 def _side(cell: str) -> str:

@@ -46,7 +46,13 @@ def line_chart(
     box = (58.0, 14.0, width - 16.0, height - 42.0)
     xs = [x for each in series for x in each.x] + [place for place, _ in marks]
     ys = [
-        y for each in series for y in (*each.y, *(each.raw or ()), *(value for values in (each.spread or {}).values() for value in values))
+        y
+        for each in series
+        for y in (
+            *each.y,
+            *(each.raw or ()),
+            *(value for values in (each.spread or {}).values() for value in values),
+        )
     ]
     x_low, x_high = padded_range(xs, log=True) if log_x else (min(xs, default=0), max(xs, default=1))
     if x_low == x_high:
@@ -83,7 +89,16 @@ def line_chart(
         "series": [{"name": each.name, "color": each.color, "x": [_short(v) for v in each.x], "y": [_short(v) for v in each.y]} for each in series],
     }  # fmt: skip
     legend = tuple(Legend(name=each.name, color=each.color, dash=each.dash) for each in series)
-    return Chart(title=title, width=width, height=height, body="".join(parts), legend=legend, hover=hover, note=note, dot=dot)
+    return Chart(
+        title=title,
+        width=width,
+        height=height,
+        body="".join(parts),
+        legend=legend,
+        hover=hover,
+        note=note,
+        dot=dot,
+    )
 
 
 def bar_chart(
@@ -146,7 +161,12 @@ def bar_chart(
             parts.append(text(middle, box[3] + 17, name, anchor="middle", fill="var(--ink)"))
     if colors:
         legend = tuple(
-            Legend(name=way, color="var(--soft)", square=True, opacity=PALE if index == 0 and len(ways) > 1 else 1.0)
+            Legend(
+                name=way,
+                color="var(--soft)",
+                square=True,
+                opacity=PALE if index == 0 and len(ways) > 1 else 1.0,
+            )
             for index, way in enumerate(ways)
         )
     else:
@@ -155,7 +175,15 @@ def bar_chart(
 
 
 def _path(
-    xs: Sequence[float], ys: Sequence[float], x: Scale, y: Scale, stroke: str, *, dash: str = "", width: float, opacity: float = 1
+    xs: Sequence[float],
+    ys: Sequence[float],
+    x: Scale,
+    y: Scale,
+    stroke: str,
+    *,
+    dash: str = "",
+    width: float,
+    opacity: float = 1,
 ) -> str:
     """A line through the finite points; it is broken where one is not."""
     words, pen = [], "M"

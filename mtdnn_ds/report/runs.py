@@ -52,7 +52,10 @@ class RunRecord:
         """Examples of each task that the plan has in the first `step` steps; between the steps that plan.json lists, a straight line."""
         if self.plan is None:
             return None
-        return {task: interpolated([0, *self.plan["steps"]], [0, *counts], step) for task, counts in self.plan["examples"].items()}
+        return {
+            task: interpolated([0, *self.plan["steps"]], [0, *counts], step)
+            for task, counts in self.plan["examples"].items()
+        }
 
 
 def interpolated(xs: Sequence[float], ys: Sequence[float], x: float) -> float:
@@ -126,7 +129,9 @@ def _read_run(path: Path, name: str) -> RunRecord:
     plan = _json_object((path / PLAN).read_bytes()) if (path / PLAN).is_file() else None
     if plan is None or not {"steps", "examples", "total_steps"} <= plan.keys():
         plan = None
-        notes.append(f"{PLAN} is not there (runs of versions before 0.4 have none): the mixture as planned cannot be shown")
+        notes.append(
+            f"{PLAN} is not there (runs of versions before 0.4 have none): the mixture as planned cannot be shown"
+        )
     starts = _starts(path)
     if not starts:
         notes.append("environment.json is not there: versions and ranks are unknown")
@@ -152,7 +157,9 @@ def _read_run(path: Path, name: str) -> RunRecord:
 def _starts(path: Path) -> tuple[Mapping[str, Any], ...]:
     """environment.json and those of earlier starts, which are kept under numbers."""
     found = [_json_object(each.read_bytes()) for each in path.glob("environment*.json")]
-    return tuple(sorted((each for each in found if each is not None), key=lambda each: str(each.get("started", ""))))
+    return tuple(
+        sorted((each for each in found if each is not None), key=lambda each: str(each.get("started", "")))
+    )
 
 
 def _marks(path: Path) -> tuple[tuple[int, str], ...]:
@@ -163,7 +170,12 @@ def _marks(path: Path) -> tuple[tuple[int, str], ...]:
             stop = _json_object(line)
             if stop is not None and isinstance(stop.get("step"), int):
                 reasons = "; ".join(map(str, stop.get("reasons", [])))
-                marks.append((stop["step"], f"stopped after step {stop['step']} at {stop.get('time', 'an unknown time')}: {reasons}"))
+                marks.append(
+                    (
+                        stop["step"],
+                        f"stopped after step {stop['step']} at {stop.get('time', 'an unknown time')}: {reasons}",
+                    )
+                )
     repeated: list[int] = []
     discarded = path / "metrics.discarded.jsonl"
     for line in discarded.read_bytes().splitlines() if discarded.is_file() else []:
@@ -172,7 +184,9 @@ def _marks(path: Path) -> tuple[tuple[int, str], ...]:
             repeated.append(record["step"])
     first = [step for index, step in enumerate(repeated) if index == 0 or step <= repeated[index - 1]]
     marks += [
-        (step - 1, f"went on from step {step - 1}: later steps were lost with a process, and done again") for step in first if step > 0
+        (step - 1, f"went on from step {step - 1}: later steps were lost with a process, and done again")
+        for step in first
+        if step > 0
     ]
     return tuple(sorted(marks))
 
@@ -201,7 +215,11 @@ def smoothed(values: Sequence[float]) -> list[float]:
     for index, value in enumerate(values):
         side = min(reach, index, len(values) - 1 - index)
         first, last = index - side, index + side + 1
-        result.append((totals[last] - totals[first]) / (counts[last] - counts[first]) if math.isfinite(value) else math.nan)
+        result.append(
+            (totals[last] - totals[first]) / (counts[last] - counts[first])
+            if math.isfinite(value)
+            else math.nan
+        )
     return result
 
 
@@ -211,7 +229,9 @@ def thinned(xs: Sequence[float], ys: Sequence[float], most: int = 700) -> tuple[
     if size == 1:
         return list(xs), list(ys)
     chunks = [range(begin, min(begin + size, len(xs))) for begin in range(0, len(xs), size)]
-    return [sum(xs[i] for i in chunk) / len(chunk) for chunk in chunks], [_mean([ys[i] for i in chunk]) for chunk in chunks]
+    return [sum(xs[i] for i in chunk) / len(chunk) for chunk in chunks], [
+        _mean([ys[i] for i in chunk]) for chunk in chunks
+    ]
 
 
 def _mean(values: Sequence[float]) -> float:

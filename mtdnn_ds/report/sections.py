@@ -37,7 +37,9 @@ def report_page(runs: Sequence[RunRecord], answers: Answers) -> str:
 
 def _charts(name: str, title: str, lead: str, charts: Sequence[Chart]) -> Section:
     if not charts:
-        return Section(name=name, title=title, body='<p class="missing">Nothing to draw: no run has logged any.</p>')
+        return Section(
+            name=name, title=title, body='<p class="missing">Nothing to draw: no run has logged any.</p>'
+        )
     return Section(
         name=name,
         title=title,
@@ -57,15 +59,32 @@ def _runs(runs: Sequence[RunRecord]) -> str:
     add("steps", [_steps(run) for run in runs])
     add("examples a step", [run.recipe.batch.examples_per_step for run in runs])
     add("mixture", [f"{_rates(run)}, {run.recipe.mixture.mixing}" for run in runs])
-    add("optimizer", [f"{run.recipe.optimizer.name}, lr {number(run.recipe.optimizer.lr)}, {run.recipe.schedule.name}" for run in runs])
+    add(
+        "optimizer",
+        [
+            f"{run.recipe.optimizer.name}, lr {number(run.recipe.optimizer.lr)}, {run.recipe.schedule.name}"
+            for run in runs
+        ],
+    )
     add("seed", [run.recipe.train.seed for run in runs])
     add("ranks", [_of_start(run, "topology", "world_size") for run in runs])
-    add("ZeRO stage, precision", [f"{_of_start(run, 'topology', 'zero_stage')}, {_of_start(run, 'topology', 'precision')}" for run in runs])
+    add(
+        "ZeRO stage, precision",
+        [
+            f"{_of_start(run, 'topology', 'zero_stage')}, {_of_start(run, 'topology', 'precision')}"
+            for run in runs
+        ],
+    )
     add("real tokens", [number(float(sum(line.get("tokens", 0) for line in run.steps))) for run in runs])
     add("time in steps", [_duration(sum(line.get("seconds") or 0.0 for line in run.steps)) for run in runs])
-    add("started (UTC)", [str(run.starts[0].get("started", "unknown")) if run.starts else "unknown" for run in runs])
+    add(
+        "started (UTC)",
+        [str(run.starts[0].get("started", "unknown")) if run.starts else "unknown" for run in runs],
+    )
     add("versions", [_versions(run) for run in runs])
-    missing = "".join(f'<p class="missing">{escape(run.name)}: {escape(note)}</p>' for run in runs for note in run.notes)
+    missing = "".join(
+        f'<p class="missing">{escape(run.name)}: {escape(note)}</p>' for run in runs for note in run.notes
+    )
     return table(["", *(escape(run.name) for run in runs)], rows, aligned=False) + missing
 
 
@@ -92,13 +111,23 @@ def _versions(run: RunRecord) -> str:
         return "unknown"
     packages = run.starts[-1].get("packages", {})
     git = run.starts[-1].get("git") or {}
-    commit = f", commit {str(git.get('commit', ''))[:10]}{' with changes' if git.get('uncommitted_changes') else ''}" if git else ""
+    commit = (
+        f", commit {str(git.get('commit', ''))[:10]}{' with changes' if git.get('uncommitted_changes') else ''}"
+        if git
+        else ""
+    )
     return f"mtdnn_ds {run.starts[-1].get('mtdnn_ds', '?')}, torch {packages.get('torch', '?')}, deepspeed {packages.get('deepspeed', '?')}{commit}"
 
 
 def _duration(seconds: float) -> str:
     hours, minutes = int(seconds // 3600), int(seconds % 3600 // 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds % 60:.0f} s" if minutes else f"{seconds:.1f} s"
+    return (
+        f"{hours} h {minutes} min"
+        if hours
+        else f"{minutes} min {seconds % 60:.0f} s"
+        if minutes
+        else f"{seconds:.1f} s"
+    )
 
 
 def _results(runs: Sequence[RunRecord]) -> str:
@@ -119,11 +148,16 @@ def _results(runs: Sequence[RunRecord]) -> str:
             rows.append(row)
     averages = ["<b>average</b>", ""]
     for run in runs:
-        averages += [f"<b>{fixed(run.evaluations[-1]['average'] if run.evaluations else None)}</b>", *_best_of(run, "average")]
+        averages += [
+            f"<b>{fixed(run.evaluations[-1]['average'] if run.evaluations else None)}</b>",
+            *_best_of(run, "average"),
+        ]
     if not rows:
         return '<p class="missing">No evaluation was logged: there are no results.</p>'
     caption = "dev metrics at the last evaluation; a task's best score is the mean of its metrics where that was highest (best/TASK in the run folder)"
-    return table(header, [*rows, averages], caption=caption) + "".join(_glue(run, several=len(runs) > 1) for run in runs)
+    return table(header, [*rows, averages], caption=caption) + "".join(
+        _glue(run, several=len(runs) > 1) for run in runs
+    )
 
 
 def _best_of(run: RunRecord, task: str) -> tuple[str, str]:
@@ -132,7 +166,11 @@ def _best_of(run: RunRecord, task: str) -> tuple[str, str]:
     if record is None or not isinstance(record.get("metrics"), Mapping) or not record["metrics"]:
         return "-", "-"
     metrics = record["metrics"]
-    score = sum(task_score(values) for values in metrics.values()) / len(metrics) if task == "average" else task_score(metrics)
+    score = (
+        sum(task_score(values) for values in metrics.values()) / len(metrics)
+        if task == "average"
+        else task_score(metrics)
+    )
     return fixed(score), f"{record.get('step', 0):,}"
 
 
@@ -153,7 +191,11 @@ def _predictions(runs: Sequence[RunRecord], answers: Answers) -> str:
         if isinstance(own, str):
             parts.append(f'<p class="missing">{escape(own)}</p>')
             continue
-        charts = [chart for task, of_task in own.items() if (chart := _picture(task, of_task, colors[task])) is not None]
+        charts = [
+            chart
+            for task, of_task in own.items()
+            if (chart := _picture(task, of_task, colors[task])) is not None
+        ]
         parts.append(
             f'<p class="lead">Each task on its dev set, by its own best weights.</p><div class="grid">{"".join(figure(chart) for chart in charts)}</div>'
         )
@@ -162,13 +204,25 @@ def _predictions(runs: Sequence[RunRecord], answers: Answers) -> str:
 
 
 def _picture(task: str, answers: TaskAnswers, shade: str) -> Chart | None:
-    asked = f"{answers.num_asked:,} of {answers.num_rows:,} rows" if answers.num_asked < answers.num_rows else f"{answers.num_rows:,} rows"
+    asked = (
+        f"{answers.num_asked:,} of {answers.num_rows:,} rows"
+        if answers.num_asked < answers.num_rows
+        else f"{answers.num_rows:,} rows"
+    )
     wrong = f", {answers.num_wrong:,} wrong" if answers.num_wrong is not None else ""
     note = f"{asked}{wrong}; weights: {answers.weights}" + (f"; {answers.note}" if answers.note else "")
     if answers.confusion:
         return matrix_chart(task, answers.labels, answers.confusion, shade=shade, note=note, dot=shade)
     if answers.scores is not None:
-        return scatter_chart(task, *answers.scores, shade=shade, x_label="true score", y_label="predicted", note=note, dot=shade)
+        return scatter_chart(
+            task,
+            *answers.scores,
+            shade=shade,
+            x_label="true score",
+            y_label="predicted",
+            note=note,
+            dot=shade,
+        )
     return None
 
 
@@ -180,10 +234,22 @@ def _worst(task: str, answers: TaskAnswers, shade: str) -> str:
     rows = []
     for row in answers.worst:
         keyed = len(row.texts) > 1
-        texts = "\n".join((f'<span class="key">{escape(column)}</span>' if keyed else "") + escape(text) for column, text in row.texts)
-        rows.append([f"{texts}<small>{escape(row.place)}</small>", escape(row.right), escape(row.predicted), escape(row.how_wrong)])
+        texts = "\n".join(
+            (f'<span class="key">{escape(column)}</span>' if keyed else "") + escape(text)
+            for column, text in row.texts
+        )
+        rows.append(
+            [
+                f"{texts}<small>{escape(row.place)}</small>",
+                escape(row.right),
+                escape(row.predicted),
+                escape(row.how_wrong),
+            ]
+        )
     listed = table(["text", "right", "predicted", "how wrong"], rows, aligned=False)
-    return f'<details class="words" open><summary>{dot}{escape(task)}: worst errors</summary>{listed}</details>'
+    return (
+        f'<details class="words" open><summary>{dot}{escape(task)}: worst errors</summary>{listed}</details>'
+    )
 
 
 def _stops(runs: Sequence[RunRecord]) -> str:
@@ -194,7 +260,9 @@ def _stops(runs: Sequence[RunRecord]) -> str:
         rows += [[escape(run.name), f"after step {step:,}", escape(words)] for step, words in run.marks]
     if not rows:
         return '<p class="missing">No run says when it was started.</p>'
-    note = "" if any(run.marks for run in runs) else '<p class="note">No run was stopped or lost a process.</p>'
+    note = (
+        "" if any(run.marks for run in runs) else '<p class="note">No run was stopped or lost a process.</p>'
+    )
     return table(["run", "when", "what"], rows, aligned=False) + note
 
 

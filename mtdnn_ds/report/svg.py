@@ -52,11 +52,17 @@ class Scale:
     log: bool = False
 
     def at(self, value: float) -> float:
-        low, high, value = (math.log10(each) for each in (self.low, self.high, value)) if self.log else (self.low, self.high, value)
+        low, high, value = (
+            (math.log10(each) for each in (self.low, self.high, value))
+            if self.log
+            else (self.low, self.high, value)
+        )
         return self.begin + (value - low) / (high - low) * (self.end - self.begin)
 
 
-def padded_range(values: Sequence[float], *, from_zero: bool = False, log: bool = False) -> tuple[float, float]:
+def padded_range(
+    values: Sequence[float], *, from_zero: bool = False, log: bool = False
+) -> tuple[float, float]:
     """A range with some air around the finite ones of `values`."""
     finite = [value for value in values if math.isfinite(value) and (value > 0 or not log)]
     if not finite:
@@ -75,7 +81,10 @@ def ticks(low: float, high: float, most: int = 6) -> list[float]:
     step = (high - low) / most
     power = 10.0 ** math.floor(math.log10(step))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= step * 0.999)
-    return [round(index * step, 12) for index in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
+    return [
+        round(index * step, 12)
+        for index in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)
+    ]
 
 
 def number(value: float | None, digits: int = 4) -> str:
@@ -97,7 +106,14 @@ def fixed(value: float | None) -> str:
     return "-" if value is None or not math.isfinite(value) else f"{value:.4f}"
 
 
-def axes(box: tuple[float, float, float, float], x: Scale, y: Scale, *, x_label: str, x_ticks: Sequence[float] | None = None) -> str:
+def axes(
+    box: tuple[float, float, float, float],
+    x: Scale,
+    y: Scale,
+    *,
+    x_label: str,
+    x_ticks: Sequence[float] | None = None,
+) -> str:
     """Grid, ticks and their numbers around the plot `box` (left, top, right, bottom)."""
     left, _, right, bottom = box
     parts = []
@@ -107,7 +123,9 @@ def axes(box: tuple[float, float, float, float], x: Scale, y: Scale, *, x_label:
         parts.append(text(left - 7, at + 4, number(value), anchor="end"))
     for value in x_ticks if x_ticks is not None else ticks(x.low, x.high, 6):
         at = x.at(value)
-        parts.append(f'<line x1="{at:.1f}" x2="{at:.1f}" y1="{bottom}" y2="{bottom + 4}" stroke="var(--soft)"/>')
+        parts.append(
+            f'<line x1="{at:.1f}" x2="{at:.1f}" y1="{bottom}" y2="{bottom + 4}" stroke="var(--soft)"/>'
+        )
         parts.append(text(at, bottom + 17, number(value), anchor="middle"))
     parts.append(f'<line x1="{left}" x2="{right}" y1="{bottom}" y2="{bottom}" stroke="var(--soft)"/>')
     if x_label:
@@ -115,12 +133,25 @@ def axes(box: tuple[float, float, float, float], x: Scale, y: Scale, *, x_label:
     return "".join(parts)
 
 
-def text(x: float, y: float, words: object, *, anchor: str = "start", size: float = 12, fill: str = "var(--soft)", more: str = "") -> str:
+def text(
+    x: float,
+    y: float,
+    words: object,
+    *,
+    anchor: str = "start",
+    size: float = 12,
+    fill: str = "var(--soft)",
+    more: str = "",
+) -> str:
     """Escaped `words` at a place; `more`: further attributes as they are."""
     return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" font-size="{size}" fill="{fill}"{more}>{escape(words)}</text>'
 
 
 def element(name: str, content: str = "", **attributes: Any) -> str:
     """`<name a="b">content</name>`; underscores of attribute names become dashes, None leaves one out. `content` is markup, values are escaped."""
-    written = "".join(f' {key.replace("_", "-")}="{escape(value)}"' for key, value in attributes.items() if value is not None)
+    written = "".join(
+        f' {key.replace("_", "-")}="{escape(value)}"'
+        for key, value in attributes.items()
+        if value is not None
+    )
     return f"<{name}{written}>{content}</{name}>"

@@ -26,7 +26,9 @@ class Device:
 def probe_device() -> Device:
     """This process's device. Imports DeepSpeed on CPUs, to ask it whether its fp16 mode runs."""
     if torch.cuda.is_available():
-        return Device(type="cuda", fast_bf16=torch.cuda.is_bf16_supported(including_emulation=False), fp16=True)
+        return Device(
+            type="cuda", fast_bf16=torch.cuda.is_bf16_supported(including_emulation=False), fp16=True
+        )
     return Device(type="cpu", fast_bf16=_cpu_has_bf16(), fp16=_cpu_has_fp16())
 
 
@@ -38,7 +40,9 @@ def take_device() -> torch.device:
     if not torch.cuda.is_available():
         return torch.device("cpu")
     named = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-    index = gpu_index(dist.local_rank(), dist.local_size(), num_visible=torch.cuda.device_count(), named=named)
+    index = gpu_index(
+        dist.local_rank(), dist.local_size(), num_visible=torch.cuda.device_count(), named=named
+    )
     if index != dist.local_rank():
         dist.use_device(index)
     torch.cuda.set_device(index)
@@ -59,7 +63,9 @@ def gpu_index(local_rank: int, local_size: int, *, num_visible: int, named: str)
 
 def _cpu_has_bf16() -> bool:
     # AVX512-BF16 and AMX compute bf16 in hardware; elsewhere PyTorch emulates it, some 20 times slower than fp32.
-    checks = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+    checks = (
+        getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    )
     return any(bool(check()) for check in checks if check is not None)
 
 

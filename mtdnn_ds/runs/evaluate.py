@@ -54,21 +54,30 @@ def evaluate(
     Collective: all ranks must call this; every rank gets the same result. Raises EvaluationStopped on all ranks when `stop_asked`,
     which is called now and then, says True on any of them.
     """
-    wanted = [(task_id, name) for task_id, spec in enumerate(specs) for name in spec.dev_splits if name in examples[spec.name]]
+    wanted = [
+        (task_id, name)
+        for task_id, spec in enumerate(specs)
+        for name in spec.dev_splits
+        if name in examples[spec.name]
+    ]
     if not wanted:
         return Evaluation(metrics={}, scores={}, average=0.0)
     outputs = predict(forward, wanted, specs, layout, examples, settings, device, stop_asked=stop_asked)
     return dist.on_main(lambda: scored(wanted, outputs, specs, examples))
 
 
-def scored(wanted: Wanted, outputs: Sequence[Sequence[TermOutputs]], specs: Sequence[TaskSpec], examples: ExamplesOf) -> Evaluation:
+def scored(
+    wanted: Wanted, outputs: Sequence[Sequence[TermOutputs]], specs: Sequence[TaskSpec], examples: ExamplesOf
+) -> Evaluation:
     """Metrics of the outputs of each wanted (task id, split)."""
     metrics: dict[str, dict[str, float]] = {}
     for (task_id, split), of_split in zip(wanted, outputs, strict=True):
         spec = specs[task_id]
         decoded = examples[spec.name][split].decode(of_split)
         values = compute_metrics(spec.metrics, decoded.predictions, decoded.references, spec.custom)
-        metrics.setdefault(spec.name, {}).update({name + split.removeprefix("dev"): value for name, value in values.items()})
+        metrics.setdefault(spec.name, {}).update(
+            {name + split.removeprefix("dev"): value for name, value in values.items()}
+        )
     scores = {name: task_score(values) for name, values in metrics.items()}
     return Evaluation(metrics=metrics, scores=scores, average=average(metrics))
 
@@ -94,8 +103,14 @@ def predict(
     was_training = forward.training
     forward.eval()
     with torch.no_grad():
-        for number, batch in enumerate(evaluation_batches(tasks, sets, layout, settings)):  # equally many on every rank
-            if stop_asked is not None and number % BATCHES_BETWEEN_QUESTIONS == 0 and dist.any_rank(stop_asked(), device):
+        for number, batch in enumerate(
+            evaluation_batches(tasks, sets, layout, settings)
+        ):  # equally many on every rank
+            if (
+                stop_asked is not None
+                and number % BATCHES_BETWEEN_QUESTIONS == 0
+                and dist.any_rank(stop_asked(), device)
+            ):
                 forward.train(was_training)
                 raise EvaluationStopped
             mark(f"evaluating, micro-batch {number + 1}")
@@ -114,7 +129,10 @@ def predict(
     forward.train(was_training)
     gathered = [part for parts in dist.gather(mine) for part in parts]
     return [
-        [_in_order(gathered, index, term_id, layout, of_set.num_examples) for term_id in layout.terms_of(task)]
+        [
+            _in_order(gathered, index, term_id, layout, of_set.num_examples)
+            for term_id in layout.terms_of(task)
+        ]
         for index, (task, of_set) in enumerate(zip(tasks, sets, strict=True))
     ]
 
@@ -130,10 +148,14 @@ class _Rows:
     examples: np.ndarray  # (K,) example of it
 
 
-def _in_order(gathered: Sequence[_Rows], index: int, term_id: int, layout: HeadLayout, num_examples: int) -> TermOutputs:
+def _in_order(
+    gathered: Sequence[_Rows], index: int, term_id: int, layout: HeadLayout, num_examples: int
+) -> TermOutputs:
     """Rows of one term in one split, by example; rows of an example keep their order."""
     term = layout.terms[term_id]
-    columns = slice(term.first_column, term.first_column + term.num_outputs) if term.num_outputs else slice(None)
+    columns = (
+        slice(term.first_column, term.first_column + term.num_outputs) if term.num_outputs else slice(None)
+    )
     values, labels, examples = [], [], []
     for rows in gathered:
         members = np.flatnonzero((rows.sets == index) & (rows.term_ids == term_id))
@@ -144,9 +166,13 @@ def _in_order(gathered: Sequence[_Rows], index: int, term_id: int, layout: HeadL
     examples_K = np.concatenate([np.zeros(0, dtype=np.int64), *examples])
     order = np.argsort(examples_K, kind="stable")
     counts = np.bincount(examples_K, minlength=num_examples)
-    assert len(np.unique(examples_K)) == num_examples or term.suffix, "an example was evaluated not exactly once"
+    assert len(np.unique(examples_K)) == num_examples or term.suffix, (
+        "an example was evaluated not exactly once"
+    )
     return TermOutputs(
-        values=np.concatenate(values)[order] if values else np.zeros((0, max(term.num_outputs, 1)), dtype=np.float32),
+        values=np.concatenate(values)[order]
+        if values
+        else np.zeros((0, max(term.num_outputs, 1)), dtype=np.float32),
         labels=np.concatenate([np.zeros(0, dtype=np.float32), *labels])[order],
         offsets=np.concatenate(([0], np.cumsum(counts))),
     )

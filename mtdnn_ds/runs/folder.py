@@ -19,7 +19,16 @@ from mtdnn_ds.data.plan.step_plan import StepPlan
 LOCK = ".lock"  # runs/lock.py
 PLAN = "plan.json"
 PLAN_STEPS = 40  # at which it says how many examples of each task have been drawn
-PACKAGES = ("torch", "deepspeed", "transformers", "tokenizers", "datasets", "numpy", "pydantic", "tensorboard")
+PACKAGES = (
+    "torch",
+    "deepspeed",
+    "transformers",
+    "tokenizers",
+    "datasets",
+    "numpy",
+    "pydantic",
+    "tensorboard",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +69,13 @@ def create_private(path: Path) -> bool:
     except FileExistsError as error:
         if path.is_dir():
             return False
-        raise ConfigError(f"--output_dir {path}: cannot be created ({error.strerror}: {error.filename}); give another folder") from error
+        raise ConfigError(
+            f"--output_dir {path}: cannot be created ({error.strerror}: {error.filename}); give another folder"
+        ) from error
     except OSError as error:
-        raise ConfigError(f"--output_dir {path}: cannot be created ({error.strerror}: {error.filename}); give another folder") from error
+        raise ConfigError(
+            f"--output_dir {path}: cannot be created ({error.strerror}: {error.filename}); give another folder"
+        ) from error
     return True
 
 
@@ -79,12 +92,20 @@ def refuse_used_folder(path: Path, resume: str, *, staged: bool = False) -> None
     if path.exists() and not path.is_dir():
         raise ConfigError(f"--output_dir {path}: is a file; give a folder")
     source = run_folder_of(resume)
-    if staged and source is not None and (source.resolve() != path.resolve() or not (Path(resume) / "stages").is_dir()):
-        raise ConfigError(f"--resume {resume}: a run in stages goes on with --resume auto, or with the folder that holds its stages/")
+    if (
+        staged
+        and source is not None
+        and (source.resolve() != path.resolve() or not (Path(resume) / "stages").is_dir())
+    ):
+        raise ConfigError(
+            f"--resume {resume}: a run in stages goes on with --resume auto, or with the folder that holds its stages/"
+        )
     if not path.is_dir() or not any(item.name != LOCK for item in path.iterdir()):
         return
     if resume == "none":
-        raise ConfigError(f"--output_dir {path}: is not empty; add --resume auto to go on with that run, or give another --output_dir")
+        raise ConfigError(
+            f"--output_dir {path}: is not empty; add --resume auto to go on with that run, or give another --output_dir"
+        )
     if source is not None and source.resolve() != path.resolve():
         raise ConfigError(
             f"--output_dir {path}: holds another run than --resume {resume}; give an empty folder, or {source} to go on there"
@@ -104,7 +125,12 @@ def refuse_staged_folder(folder: RunFolder, setting: str) -> None:
 
 
 def write_run_files(
-    folder: RunFolder, *, recipe_yaml: str, deepspeed_config: dict[str, Any], topology: dict[str, Any], plan: dict[str, Any]
+    folder: RunFolder,
+    *,
+    recipe_yaml: str,
+    deepspeed_config: dict[str, Any],
+    topology: dict[str, Any],
+    plan: dict[str, Any],
 ) -> None:
     """recipe.yaml, deepspeed.json, plan.json and environment.json. Rank 0 only; earlier versions of a resumed run stay beside them."""
     environment = {
@@ -154,8 +180,12 @@ def _git_state() -> dict[str, Any] | None:
     """Commit of the code, and whether it has changes that no commit holds; None outside a git checkout."""
     root = Path(__file__).resolve().parents[2]
     try:
-        commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=True).stdout.strip()
-        changed = subprocess.run(["git", "status", "--porcelain"], cwd=root, capture_output=True, text=True, check=True).stdout
+        commit = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=True
+        ).stdout.strip()
+        changed = subprocess.run(
+            ["git", "status", "--porcelain"], cwd=root, capture_output=True, text=True, check=True
+        ).stdout
     except (OSError, subprocess.CalledProcessError):
         return None
     return {"commit": commit, "uncommitted_changes": bool(changed.strip())}

@@ -65,14 +65,21 @@ def find_run(
     """
     folder = RunFolder(Path(run_dir))
     if not folder.recipe.is_file():
-        raise ConfigError(f"{run_setting} {run_dir}: not a run folder (recipe.yaml is missing); give the --output_dir of a training run")
+        raise ConfigError(
+            f"{run_setting} {run_dir}: not a run folder (recipe.yaml is missing); give the --output_dir of a training run"
+        )
     refuse_staged_folder(folder, run_setting)
     weights_folder = find_weights(folder, checkpoint, checkpoint_setting)
     recipe = load_recipe(str(folder.recipe), overrides or {})
     # Back ends that need half precision or CUDA change no weights.
     encoder = recipe.encoder.model_copy(update={"attention": "auto", "fused_layer_norm": False})
     recipe = recipe.model_copy(update={"encoder": encoder})
-    return FinishedRun(folder=folder, recipe=recipe, specs=resolve_tasks(recipe, needs_files=needs_data), weights_folder=weights_folder)
+    return FinishedRun(
+        folder=folder,
+        recipe=recipe,
+        specs=resolve_tasks(recipe, needs_files=needs_data),
+        weights_folder=weights_folder,
+    )
 
 
 def load_run(found: FinishedRun, *, device: torch.device) -> LoadedRun:
@@ -83,12 +90,28 @@ def load_run(found: FinishedRun, *, device: torch.device) -> LoadedRun:
     from mtdnn_ds.tasks.layout import head_layout
 
     layout = head_layout(found.specs)
-    model = run_model(found.recipe, RunData(specs=found.specs, layout=layout, examples={}), device=device, compute_dtype=torch.float32)
+    model = run_model(
+        found.recipe,
+        RunData(specs=found.specs, layout=layout, examples={}),
+        device=device,
+        compute_dtype=torch.float32,
+    )
     load_weights(model, read_weights(found.weights_folder), found.weights_folder)
     settings = loader_settings(
-        found.recipe, hidden_size=model.encoder.hidden_size, rank=dist.rank(), world_size=dist.world_size(), device=device
+        found.recipe,
+        hidden_size=model.encoder.hidden_size,
+        rank=dist.rank(),
+        world_size=dist.world_size(),
+        device=device,
     )
-    return LoadedRun(recipe=found.recipe, specs=found.specs, layout=layout, model=model.to(device), settings=settings, device=device)
+    return LoadedRun(
+        recipe=found.recipe,
+        specs=found.specs,
+        layout=layout,
+        model=model.to(device),
+        settings=settings,
+        device=device,
+    )
 
 
 def best_folders(folder: RunFolder, tasks: Sequence[str], otherwise: Path) -> dict[Path, list[str]]:
@@ -108,7 +131,9 @@ def best_folders(folder: RunFolder, tasks: Sequence[str], otherwise: Path) -> di
     return groups
 
 
-def load_weights(model: nn.Module, weights: Mapping[str, Tensor], folder: Path, *, assign: bool = False) -> None:
+def load_weights(
+    model: nn.Module, weights: Mapping[str, Tensor], folder: Path, *, assign: bool = False
+) -> None:
     """Put `weights` into `model`, all of them; with `assign` as they are, without a copy. Raises CheckpointError naming what does not fit."""
     expected = model.state_dict()
     wrong = [f"{name} is missing" for name in expected if name not in weights]
@@ -134,11 +159,15 @@ def find_weights(folder: RunFolder, checkpoint: str, setting: str) -> Path:
     if checkpoint == "latest":
         found = find_checkpoint(folder.checkpoints)
         if found is None:
-            raise CheckpointError(f"{folder.checkpoints}: no checkpoint there yet; train first, or give {setting} best/average")
+            raise CheckpointError(
+                f"{folder.checkpoints}: no checkpoint there yet; train first, or give {setting} best/average"
+            )
         return found.path
     known = checkpoint_folders(folder)
     if checkpoint not in known:
-        raise CheckpointError(f"{setting} {checkpoint}: not in {folder.path}{did_you_mean(checkpoint, [*known, 'latest'])}")
+        raise CheckpointError(
+            f"{setting} {checkpoint}: not in {folder.path}{did_you_mean(checkpoint, [*known, 'latest'])}"
+        )
     if checkpoint.startswith("step_"):
         open_checkpoint(known[checkpoint])
     return known[checkpoint]

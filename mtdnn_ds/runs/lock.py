@@ -20,7 +20,13 @@ from mtdnn_ds.config.errors import ConfigError
 from mtdnn_ds.files import reason
 from mtdnn_ds.runs.folder import LOCK, create_private
 
-NO_LOCKS = (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.ENOSYS, errno.EINVAL)  # what file systems without locks answer
+NO_LOCKS = (
+    errno.ENOTSUP,
+    errno.EOPNOTSUPP,
+    errno.ENOLCK,
+    errno.ENOSYS,
+    errno.EINVAL,
+)  # what file systems without locks answer
 
 _descriptors: set[int] = set()  # of the locks that this process holds
 
@@ -39,7 +45,9 @@ def locked(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
     finally:
         for descriptor in descriptors:  # rank 0
             with suppress(OSError):  # someone has removed it already
-                if created and [path.name for path in folder.iterdir()] == [LOCK]:  # refused before it wrote anything
+                if created and [path.name for path in folder.iterdir()] == [
+                    LOCK
+                ]:  # refused before it wrote anything
                     (folder / LOCK).unlink()
                     folder.rmdir()
             _descriptors.discard(descriptor)
@@ -63,12 +71,18 @@ def _take(folder: Path, say: Callable[[str], None]) -> int:
                 if error.errno not in NO_LOCKS:
                     os.close(descriptor)
                     raise
-                say(f"{folder}: its file system has no locks ({error.strerror}), so nothing keeps a second run out of this folder")
+                say(
+                    f"{folder}: its file system has no locks ({error.strerror}), so nothing keeps a second run out of this folder"
+                )
             if path.exists() and os.path.samestat(os.fstat(descriptor), path.stat()):
                 break
-            os.close(descriptor)  # its last holder has removed it meanwhile: a lock that nobody else would see
+            os.close(
+                descriptor
+            )  # its last holder has removed it meanwhile: a lock that nobody else would see
     except OSError as error:
-        raise ConfigError(f"--output_dir {folder}: cannot be written ({reason(error)}); give a folder that can") from error
+        raise ConfigError(
+            f"--output_dir {folder}: cannot be written ({reason(error)}); give a folder that can"
+        ) from error
     if not _descriptors:
         os.register_at_fork(after_in_child=_forget)
     _descriptors.add(descriptor)
@@ -88,11 +102,18 @@ def _forget() -> None:
 
 def _ourselves() -> dict[str, str]:
     job = {"SLURM job": os.environ["SLURM_JOB_ID"]} if "SLURM_JOB_ID" in os.environ else {}
-    return {"host": platform.node(), "process": str(os.getpid()), **job, "since": datetime.now(UTC).isoformat(timespec="seconds")}
+    return {
+        "host": platform.node(),
+        "process": str(os.getpid()),
+        **job,
+        "since": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
 
 
 def _holder(descriptor: int) -> str:
     try:
-        return ", ".join(f"{name} {value}" for name, value in json.loads(os.pread(descriptor, 4096, 0)).items())
+        return ", ".join(
+            f"{name} {value}" for name, value in json.loads(os.pread(descriptor, 4096, 0)).items()
+        )
     except (OSError, ValueError, AttributeError):
         return "it does not say who it is"

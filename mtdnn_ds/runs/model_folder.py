@@ -38,7 +38,14 @@ PLUGINS = "plugins"
 DEFAULT = "best/average"
 
 _SPEC_FIELDS = ("name", "kind", "labels", "metrics", "dropout", "loss_scale", "head", "objective", "options")
-_PATH_SETTINGS: dict[str, Any] = {"files": None, "dataset": None, "hub": None, "splits": None, "train_fraction": None, "sample_seed": None}
+_PATH_SETTINGS: dict[str, Any] = {
+    "files": None,
+    "dataset": None,
+    "hub": None,
+    "splits": None,
+    "train_fraction": None,
+    "sample_seed": None,
+}
 
 
 def default_checkpoint(path: str) -> str:
@@ -53,7 +60,12 @@ def is_exported(path: str) -> bool:
 
 
 def open_model(
-    path: str, checkpoint: str = DEFAULT, *, device: torch.device, setting: str = "MODEL", trust_plugins: bool = False
+    path: str,
+    checkpoint: str = DEFAULT,
+    *,
+    device: torch.device,
+    setting: str = "MODEL",
+    trust_plugins: bool = False,
 ) -> LoadedRun:
     """The model in `path`, in float32 and in evaluation mode. Raises ConfigError and CheckpointError in the words of the command line.
 
@@ -85,7 +97,11 @@ def save_folder(
     """Write the whole model to `folder`, which is there and empty. `weights` are MultiTaskNet's; `source`: plain facts on where it comes from."""
     from safetensors.torch import save_file
 
-    save_file({name: tensor.float().contiguous() for name, tensor in weights.items()}, folder / WEIGHTS, metadata={"format": "pt"})
+    save_file(
+        {name: tensor.float().contiguous() for name, tensor in weights.items()},
+        folder / WEIGHTS,
+        metadata={"format": "pt"},
+    )
     config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     plugins = _copy_plugins(recipe, specs, folder)
@@ -126,9 +142,13 @@ def _open_exported(folder: Path, *, device: torch.device, setting: str, trust_pl
         recipe = Recipe.model_validate(about["recipe"])
         specs = tuple(_spec(values, kinds) for values in about["tasks"])
     except (ValueError, TypeError, KeyError) as error:
-        raise CheckpointError(f"{folder / ABOUT}: does not describe a model ({error}); export the run again") from error
+        raise CheckpointError(
+            f"{folder / ABOUT}: does not describe a model ({error}); export the run again"
+        ) from error
     encoder = recipe.encoder.model_copy(update={"path": str(folder)})
-    recipe = recipe.model_copy(update={"encoder": encoder, "plugins": [str(folder / name) for name in about["plugins"]]})
+    recipe = recipe.model_copy(
+        update={"encoder": encoder, "plugins": [str(folder / name) for name in about["plugins"]]}
+    )
     if not (folder / WEIGHTS).is_file():
         raise CheckpointError(f"{folder / WEIGHTS}: is missing; export the run again")
     if (found := _sha256(folder / WEIGHTS)) != about["sha256"]:
@@ -143,10 +163,20 @@ def _open_exported(folder: Path, *, device: torch.device, setting: str, trust_pl
     from mtdnn_ds.tasks.layout import head_layout
 
     layout = head_layout(specs)
-    model = run_model(recipe, RunData(specs=specs, layout=layout, examples={}), device=device, compute_dtype=torch.float32)
+    model = run_model(
+        recipe, RunData(specs=specs, layout=layout, examples={}), device=device, compute_dtype=torch.float32
+    )
     load_weights(model, load_file(folder / WEIGHTS), folder)
-    settings = loader_settings(recipe, hidden_size=model.encoder.hidden_size, rank=dist.rank(), world_size=dist.world_size(), device=device)
-    return LoadedRun(recipe=recipe, specs=specs, layout=layout, model=model.to(device), settings=settings, device=device)
+    settings = loader_settings(
+        recipe,
+        hidden_size=model.encoder.hidden_size,
+        rank=dist.rank(),
+        world_size=dist.world_size(),
+        device=device,
+    )
+    return LoadedRun(
+        recipe=recipe, specs=specs, layout=layout, model=model.to(device), settings=settings, device=device
+    )
 
 
 def _spec(values: Mapping[str, Any], kinds: Mapping[str, CustomKind]) -> TaskSpec:
@@ -163,10 +193,19 @@ def _portable(recipe: Recipe, specs: Sequence[TaskSpec]) -> Recipe:
     found = {spec.name: list(next(iter(spec.splits.values())).text_columns) for spec in specs if spec.splits}
     defaults = {name: Recipe.model_fields[name].default for name in ("init", "heads", "distillation", "data")}
     encoder = recipe.encoder.model_copy(
-        update={"path": ".", "tokenizer": None, "sha256": None, "random_init": True, "attention": "auto", "fused_layer_norm": False}
+        update={
+            "path": ".",
+            "tokenizer": None,
+            "sha256": None,
+            "random_init": True,
+            "attention": "auto",
+            "fused_layer_norm": False,
+        }
     )
     tasks = {
-        name: settings.model_copy(update={**_PATH_SETTINGS, "text_columns": settings.text_columns or found.get(name) or None})
+        name: settings.model_copy(
+            update={**_PATH_SETTINGS, "text_columns": settings.text_columns or found.get(name) or None}
+        )
         for name, settings in recipe.tasks.items()
     }
     return recipe.model_copy(update={**defaults, "encoder": encoder, "tasks": tasks, "plugins": []})
@@ -188,7 +227,9 @@ def _copy_plugins(recipe: Recipe, specs: Sequence[TaskSpec], folder: Path) -> di
     return copied
 
 
-def _own_kinds(folder: Path, plugins: Mapping[str, str], setting: str, *, trust_plugins: bool) -> dict[str, CustomKind]:
+def _own_kinds(
+    folder: Path, plugins: Mapping[str, str], setting: str, *, trust_plugins: bool
+) -> dict[str, CustomKind]:
     if not plugins:
         return {}
     listed = ", ".join(str(folder / name) for name in plugins)
@@ -210,7 +251,9 @@ def _own_kinds(folder: Path, plugins: Mapping[str, str], setting: str, *, trust_
 def _refuse_other_folders(folder: Path, setting: str) -> None:
     """Folders that an export made beside the one of the whole model."""
     if is_exported(str(folder / "multitask")):
-        raise ConfigError(f"{setting} {folder}: holds several exported folders; give {folder / 'multitask'}, that of the whole model")
+        raise ConfigError(
+            f"{setting} {folder}: holds several exported folders; give {folder / 'multitask'}, that of the whole model"
+        )
     if (folder / "config.json").is_file() and not (folder / "recipe.yaml").is_file():
         raise ConfigError(
             f"{setting} {folder}: a plain transformers model, which transformers loads; give a run folder, or a folder of the whole model ({ABOUT})"

@@ -24,7 +24,16 @@ def num_warmup_steps(warmup: float, total_steps: int) -> int:
     return math.ceil(round(warmup * total_steps, 6)) if warmup < 1 else int(warmup)
 
 
-def learning_rate(step: int, *, name: Name, peak: float, total_steps: int, warmup_steps: int, final_lr_ratio: float, power: float) -> float:
+def learning_rate(
+    step: int,
+    *,
+    name: Name,
+    peak: float,
+    total_steps: int,
+    warmup_steps: int,
+    final_lr_ratio: float,
+    power: float,
+) -> float:
     """Learning rate of step `step` (1-based)."""
     if step <= warmup_steps:
         return peak * step / warmup_steps

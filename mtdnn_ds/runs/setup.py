@@ -54,10 +54,14 @@ class RunData:
     def describe(self, task_id: int, row: int) -> str:
         """A training example as its user would look it up."""
         spec = self.specs[task_id]
-        return f"{spec.name} {spec.splits['train'].path} row {self.examples[spec.name]['train'].source_row(row)}"
+        return (
+            f"{spec.name} {spec.splits['train'].path} row {self.examples[spec.name]['train'].source_row(row)}"
+        )
 
 
-def prepare_run_data(recipe: Recipe, specs: Sequence[TaskSpec], say: Say, *, splits: Collection[str] | None = None) -> RunData:
+def prepare_run_data(
+    recipe: Recipe, specs: Sequence[TaskSpec], say: Say, *, splits: Collection[str] | None = None
+) -> RunData:
     """Prepare every train and dev split, or those named, once: on rank 0, then on nodes that do not see its disk, then open everywhere.
 
     Collective: all ranks must call this.
@@ -72,12 +76,19 @@ def prepare_run_data(recipe: Recipe, specs: Sequence[TaskSpec], say: Say, *, spl
             tokenizer_path=tokenizer_path,
             cache_dir=recipe.data.cache_dir,
             on_bad_row=recipe.data.on_bad_row,
-            splits={name for spec in specs for name in ("train", *spec.dev_splits)} if splits is None else splits,
+            splits={name for spec in specs for name in ("train", *spec.dev_splits)}
+            if splits is None
+            else splits,
             build=build,
             say=speak,
             trust_remote_code=recipe.encoder.trust_remote_code,
         )
-        return {spec.name: {name: _examples(recipe, spec, name, split) for name, split in prepared[spec.name].items()} for spec in specs}
+        return {
+            spec.name: {
+                name: _examples(recipe, spec, name, split) for name, split in prepared[spec.name].items()
+            }
+            for spec in specs
+        }
 
     def build_on_main() -> None:
         run(True, say)
@@ -92,7 +103,10 @@ def prepare_run_data(recipe: Recipe, specs: Sequence[TaskSpec], say: Say, *, spl
 
 
 def _examples(recipe: Recipe, spec: TaskSpec, name: str, split: PreparedSplit) -> Examples:
-    examples, settings = make_examples(spec, split, max_length=recipe.encoder.max_length, seed=recipe.train.seed), recipe.tasks[spec.name]
+    examples, settings = (
+        make_examples(spec, split, max_length=recipe.encoder.max_length, seed=recipe.train.seed),
+        recipe.tasks[spec.name],
+    )
     longest, room = int(examples.lengths.argmax()), recipe.batch.max_tokens_per_micro_batch
     if examples.lengths[longest] > room:
         raise ConfigError(
@@ -120,7 +134,9 @@ def build_plan(recipe: Recipe, data: RunData) -> StepPlan:
         raise ConfigError(
             f"schedule.warmup={recipe.schedule.warmup:g}: {warmup_steps:,} steps of warm-up, but the run has {steps:,}; lower it, or train longer"
         )
-    contents = "\n".join(f"{spec.name} {data.examples[spec.name]['train'].split.fingerprint}" for spec in data.specs)
+    contents = "\n".join(
+        f"{spec.name} {data.examples[spec.name]['train'].split.fingerprint}" for spec in data.specs
+    )
     return StepPlan(
         sizes=data.train_sizes,
         rates=recipe.mixture.rates,
@@ -145,7 +161,9 @@ def idle_tasks(plan: StepPlan) -> list[str]:
     ]
 
 
-def loader_settings(recipe: Recipe, *, hidden_size: int, world_size: int, rank: int, device: torch.device) -> LoaderSettings:
+def loader_settings(
+    recipe: Recipe, *, hidden_size: int, world_size: int, rank: int, device: torch.device
+) -> LoaderSettings:
     """How this rank's micro-batches are cut. The filler sequence is the tokenizer's shortest: its special tokens alone."""
     path = resolve_encoder_path(recipe.encoder.tokenizer or recipe.encoder.path)
     template = special_tokens(load_tokenizer(path, trust_remote_code=recipe.encoder.trust_remote_code)).single
@@ -164,10 +182,18 @@ def loader_settings(recipe: Recipe, *, hidden_size: int, world_size: int, rank: 
 def recipe_sharing(recipe: Recipe) -> Sharing:
     """How the recipe's tasks share the encoder."""
     settings = recipe.sharing
-    return share(list(recipe.tasks), mode=settings.mode, groups=settings.groups, penalty=settings.penalty, rank=settings.rank)
+    return share(
+        list(recipe.tasks),
+        mode=settings.mode,
+        groups=settings.groups,
+        penalty=settings.penalty,
+        rank=settings.rank,
+    )
 
 
-def run_model(recipe: Recipe, data: RunData, *, device: torch.device, compute_dtype: torch.dtype) -> MultiTaskNet:
+def run_model(
+    recipe: Recipe, data: RunData, *, device: torch.device, compute_dtype: torch.dtype
+) -> MultiTaskNet:
     """The recipe's model on the CPU in float32; the engine moves and casts it. Raises ConfigError if the encoder cannot serve it.
 
     `data.examples` may lack tasks (regressions then answer 0 at first): the weights may come from a checkpoint.
@@ -196,7 +222,9 @@ def run_model(recipe: Recipe, data: RunData, *, device: torch.device, compute_dt
     )
     most = model.encoder.max_positions
     if encoder.max_length > most:
-        raise ConfigError(f"encoder.max_length={encoder.max_length}: {encoder.path} has {most} positions; set it to at most {most}")
+        raise ConfigError(
+            f"encoder.max_length={encoder.max_length}: {encoder.path} has {most} positions; set it to at most {most}"
+        )
     tokenizer_path = resolve_encoder_path(encoder.tokenizer or encoder.path)
     num_tokens = len(load_tokenizer(tokenizer_path, trust_remote_code=encoder.trust_remote_code))
     if num_tokens > model.encoder.config.vocab_size:

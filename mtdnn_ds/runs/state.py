@@ -18,7 +18,14 @@ from mtdnn_ds.data.plan.step_plan import StepPlan
 from mtdnn_ds.runs.evaluate import Evaluation
 
 # Parts of a run's topology that say which rank holds what; checkpoint/restore.py carries a state over to others. The precision is the rest.
-PARTITION = ("world_size", "zero_stage", "offload_optimizer", "round_robin_gradients", "parameter_alignment", "sub_group_size")
+PARTITION = (
+    "world_size",
+    "zero_stage",
+    "offload_optimizer",
+    "round_robin_gradients",
+    "parameter_alignment",
+    "sub_group_size",
+)
 
 # Settings that may differ from the checkpoint's: they change no example, no learning rate and no formula (rounding, and with it the
 # last digits of a loss, may differ; attention=varlen has no attention dropout and says so when it starts).
@@ -51,7 +58,9 @@ class RunState:
     recipe: dict[str, Any]
     plan: dict[str, Any]
     topology: dict[str, Any]
-    teachers: dict[str, str] = field(default_factory=dict)  # task -> fingerprint of its teachers' answers (train/distillation/teacher_outputs.py)
+    teachers: dict[str, str] = field(
+        default_factory=dict
+    )  # task -> fingerprint of its teachers' answers (train/distillation/teacher_outputs.py)
     loss_scales: dict[str, Any] = field(default_factory=dict)  # of adaptive scales (losses/adaptive.py)
     best: dict[str, dict[str, float]] = field(default_factory=dict)  # task or "average" -> {"score", "step"}
     evaluation: Evaluation | None = None  # the last one
@@ -70,11 +79,16 @@ class RunState:
 def check_fit(name: str, saved: Mapping[str, Any], wanted: RunState, plan: StepPlan) -> None:
     """Raise CheckpointError listing every setting of checkpoint `name` that differs from this run's, with both values."""
     _check_layout(name, saved)
-    theirs, ours = flat({**saved["recipe"], "topology": saved["topology"]}), flat({**wanted.recipe, "topology": wanted.topology})
+    theirs, ours = (
+        flat({**saved["recipe"], "topology": saved["topology"]}),
+        flat({**wanted.recipe, "topology": wanted.topology}),
+    )
     problems = []
     for key in sorted(theirs.keys() | ours.keys()):
         if _place(key, theirs.get(key)) != _place(key, ours.get(key)) and not key.startswith(FREE_SETTINGS):
-            problems.append(f"{name}: {key} was {theirs.get(key)!r} when it was saved and is {ours.get(key)!r} now")
+            problems.append(
+                f"{name}: {key} was {theirs.get(key)!r} when it was saved and is {ours.get(key)!r} now"
+            )
     theirs, ours = saved.get("teachers", {}), wanted.teachers
     for task in sorted(theirs.keys() | ours.keys()):
         if theirs.get(task) != ours.get(task):
@@ -101,19 +115,37 @@ def _check_layout(name: str, saved: Mapping[str, Any]) -> None:
         TypeAdapter(RunState).validate_python(saved)
         wrong = [f"{key}: no such field" for key in saved if key not in RunState.__dataclass_fields__]
         wrong += ["plan.step: no whole number"] if not isinstance(saved["plan"].get("step"), int) else []
-        wrong += [f"topology.{key}: no whole number" for key in PARTITION[:2] if not isinstance(saved["topology"].get(key), int)]
         wrong += [
-            f"recipe.{section}: no section" for section in ("batch", "train") if not isinstance(saved["recipe"].get(section), Mapping)
+            f"topology.{key}: no whole number"
+            for key in PARTITION[:2]
+            if not isinstance(saved["topology"].get(key), int)
+        ]
+        wrong += [
+            f"recipe.{section}: no section"
+            for section in ("batch", "train")
+            if not isinstance(saved["recipe"].get(section), Mapping)
         ]
     except ValidationError as error:
-        wrong = [f"{'.'.join(map(str, detail['loc']))}: {detail['msg']}" for detail in error.errors(include_url=False)]
+        wrong = [
+            f"{'.'.join(map(str, detail['loc']))}: {detail['msg']}"
+            for detail in error.errors(include_url=False)
+        ]
     if wrong:
-        raise CheckpointError([f"{name}: its run_state.json is not of this version: {line}; resume from another one" for line in wrong[:8]])
+        raise CheckpointError(
+            [
+                f"{name}: its run_state.json is not of this version: {line}; resume from another one"
+                for line in wrong[:8]
+            ]
+        )
 
 
 def _place(key: str, value: Any) -> Any:
     """A run that this one began with, or a head's checkpoint, is known by its folder's name: folders may move."""
-    return Path(value).name if (key == "init.run" or key.startswith("heads.")) and isinstance(value, str) else value
+    return (
+        Path(value).name
+        if (key == "init.run" or key.startswith("heads.")) and isinstance(value, str)
+        else value
+    )
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -42,22 +42,30 @@ def _bag_f1(predicted: Sequence[str], known: Sequence[str]) -> float:
     if not predicted or not known:
         return float(predicted == known)
     common = sum((Counter(predicted) & Counter(known)).values())
-    return 2 * common / (len(predicted) + len(known))  # = 2pr / (p + r) with p = common / predicted, r = common / known
+    return (
+        2 * common / (len(predicted) + len(known))
+    )  # = 2pr / (p + r) with p = common / predicted, r = common / known
 
 
 def exact_match(predictions: Answers, references: Sequence[Answers]) -> float:
     """Share of questions whose normalised prediction is one of the normalised answers."""
-    return _mean(_squad_score(_equal, each, known) for each, known in zip(predictions, references, strict=True))
+    return _mean(
+        _squad_score(_equal, each, known) for each, known in zip(predictions, references, strict=True)
+    )
 
 
 def token_f1(predictions: Answers, references: Sequence[Answers]) -> float:
     """SQuAD's F1."""
-    return _mean(_squad_score(text_f1, each, known) for each, known in zip(predictions, references, strict=True))
+    return _mean(
+        _squad_score(text_f1, each, known) for each, known in zip(predictions, references, strict=True)
+    )
 
 
 def coqa_f1(predictions: Answers, references: Sequence[Answers]) -> float:
     """CoQA's F1."""
-    return _mean(_one_left_out(each, known, text_f1) for each, known in zip(predictions, references, strict=True))
+    return _mean(
+        _one_left_out(each, known, text_f1) for each, known in zip(predictions, references, strict=True)
+    )
 
 
 def quac_f1(predictions: Answers, references: Sequence[Answers]) -> float:
@@ -65,7 +73,11 @@ def quac_f1(predictions: Answers, references: Sequence[Answers]) -> float:
     scores = []
     for prediction, answers in zip(predictions, references, strict=True):
         known = _majority(answers)
-        people = _mean(max(text_f1(mine, other) for other in _without(known, i)) for i, mine in enumerate(known)) if len(known) > 1 else 1.0
+        people = (
+            _mean(max(text_f1(mine, other) for other in _without(known, i)) for i, mine in enumerate(known))
+            if len(known) > 1
+            else 1.0
+        )
         if people >= _QUAC_AGREEMENT:
             scores.append(_one_left_out(prediction, known, _quac_pair))
     return _mean(scores)

@@ -15,7 +15,9 @@ from mtdnn_ds.tasks.spec import Kind, Source
 NO_GOLD_LABEL = ""
 """A label word that maps to this marks a row on which the annotators did not agree: left out and counted, as is official practice."""
 
-FolderSetting = Literal["glue_dir", "snli_dir", "scitail_dir", "wnut_dir", "squad_dir", "coqa_dir", "quac_dir"]
+FolderSetting = Literal[
+    "glue_dir", "snli_dir", "scitail_dir", "wnut_dir", "squad_dir", "coqa_dir", "quac_dir"
+]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,7 +30,9 @@ class BuiltinTask:
     remote: Mapping[str, Source]  # the hub, or our own generator
     folder_setting: FolderSetting | None = None
     folder: Mapping[str, Source] = field(default_factory=dict)
-    options: Mapping[str, Any] = field(default_factory=dict)  # of its kind (tasks/kinds.py), where the task has defaults of its own
+    options: Mapping[str, Any] = field(
+        default_factory=dict
+    )  # of its kind (tasks/kinds.py), where the task has defaults of its own
 
 
 _SPLITS = {"train": "train", "dev": "validation", "test": "test"}
@@ -134,14 +138,19 @@ def _cola() -> BuiltinTask:
 
 
 def _quickstart(
-    name: str, labels: tuple[str, ...], metrics: tuple[str, ...], text_columns: tuple[str, ...] = ("text_a", "text_b")
+    name: str,
+    labels: tuple[str, ...],
+    metrics: tuple[str, ...],
+    text_columns: tuple[str, ...] = ("text_a", "text_b"),
 ) -> BuiltinTask:
     return BuiltinTask(
         kind="classification" if labels else "regression",
         labels=labels,
         metrics=metrics,
         remote={
-            split: Source(format="generated", path=name, split=split, text_columns=text_columns, label_column="label")
+            split: Source(
+                format="generated", path=name, split=split, text_columns=text_columns, label_column="label"
+            )
             for split in ("train", "dev")
         },
     )
@@ -154,11 +163,16 @@ def _entities(hub: str, entities: tuple[str, ...], folder_setting: FolderSetting
         labels=("O", *(f"{position}-{entity}" for entity in entities for position in ("B", "I"))),
         metrics=("entity_f1",),
         remote={
-            ours: Source(format="hub", path=hub, split=theirs, text_columns=("tokens",), label_column="ner_tags")
+            ours: Source(
+                format="hub", path=hub, split=theirs, text_columns=("tokens",), label_column="ner_tags"
+            )
             for ours, theirs in _SPLITS.items()
         },
         folder_setting=folder_setting,
-        folder={split: Source(format="conll", path=f"{split}.conll", text_columns=("0",), label_column="-1") for split in _SPLITS},
+        folder={
+            split: Source(format="conll", path=f"{split}.conll", text_columns=("0",), label_column="-1")
+            for split in _SPLITS
+        },
     )
 
 

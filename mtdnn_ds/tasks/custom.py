@@ -29,13 +29,21 @@ class CustomKind:
 
     name: str  # what recipes write as tasks.NAME.kind
     num_outputs: Callable[[TaskSpec], int]
-    parse_label: Callable[[object, TaskSpec], float]  # label cell (or one label of its list) -> number; raises ValueError with the reason
+    parse_label: Callable[
+        [object, TaskSpec], float
+    ]  # label cell (or one label of its list) -> number; raises ValueError with the reason
     loss: Callable[[Any, Any], Any]  # torch: outputs (K, C) float32, labels (K,) float32 -> losses (K,)
     predict: Callable[[np.ndarray], np.ndarray]  # outputs (R, C) float32 -> predictions (R,), numbers
-    metrics: Mapping[str, Callable[[np.ndarray, np.ndarray], float]]  # of (predictions (R,), labels (R,)) float64; higher is better
-    reads: Literal["sequence", "token"] = "sequence"  # the pooled first token; or the first token of each word, text and labels being lists
+    metrics: Mapping[
+        str, Callable[[np.ndarray, np.ndarray], float]
+    ]  # of (predictions (R,), labels (R,)) float64; higher is better
+    reads: Literal["sequence", "token"] = (
+        "sequence"  # the pooled first token; or the first token of each word, text and labels being lists
+    )
     has_labels: bool = False  # the task lists label names (TaskSpec.labels)
-    head: Callable[[int, int], Any] | None = None  # (D, C) -> nn.Module from (K, D) to (K, C), one for each task; None: a linear layer
+    head: Callable[[int, int], Any] | None = (
+        None  # (D, C) -> nn.Module from (K, D) to (K, C), one for each task; None: a linear layer
+    )
     fingerprint: str = ""  # identity of the file it comes from, set when it is loaded: rows that it parsed are kept in the cache
 
     def __post_init__(self) -> None:
@@ -65,7 +73,11 @@ class CustomKind:
                 for name in self.metrics
                 if not (isinstance(name, str) and _NAME.fullmatch(name))
             ]
-            problems += [f"metrics[{name!r}] must be a function, not {each!r}" for name, each in self.metrics.items() if not callable(each)]
+            problems += [
+                f"metrics[{name!r}] must be a function, not {each!r}"
+                for name, each in self.metrics.items()
+                if not callable(each)
+            ]
         return problems
 
     def _wrong_calls(self) -> list[str]:
@@ -77,7 +89,11 @@ class CustomKind:
             **({} if self.head is None else {"head": (self.head, "hidden_size, num_outputs")}),
             **{f"metrics[{name!r}]": (each, "predictions, labels") for name, each in self.metrics.items()},
         }
-        return [f"{what} must take ({needs})" for what, (function, needs) in functions.items() if not _takes(function, needs)]
+        return [
+            f"{what} must take ({needs})"
+            for what, (function, needs) in functions.items()
+            if not _takes(function, needs)
+        ]
 
     def predictions(self, outputs: np.ndarray) -> np.ndarray:
         """`predict`, checked. Raises TrainingError."""

@@ -44,7 +44,11 @@ GLUE_TASKS: Mapping[str, GlueTask] = {
 }
 
 SCORE_RANGE = (0.0, 5.0)  # of STS-B
-_BITS, _NLI, _ENTAILED = ("0", "1"), ("entailment", "neutral", "contradiction"), ("entailment", "not_entailment")
+_BITS, _NLI, _ENTAILED = (
+    ("0", "1"),
+    ("entailment", "neutral", "contradiction"),
+    ("entailment", "not_entailment"),
+)
 
 GLUE_FILES: tuple[GlueFile, ...] = (
     GlueFile(name="CoLA.tsv", task="cola", split="test", num_rows=1_063, words=_BITS, most_frequent="1"),
@@ -52,10 +56,28 @@ GLUE_FILES: tuple[GlueFile, ...] = (
     GlueFile(name="MRPC.tsv", task="mrpc", split="test", num_rows=1_725, words=_BITS, most_frequent="1"),
     GlueFile(name="STS-B.tsv", task="stsb", split="test", num_rows=1_379, words=(), most_frequent="0.0"),
     GlueFile(name="QQP.tsv", task="qqp", split="test", num_rows=390_965, words=_BITS, most_frequent="0"),
-    GlueFile(name="MNLI-m.tsv", task="mnli", split="test", num_rows=9_796, words=_NLI, most_frequent="entailment"),
-    GlueFile(name="MNLI-mm.tsv", task="mnli", split="test_mm", num_rows=9_847, words=_NLI, most_frequent="entailment"),
-    GlueFile(name="QNLI.tsv", task="qnli", split="test", num_rows=5_463, words=_ENTAILED, most_frequent="not_entailment"),
-    GlueFile(name="RTE.tsv", task="rte", split="test", num_rows=3_000, words=_ENTAILED, most_frequent="entailment"),
+    GlueFile(
+        name="MNLI-m.tsv", task="mnli", split="test", num_rows=9_796, words=_NLI, most_frequent="entailment"
+    ),
+    GlueFile(
+        name="MNLI-mm.tsv",
+        task="mnli",
+        split="test_mm",
+        num_rows=9_847,
+        words=_NLI,
+        most_frequent="entailment",
+    ),
+    GlueFile(
+        name="QNLI.tsv",
+        task="qnli",
+        split="test",
+        num_rows=5_463,
+        words=_ENTAILED,
+        most_frequent="not_entailment",
+    ),
+    GlueFile(
+        name="RTE.tsv", task="rte", split="test", num_rows=3_000, words=_ENTAILED, most_frequent="entailment"
+    ),
     GlueFile(name="WNLI.tsv", task="wnli", split="test", num_rows=146, words=_BITS, most_frequent="0"),
     GlueFile(name="AX.tsv", task="mnli", split="ax", num_rows=1_104, words=_NLI, most_frequent="entailment"),
 )
@@ -89,9 +111,14 @@ def glue_table(metrics: Mapping[str, Mapping[str, float]]) -> str | None:
     whole = len(scores) == len(GLUE_TASKS)
     cells.append(("score" if whole else "average", f"{100 * glue_score(scores):.1f}"))
     widths = [max(len(title), len(value)) for title, value in cells]
-    lines = ["  ".join(cell[row].ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip() for row in (0, 1)]
+    lines = [
+        "  ".join(cell[row].ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip()
+        for row in (0, 1)
+    ]
     if not whole:
-        lines.append(f"average of {len(scores)} of {len(GLUE_TASKS)} tasks, not the GLUE score; missing: {', '.join(_missing(scores))}")
+        lines.append(
+            f"average of {len(scores)} of {len(GLUE_TASKS)} tasks, not the GLUE score; missing: {', '.join(_missing(scores))}"
+        )
     for task, known in GLUE_TASKS.items():
         absent = [name for name in known.metrics if name not in metrics.get(task, {})]
         if task in metrics and absent and task not in scores:

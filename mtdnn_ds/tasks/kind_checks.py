@@ -23,7 +23,12 @@ def _token_classification(settings: TaskSettings, labels: Sequence[str]) -> Iter
         yield f"labels: '{wrong[0]}' is no BIO label; they are O, and B-NAME and I-NAME for each kind of entity"
     if labels and "O" not in labels:
         yield "labels: O is missing, the label of words outside every entity"
-    missing = [f"{other}-{label[2:]}" for label in labels for other in ("B", "I") if label[:2] in ("B-", "I-") and label[2:]]
+    missing = [
+        f"{other}-{label[2:]}"
+        for label in labels
+        for other in ("B", "I")
+        if label[:2] in ("B-", "I-") and label[2:]
+    ]
     missing = [label for label in dict.fromkeys(missing) if label not in labels]
     if missing:
         yield f"labels: {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing; every kind of entity has B-NAME and I-NAME"
@@ -32,8 +37,15 @@ def _token_classification(settings: TaskSettings, labels: Sequence[str]) -> Iter
         if suffix in (".csv", ".tsv"):
             yield f"files.{split}={(settings.files or {})[split]}: its cells are texts, not lists of words; use .conll, .jsonl or .parquet"
     if ".conll" in suffixes.values():
-        for key, columns in (("text_columns", settings.text_columns), ("label_column", [settings.label_column])):
-            named = [column for column in columns or () if column is not None and COLUMN_NUMBER.fullmatch(column) is None]
+        for key, columns in (
+            ("text_columns", settings.text_columns),
+            ("label_column", [settings.label_column]),
+        ):
+            named = [
+                column
+                for column in columns or ()
+                if column is not None and COLUMN_NUMBER.fullmatch(column) is None
+            ]
             if named:
                 yield f"{key}={named[0]}: columns of a .conll file have numbers; remove the key (word 0, tag -1, the last), or give a number"
 

@@ -21,21 +21,31 @@ class KindFacts:
     texts: tuple[int, int]
     has_label: bool = True
     has_classes: bool = False
-    formats: Mapping[str, Format] = field(default_factory=dict)  # suffix -> format, beside csv, tsv, jsonl and parquet
-    options: Mapping[str, Any] = field(default_factory=dict)  # settings of the kind's own, with their defaults
+    formats: Mapping[str, Format] = field(
+        default_factory=dict
+    )  # suffix -> format, beside csv, tsv, jsonl and parquet
+    options: Mapping[str, Any] = field(
+        default_factory=dict
+    )  # settings of the kind's own, with their defaults
     needs: tuple[str, ...] = ()  # options that a tabular file cannot do without
     objectives: tuple[str, ...] = ()  # choices of tasks.NAME.objective, the default first
     heads: tuple[str, ...] = ("linear",)
     has_dropout: bool = True  # before its head
-    option_metrics: Mapping[str, str] = field(default_factory=dict)  # option -> a metric that it alone gives sense, then in the default
+    option_metrics: Mapping[str, str] = field(
+        default_factory=dict
+    )  # option -> a metric that it alone gives sense, then in the default
 
 
 _WINDOWS: Mapping[str, Any] = {"stride": None, "max_answer_tokens": 30}
 
 KINDS: Mapping[str, KindFacts] = {
-    "classification": KindFacts(metrics=("accuracy",), texts=(1, 2), has_classes=True, heads=("linear", "san")),
+    "classification": KindFacts(
+        metrics=("accuracy",), texts=(1, 2), has_classes=True, heads=("linear", "san")
+    ),
     "regression": KindFacts(metrics=("pearson", "spearman"), texts=(1, 2)),
-    "multiple_choice": KindFacts(metrics=("accuracy",), texts=(1, 2), options={"choice_columns": None}, needs=("choice_columns",)),
+    "multiple_choice": KindFacts(
+        metrics=("accuracy",), texts=(1, 2), options={"choice_columns": None}, needs=("choice_columns",)
+    ),
     "ranking": KindFacts(
         metrics=("accuracy", "mrr"),
         texts=(2, 2),
@@ -43,12 +53,20 @@ KINDS: Mapping[str, KindFacts] = {
         options={"group_column": None, "relevant_label": None},
         objectives=("softmax", "pairwise"),
     ),
-    "token_classification": KindFacts(metrics=("entity_f1",), texts=(1, 1), has_classes=True, formats={".conll": "conll"}),
+    "token_classification": KindFacts(
+        metrics=("entity_f1",), texts=(1, 1), has_classes=True, formats={".conll": "conll"}
+    ),
     "span": KindFacts(
-        metrics=("exact_match", "token_f1"), texts=(2, 2), formats={".json": "squad"}, options={**_WINDOWS, "null_threshold": None}
+        metrics=("exact_match", "token_f1"),
+        texts=(2, 2),
+        formats={".json": "squad"},
+        options={**_WINDOWS, "null_threshold": None},
     ),
     "conversational_span": KindFacts(
-        metrics=("coqa_f1",), texts=(2, 2), formats={".json": "conversations"}, options={**_WINDOWS, "history_turns": 2}
+        metrics=("coqa_f1",),
+        texts=(2, 2),
+        formats={".json": "conversations"},
+        options={**_WINDOWS, "history_turns": 2},
     ),
     "masked_lm": KindFacts(
         metrics=("masked_accuracy",),
@@ -68,5 +86,7 @@ KINDS: Mapping[str, KindFacts] = {
     ),
 }
 
-KIND_OPTIONS: tuple[str, ...] = tuple(dict.fromkeys(name for facts in KINDS.values() for name in facts.options))
+KIND_OPTIONS: tuple[str, ...] = tuple(
+    dict.fromkeys(name for facts in KINDS.values() for name in facts.options)
+)
 """Every setting that belongs to some kinds only."""

@@ -23,18 +23,28 @@ class Form:
 
     head: str
     unit: Unit
-    answer: Answer | None = None  # what another model can teach: probabilities of classes or of an example's rows, a number; or nothing
+    answer: Answer | None = (
+        None  # what another model can teach: probabilities of classes or of an example's rows, a number; or nothing
+    )
 
 
 FORMS: Mapping[str, Form] = {
     "class": Form(head="sequence", unit="row", answer="classes"),  # cross-entropy over the term's columns
     "score": Form(head="sequence", unit="row", answer="number"),  # squared error of its one column
-    "choice": Form(head="sequence", unit="example", answer="rows"),  # cross-entropy over the sequences of an example
-    "pairwise": Form(head="sequence", unit="example"),  # margin between the right sequences of an example and the others
+    "choice": Form(
+        head="sequence", unit="example", answer="rows"
+    ),  # cross-entropy over the sequences of an example
+    "pairwise": Form(
+        head="sequence", unit="example"
+    ),  # margin between the right sequences of an example and the others
     "tag": Form(head="token", unit="row", answer="classes"),  # cross-entropy of each supervised token
-    "span": Form(head="token", unit="example"),  # cross-entropy of start and of end over the tokens of an example
+    "span": Form(
+        head="token", unit="example"
+    ),  # cross-entropy of start and of end over the tokens of an example
     "masked_token": Form(head="masked_lm", unit="row"),  # cross-entropy over the vocabulary
-    "san": Form(head="san", unit="row", answer="classes"),  # cross-entropy of averaged predictions, in log space
+    "san": Form(
+        head="san", unit="row", answer="classes"
+    ),  # cross-entropy of averaged predictions, in log space
     "cosine": Form(head="embedding", unit="example"),  # squared error of the cosine of two embeddings
     "contrastive": Form(head="embedding", unit="example"),  # distance of two embeddings, with a margin
 }
@@ -90,7 +100,11 @@ class HeadLayout:
     @property
     def forms(self) -> tuple[str, ...]:
         """Forms of the run, those of a head next to each other, in the order of `heads`."""
-        return tuple(form for head in self.heads for form in sorted({term.form for term in self.terms if term.head == head}))
+        return tuple(
+            form
+            for head in self.heads
+            for form in sorted({term.form for term in self.terms if term.head == head})
+        )
 
     def forms_of(self, head: str) -> tuple[str, ...]:
         """The forms that read `head`, in the order of `forms`."""
@@ -123,7 +137,10 @@ def terms_of_spec(spec: TaskSpec) -> tuple[tuple[str, str, int], ...]:
         "token_classification": (("", "tag", num_labels),),
         "span": (("", "span", 2),),
         "conversational_span": (("", "span", 2), ("answer_type", "class", len(ANSWER_TYPES))),
-        "masked_lm": (("", "masked_token", 0), *((("next_sentence", "class", 2),) if spec.options.get("next_sentence") else ())),
+        "masked_lm": (
+            ("", "masked_token", 0),
+            *((("next_sentence", "class", 2),) if spec.options.get("next_sentence") else ()),
+        ),
         "similarity": (("", "contrastive" if spec.objective == "contrastive" else "cosine", 0),),
     }[spec.kind]
 
@@ -136,7 +153,16 @@ def head_layout(specs: Sequence[TaskSpec]) -> HeadLayout:
             head, reads, unit = _head_of(spec, form)
             first = sum(term.num_outputs for term in terms if term.head == head)
             terms.append(
-                Term(task=task, suffix=suffix, form=form, head=head, reads=reads, unit=unit, first_column=first, num_outputs=num_outputs)
+                Term(
+                    task=task,
+                    suffix=suffix,
+                    form=form,
+                    head=head,
+                    reads=reads,
+                    unit=unit,
+                    first_column=first,
+                    num_outputs=num_outputs,
+                )
             )
     return HeadLayout(task_names=tuple(spec.name for spec in specs), terms=tuple(terms))
 

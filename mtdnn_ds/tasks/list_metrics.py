@@ -44,5 +44,9 @@ def first_relevant_ranks(scores: Sequence[NDArray], relevant: Sequence[NDArray])
     if not all(np.isfinite(each).all() for each in scores):
         raise TrainingError("scores of candidates are not finite: the model has diverged; lower optimizer.lr")
     return np.array(
-        [1 + np.sum(each[known != 1] >= each[known == 1].max()) for each, known in zip(scores, relevant, strict=True)], dtype=np.int64
+        [
+            1 + np.sum(each[known != 1] >= each[known == 1].max())
+            for each, known in zip(scores, relevant, strict=True)
+        ],
+        dtype=np.int64,
     )

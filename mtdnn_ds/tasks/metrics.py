@@ -30,7 +30,13 @@ from mtdnn_ds.tasks.spec import Kind
 
 def _accuracy(predictions: Any, labels: Any) -> float:
     # Candidates of queries have scores: the best one must be relevant. All others have classes or numbers of choices.
-    return float(np.mean(predictions == labels if _are_numbers(predictions) else first_relevant_ranks(predictions, labels) == 1))
+    return float(
+        np.mean(
+            predictions == labels
+            if _are_numbers(predictions)
+            else first_relevant_ranks(predictions, labels) == 1
+        )
+    )
 
 
 def _f1(predictions: NDArray, labels: NDArray) -> float:
@@ -114,7 +120,9 @@ def metric_misfit(name: str, kind: Kind, num_labels: int) -> str | None:
     metric = METRICS[name]
     if kind not in metric.kinds:
         fitting = ", ".join(
-            other for other in METRICS if kind in METRICS[other].kinds and not (METRICS[other].binary_only and num_labels != 2)
+            other
+            for other in METRICS
+            if kind in METRICS[other].kinds and not (METRICS[other].binary_only and num_labels != 2)
         )
         return f"metric '{name}' is for {', '.join(metric.kinds)}; this task is {kind}, use {fitting}"
     if metric.binary_only and num_labels != 2:
@@ -122,7 +130,9 @@ def metric_misfit(name: str, kind: Kind, num_labels: int) -> str | None:
     return None
 
 
-def compute_metrics(names: Sequence[str], predictions: Any, references: Any, custom: CustomKind | None = None) -> dict[str, float]:
+def compute_metrics(
+    names: Sequence[str], predictions: Any, references: Any, custom: CustomKind | None = None
+) -> dict[str, float]:
     """Value of each metric. predictions, references: equally many, at least 1; arrays of numbers, or what the kind decodes. Never NaN.
 
     `custom` has the metrics of a kind of the user's own. Raises TrainingError if predicted numbers are not finite: a diverged model
@@ -141,7 +151,9 @@ def compute_metrics(names: Sequence[str], predictions: Any, references: Any, cus
 def _own_metric(kind: CustomKind, name: str, predictions: Any, references: Any) -> float:
     value = kind.metrics[name](predictions, references)
     if np.ndim(value) != 0 or not np.isfinite(float(value)):
-        raise TrainingError(f"kind {kind.name}: metric '{name}' of {len(predictions)} predictions is {value}; it must be a finite number")
+        raise TrainingError(
+            f"kind {kind.name}: metric '{name}' of {len(predictions)} predictions is {value}; it must be a finite number"
+        )
     return float(value)
 
 
@@ -154,7 +166,9 @@ def _checked_numbers(predictions: ArrayLike, references: ArrayLike) -> tuple[NDA
     assert bool(np.isfinite(known).all()), "rows without a label cannot be scored"
     num_bad = int((~np.isfinite(predicted)).sum())
     if num_bad:
-        raise TrainingError(f"{num_bad} of {len(predicted)} predictions are not finite: the model has diverged; lower optimizer.lr")
+        raise TrainingError(
+            f"{num_bad} of {len(predicted)} predictions are not finite: the model has diverged; lower optimizer.lr"
+        )
     return predicted, known
 
 

@@ -16,7 +16,9 @@ def own_facts(kind: CustomKind) -> KindFacts:
     """The kind as tasks/kinds.py describes ours."""
     if kind.reads == "sequence":
         return KindFacts(metrics=tuple(kind.metrics), texts=(1, 2), has_classes=kind.has_labels)
-    return KindFacts(metrics=tuple(kind.metrics), texts=(1, 1), has_classes=kind.has_labels, formats={".conll": "conll"})
+    return KindFacts(
+        metrics=tuple(kind.metrics), texts=(1, 1), has_classes=kind.has_labels, formats={".conll": "conll"}
+    )
 
 
 def own_metric_problems(name: str, settings: TaskSettings, kind: CustomKind) -> list[str]:

@@ -28,10 +28,14 @@ def load_plugins(paths: Sequence[str]) -> dict[str, CustomKind]:
     for path in dict.fromkeys(paths):
         for kind in _kinds_in(path, problems):
             if kind.name in RESERVED:
-                problems.append(f"plugins: {path}: '{kind.name}' is the name of a built-in kind or loss; give yours another one")
+                problems.append(
+                    f"plugins: {path}: '{kind.name}' is the name of a built-in kind or loss; give yours another one"
+                )
             elif kind.name in kinds:
                 also = "there" if owners[kind.name] == path else f"in {owners[kind.name]}"
-                problems.append(f"plugins: {path}: a kind '{kind.name}' is defined {also} already; rename one of them")
+                problems.append(
+                    f"plugins: {path}: a kind '{kind.name}' is defined {also} already; rename one of them"
+                )
             kinds.setdefault(kind.name, kind)
             owners.setdefault(kind.name, path)
     if problems:
@@ -79,12 +83,16 @@ def _module(file: Path, source: bytes) -> ModuleType:
 def _line_of(error: BaseException, file: Path) -> str:
     if isinstance(error, SyntaxError) and error.filename == str(file):
         return f", line {error.lineno}"
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file)]
+    lines = [
+        frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file)
+    ]
     return f", line {lines[-1]}" if lines else ""
 
 
 def _said(error: BaseException) -> str:
-    text = (error.msg if isinstance(error, SyntaxError) else str(error)).replace("CustomKind.__init__()", "CustomKind")
+    text = (error.msg if isinstance(error, SyntaxError) else str(error)).replace(
+        "CustomKind.__init__()", "CustomKind"
+    )
     return f"{type(error).__name__}: {text}"
 
 
@@ -92,7 +100,9 @@ def _defined(module: ModuleType, path: str, problems: list[str]) -> list[CustomK
     one, several = getattr(module, "KIND", None), getattr(module, "KINDS", None)
     if (one is None) == (several is None):
         what = "defines neither KIND nor KINDS" if one is None else "defines both KIND and KINDS"
-        problems.append(f"plugins: {path}: {what}; write one of KIND = CustomKind(...) and KINDS = [CustomKind(...), ...]")
+        problems.append(
+            f"plugins: {path}: {what}; write one of KIND = CustomKind(...) and KINDS = [CustomKind(...), ...]"
+        )
         return []
     listed: Any = [one] if one is not None else several
     name = "KIND" if one is not None else "KINDS"

@@ -16,12 +16,18 @@ user's own has a loss, but no rule that says how far two of its outputs are apar
 """
 
 
-def regularized_tasks(name: str, wanted: Sequence[str] | None, specs: Sequence[TaskSpec]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def regularized_tasks(
+    name: str, wanted: Sequence[str] | None, specs: Sequence[TaskSpec]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The tasks that regulariser `name` applies to, and what has to be said of those left out. `wanted`: regularizer.tasks.
 
     Only freelb, which needs nothing but a task's own loss, applies to every kind. Raises ConfigError.
     """
-    can = [spec.name for spec in specs if name == "freelb" or any(form in COMPARABLE_FORMS for _, form, _ in terms_of_spec(spec))]
+    can = [
+        spec.name
+        for spec in specs
+        if name == "freelb" or any(form in COMPARABLE_FORMS for _, form, _ in terms_of_spec(spec))
+    ]
     chosen = [spec.name for spec in specs if spec.name in (can if wanted is None else wanted)]
     cannot = [f"{spec.name} ({spec.kind})" for spec in specs if spec.name not in can]
     refused = [f"{spec.name} ({spec.kind})" for spec in specs if spec.name in chosen and spec.name not in can]
@@ -32,5 +38,7 @@ def regularized_tasks(name: str, wanted: Sequence[str] | None, specs: Sequence[T
             + "set regularizer.name to freelb, which needs none, or to none"
         )
     if wanted is None and cannot:
-        return tuple(chosen), (f"regularizer {name} does not apply to {', '.join(cannot)}: it has no rule for their predictions",)
+        return tuple(chosen), (
+            f"regularizer {name} does not apply to {', '.join(cannot)}: it has no rule for their predictions",
+        )
     return tuple(chosen), ()

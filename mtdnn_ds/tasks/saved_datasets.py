@@ -28,7 +28,11 @@ _TEXTS_OF_KIND: Mapping[str, Sequence[tuple[str, ...]]] = {
     "span": (("question", "context"),),
     "conversational_span": (("questions", "story"),),
     "masked_lm": (("text",),),
-    "ranking": (("question", "sentence"), ("query", "passage"), *(names for names in _TEXTS if len(names) == 2)),
+    "ranking": (
+        ("question", "sentence"),
+        ("query", "passage"),
+        *(names for names in _TEXTS if len(names) == 2),
+    ),
     "similarity": tuple(names for names in _TEXTS if len(names) == 2),
 }
 _LABELS = ("labels", "label", "score")
@@ -74,7 +78,9 @@ def completed(settings: TaskSettings) -> TaskSettings:
         found["choice_columns"] = choices
     label_column = settings.label_column
     if label_column is None:
-        label_column = next((name for name in _LABELS_OF_KIND.get(kind or "", _LABELS) if name in features), None)
+        label_column = next(
+            (name for name in _LABELS_OF_KIND.get(kind or "", _LABELS) if name in features), None
+        )
         found |= {"label_column": label_column} if label_column else {}
     names = _class_names(features.get(label_column or "", {}))
     if settings.labels is None and names and (kind is None or kind not in KINDS or KINDS[kind].has_classes):
@@ -90,7 +96,11 @@ def choices_made(recipe: Recipe, specs: Collection[TaskSpec]) -> list[str]:
         full = settings if settings is None else completed(settings)
         if settings is None or full is None or full == settings:
             continue
-        parts = [f"{key}: {_written(value)}" for key, value in full if value is not None and getattr(settings, key) is None]
+        parts = [
+            f"{key}: {_written(value)}"
+            for key, value in full
+            if value is not None and getattr(settings, key) is None
+        ]
         lines.append(f"tasks.{spec.name}: as {settings.dataset} names them: {'; '.join(parts)}")
     return lines
 
@@ -106,9 +116,14 @@ def _features(folder: Path, splits: Sequence[str] | None) -> Features:
     inner = "train" if splits and "train" in splits else splits[0] if splits else ""
     path = folder / inner / "dataset_info.json"
     features = json.loads(path.read_text(encoding="utf-8"))["features"] if path.is_file() else {}
-    if not isinstance(features, dict) or not all(isinstance(feature, dict | list) for feature in features.values()):
+    if not isinstance(features, dict) or not all(
+        isinstance(feature, dict | list) for feature in features.values()
+    ):
         raise TypeError("features: must be a mapping")
-    return {name: feature if isinstance(feature, dict) else {"feature": feature[0], "_type": "List"} for name, feature in features.items()}
+    return {
+        name: feature if isinstance(feature, dict) else {"feature": feature[0], "_type": "List"}
+        for name, feature in features.items()
+    }
 
 
 def _named(names: Sequence[str]) -> dict[str, str]:
@@ -118,13 +133,19 @@ def _named(names: Sequence[str]) -> dict[str, str]:
         for name in names:
             word = next((word for word in words if name == word or name.startswith(f"{word}_")), None)
             if word is not None:
-                splits[ours if ours not in splits else f"{ours}_{re.sub('[^A-Za-z0-9]+', '_', name.removeprefix(f'{word}_'))}"] = name
+                splits[
+                    ours
+                    if ours not in splits
+                    else f"{ours}_{re.sub('[^A-Za-z0-9]+', '_', name.removeprefix(f'{word}_'))}"
+                ] = name
     return splits if "train" in splits else {}
 
 
 def _kind(features: Features) -> str | None:
     """The kind that columns and the type of the labels mean without a doubt; None if it must be said."""
-    if "tokens" in features and any(_is_list(features.get(name, {})) for name in _LABELS_OF_KIND["token_classification"]):
+    if "tokens" in features and any(
+        _is_list(features.get(name, {})) for name in _LABELS_OF_KIND["token_classification"]
+    ):
         return "token_classification"
     if "inputs" in features and len(_choices(features)) > 1 and "labels" in features:
         return "multiple_choice"
@@ -133,7 +154,9 @@ def _kind(features: Features) -> str | None:
     label = next((features[name] for name in _LABELS if name in features), {})
     if label.get("_type") == "ClassLabel" and _first(_TEXTS, features):
         return "classification"
-    return "regression" if str(label.get("dtype", "")).startswith("float") and _first(_TEXTS, features) else None
+    return (
+        "regression" if str(label.get("dtype", "")).startswith("float") and _first(_TEXTS, features) else None
+    )
 
 
 def _first(known: Sequence[tuple[str, ...]], features: Features) -> tuple[str, ...]:
@@ -141,7 +164,10 @@ def _first(known: Sequence[tuple[str, ...]], features: Features) -> tuple[str, .
 
 
 def _choices(features: Features) -> list[str]:
-    numbered = sorted((name for name in features if _CHOICE.fullmatch(name)), key=lambda name: int(name.removeprefix("choice")))
+    numbered = sorted(
+        (name for name in features if _CHOICE.fullmatch(name)),
+        key=lambda name: int(name.removeprefix("choice")),
+    )
     return numbered or [name for name in ("choices_list", "choices") if _is_list(features.get(name, {}))][:1]
 
 
@@ -153,4 +179,8 @@ def _class_names(feature: Mapping[str, Any]) -> Sequence[str]:
     """Names of a ClassLabel, or of a list of them."""
     inner = feature.get("feature") if _is_list(feature) else feature
     names = inner.get("names") if isinstance(inner, dict) else None
-    return names if isinstance(names, list) and len(names) > 1 and all(isinstance(name, str) for name in names) else ()
+    return (
+        names
+        if isinstance(names, list) and len(names) > 1 and all(isinstance(name, str) for name in names)
+        else ()
+    )

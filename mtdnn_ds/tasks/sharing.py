@@ -19,7 +19,9 @@ class Sharing:
     """How the tasks of a run share the encoder."""
 
     mode: Mode
-    groups: Mapping[str, tuple[str, ...]]  # name -> its tasks, in the order of their weights; empty with hard sharing
+    groups: Mapping[
+        str, tuple[str, ...]
+    ]  # name -> its tasks, in the order of their weights; empty with hard sharing
     group_of_task: tuple[int, ...]  # index into groups, of each of the run's tasks; empty with hard sharing
     penalty: float = 0.0
     rank: int = 0  # low_rank only
@@ -43,12 +45,21 @@ HARD = Sharing(mode="hard", groups={}, group_of_task=())
 
 
 def share(
-    tasks: Sequence[str], *, mode: Mode = "hard", groups: Mapping[str, Sequence[str]] | None = None, penalty: float = 0.0, rank: int = 0
+    tasks: Sequence[str],
+    *,
+    mode: Mode = "hard",
+    groups: Mapping[str, Sequence[str]] | None = None,
+    penalty: float = 0.0,
+    rank: int = 0,
 ) -> Sharing:
     """The sharing of a run's tasks. `groups` holds each task once (config/crosscheck.py); None makes each task a group of its own."""
     if mode == "hard":
         return HARD
-    members = {name: tuple(own) for name, own in groups.items()} if groups is not None else {name: (name,) for name in tasks}
+    members = (
+        {name: tuple(own) for name, own in groups.items()}
+        if groups is not None
+        else {name: (name,) for name in tasks}
+    )
     group_of = {task: index for index, own in enumerate(members.values()) for task in own}
     return Sharing(
         mode=mode,

@@ -24,7 +24,9 @@ _DEFAULT_COLUMNS: Mapping[Format, tuple[tuple[str, ...], str]] = {"conll": (("0"
 COLUMN_NUMBER = re.compile(r"-?\d+")
 
 
-def user_splits(where: str, settings: TaskSettings, facts: KindFacts | None, problems: list[str], absent: list[str]) -> dict[str, Source]:
+def user_splits(
+    where: str, settings: TaskSettings, facts: KindFacts | None, problems: list[str], absent: list[str]
+) -> dict[str, Source]:
     """{split: source}; files and folders that are not there are named in `absent`, and their splits left out."""
     given = [key for key in ("files", "dataset", "hub") if getattr(settings, key) is not None]
     if len(given) != 1:
@@ -33,17 +35,34 @@ def user_splits(where: str, settings: TaskSettings, facts: KindFacts | None, pro
         return {}
     if settings.files is not None:
         if settings.splits is not None:
-            problems.append(f"{where}.splits: has no effect beside files, whose keys already name the splits; remove it")
-        splits = _file_splits(where, settings, settings.files, {**_FORMATS, **(facts.formats if facts else {})}, problems, absent)
+            problems.append(
+                f"{where}.splits: has no effect beside files, whose keys already name the splits; remove it"
+            )
+        splits = _file_splits(
+            where,
+            settings,
+            settings.files,
+            {**_FORMATS, **(facts.formats if facts else {})},
+            problems,
+            absent,
+        )
         given_splits = set(settings.files)
     else:
         splits = _dataset_splits(where, settings, problems, absent)
         given_splits = set(splits) if settings.splits is None else set(settings.splits)
     for key in ("text_columns", "label_column"):
-        if getattr(settings, key) and splits and all(source.format in _NAMED_BY_LAYOUT for source in splits.values()):
-            problems.append(f"{where}.{key}: has no effect on JSON files, whose layout names their parts; remove it")
+        if (
+            getattr(settings, key)
+            and splits
+            and all(source.format in _NAMED_BY_LAYOUT for source in splits.values())
+        ):
+            problems.append(
+                f"{where}.{key}: has no effect on JSON files, whose layout names their parts; remove it"
+            )
     if settings.text_columns and splits and all(source.format == "text" for source in splits.values()):
-        problems.append(f"{where}.text_columns: has no effect on .txt files, which have no columns; remove it")
+        problems.append(
+            f"{where}.text_columns: has no effect on .txt files, which have no columns; remove it"
+        )
     place = f"{where}.files" if settings.files is not None else f"{where}.splits"
     for split in sorted(given_splits):
         if _SPLIT_NAME.fullmatch(split) is None:
@@ -59,7 +78,12 @@ def _label_column(split: str, column: str | None) -> str | None:
 
 
 def _file_splits(
-    where: str, settings: TaskSettings, files: Mapping[str, str], formats: Mapping[str, Format], problems: list[str], absent: list[str]
+    where: str,
+    settings: TaskSettings,
+    files: Mapping[str, str],
+    formats: Mapping[str, Format],
+    problems: list[str],
+    absent: list[str],
 ) -> dict[str, Source]:
     splits: dict[str, Source] = {}
     texts = tuple(settings.text_columns or ())
@@ -67,13 +91,18 @@ def _file_splits(
         path = Path(file).expanduser()
         form = formats.get(path.suffix.lower())
         if form is None:
-            problems.append(f"{where}.files.{split}={file}: unknown file type '{path.suffix}'; use {', '.join(formats)}")
+            problems.append(
+                f"{where}.files.{split}={file}: unknown file type '{path.suffix}'; use {', '.join(formats)}"
+            )
         elif not path.is_file():
             absent.append(f"{where}.files.{split}={file}: no such file (looked for {path.absolute()})")
         elif form in _NAMED_BY_LAYOUT:
             text_columns, label_column = _NAMED_BY_LAYOUT[form]
             splits[split] = Source(
-                format=form, path=str(path), text_columns=text_columns, label_column=None if split.startswith("test") else label_column
+                format=form,
+                path=str(path),
+                text_columns=text_columns,
+                label_column=None if split.startswith("test") else label_column,
             )
         else:
             default_texts, default_label = _DEFAULT_COLUMNS.get(form, ((), None))
@@ -91,7 +120,9 @@ def _file_splits(
     return splits
 
 
-def _dataset_splits(where: str, settings: TaskSettings, problems: list[str], absent: list[str]) -> dict[str, Source]:
+def _dataset_splits(
+    where: str, settings: TaskSettings, problems: list[str], absent: list[str]
+) -> dict[str, Source]:
     path, config, form = "", None, "hub"
     if settings.hub is not None:
         path, _, name = settings.hub.partition(":")
@@ -113,20 +144,28 @@ def _dataset_splits(where: str, settings: TaskSettings, problems: list[str], abs
     named = settings.splits
     if theirs == ():  # one Dataset instead of a DatasetDict
         if named is not None:
-            problems.append(f"{where}.splits: {settings.dataset} holds one Dataset without splits, which becomes train; remove the key")
+            problems.append(
+                f"{where}.splits: {settings.dataset} holds one Dataset without splits, which becomes train; remove the key"
+            )
             return {}
         return {"train": _dataset_source(form, path, None, None, "train", settings)}
     if named is None:
         known = f" (it has: {', '.join(theirs)})" if theirs else ""
-        problems.append(f"{where}.splits: missing; say which of its splits is what, e.g. {{train: train, dev: validation}}{known}")
+        problems.append(
+            f"{where}.splits: missing; say which of its splits is what, e.g. {{train: train, dev: validation}}{known}"
+        )
         return {}
     for ours, split in named.items():
         if theirs is not None and split not in theirs:
-            problems.append(f"{where}.splits.{ours}={split}: {settings.dataset} has no split '{split}'{did_you_mean(split, theirs)}")
+            problems.append(
+                f"{where}.splits.{ours}={split}: {settings.dataset} has no split '{split}'{did_you_mean(split, theirs)}"
+            )
     return {ours: _dataset_source(form, path, config, split, ours, settings) for ours, split in named.items()}
 
 
-def _dataset_source(form: str, path: str, config: str | None, split: str | None, ours: str, settings: TaskSettings) -> Source:
+def _dataset_source(
+    form: str, path: str, config: str | None, split: str | None, ours: str, settings: TaskSettings
+) -> Source:
     return Source(
         format="datasets" if form == "datasets" else "hub",
         path=path,

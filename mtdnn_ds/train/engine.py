@@ -71,7 +71,9 @@ def start_distributed(timeout: timedelta = COLLECTIVE_TIMEOUT) -> torch.device:
                 rank=dist.rank(),
                 world_size=dist.world_size(),
                 timeout=timeout,
-                device_id=device if device.type == "cuda" and dist.world_size() > 1 else None,  # as DeepSpeed does
+                device_id=device
+                if device.type == "cuda" and dist.world_size() > 1
+                else None,  # as DeepSpeed does
             )
     deepspeed.init_distributed(dist_backend=backend, timeout=timeout, verbose=False)
     if not torch.cuda.is_available():
@@ -101,9 +103,13 @@ def start_engine(model: nn.Module, optimizer: torch.optim.Optimizer, config: dic
     """The DeepSpeed engine around `model`. Collective: all ranks must call this."""
     import deepspeed
 
-    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config, dist_init_required=False)
+    engine, *_ = deepspeed.initialize(
+        model=model, optimizer=optimizer, config=config, dist_init_required=False
+    )
     for module, parameter in getattr(model, "borrowed", ()):
-        deepspeed.zero.register_external_parameter(module, parameter)  # ZeRO-3 then gathers it for this module too
+        deepspeed.zero.register_external_parameter(
+            module, parameter
+        )  # ZeRO-3 then gathers it for this module too
     return engine
 
 
@@ -128,9 +134,13 @@ def _forget_zero3_modules() -> None:
 
     getattr(parameter_offload, "FWD_MODULE_STACK", []).clear()
     release = getattr(
-        partitioned_param_coordinator.PartitionedParameterCoordinator, "_PartitionedParameterCoordinator__params_to_release", None
+        partitioned_param_coordinator.PartitionedParameterCoordinator,
+        "_PartitionedParameterCoordinator__params_to_release",
+        None,
     )
-    cached: Any = inspect.getclosurevars(release).nonlocals.get("func") if inspect.isfunction(release) else None
+    cached: Any = (
+        inspect.getclosurevars(release).nonlocals.get("func") if inspect.isfunction(release) else None
+    )
     if hasattr(cached, "cache_clear"):
         cached.cache_clear()
 
@@ -155,7 +165,11 @@ def count_units(engine: Any, unit_counts: np.ndarray, *, stop: bool) -> tuple[np
 
     Collective: all ranks must call this. The wish rides with the counts, so that all ranks know of it before the same step.
     """
-    summed = dist.sum_tensor(torch.tensor([*unit_counts, float(stop)], dtype=torch.float64, device=engine.device)).cpu().numpy()
+    summed = (
+        dist.sum_tensor(torch.tensor([*unit_counts, float(stop)], dtype=torch.float64, device=engine.device))
+        .cpu()
+        .numpy()
+    )
     return summed[:-1], bool(summed[-1])
 
 
@@ -187,7 +201,12 @@ def optimizer_step(
         seed_step(seed, step)
         skipped_before = engine.skipped_steps
         (totals, added), unit_losses = _forward_backward(
-            engine, micro_batches, losses=losses, coefficients_M=coefficients_M, regularizer=regularizer, step=step
+            engine,
+            micro_batches,
+            losses=losses,
+            coefficients_M=coefficients_M,
+            regularizer=regularizer,
+            step=step,
         )
         if not bool(torch.isfinite(totals).all()):
             passed = tuple(batch for batch in micro_batches for _ in range(_num_passes(regularizer)))
@@ -214,7 +233,9 @@ def optimizer_step(
         if not fp16:
             raise TrainingError(_bad_gradient(step, layout.task_names))
         skipped += 1
-        say(f"step {step}: gradients overflowed in fp16 at loss scale {scale:g}; repeating its examples at {_loss_scale(engine):g}")
+        say(
+            f"step {step}: gradients overflowed in fp16 at loss scale {scale:g}; repeating its examples at {_loss_scale(engine):g}"
+        )
 
 
 def _bad_gradient(step: int, task_names: tuple[str, ...]) -> str:
@@ -252,7 +273,9 @@ def _forward_backward(
             objective = micro_batch_loss(replace(sums, total=total_M), coefficients * one.share)
             engine.backward(objective * world_size, scale_wrt_gas=False)
             totals += one.share * torch.stack([sums.total, total_M - sums.total]).detach()
-            unit_losses.append({form: replace(part, losses=part.losses.detach()) for form, part in of_batch.items()})
+            unit_losses.append(
+                {form: replace(part, losses=part.losses.detach()) for form, part in of_batch.items()}
+            )
             if not last:
                 engine.step()  # counts the pass; updates nothing before the boundary
     return dist.sum_tensor(totals), unit_losses
@@ -275,14 +298,20 @@ def _update(engine: Any, step: int, scale: float) -> None:
 
 
 def _loss_scale(engine: Any) -> float:
-    return float(getattr(engine.optimizer, "cur_scale", None) or getattr(engine.optimizer, "loss_scale", None) or 1.0)
+    return float(
+        getattr(engine.optimizer, "cur_scale", None) or getattr(engine.optimizer, "loss_scale", None) or 1.0
+    )
 
 
 def _gradient_norm(engine: Any) -> float | None:
     """Global norm where DeepSpeed keeps none itself (ZeRO 0 without its own optimizer wrapper); gradients are averaged by then."""
     if engine.zero_optimization() or engine.fp16_enabled() or engine.bfloat16_enabled():
         return None
-    norms = [parameter.grad.float().norm() for parameter in engine.module.parameters() if parameter.grad is not None]
+    norms = [
+        parameter.grad.float().norm()
+        for parameter in engine.module.parameters()
+        if parameter.grad is not None
+    ]
     return float(torch.stack(norms).norm())
 
 
@@ -304,7 +333,11 @@ def _not_finite(
                 name = describe(int(batch.example_tasks[example]), int(batch.example_rows[example]))
                 mine += [] if name in mine else [name]
     examples = [name for names in dist.gather(mine) for name in names]
-    bad = {layout.task_names[term.task] for term, total in zip(layout.terms, totals.tolist(), strict=True) if not math.isfinite(total)}
+    bad = {
+        layout.task_names[term.task]
+        for term, total in zip(layout.terms, totals.tolist(), strict=True)
+        if not math.isfinite(total)
+    }
     tasks = [name for name in layout.task_names if name in bad]
     listed = ", ".join(examples[:8]) + (f" and {len(examples) - 8} more" if len(examples) > 8 else "")
     return f"step {step}: the loss of {', '.join(tasks)} is not finite; examples: {listed}; the weights are unchanged by this step; lower optimizer.lr, or look at these rows"

@@ -44,11 +44,20 @@ def build_optimizer(
 
 
 def _deepspeed_adamw(
-    parameter_groups: list[dict[str, Any]], settings: dict[str, Any], *, offloaded: bool, say: Callable[[str], None]
+    parameter_groups: list[dict[str, Any]],
+    settings: dict[str, Any],
+    *,
+    offloaded: bool,
+    say: Callable[[str], None],
 ) -> torch.optim.Optimizer:
     from deepspeed.ops.adam import DeepSpeedCPUAdam, FusedAdam
 
-    _check_compiler("adamw", "cpu_adam" if offloaded else "fused_adam", on_cpu=offloaded or not torch.cuda.is_available(), say=say)
+    _check_compiler(
+        "adamw",
+        "cpu_adam" if offloaded else "fused_adam",
+        on_cpu=offloaded or not torch.cuda.is_available(),
+        say=say,
+    )
     if offloaded:
         return DeepSpeedCPUAdam(parameter_groups, adamw_mode=True, **settings)
     return FusedAdam(parameter_groups, adam_w_mode=True, **settings)
@@ -72,10 +81,14 @@ def _check_compiler(name: str, op: str, *, on_cpu: bool, say: Callable[[str], No
     folder = Path(cpp_extension._get_build_directory(op, False))
     wait_for_lock(folder, op, say)
     if not (folder / f"{op}.so").exists():
-        say(f"compiling DeepSpeed's {op} for this machine (first time only, about a minute; kept in {folder})")
+        say(
+            f"compiling DeepSpeed's {op} for this machine (first time only, about a minute; kept in {folder})"
+        )
 
 
-def _lamb(parameter_groups: list[dict[str, Any]], settings: dict[str, Any], *, say: Callable[[str], None]) -> torch.optim.Optimizer:
+def _lamb(
+    parameter_groups: list[dict[str, Any]], settings: dict[str, Any], *, say: Callable[[str], None]
+) -> torch.optim.Optimizer:
     if not torch.cuda.is_available():
         raise ConfigError(
             "optimizer.name=lamb needs a CUDA device (DeepSpeed's FusedLamb has no CPU form): set optimizer.name to adamw, torch_adamw or adamax here"

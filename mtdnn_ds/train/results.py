@@ -24,7 +24,9 @@ def show_results(data: RunData, state: RunState, folder: RunFolder, *, say: Call
     say(f"TensorBoard: tensorboard --logdir {folder.path}")
 
 
-def task_results(data: RunData, evaluation: Evaluation, best: Mapping[str, Mapping[str, float]]) -> list[TaskResult]:
+def task_results(
+    data: RunData, evaluation: Evaluation, best: Mapping[str, Mapping[str, float]]
+) -> list[TaskResult]:
     """One row per evaluated task; `best` holds each task's best "score" and its "step", as far as known."""
     rows = []
     for spec in data.specs:
@@ -46,4 +48,8 @@ def task_results(data: RunData, evaluation: Evaluation, best: Mapping[str, Mappi
 
 def _baseline(spec: TaskSpec, labels: np.ndarray) -> float | None:
     """The first metric of always giving the same answer, where the kind has one."""
-    return majority_baseline(spec.kind, spec.metrics, labels)[spec.metrics[0]] if spec.kind in ("classification", "regression") else None
+    return (
+        majority_baseline(spec.kind, spec.metrics, labels)[spec.metrics[0]]
+        if spec.kind in ("classification", "regression")
+        else None
+    )

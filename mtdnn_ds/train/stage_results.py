@@ -31,7 +31,9 @@ class StageResult:
 
 def write_results(output_dir: Path, results: Sequence[StageResult]) -> None:
     """stages.json. Rank 0 only."""
-    replace_file(output_dir / RESULTS, json.dumps({"stages": [asdict(result) for result in results]}, indent=1))
+    replace_file(
+        output_dir / RESULTS, json.dumps({"stages": [asdict(result) for result in results]}, indent=1)
+    )
 
 
 def format_stages(results: Sequence[StageResult]) -> str:
@@ -39,7 +41,11 @@ def format_stages(results: Sequence[StageResult]) -> str:
     tasks = list(dict.fromkeys(task for result in results for task in result.scores))
     rows = [_row(task, result) for task in tasks for result in results if task in result.scores]
     widths = [max(len(row[column]) for row in (_HEADER, *rows)) for column in range(len(_HEADER))]
-    lines = [_aligned(_HEADER, widths), "  ".join("-" * width for width in widths), *(_aligned(row, widths) for row in rows)]
+    lines = [
+        _aligned(_HEADER, widths),
+        "  ".join("-" * width for width in widths),
+        *(_aligned(row, widths) for row in rows),
+    ]
     unscored = [result.name for result in results if not result.scores]
     return "\n".join([*lines, *([f"without dev scores: {', '.join(unscored)}"] if unscored else [])])
 
@@ -53,5 +59,6 @@ def _row(task: str, result: StageResult) -> tuple[str, ...]:
 def _aligned(cells: Sequence[str], widths: Sequence[int]) -> str:
     """Names to the left, numbers to the right."""
     return "  ".join(
-        cell.ljust(width) if column < 2 else cell.rjust(width) for column, (cell, width) in enumerate(zip(cells, widths, strict=True))
+        cell.ljust(width) if column < 2 else cell.rjust(width)
+        for column, (cell, width) in enumerate(zip(cells, widths, strict=True))
     ).rstrip()

@@ -57,12 +57,22 @@ class _Standing:
         return self.step >= self.total_steps
 
 
-def stage_run(stage: Stage, specs: Sequence[TaskSpec], deepspeed: ResolvedDeepSpeed, output_dir: Path) -> StageRun:
+def stage_run(
+    stage: Stage, specs: Sequence[TaskSpec], deepspeed: ResolvedDeepSpeed, output_dir: Path
+) -> StageRun:
     """`stage` as a run in its folder below `output_dir`."""
     recipe = stage.recipe
     if stage.source is not None:
-        recipe = recipe.model_copy(update={"init": recipe.init.model_copy(update={"run": str(output_dir / str(recipe.init.run))})})
-    return StageRun(stage=stage, recipe=recipe, specs=tuple(specs), deepspeed=deepspeed, folder=RunFolder(output_dir / stage.folder))
+        recipe = recipe.model_copy(
+            update={"init": recipe.init.model_copy(update={"run": str(output_dir / str(recipe.init.run))})}
+        )
+    return StageRun(
+        stage=stage,
+        recipe=recipe,
+        specs=tuple(specs),
+        deepspeed=deepspeed,
+        folder=RunFolder(output_dir / stage.folder),
+    )
 
 
 def train_stages(runs: Sequence[StageRun], *, output_dir: Path) -> None:
@@ -72,7 +82,10 @@ def train_stages(runs: Sequence[StageRun], *, output_dir: Path) -> None:
     """
     with joining(runs[0].recipe.train.stall_timeout):
         start_distributed()
-    with watching(runs[0].recipe.train.stall_timeout), locked(output_dir, Progress(num_steps=0, is_main=dist.is_main()).say):
+    with (
+        watching(runs[0].recipe.train.stall_timeout),
+        locked(output_dir, Progress(num_steps=0, is_main=dist.is_main()).say),
+    ):
         _train_stages(runs, output_dir)
 
 
@@ -82,10 +95,19 @@ def _train_stages(runs: Sequence[StageRun], output_dir: Path) -> None:
     dist.on_main(lambda: _write_recipe(output_dir, runs))
     for number, run in enumerate(runs, 1):
         name, standing = run.stage.name, standings[run.stage.name]
-        say(f"\n== stage {number} of {len(runs)}: {name}" + (f" (finished, {standing.step:,} steps)" if standing.is_finished else ""))
+        say(
+            f"\n== stage {number} of {len(runs)}: {name}"
+            + (f" (finished, {standing.step:,} steps)" if standing.is_finished else "")
+        )
         if standing.is_finished:
             continue
-        train(run.recipe, run.specs, run.deepspeed, output_dir=run.folder.path, resume="auto" if standing.step else "none")
+        train(
+            run.recipe,
+            run.specs,
+            run.deepspeed,
+            output_dir=run.folder.path,
+            resume="auto" if standing.step else "none",
+        )
         standings[name] = replace(standing, step=standing.total_steps, run_state=_newest_state(run))
         dist.on_main(lambda: _write_results(output_dir, runs, standings))
     dist.on_main(lambda: _write_results(output_dir, runs, standings))
@@ -126,16 +148,24 @@ def _standing(run: StageRun, say: Say) -> _Standing:
             fresh_state(run.recipe, plan, run.deepspeed, find_lessons(run.recipe, data, lambda text: None)),
             plan,
         )
-    return _Standing(step=found.step if found else 0, total_steps=plan.total_steps, run_state=found.run_state if found else None)
+    return _Standing(
+        step=found.step if found else 0,
+        total_steps=plan.total_steps,
+        run_state=found.run_state if found else None,
+    )
 
 
-def _order_problems(runs: Sequence[StageRun], standings: Mapping[str, _Standing], output_dir: Path) -> list[str]:
+def _order_problems(
+    runs: Sequence[StageRun], standings: Mapping[str, _Standing], output_dir: Path
+) -> list[str]:
     """Checkpoints that do not belong to these stages in this order."""
     lines = [
         f"{run.folder.path}: stage {run.stage.name} has begun with the weights of stage {run.stage.source}, which is not finished; "
         f"remove this folder to train {run.stage.name} again, or restore the other's checkpoints"
         for run in runs
-        if run.stage.source is not None and standings[run.stage.name].step and not standings[run.stage.source].is_finished
+        if run.stage.source is not None
+        and standings[run.stage.name].step
+        and not standings[run.stage.source].is_finished
     ]
     known = {run.folder.path.name for run in runs}
     there = sorted(path.name for path in (output_dir / "stages").glob("*") if path.is_dir())

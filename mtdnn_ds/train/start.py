@@ -49,7 +49,12 @@ from mtdnn_ds.train.optimizer import build_optimizer
 from mtdnn_ds.train.regularizers.regularizer import Regularizer, build_regularizer
 from mtdnn_ds.train.regularizers.sharing_penalty import SharingPenalty, sharing_penalty
 
-COMPUTE_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "autocast_bf16": torch.bfloat16}
+COMPUTE_DTYPES = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "autocast_bf16": torch.bfloat16,
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -108,13 +113,23 @@ def start_run(
     taught_data = taught(recipe, data, lessons, device=device, say=say)
     compute_dtype = COMPUTE_DTYPES[deepspeed.precision]
     model = run_model(recipe, data, device=device, compute_dtype=compute_dtype)
-    for note in (*model.notes, *freeze(model, recipe.train.freeze), *([] if source is None else [begin_with(model, specs, source)])):
+    for note in (
+        *model.notes,
+        *freeze(model, recipe.train.freeze),
+        *([] if source is None else [begin_with(model, specs, source)]),
+    ):
         say(note)
     for note in begin_with_heads(model, specs, recipe) if found is None else ():
         say(note)
     regularizer = _regularizer(recipe, model, data, device=device, compute_dtype=compute_dtype, say=say)
     scales = _adaptive_scales(recipe, data)
-    settings = loader_settings(recipe, hidden_size=model.encoder.hidden_size, rank=dist.rank(), world_size=dist.world_size(), device=device)
+    settings = loader_settings(
+        recipe,
+        hidden_size=model.encoder.hidden_size,
+        rank=dist.rank(),
+        world_size=dist.world_size(),
+        device=device,
+    )
     engine = _engine(recipe, model, deepspeed, say=say)
     if found is not None:
         elastic.restore_engine(engine, found, saved)
@@ -134,7 +149,9 @@ def start_run(
         data=taught_data,
         plan=plan,
         settings=settings,
-        losses=build_losses(data.layout, data.specs, engine.device, _distillation(recipe) if lessons else None),
+        losses=build_losses(
+            data.layout, data.specs, engine.device, _distillation(recipe) if lessons else None
+        ),
         engine=engine,
         penalty=sharing_penalty(engine, settings.sharing),
         regularizer=regularizer,
@@ -158,13 +175,27 @@ def start_run(
     )
 
 
-def fresh_state(recipe: Recipe, plan: StepPlan, deepspeed: ResolvedDeepSpeed, lessons: Sequence[Lesson]) -> RunState:
+def fresh_state(
+    recipe: Recipe, plan: StepPlan, deepspeed: ResolvedDeepSpeed, lessons: Sequence[Lesson]
+) -> RunState:
     """The state of a run before its first step."""
-    cut = {key: value for key, value in deepspeed.config["zero_optimization"].items() if key in PARTITION and value}
+    cut = {
+        key: value
+        for key, value in deepspeed.config["zero_optimization"].items()
+        if key in PARTITION and value
+    }
     cut |= {"offload_optimizer": True} if deepspeed.offload_optimizer else {}
-    place = {"world_size": dist.world_size(), "zero_stage": deepspeed.zero_stage, "precision": deepspeed.precision}
+    place = {
+        "world_size": dist.world_size(),
+        "zero_stage": deepspeed.zero_stage,
+        "precision": deepspeed.precision,
+    }
     return RunState(
-        step=0, recipe=settings_dict(recipe), plan=plan.state_dict(0), topology={**cut, **place}, teachers=fingerprints(lessons)
+        step=0,
+        recipe=settings_dict(recipe),
+        plan=plan.state_dict(0),
+        topology={**cut, **place},
+        teachers=fingerprints(lessons),
     )
 
 
@@ -173,7 +204,13 @@ def _distillation(recipe: Recipe) -> Distillation:
 
 
 def _regularizer(
-    recipe: Recipe, model: MultiTaskNet, data: RunData, *, device: torch.device, compute_dtype: torch.dtype, say: Callable[[str], None]
+    recipe: Recipe,
+    model: MultiTaskNet,
+    data: RunData,
+    *,
+    device: torch.device,
+    compute_dtype: torch.dtype,
+    say: Callable[[str], None],
 ) -> Regularizer | None:
     regularizer, notes = build_regularizer(
         recipe.regularizer,
@@ -220,7 +257,11 @@ def _open_folder(
     def on_rank_0() -> None:
         checkpoint.tidy(folder.checkpoints, state.step, say)
         write_run_files(
-            folder, recipe_yaml=dump_recipe(recipe), deepspeed_config=deepspeed.config, topology=state.topology, plan=plan_record(plan)
+            folder,
+            recipe_yaml=dump_recipe(recipe),
+            deepspeed_config=deepspeed.config,
+            topology=state.topology,
+            plan=plan_record(plan),
         )
         monitor = RunMonitor(
             folder.path,
@@ -265,4 +306,6 @@ def _engine(recipe: Recipe, model: MultiTaskNet, deepspeed: ResolvedDeepSpeed, *
 
 def _deepspeed_events(engine: Any) -> Callable[[list[Event]], None]:
     # DeepSpeed's own events count its nominal samples, and wandb drops a point whose step goes back: ours take the same count.
-    return lambda events: engine.monitor.write_events([(tag, value, engine.global_samples) for tag, value, _ in events])
+    return lambda events: engine.monitor.write_events(
+        [(tag, value, engine.global_samples) for tag, value, _ in events]
+    )

@@ -41,14 +41,18 @@ def step_record(
 ) -> StepRecord:
     """What rank 0 logs of a step that is done."""
     names, counts_N = run.data.layout.task_names, batches.task_counts
-    adaptive = {name: float(scale) for name, scale, count in zip(names, scales_N, counts_N, strict=True) if count}
+    adaptive = {
+        name: float(scale) for name, scale, count in zip(names, scales_N, counts_N, strict=True) if count
+    }
     return StepRecord(
         step=batches.step,
         loss=step_loss(result.totals, result.coefficients) + (result.regularizer or 0.0),
         penalty=penalty,
         regularizer=result.regularizer,
         task_scale=None if run.scales is None else adaptive,
-        task_loss={name: float(mean) for name, mean in zip(names, means_N, strict=True) if not np.isnan(mean)},
+        task_loss={
+            name: float(mean) for name, mean in zip(names, means_N, strict=True) if not np.isnan(mean)
+        },
         task_examples={name: int(count) for name, count in zip(names, counts_N, strict=True) if count},
         lr=lr,
         grad_norm=result.grad_norm,
@@ -61,7 +65,10 @@ def step_record(
         micro_batches=len(batches.micro_batches),
         seconds=seconds,
         mfu=run.cost.mfu(
-            tokens=batches.tokens, sum_squared_lengths=batches.sum_squared_lengths, seconds=seconds, num_devices=dist.world_size()
+            tokens=batches.tokens,
+            sum_squared_lengths=batches.sum_squared_lengths,
+            seconds=seconds,
+            num_devices=dist.world_size(),
         ),
         wait_fraction=waited / seconds,
     )

@@ -63,9 +63,19 @@ def train(
         stop_requests.heed(Heed.AT_ONCE)
         with joining(recipe.train.stall_timeout):
             device = start_distributed()
-        with watching(recipe.train.stall_timeout), locked(output_dir, Progress(num_steps=0, is_main=dist.is_main() and not quiet).say):
+        with (
+            watching(recipe.train.stall_timeout),
+            locked(output_dir, Progress(num_steps=0, is_main=dist.is_main() and not quiet).say),
+        ):
             run = start_run(
-                recipe, specs, deepspeed, device=device, output_dir=output_dir, resume=resume, evaluate_after=evaluate_after, quiet=quiet
+                recipe,
+                specs,
+                deepspeed,
+                device=device,
+                output_dir=output_dir,
+                resume=resume,
+                evaluate_after=evaluate_after,
+                quiet=quiet,
             )
             stopped = _train(run)
             if stopped is not None:
@@ -105,7 +115,9 @@ def _wants_to_stop(run: Run) -> bool:
     if run.monitor is not None and run.monitor.problem is not None:
         if run.recipe.train.on_save_error == "stop":
             return True  # _stop says why
-        run.progress.say_once(f"{run.monitor.problem}; its lines wait in memory (train.on_save_error=continue)")
+        run.progress.say_once(
+            f"{run.monitor.problem}; its lines wait in memory (train.on_save_error=continue)"
+        )
     if run.limit.is_near():
         stop_requests.request(run.limit.describe())
     return stop_requests.requested() is not None
@@ -172,14 +184,24 @@ def _stop(run: Run) -> str:
     run.saver.wait()
     seconds = _save(run, must=True) if step > run.saver.saved_step else None
     _refuse_lost_lines(run)
-    reasons = [f"rank {rank}: {reason}" for rank, reason in enumerate(dist.gather(stop_requests.requested())) if reason]
+    reasons = [
+        f"rank {rank}: {reason}"
+        for rank, reason in enumerate(dist.gather(stop_requests.requested()))
+        if reason
+    ]
 
     def note() -> None:
         with writing(f"step {step} is saved, but stops.jsonl"):
             write_stop(run.folder.path, step=step, reasons=reasons, save_seconds=seconds)
 
     dist.on_main(note)
-    how = "nothing was to be saved" if step == 0 else f"saved in {seconds:.1f} s" if seconds is not None else "saved before"
+    how = (
+        "nothing was to be saved"
+        if step == 0
+        else f"saved in {seconds:.1f} s"
+        if seconds is not None
+        else "saved before"
+    )
     return f"stopped after step {step} of {run.plan.total_steps} ({'; '.join(reasons)}); {how}; the same command with --resume auto goes on"
 
 
@@ -189,7 +211,9 @@ def _refuse_lost_lines(run: Run) -> None:
         run.monitor.flush()
     problem = dist.broadcast(None if run.monitor is None else run.monitor.problem)
     if problem is not None:
-        raise TrainingError(f"step {run.state.step}: the log could not be written: {problem}; the checkpoint of this step is saved")
+        raise TrainingError(
+            f"step {run.state.step}: the log could not be written: {problem}; the checkpoint of this step is saved"
+        )
 
 
 def _task_scales(run: Run, step: int, counts_N: np.ndarray) -> np.ndarray:
@@ -239,7 +263,15 @@ def _one_step(run: Run, batches: StepBatches, loader: TrainLoader) -> bool:
     run.state.step = batches.step
     run.state.plan = run.plan.state_dict(batches.step)
     record = step_record(
-        run, batches, result, means_N, scales_N, penalty, lr=lr, seconds=time.perf_counter() - begin + waited, waited=waited
+        run,
+        batches,
+        result,
+        means_N,
+        scales_N,
+        penalty,
+        lr=lr,
+        seconds=time.perf_counter() - begin + waited,
+        waited=waited,
     )
     if run.monitor is not None:
         run.monitor.write(record)
@@ -257,7 +289,15 @@ def _evaluate(run: Run) -> bool:
     mark(f"evaluating step {state.step}")
     asked = None if state.step == run.plan.total_steps else partial(_wants_to_stop, run)
     try:
-        evaluation = evaluate(run.engine, data.specs, data.layout, data.examples, run.settings, run.engine.device, stop_asked=asked)
+        evaluation = evaluate(
+            run.engine,
+            data.specs,
+            data.layout,
+            data.examples,
+            run.settings,
+            run.engine.device,
+            stop_asked=asked,
+        )
     except EvaluationStopped:
         return False
     state.evaluation, state.evaluated_at = evaluation, state.step
@@ -265,7 +305,9 @@ def _evaluate(run: Run) -> bool:
         run.progress.say_once("no task has a dev split: nothing is evaluated, and no best checkpoint is kept")
         return True
     scores = {**evaluation.scores, "average": evaluation.average}
-    winners = [name for name, score in scores.items() if name not in state.best or score > state.best[name]["score"]]
+    winners = [
+        name for name, score in scores.items() if name not in state.best or score > state.best[name]["score"]
+    ]
     if winners:
         mark(f"keeping the best weights of step {state.step}")
         if _save_best(run, winners, evaluation.metrics):

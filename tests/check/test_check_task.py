@@ -29,7 +29,9 @@ TEXTS = (
 )
 PAIRS = [
     {"a": first, "b": second, "label": label}
-    for (first, second), label in zip(zip(TEXTS, TEXTS[::-1], strict=True), ("yes", "no", "no", "yes"), strict=True)
+    for (first, second), label in zip(
+        zip(TEXTS, TEXTS[::-1], strict=True), ("yes", "no", "no", "yes"), strict=True
+    )
 ]
 PAIR = {"text_columns": ["a", "b"], "label_column": "label"}
 LABELS = ["no", "yes"]
@@ -43,10 +45,21 @@ STORY = "Ann has a red bike. She rides it to school every day, and her brother w
 CASES: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {
     "classification": ({"kind": "classification", **PAIR, "labels": LABELS}, PAIRS),
     "classification with san": ({"kind": "classification", **PAIR, "labels": LABELS, "head": "san"}, PAIRS),
-    "regression": ({"kind": "regression", **PAIR}, [{**row, "label": number} for number, row in enumerate(PAIRS)]),
+    "regression": (
+        {"kind": "regression", **PAIR},
+        [{**row, "label": number} for number, row in enumerate(PAIRS)],
+    ),
     "multiple_choice": (
-        {"kind": "multiple_choice", "text_columns": ["q"], "choice_columns": ["choices"], "label_column": "right"},
-        [{"q": text, "choices": list(TEXTS[: 2 + number % 3]), "right": number % 2} for number, text in enumerate(TEXTS)],
+        {
+            "kind": "multiple_choice",
+            "text_columns": ["q"],
+            "choice_columns": ["choices"],
+            "label_column": "right",
+        },
+        [
+            {"q": text, "choices": list(TEXTS[: 2 + number % 3]), "right": number % 2}
+            for number, text in enumerate(TEXTS)
+        ],
     ),
     "ranking": (
         {"kind": "ranking", **PAIR, "labels": LABELS, "relevant_label": "yes"},
@@ -57,7 +70,12 @@ CASES: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {
         ],
     ),
     "token_classification": (
-        {"kind": "token_classification", "text_columns": ["words"], "label_column": "tags", "labels": ["O", "B-X", "I-X"]},
+        {
+            "kind": "token_classification",
+            "text_columns": ["words"],
+            "label_column": "tags",
+            "labels": ["O", "B-X", "I-X"],
+        },
         [{"words": text.split(), "tags": ["B-X", "I-X", *["O"] * (len(text.split()) - 2)]} for text in TEXTS],
     ),
     "span": (
@@ -70,7 +88,11 @@ CASES: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {
         },
         [
             {"question": "What was high?", "context": TEXTS[0], "answers": answered(TEXTS[0], "The river")},
-            {"question": "What turned?", "context": TEXTS[1], "answers": answered(TEXTS[1], "wheel", "its wheel")},
+            {
+                "question": "What turned?",
+                "context": TEXTS[1],
+                "answers": answered(TEXTS[1], "wheel", "its wheel"),
+            },
             {"question": "Who slept?", "context": TEXTS[2], "answers": {"text": [], "answer_start": []}},
         ],
     ),
@@ -82,14 +104,24 @@ CASES: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {
                 "questions": ["What colour is the bike?", "Does she walk?", "Who walks?"],
                 "answers": {
                     "input_text": ["red", "no", "her brother"],
-                    "answer_start": [STORY.index("red"), STORY.index("She rides"), STORY.index("her brother")],
+                    "answer_start": [
+                        STORY.index("red"),
+                        STORY.index("She rides"),
+                        STORY.index("her brother"),
+                    ],
                     "answer_end": [STORY.index("red") + 3, STORY.index(" to school"), STORY.index(" walks")],
                 },
             }
         ],
     ),
-    "masked_lm": ({"kind": "masked_lm", "text_columns": ["text"], "next_sentence": True}, [{"text": " ".join(TEXTS)}, {"text": STORY}]),
-    "similarity": ({"kind": "similarity", **PAIR}, [{**row, "label": number / 3} for number, row in enumerate(PAIRS)]),
+    "masked_lm": (
+        {"kind": "masked_lm", "text_columns": ["text"], "next_sentence": True},
+        [{"text": " ".join(TEXTS)}, {"text": STORY}],
+    ),
+    "similarity": (
+        {"kind": "similarity", **PAIR},
+        [{**row, "label": number / 3} for number, row in enumerate(PAIRS)],
+    ),
 }
 
 
@@ -97,7 +129,11 @@ CASES: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {
 def test_every_kind_passes(name: str) -> None:
     settings, rows = CASES[name]
     report = check_task(settings, rows)
-    assert report.kind == settings["kind"] and report.examples >= 1 and all(np.isfinite(list(report.metrics.values())))
+    assert (
+        report.kind == settings["kind"]
+        and report.examples >= 1
+        and all(np.isfinite(list(report.metrics.values())))
+    )
     assert min(report.units.values()) >= 1 and len(report.micro_batches) == 3
     assert f"task ({report.kind}): passed" in str(report)
 
@@ -111,14 +147,24 @@ def test_the_shipped_kind_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     with Path("recipes/own_kind/dev.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     kind = load_plugins(["recipes/own_kind/ordinal.py"])["ordinal"]
-    settings = {"kind": kind, "text_columns": ["review"], "label_column": "rating", "labels": ["poor", "fair", "good", "excellent"]}
+    settings = {
+        "kind": kind,
+        "text_columns": ["review"],
+        "label_column": "rating",
+        "labels": ["poor", "fair", "good", "excellent"],
+    }
     report = check_task(settings, rows)
-    assert str(report).splitlines()[:2] == ["task (ordinal): passed", "  rows      8, as 8 examples of 141 tokens"]
+    assert str(report).splitlines()[:2] == [
+        "task (ordinal): passed",
+        "  rows      8, as 8 examples of 141 tokens",
+    ]
     assert list(report.metrics) == ["accuracy", "within_one"] and report.units == {"ordinal": 8}
 
 
 def test_a_spec_and_rows_from_a_file(tmp_path: Path, tiny_encoder: Path) -> None:
-    rows = [{"premise": row["a"], "hypothesis": row["b"], "label": number % 3} for number, row in enumerate(PAIRS)]
+    rows = [
+        {"premise": row["a"], "hypothesis": row["b"], "label": number % 3} for number, row in enumerate(PAIRS)
+    ]
     report = check_task(builtin_task("mnli", DataSettings()), rows, encoder=tiny_encoder)
     assert (report.task, report.kind, report.rows) == ("mnli", "classification", 4)
     (tmp_path / "rows.csv").write_text("text,label\nfine weather,yes\nbad luck,no\n")
@@ -212,33 +258,47 @@ def test_each_fault_is_found_and_said(name: str) -> None:
 
 def test_a_sound_kind_with_and_without_a_head_passes() -> None:
     rows = [{"text": text, "stars": number} for number, text in enumerate(TEXTS)]
-    for head in (None, lambda size, num: nn.Sequential(nn.Linear(size, 8), nn.Dropout(0.1), nn.Tanh(), nn.Linear(8, num))):
+    for head in (
+        None,
+        lambda size, num: nn.Sequential(nn.Linear(size, 8), nn.Dropout(0.1), nn.Tanh(), nn.Linear(8, num)),
+    ):
         check_task({"kind": kind(head=head), "text_columns": ["text"], "label_column": "stars"}, rows)
 
 
 def test_a_kind_that_labels_words_passes() -> None:
     rows = [{"words": text.split(), "sizes": [len(word) for word in text.split()]} for text in TEXTS]
-    report = check_task({"kind": kind(reads="token"), "text_columns": ["words"], "label_column": "sizes"}, rows)
+    report = check_task(
+        {"kind": kind(reads="token"), "text_columns": ["words"], "label_column": "sizes"}, rows
+    )
     assert report.units == {"stars": sum(len(text.split()) for text in TEXTS)}
     with pytest.raises(DataError, match=r"line 1: .*not a list of words"):
-        check_task({"kind": kind(reads="token"), "text_columns": ["words"], "label_column": "sizes"}, [{"words": "a b", "sizes": [1, 1]}])
+        check_task(
+            {"kind": kind(reads="token"), "text_columns": ["words"], "label_column": "sizes"},
+            [{"words": "a b", "sizes": [1, 1]}],
+        )
 
 
 def test_wrong_settings_and_rows_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"check_task: no rows; give at least one"):
         check_task(CASES["regression"][0], [])
-    with pytest.raises(ConfigError, match=r"check_task: unknown setting 'tasks.task.lables'; did you mean 'tasks.task.labels'\?"):
+    with pytest.raises(
+        ConfigError,
+        match=r"check_task: unknown setting 'tasks.task.lables'; did you mean 'tasks.task.labels'\?",
+    ):
         check_task({**CASES["classification"][0], "lables": LABELS}, PAIRS)
     with pytest.raises(ConfigError, match=r"tasks.task.metrics: unknown metric 'accurcy'"):
         check_task({**CASES["classification"][0], "metrics": ["accurcy"]}, PAIRS)
     spec = dataclasses.replace(builtin_task("mnli", DataSettings()), splits={})
     with pytest.raises(
-        ConfigError, match=r"check_task: task mnli has no split that says which columns its rows have; give settings instead"
+        ConfigError,
+        match=r"check_task: task mnli has no split that says which columns its rows have; give settings instead",
     ):
         check_task(spec, PAIRS)
 
 
-def test_the_page_shows_what_it_says(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_page_shows_what_it_says(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """docs/own_kind.md: its file is the shipped one, and its call prints its report. Digits after a point differ between machines."""
     monkeypatch.chdir(ROOT)
     monkeypatch.syspath_prepend("recipes/own_kind")

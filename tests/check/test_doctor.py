@@ -15,7 +15,9 @@ from mtdnn_ds.check.doctor.links import Link, link_findings, pair_rounds
 
 
 def test_installed_versions_are_compared_with_the_requirements(tmp_path: Path) -> None:
-    (tmp_path / "requirements.txt").write_text("torch==1.0\nnumpy>=1\nno_such_package_of_ours\n# a comment\n-r other.txt\n")
+    (tmp_path / "requirements.txt").write_text(
+        "torch==1.0\nnumpy>=1\nno_such_package_of_ours\n# a comment\n-r other.txt\n"
+    )
     (finding,) = packages.package_findings(tmp_path / "requirements.txt")
     assert finding.status == "fails" and f"torch is {torch.__version__} instead of ==1.0" in finding.what
     assert "no_such_package_of_ours is missing" in finding.what and "numpy" not in finding.what
@@ -35,7 +37,11 @@ def test_the_lock_of_an_interrupted_build_is_found(tmp_path: Path) -> None:
 def test_ops_that_cannot_be_built_hurt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     (finding,) = packages.op_findings(tmp_path / "none")
-    assert finding.status == "hurts" and "g++ and ninja is missing" in finding.what and "torch_adamw" in finding.advice
+    assert (
+        finding.status == "hurts"
+        and "g++ and ninja is missing" in finding.what
+        and "torch_adamw" in finding.advice
+    )
 
 
 def test_buffers_left_in_shared_memory_are_counted(tmp_path: Path) -> None:
@@ -62,7 +68,9 @@ def test_every_pair_meets_once_and_nobody_twice_in_a_round(num_ranks: int) -> No
         assert len(met) == len(set(met))
 
 
-def link(first: int, second: int, gigabytes_per_second: float, *, intact: bool = True, clock: float = 0.0) -> Link:
+def link(
+    first: int, second: int, gigabytes_per_second: float, *, intact: bool = True, clock: float = 0.0
+) -> Link:
     return Link(
         first=first,
         second=second,
@@ -77,7 +85,11 @@ def test_a_slow_link_a_broken_one_and_a_wrong_clock_are_named() -> None:
     names = ["n0", "n1", "n2"]
     found = link_findings([link(0, 1, 10), link(0, 2, 2, clock=-3), link(1, 2, 11, intact=False)], names, 5e9)
     by_text = {finding.what.split(":")[0] + "/" + finding.check: finding.status for finding in found}
-    assert by_text["n0 - n1/links"] == "ok" and by_text["n0 - n2/links"] == "hurts" and by_text["n1 - n2/links"] == "fails"
+    assert (
+        by_text["n0 - n1/links"] == "ok"
+        and by_text["n0 - n2/links"] == "hurts"
+        and by_text["n1 - n2/links"] == "fails"
+    )
     assert by_text["n0 - n2/clock"] == "hurts"
     assert "BERT-large's gradients in fp32 take 0.27 s a step" in found[-1].what
 
@@ -107,7 +119,9 @@ def test_a_folder_that_one_node_does_not_see_fails_and_a_lock_that_does_not_hold
 def test_doctor_alone(tmp_path: Path) -> None:
     result = run_command(["-m", "mtdnn_ds", "doctor", "--output_dir", str(tmp_path / "runs")])
     assert result.returncode == 0, result.stdout + result.stderr
-    assert "packages: Python" in result.stdout and "disk speed" in result.stdout and "0 fails" in result.stdout
+    assert (
+        "packages: Python" in result.stdout and "disk speed" in result.stdout and "0 fails" in result.stdout
+    )
     assert list((tmp_path / "runs").iterdir()) == []
 
 
@@ -127,14 +141,24 @@ def test_doctor_on_two_ranks_measures_their_link_and_lock(tmp_path: Path) -> Non
 
 
 def test_a_rank_that_cannot_join_says_where_it_tried() -> None:
-    environment = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    environment = {
+        "RANK": "1",
+        "WORLD_SIZE": "2",
+        "LOCAL_RANK": "1",
+        "LOCAL_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": "1",
+    }
     program = (
         "import sys; from datetime import timedelta; from mtdnn_ds.commands import doctor; doctor.JOIN_TIMEOUT = timedelta(seconds=3); "
         "sys.exit(doctor.run(output_dir='/tmp', gpu=False, log_level='error'))"
     )
     result = run_command(["-c", program], CROSS_RANK="0", CROSS_SIZE="1", **environment)
     assert result.returncode == 1, result.stderr
-    assert "rank 1 of 2 did not reach the others at 127.0.0.1:1" in result.stderr and "GLOO_SOCKET_IFNAME" in result.stderr
+    assert (
+        "rank 1 of 2 did not reach the others at 127.0.0.1:1" in result.stderr
+        and "GLOO_SOCKET_IFNAME" in result.stderr
+    )
 
 
 def test_the_gpu_checks_themselves_run_on_this_device(tmp_path: Path) -> None:
@@ -151,7 +175,13 @@ def test_the_gpu_checks_themselves_run_on_this_device(tmp_path: Path) -> None:
     result = run_command(["-c", program])
     line = next((line for line in result.stdout.splitlines() if line.startswith("FOUND")), result.stderr)
     found = dict(json.loads(line.removeprefix("FOUND ")))
-    assert found["attention grouped"] == found["attention padded"] == found["right"] == found["optimizer torch_adamw"] == "ok"
+    assert (
+        found["attention grouped"]
+        == found["attention padded"]
+        == found["right"]
+        == found["optimizer torch_adamw"]
+        == "ok"
+    )
     assert found["wrong"] == "fails", "a tolerance of 1e-12 cannot hold"
     if not torch.cuda.is_available():
         assert found["attention varlen"] == "note" and found["optimizer lamb"] == "note"

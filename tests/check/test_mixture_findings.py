@@ -21,8 +21,15 @@ from mtdnn_ds.tasks.resolve import resolve_tasks
 
 
 def write_recipe(folder: Path, encoder: Path, tasks: Any, **more: Any) -> Path:
-    recipe = {"encoder": {"path": str(encoder)}, "tasks": tasks, "train": {"steps": 4}, "batch": {"examples_per_step": 8}}
-    (folder / "recipe.yaml").write_text(yaml.safe_dump({**recipe, "data": {"cache_dir": str(folder / "cache")}, **more}, sort_keys=False))
+    recipe = {
+        "encoder": {"path": str(encoder)},
+        "tasks": tasks,
+        "train": {"steps": 4},
+        "batch": {"examples_per_step": 8},
+    }
+    (folder / "recipe.yaml").write_text(
+        yaml.safe_dump({**recipe, "data": {"cache_dir": str(folder / "cache")}, **more}, sort_keys=False)
+    )
     return folder / "recipe.yaml"
 
 
@@ -36,26 +43,40 @@ def rows_of(glue: Path, task: str, file: str) -> list[tuple[str, ...]]:
     """Raw texts in small letters, as an uncased tokenizer reads them, without the project's own readers."""
     folder, columns, _, _ = COLUMNS[task]
     lines = [line for line in (glue / folder / file).read_text(encoding="utf-8-sig").split("\n") if line]
-    return [tuple(line.split("\t")[column].lower() for column in columns) for line in lines[0 if task == "cola" else 1 :]]
+    return [
+        tuple(line.split("\t")[column].lower() for column in columns)
+        for line in lines[0 if task == "cola" else 1 :]
+    ]
 
 
 @pytest.fixture(scope="module")
-def glue_findings(tmp_path_factory: pytest.TempPathFactory, tiny_encoder: Path, shared_data: Path) -> tuple[list[str], list[str]]:
+def glue_findings(
+    tmp_path_factory: pytest.TempPathFactory, tiny_encoder: Path, shared_data: Path
+) -> tuple[list[str], list[str]]:
     folder = tmp_path_factory.mktemp("glue")
-    more = {"data": {"glue_dir": str(shared_data / "glue"), "cache_dir": str(folder / "cache")}, "train": {"epochs": 1}}
+    more = {
+        "data": {"glue_dir": str(shared_data / "glue"), "cache_dir": str(folder / "cache")},
+        "train": {"epochs": 1},
+    }
     data, plan = opened(write_recipe(folder, tiny_encoder, ["cola", "mrpc", "stsb", "rte"], **more))
     return mixture_findings(data, plan), mixture_findings(data, plan, hashes_per_pass=5_000)
 
 
-def test_rows_of_glue_in_two_places(glue_findings: tuple[list[str], list[str]], shared_data: Path, tiny_encoder: Path) -> None:
+def test_rows_of_glue_in_two_places(
+    glue_findings: tuple[list[str], list[str]], shared_data: Path, tiny_encoder: Path
+) -> None:
     found, _ = glue_findings
     lines = [line.split(" (")[0] for line in found]
     train, dev = (
-        {task: rows_of(shared_data / "glue", task, f"{name}.tsv") for task in ("cola", "stsb", "mrpc")} for name in ("train", "dev")
+        {task: rows_of(shared_data / "glue", task, f"{name}.tsv") for task in ("cola", "stsb", "mrpc")}
+        for name in ("train", "dev")
     )
     own = {task: sum(row in set(train[task]) for row in dev[task]) for task in train}
     assert own == {"cola": 16, "stsb": 6, "mrpc": 0}
-    assert "cola/dev: 16 of 1,043 rows stand in cola/train too" in lines and "stsb/dev: 6 of 1,500 rows stand in stsb/train too" in lines
+    assert (
+        "cola/dev: 16 of 1,043 rows stand in cola/train too" in lines
+        and "stsb/dev: 6 of 1,500 rows stand in stsb/train too" in lines
+    )
     assert not any(line.startswith("mrpc/dev") and "mrpc/train" in line for line in lines)
     # STS-B is made of MRPC's sentences, among others.
     across = sum(row in set(train["mrpc"]) for row in dev["stsb"])
@@ -64,7 +85,10 @@ def test_rows_of_glue_in_two_places(glue_findings: tuple[list[str], list[str]], 
     ids = [tuple(row) for row in tokenizer([row[0] for row in train["cola"]])["input_ids"]]
     repeated = len(ids) - len(set(ids))
     (cola,) = [line for line in found if line.startswith("cola/train")]
-    assert cola == f"cola/train: {repeated} of 8,551 rows stand in it before (0.3%), 11 of them with another label"
+    assert (
+        cola
+        == f"cola/train: {repeated} of 8,551 rows stand in it before (0.3%), 11 of them with another label"
+    )
     assert not any(line.startswith("rte") for line in lines)
 
 
@@ -83,16 +107,27 @@ def small(tmp_path_factory: pytest.TempPathFactory, tiny_encoder: Path) -> Path:
     """A task with 96 % of one label, one that never stands, and a question in SQuAD's layout that another task has too."""
     folder = tmp_path_factory.mktemp("small")
     odd = [
-        {"text": f"this is the long and plain sentence number {place}", "label": "rare" if place in (3, 70) else "usual"}
+        {
+            "text": f"this is the long and plain sentence number {place}",
+            "label": "rare" if place in (3, 70) else "usual",
+        }
         for place in range(100)
     ]
-    dev = [{"text": "a sentence that nobody has seen before today", "label": "unseen"}, {"text": odd[7]["text"], "label": "usual"}]
-    question, context = "which of the two rivers is the longer one ?", "the danube is longer than the rhine , by much ."
+    dev = [
+        {"text": "a sentence that nobody has seen before today", "label": "unseen"},
+        {"text": odd[7]["text"], "label": "usual"},
+    ]
+    question, context = (
+        "which of the two rivers is the longer one ?",
+        "the danube is longer than the rhine , by much .",
+    )
     pair = [
         {"a": question, "b": "the danube is longer .", "label": "yes"},
         {"a": "who came to the house that evening ?", "b": "ann .", "label": "no"},
     ]
-    asked = [{"question": question, "context": context, "answers": {"text": ["the danube"], "answer_start": [0]}}]
+    asked = [
+        {"question": question, "context": context, "answers": {"text": ["the danube"], "answer_start": [0]}}
+    ]
     words = [{"words": ["ada", "wrote", "it"], "tags": ["B-PER", "O", "O"]}] * 3
     files = {
         name: {"train": write_rows(folder / f"{name}.jsonl", rows)}
@@ -100,13 +135,24 @@ def small(tmp_path_factory: pytest.TempPathFactory, tiny_encoder: Path) -> Path:
     }
     files["odd"]["dev"] = write_rows(folder / "odd_dev.jsonl", dev)
     tasks = {
-        "odd": {"kind": "classification", "text_columns": ["text"], "labels": ["usual", "rare", "unseen", "never"]},
+        "odd": {
+            "kind": "classification",
+            "text_columns": ["text"],
+            "labels": ["usual", "rare", "unseen", "never"],
+        },
         "pair": {"kind": "classification", "text_columns": ["a", "b"], "labels": ["yes", "no"]},
         "asked": {"kind": "span", "text_columns": ["question", "context"], "label_column": "answers"},
-        "words": {"kind": "token_classification", "text_columns": ["words"], "label_column": "tags", "labels": ["O", "B-PER", "I-PER"]},
+        "words": {
+            "kind": "token_classification",
+            "text_columns": ["words"],
+            "label_column": "tags",
+            "labels": ["O", "B-PER", "I-PER"],
+        },
     }
     return write_recipe(
-        folder, tiny_encoder, {name: {"label_column": "label", **task, "files": files[name]} for name, task in tasks.items()}
+        folder,
+        tiny_encoder,
+        {name: {"label_column": "label", **task, "files": files[name]} for name, task in tasks.items()},
     )
 
 
@@ -142,4 +188,6 @@ def test_hashes_do_not_depend_on_blocks(small: Path, monkeypatch: pytest.MonkeyP
             blocks = list(hashed_blocks(split))
         assert len(blocks) > 1 or split.num_rows == 1
         for name in ("rows", "row_hashes", "text_hashes", "text_rows", "text_lengths"):
-            np.testing.assert_array_equal(np.concatenate([getattr(block, name) for block in blocks]), getattr(whole, name))
+            np.testing.assert_array_equal(
+                np.concatenate([getattr(block, name) for block in blocks]), getattr(whole, name)
+            )

@@ -18,7 +18,8 @@ from tests.conftest import ROOT
 def write_run(folder: Path, losses: list[float], first: int = 1, examples: int = 4) -> Path:
     folder.mkdir()
     lines = [
-        {"step": step, "loss": loss, "grad_norm": 1.0, "task_examples": {"a": examples}} for step, loss in enumerate(losses, start=first)
+        {"step": step, "loss": loss, "grad_norm": 1.0, "task_examples": {"a": examples}}
+        for step, loss in enumerate(losses, start=first)
     ]
     (folder / "metrics.jsonl").write_text("\n".join(json.dumps(line) for line in lines) + "\n")
     return folder
@@ -49,12 +50,19 @@ def test_a_failed_group_is_told_once_and_what_came_after_it_is_not_measured(tmp_
         (None, "its run was not reached"),
     ]
     text = certificate(results, "my.yaml", 3.0)
-    assert " 5.0e-01    0.0001  b = a   DOES NOT HOLD" in text and "2 promises hold, 2 do NOT (my.yaml, " in text
+    assert (
+        " 5.0e-01    0.0001  b = a   DOES NOT HOLD" in text and "2 promises hold, 2 do NOT (my.yaml, " in text
+    )
 
 
 def test_a_figure_of_zero_and_one_that_was_not_measured() -> None:
     text = certificate(
-        [Result(promise="same", figure=0.0, at_most=0.0), Result(promise="other", figure=None, at_most=1e-4, why="one GPU")], "r", 1
+        [
+            Result(promise="same", figure=0.0, at_most=0.0),
+            Result(promise="other", figure=None, at_most=1e-4, why="one GPU"),
+        ],
+        "r",
+        1,
     )
     assert text.splitlines()[1:4] == [
         "       0         0  same",
@@ -65,7 +73,8 @@ def test_a_figure_of_zero_and_one_that_was_not_measured() -> None:
 
 def test_what_the_small_runs_leave_out_is_said(tmp_path: Path) -> None:
     recipe = load_recipe(
-        str(ROOT / "recipes/quickstart.yaml"), {"train.freeze": "embeddings", "optimizer.name": "lamb", "init.run": "runs/x"}
+        str(ROOT / "recipes/quickstart.yaml"),
+        {"train.freeze": "embeddings", "optimizer.name": "lamb", "init.run": "runs/x"},
     )
     said: list[str] = []
     small = small_recipe(recipe, tmp_path / "encoder", steps=4, say=said.append)
@@ -81,9 +90,14 @@ def test_what_the_small_runs_leave_out_is_said(tmp_path: Path) -> None:
 @pytest.mark.distributed
 def test_the_quickstart_recipe_is_verified(tmp_path: Path) -> None:
     file = tmp_path / "certificate.json"
-    result = run_command(["-m", "mtdnn_ds", "verify", "recipes/quickstart.yaml", "--certificate", str(file)], timeout_seconds=500)
+    result = run_command(
+        ["-m", "mtdnn_ds", "verify", "recipes/quickstart.yaml", "--certificate", str(file)],
+        timeout_seconds=500,
+    )
     assert result.returncode == 0, result.stdout + result.stderr
-    assert "17 promises hold (recipes/quickstart.yaml" in result.stdout and "DOES NOT HOLD" not in result.stdout
+    assert (
+        "17 promises hold (recipes/quickstart.yaml" in result.stdout and "DOES NOT HOLD" not in result.stdout
+    )
     written = json.loads(file.read_text())
     assert [each["holds"] for each in written["results"]] == [True] * 17
     figures = {each["promise"]: each["figure"] for each in written["results"]}
@@ -94,5 +108,7 @@ def test_the_quickstart_recipe_is_verified(tmp_path: Path) -> None:
 def test_wrong_flags_are_refused_before_any_run() -> None:
     result = run_command(["-m", "mtdnn_ds", "verify", "recipes/quickstart.yaml", "--max_ranks", "none"])
     assert result.returncode == 2 and "--max_ranks none: must be a whole number" in result.stderr
-    result = run_command(["-m", "mtdnn_ds", "verify", "recipes/quickstart.yaml", "--certificate", "/no/such/folder/c.json"])
+    result = run_command(
+        ["-m", "mtdnn_ds", "verify", "recipes/quickstart.yaml", "--certificate", "/no/such/folder/c.json"]
+    )
     assert result.returncode == 2 and "its folder does not exist" in result.stderr

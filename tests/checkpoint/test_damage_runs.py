@@ -20,7 +20,11 @@ from mtdnn_ds.config.errors import CheckpointError
 
 STAGES = (1, 2, 3)
 RANK_1 = "zero_pp_rank_1_mp_rank_00_optim_states.pt"
-MODEL = {1: "mp_rank_00_model_states.pt", 2: "mp_rank_00_model_states.pt", 3: "zero_pp_rank_1_mp_rank_00_model_states.pt"}
+MODEL = {
+    1: "mp_rank_00_model_states.pt",
+    2: "mp_rank_00_model_states.pt",
+    3: "zero_pp_rank_1_mp_rank_00_model_states.pt",
+}
 
 
 def cut(file: Path) -> None:
@@ -70,19 +74,47 @@ def forgotten_file(checkpoints: Path) -> None:
 
 # name -> (damage, step that is found, what is said of step_6)
 KINDS: dict[str, tuple[Callable[[Path, str], None], int, str]] = {
-    "truncated model": (lambda folder, model: cut(folder / "step_6" / model), 3, "step_6: MODEL has 1000 bytes instead of "),
-    "truncated shard": (lambda folder, _: cut(folder / "step_6" / RANK_1), 3, f"step_6: {RANK_1} has 1000 bytes instead of "),
-    "flipped byte": (lambda folder, _: flip(folder / "step_6" / RANK_1), 3, f"step_6: {RANK_1} is damaged (its sha256 differs from the"),
+    "truncated model": (
+        lambda folder, model: cut(folder / "step_6" / model),
+        3,
+        "step_6: MODEL has 1000 bytes instead of ",
+    ),
+    "truncated shard": (
+        lambda folder, _: cut(folder / "step_6" / RANK_1),
+        3,
+        f"step_6: {RANK_1} has 1000 bytes instead of ",
+    ),
+    "flipped byte": (
+        lambda folder, _: flip(folder / "step_6" / RANK_1),
+        3,
+        f"step_6: {RANK_1} is damaged (its sha256 differs from the",
+    ),
     "missing rank file": (
         lambda folder, _: (folder / "step_6" / RANK_1).unlink(),
         3,
         f"step_6: {RANK_1} is missing; trying the one before",
     ),
-    "half-written": (lambda folder, _: half_written(folder), 3, "step_6: not a whole checkpoint (manifest.json is missing)"),
-    "empty folder": (lambda folder, _: emptied(folder), 3, "step_6: not a whole checkpoint (manifest.json is missing)"),
-    "unfinished": (lambda folder, _: unfinished(folder), 3, ".partial_step_6.0a1b2c: an unfinished checkpoint"),
+    "half-written": (
+        lambda folder, _: half_written(folder),
+        3,
+        "step_6: not a whole checkpoint (manifest.json is missing)",
+    ),
+    "empty folder": (
+        lambda folder, _: emptied(folder),
+        3,
+        "step_6: not a whole checkpoint (manifest.json is missing)",
+    ),
+    "unfinished": (
+        lambda folder, _: unfinished(folder),
+        3,
+        ".partial_step_6.0a1b2c: an unfinished checkpoint",
+    ),
     "manifest cut": (lambda folder, _: broken_json(folder), 3, "step_6: manifest.json is not readable"),
-    "manifest incomplete": (lambda folder, _: forgotten_file(folder), 3, "step_6: manifest.json does not list run_state.json"),
+    "manifest incomplete": (
+        lambda folder, _: forgotten_file(folder),
+        3,
+        "step_6: manifest.json does not list run_state.json",
+    ),
     "missing latest": (lambda folder, _: nothing_after(folder), 6, ""),
 }
 CONTINUED = {1: "truncated shard", 2: "flipped byte", 3: "missing rank file"}
@@ -91,20 +123,29 @@ CONTINUED = {1: "truncated shard", 2: "flipped byte", 3: "missing rank file"}
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory, shared_data: Path, tiny_encoder: Path) -> Path:
     """A run of two ranks for each stage, with checkpoints of steps 3 and 6."""
-    folder = write_base(tmp_path_factory.mktemp("damage"), shared_data, tiny_encoder, steps=6, save_every=3, eval_every=0)
+    folder = write_base(
+        tmp_path_factory.mktemp("damage"), shared_data, tiny_encoder, steps=6, save_every=3, eval_every=0
+    )
     run_jobs([job(folder, stage) for stage in STAGES], folder, 2)
     return folder
 
 
 def job(folder: Path, stage: int, **changes: Any) -> dict[str, Any]:
     config = write_json(folder / f"zero{stage}.json", zero_config(stage))
-    return {"recipe": str(folder / "recipe.yaml"), "deepspeed_config": str(config), "output_dir": str(folder / f"run_{stage}"), **changes}
+    return {
+        "recipe": str(folder / "recipe.yaml"),
+        "deepspeed_config": str(config),
+        "output_dir": str(folder / f"run_{stage}"),
+        **changes,
+    }
 
 
 @pytest.mark.distributed
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("kind", KINDS)
-def test_damage_is_noticed_and_named_and_the_one_before_is_used(base: Path, tmp_path: Path, kind: str, stage: int) -> None:
+def test_damage_is_noticed_and_named_and_the_one_before_is_used(
+    base: Path, tmp_path: Path, kind: str, stage: int
+) -> None:
     damage, step, said = KINDS[kind]
     folder = shutil.copytree(base / f"run_{stage}" / "checkpoints", tmp_path / "checkpoints")
     damage(folder, MODEL[stage])
@@ -121,12 +162,18 @@ def continued(base: Path) -> dict[str, str]:
     for stage, kind in CONTINUED.items():
         copy = shutil.copytree(base / f"run_{stage}", base / f"damaged_{stage}")
         KINDS[kind][0](copy / "checkpoints", MODEL[stage])
-    return run_jobs([job(base, stage, output_dir=str(base / f"damaged_{stage}"), resume="auto") for stage in STAGES], base, 2)
+    return run_jobs(
+        [job(base, stage, output_dir=str(base / f"damaged_{stage}"), resume="auto") for stage in STAGES],
+        base,
+        2,
+    )
 
 
 @pytest.mark.distributed
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_run_with_a_damaged_checkpoint_goes_on_from_the_one_before(base: Path, continued: dict[str, str], stage: int) -> None:
+def test_a_run_with_a_damaged_checkpoint_goes_on_from_the_one_before(
+    base: Path, continued: dict[str, str], stage: int
+) -> None:
     ours, said = base / f"damaged_{stage}", continued[f"damaged_{stage}"]
     assert KINDS[CONTINUED[stage]][2] in said
     assert "step_6: later than the step this run goes on from; set aside as abandoned_step_6" in said

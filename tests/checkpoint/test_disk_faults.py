@@ -22,7 +22,12 @@ from mtdnn_ds.files import PatientFile, size
 
 # A checkpoint of the tiny encoder takes 16 MB, best weights 4. A line of the log takes less than half a kB: 16 do not fit into what is left
 # of a page of 4 kB on a full disk.
-LONG: dict[str, Any] = {"train__steps": "24", "train__save_every": "6", "train__eval_every": "12", "resume": "auto"}
+LONG: dict[str, Any] = {
+    "train__steps": "24",
+    "train__save_every": "6",
+    "train__eval_every": "12",
+    "resume": "auto",
+}
 ALONE: dict[str, Any] = {"world_size": 1}
 
 
@@ -45,7 +50,9 @@ def outcomes(base: Path) -> dict[str, Outcome]:
         "last_fails": scenario(base, "last_fails", (1, "saving_12", "file_limit 100000"), **goes_on),
         "straight_async": scenario(base, "straight_async", **background),
         "async_stops": scenario(base, "async_stops", *limited, **background),
-        "async_continues": scenario(base, "async_continues", *limited, (1, "step_8", "file_limit -1"), **goes_on, **background),
+        "async_continues": scenario(
+            base, "async_continues", *limited, (1, "step_8", "file_limit -1"), **goes_on, **background
+        ),
     }
     return run_forked(runs, base)
 
@@ -56,15 +63,25 @@ def checkpoints(run: Path) -> list[str]:
 
 def failure(run: Path, step: int) -> str:
     shard = "zero_pp_rank_1_mp_rank_00_optim_states.pt"
-    return f"step {step}: the checkpoint could not be saved: rank 1: {run}/checkpoints/.partial_step_{step}.", f"/{shard}: File too large"
+    return (
+        f"step {step}: the checkpoint could not be saved: rank 1: {run}/checkpoints/.partial_step_{step}.",
+        f"/{shard}: File too large",
+    )
 
 
 @pytest.mark.distributed
 @pytest.mark.parametrize("name", ["stops", "async_stops"])
-def test_a_shard_that_one_rank_cannot_write_stops_all_ranks(base: Path, outcomes: dict[str, Outcome], name: str) -> None:
+def test_a_shard_that_one_rank_cannot_write_stops_all_ranks(
+    base: Path, outcomes: dict[str, Outcome], name: str
+) -> None:
     ended, run = outcomes[name], base / name
     assert ended.codes == [1, 1], ended.said
-    for part in (*failure(run, 6), "a checkpoint takes ", " are free); ", f"{run}/checkpoints/step_3 is untouched"):
+    for part in (
+        *failure(run, 6),
+        "a checkpoint takes ",
+        " are free); ",
+        f"{run}/checkpoints/step_3 is untouched",
+    ):
         assert part in ended.said[0]
     assert "Traceback" not in "".join(ended.said) and ended.said[0].count("could not be saved") == 1
     if name == "async_stops":  # the other one has gone on since, from step 3 too
@@ -81,17 +98,24 @@ def test_a_run_that_stopped_for_its_disk_goes_on_exactly(base: Path, outcomes: d
 
 @pytest.mark.distributed
 @pytest.mark.parametrize("name", ["continues", "async_continues"])
-def test_a_run_may_go_on_and_saves_again_at_the_next_time(base: Path, outcomes: dict[str, Outcome], name: str) -> None:
+def test_a_run_may_go_on_and_saves_again_at_the_next_time(
+    base: Path, outcomes: dict[str, Outcome], name: str
+) -> None:
     ended, run = outcomes[name], base / name
     assert ended.codes == [0, 0], ended.said
-    for part in (*failure(run, 6), "going on (train.on_save_error=continue), and saving again at the next time"):
+    for part in (
+        *failure(run, 6),
+        "going on (train.on_save_error=continue), and saving again at the next time",
+    ):
         assert part in ended.said[0]
     assert checkpoints(run) == ["step_12", "step_9"]
     assert exact(run) == exact(base / "straight")
 
 
 @pytest.mark.distributed
-def test_a_run_whose_last_checkpoint_fails_does_not_end_well(base: Path, outcomes: dict[str, Outcome]) -> None:
+def test_a_run_whose_last_checkpoint_fails_does_not_end_well(
+    base: Path, outcomes: dict[str, Outcome]
+) -> None:
     ended, run = outcomes["last_fails"], base / "last_fails"
     assert ended.codes == [1, 1], ended.said
     assert f"{run}/checkpoints/step_9 is untouched" in ended.said[0]
@@ -131,7 +155,13 @@ def small_disks(base: Path) -> Iterator[dict[str, Outcome]]:
     runs = {
         "straight_long": scenario(base, "straight_long", **LONG, **ALONE),
         "gap": scenario(
-            base, "gap", fill("gap", "step_4"), (0, "step_20", f"free {base / 'gap'}"), train__on_save_error="continue", **LONG, **ALONE
+            base,
+            "gap",
+            fill("gap", "step_4"),
+            (0, "step_20", f"free {base / 'gap'}"),
+            train__on_save_error="continue",
+            **LONG,
+            **ALONE,
         ),
         "log": scenario(base, "log", fill("log", "step_4"), **LONG, **ALONE),
         "first": scenario(base, "first", fill("first", "saving_3"), resume="auto", **ALONE),
@@ -148,10 +178,15 @@ def small_disks(base: Path) -> Iterator[dict[str, Outcome]]:
 
 
 @pytest.mark.distributed
-def test_on_a_full_disk_lines_and_points_wait_and_nothing_is_lost(base: Path, small_disks: dict[str, Outcome]) -> None:
+def test_on_a_full_disk_lines_and_points_wait_and_nothing_is_lost(
+    base: Path, small_disks: dict[str, Outcome]
+) -> None:
     ended, run = small_disks["gap"], base / "gap"
     assert ended.codes == [0], ended.said
-    assert f"{run}/metrics.jsonl: No space left on device; its lines wait in memory (train.on_save_error=continue)" in ended.said[0]
+    assert (
+        f"{run}/metrics.jsonl: No space left on device; its lines wait in memory (train.on_save_error=continue)"
+        in ended.said[0]
+    )
     for step in (6, 12, 18):
         assert f"step {step}: the checkpoint could not be saved: " in ended.said[0]
     assert "step 12: the best weights of cola, " in ended.said[0]
@@ -164,7 +199,9 @@ def test_on_a_full_disk_lines_and_points_wait_and_nothing_is_lost(base: Path, sm
 
 
 @pytest.mark.distributed
-def test_a_log_that_cannot_be_written_stops_the_run_with_one_message(base: Path, small_disks: dict[str, Outcome]) -> None:
+def test_a_log_that_cannot_be_written_stops_the_run_with_one_message(
+    base: Path, small_disks: dict[str, Outcome]
+) -> None:
     ended, run = small_disks["log"], base / "log"
     assert ended.codes == [1], ended.said
     (line,) = [line for line in ended.said[0].splitlines() if line.startswith("error: ")]
@@ -177,21 +214,29 @@ def test_a_log_that_cannot_be_written_stops_the_run_with_one_message(base: Path,
 
 
 @pytest.mark.distributed
-def test_a_disk_that_fills_up_in_the_first_save_says_so_on_one_line(base: Path, small_disks: dict[str, Outcome]) -> None:
+def test_a_disk_that_fills_up_in_the_first_save_says_so_on_one_line(
+    base: Path, small_disks: dict[str, Outcome]
+) -> None:
     ended = small_disks["first"]
     assert ended.codes == [1], ended.said
     (line,) = [line for line in ended.said[0].splitlines() if line.startswith("error: ")]
-    assert line.startswith("error: step 3: the checkpoint could not be saved: ") and "No space left on device" in line
+    assert (
+        line.startswith("error: step 3: the checkpoint could not be saved: ")
+        and "No space left on device" in line
+    )
     assert line.endswith("; there is no earlier one")
     assert checkpoints(base / "first") == []
 
 
 @pytest.mark.distributed
-def test_a_disk_without_room_is_noticed_before_anything_is_written(base: Path, small_disks: dict[str, Outcome]) -> None:
+def test_a_disk_without_room_is_noticed_before_anything_is_written(
+    base: Path, small_disks: dict[str, Outcome]
+) -> None:
     ended, run = small_disks["no_room"], base / "no_room"
     assert ended.codes == [1], ended.said
     assert (
-        "step 6: the checkpoint could not be saved: the disk has no room for it; nothing was written (a checkpoint takes " in ended.said[0]
+        "step 6: the checkpoint could not be saved: the disk has no room for it; nothing was written (a checkpoint takes "
+        in ended.said[0]
     )
     assert f"0 bytes are free); {run}/checkpoints/step_3 is untouched" in ended.said[0]
     assert damage(run / "checkpoints" / "step_3") is None
@@ -241,19 +286,32 @@ def test_a_cache_that_cannot_be_written_is_a_data_error(base: Path, tmp_path: Pa
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
         with pytest.raises(DataError) as caught:
             prepare(
-                resolve_tasks(recipe), tokenizer_path=recipe.encoder.path, cache_dir=str(tmp_path), splits=["train"], say=lambda text: None
+                resolve_tasks(recipe),
+                tokenizer_path=recipe.encoder.path,
+                cache_dir=str(tmp_path),
+                splits=["train"],
+                say=lambda text: None,
             )
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert [problem.split(" (")[0] for problem in caught.value.problems] == [
-        f"{task}/train: the cache could not be written to {tmp_path}: File too large" for task in ("cola", "rte", "stsb")
+        f"{task}/train: the cache could not be written to {tmp_path}: File too large"
+        for task in ("cola", "rte", "stsb")
     ]
-    assert all(problem.endswith("MB were free); free some space, or give another data.cache_dir") for problem in caught.value.problems)
+    assert all(
+        problem.endswith("MB were free); free some space, or give another data.cache_dir")
+        for problem in caught.value.problems
+    )
     assert [path.name for path in tmp_path.iterdir() if path.suffix != ".lock"] == []
 
 
 def test_sizes_have_three_digits() -> None:
-    assert [size(number) for number in (0, 999, 4_690_000_000, 12_340)] == ["0 bytes", "999 bytes", "4.69 GB", "12.3 kB"]
+    assert [size(number) for number in (0, 999, 4_690_000_000, 12_340)] == [
+        "0 bytes",
+        "999 bytes",
+        "4.69 GB",
+        "12.3 kB",
+    ]
 
 
 def assert_same(ours: Any, theirs: Any, where: str) -> None:

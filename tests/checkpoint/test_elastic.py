@@ -61,14 +61,19 @@ JSONS: dict[str, dict[str, Any]] = {
     **{f"{stage}_bf16": zero_config(stage, "bf16") for stage in (1, 2, 3)},
     # The scale doubles in every third step: one that is not carried, or whose count of steps is not, is seen.
     **{
-        f"{stage}_fp16": {**zero_config(stage), "fp16": {"enabled": True, "initial_scale_power": 10, "loss_scale_window": 3}}
+        f"{stage}_fp16": {
+            **zero_config(stage),
+            "fp16": {"enabled": True, "initial_scale_power": 10, "loss_scale_window": 3},
+        }
         for stage in (1, 2, 3)
     },
     "2_offload": {"zero_optimization": {"stage": 2, **OFFLOADED}},
     "3_offload": {"zero_optimization": {"stage": 3, **OFFLOADED, "offload_param": {"device": "cpu"}}},
     "1_aligned": {"zero_optimization": {"stage": 1, "parameter_alignment": True}},
     "2_round_robin": {"zero_optimization": {"stage": 2, "round_robin_gradients": True}},
-    "3_sub_groups": {"zero_optimization": {"stage": 3, "sub_group_size": 3000, "stage3_param_persistence_threshold": 0}},
+    "3_sub_groups": {
+        "zero_optimization": {"stage": 3, "sub_group_size": 3000, "stage3_param_persistence_threshold": 0}
+    },
 }
 
 
@@ -128,7 +133,10 @@ def base(tmp_path_factory: pytest.TempPathFactory, shared_data: Path, tiny_encod
     text = folder / "text.txt"
     text.write_text("\n".join((glue / "RTE" / "train.tsv").read_text().replace("\t", " ").splitlines()))
     for name, changed in RECIPES.items():
-        merged = {**recipe, **{key: {**recipe[key], **value} if key == "train" else value for key, value in changed.items()}}
+        merged = {
+            **recipe,
+            **{key: {**recipe[key], **value} if key == "train" else value for key, value in changed.items()},
+        }
         if name == "low_rank":
             merged["init"] = {"run": str(folder / "plain_0")}
         if name == "tied":
@@ -160,14 +168,19 @@ def said(base: Path) -> dict[str, str]:
     outputs = run_jobs(list(first.values()), base, 1, worker="fp16_on_cpu.py")
     before = {name: files(base / name) for name in first}
     for hop in (1, 2):
-        jobs = [job(base, chain, hop, str(base / chain.folder(hop - 1) / f"checkpoints/step_{HOP * hop}")) for chain in CHAINS]
+        jobs = [
+            job(base, chain, hop, str(base / chain.folder(hop - 1) / f"checkpoints/step_{HOP * hop}"))
+            for chain in CHAINS
+        ]
         in_place = base / f"in_place_hop{hop}"
         shutil.copytree(base / ("plain_1" if hop == 1 else "in_place_hop1"), in_place)
         for step in range(HOP * hop + 1, STEPS + 1):
             shutil.rmtree(in_place / f"checkpoints/step_{step}", ignore_errors=True)
         jobs.append({**job(base, plain("132"), hop, "auto"), "output_dir": str(in_place)})
         outputs |= run_jobs(jobs, base, RANKS[hop], worker="fp16_on_cpu.py")
-    assert {name: files(base / name) for name in first} == before  # nothing is written where a run goes on from
+    assert {
+        name: files(base / name) for name in first
+    } == before  # nothing is written where a run goes on from
     return outputs
 
 
@@ -175,7 +188,11 @@ def compare(run: Path, straight: Path, steps: Sequence[int], loss: float, norm: 
     ours, theirs = training_lines(run), training_lines(straight)[STEPS - len(steps) :]
     assert [line["step"] for line in ours] == [line["step"] for line in theirs] == list(steps)
     for mine, other in zip(ours, theirs, strict=True):
-        assert mine["task_examples"] == other["task_examples"] and mine["tokens"] == other["tokens"] and mine["lr"] == other["lr"]
+        assert (
+            mine["task_examples"] == other["task_examples"]
+            and mine["tokens"] == other["tokens"]
+            and mine["lr"] == other["lr"]
+        )
         assert mine["loss"] == pytest.approx(other["loss"], abs=loss)
         assert mine["task_loss"] == pytest.approx(other["task_loss"], abs=loss * 10)
         assert mine["grad_norm"] == pytest.approx(other["grad_norm"], rel=norm)
@@ -188,7 +205,9 @@ def compare(run: Path, straight: Path, steps: Sequence[int], loss: float, norm: 
 @pytest.mark.distributed
 @pytest.mark.parametrize("hop", [1, 2])
 @pytest.mark.parametrize("chain", CHAINS, ids=[chain.name for chain in CHAINS])
-def test_a_run_goes_on_elsewhere_as_if_nothing_had_changed(base: Path, said: dict[str, str], chain: Chain, hop: int) -> None:
+def test_a_run_goes_on_elsewhere_as_if_nothing_had_changed(
+    base: Path, said: dict[str, str], chain: Chain, hop: int
+) -> None:
     run, straight = base / chain.folder(hop), base / chain.folder(0)
     compare(run, straight, range(HOP * hop + 1, STEPS + 1), chain.loss, chain.norm)
     assert f"goes on with {RANKS[hop]} rank" in said[run.name]
@@ -204,13 +223,18 @@ def test_auto_goes_on_in_the_same_folder(base: Path, said: dict[str, str]) -> No
         compare(run, base / "plain_1", range(1, STEPS + 1), TOLERANCE, TOLERANCE)
         note = f"goes on with {RANKS[hop]} rank{'s' * (hop == 1)} instead of {RANKS[hop - 1]}, ZeRO stage {stage}: the same examples in the same steps"
         assert note in said[run.name]
-        assert f"metrics.jsonl: {STEPS - HOP * hop} lines after step {HOP * hop} moved" in said[run.name], said[run.name]
+        assert f"metrics.jsonl: {STEPS - HOP * hop} lines after step {HOP * hop} moved" in said[run.name], (
+            said[run.name]
+        )
 
 
 @pytest.mark.distributed
 def test_the_averaged_model_is_carried(base: Path, said: dict[str, str]) -> None:
     chain = next(chain for chain in CHAINS if chain.recipe == "low_rank")
-    straight, *ours = (load_file(base / chain.folder(hop) / f"checkpoints/step_{STEPS}/momentum.safetensors") for hop in range(3))
+    straight, *ours = (
+        load_file(base / chain.folder(hop) / f"checkpoints/step_{STEPS}/momentum.safetensors")
+        for hop in range(3)
+    )
     for weights in ours:
         assert weights.keys() == straight.keys()
         for name, tensor in weights.items():
@@ -224,37 +248,52 @@ def saved_state(run: Path, step: int) -> SavedState:
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("chain", [chain for chain in CHAINS if "16" not in chain.name], ids=lambda chain: chain.name)
-def test_weights_are_found_as_deepspeed_itself_finds_them(base: Path, said: dict[str, str], chain: Chain) -> None:
+@pytest.mark.parametrize(
+    "chain", [chain for chain in CHAINS if "16" not in chain.name], ids=lambda chain: chain.name
+)
+def test_weights_are_found_as_deepspeed_itself_finds_them(
+    base: Path, said: dict[str, str], chain: Chain
+) -> None:
     """ZeRO 0-2 keep the weights whole beside their parts; for ZeRO 3 DeepSpeed has a tool of its own."""
     for hop in (0, 1):
-        ours, theirs = saved_state(base / chain.folder(hop), 4), read_weights(base / chain.folder(hop) / "checkpoints/step_4")
+        ours, theirs = (
+            saved_state(base / chain.folder(hop), 4),
+            read_weights(base / chain.folder(hop) / "checkpoints/step_4"),
+        )
         assert ours.shapes.keys() | ours.untrained.keys() == set(theirs)
         for name, shape in ours.shapes.items():
             assert torch.equal(ours.values(name, "fp32", 0, shape.numel()).view(shape), theirs[name]), name
             low, high = shape.numel() // 3, shape.numel() // 3 * 2
-            assert torch.equal(ours.values(name, "fp32", low, high - low), theirs[name].flatten()[low:high]), name
+            assert torch.equal(
+                ours.values(name, "fp32", low, high - low), theirs[name].flatten()[low:high]
+            ), name
         for name, tensor in ours.untrained.items():
             assert torch.equal(tensor, theirs[name]), name
 
 
 @pytest.mark.distributed
-def test_a_checkpoint_that_cannot_be_taken_apart_is_refused(base: Path, said: dict[str, str], tmp_path: Path) -> None:
+def test_a_checkpoint_that_cannot_be_taken_apart_is_refused(
+    base: Path, said: dict[str, str], tmp_path: Path
+) -> None:
     old = tmp_path / "step_2"
     shutil.copytree(base / "plain_0/checkpoints/step_2", old)
     shard = old / "mp_rank_00_model_states.pt"
     contents = torch.load(shard, weights_only=True)
     torch.save({**contents, "mtdnn_ds": {"step": 2}}, shard)
     with pytest.raises(
-        CheckpointError, match=r"step_2: was saved at ZeRO stage 0 by mtdnn_ds 0\.2 or older.*resume once with ZeRO stage 0"
+        CheckpointError,
+        match=r"step_2: was saved at ZeRO stage 0 by mtdnn_ds 0\.2 or older.*resume once with ZeRO stage 0",
     ):
         open_saved(old, zero_stage=0, num_ranks=1)
     torch.save({name: value for name, value in contents.items() if name != "optimizer"}, shard)
     with pytest.raises(
-        CheckpointError, match=r"not laid out as DeepSpeed 0\.19\.8 writes them \(KeyError: 'optimizer'\); resume with the number"
+        CheckpointError,
+        match=r"not laid out as DeepSpeed 0\.19\.8 writes them \(KeyError: 'optimizer'\); resume with the number",
     ):
         open_saved(old, zero_stage=0, num_ranks=1)
-    with pytest.raises(CheckpointError, match="not laid out as DeepSpeed"):  # says another stage than its files are of
+    with pytest.raises(
+        CheckpointError, match="not laid out as DeepSpeed"
+    ):  # says another stage than its files are of
         open_saved(old, zero_stage=2, num_ranks=1)
 
 

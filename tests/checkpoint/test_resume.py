@@ -73,7 +73,11 @@ def evaluations(run_folder: Path) -> list[dict[str, Any]]:
 @pytest.fixture(scope="module")
 def killed_runs(base: Path) -> Outputs:
     """Every case trained straight, and trained again on two ranks, killed before step 8 and resumed; what the resumed runs said."""
-    run_jobs([job_of(base, f"straight_{stage}_{precision}", stage, precision) for stage, precision in CASES], base, RANKS)
+    run_jobs(
+        [job_of(base, f"straight_{stage}_{precision}", stage, precision) for stage, precision in CASES],
+        base,
+        RANKS,
+    )
     jobs = [job_of(base, f"killed_{stage}_{precision}", stage, precision) for stage, precision in CASES]
     for job in jobs:
         wait_for_death(start_and_die(job, "before_step_8", base, RANKS))
@@ -92,7 +96,14 @@ def test_resume_is_bitwise(base: Path, killed_runs: Outputs, stage: int, precisi
     assert evaluations(ours) == evaluations(straight)
 
 
-SAVING = {"overrides": {"train.save_every": "3", "train.steps": "9", "schedule.name": "constant", "schedule.warmup": "0"}}
+SAVING = {
+    "overrides": {
+        "train.save_every": "3",
+        "train.steps": "9",
+        "schedule.name": "constant",
+        "schedule.warmup": "0",
+    }
+}
 
 
 @pytest.fixture(scope="module")
@@ -103,20 +114,31 @@ def killed_saves(base: Path) -> Outputs:
         overrides = {**SAVING["overrides"], "train.async_save": str(mode == "async").lower()}
         job = job_of(base, f"killed_{mode}_{point}", 2, "fp32", overrides=overrides)
         flags = {name: job[name] for name in ("recipe", "deepspeed_config", "output_dir")} | overrides
-        scenarios[f"{mode}_{point}"] = {"flags": flags, "acts": [(0, f"second_save {point}", "")], "world_size": 1, "port": free_port()}
+        scenarios[f"{mode}_{point}"] = {
+            "flags": flags,
+            "acts": [(0, f"second_save {point}", "")],
+            "world_size": 1,
+            "port": free_port(),
+        }
         jobs.append({**job, "resume": "auto"})
     ended = run_forked(scenarios, base)
-    assert {name: outcome.codes for name, outcome in ended.items()} == {name: [-signal.SIGKILL] for name in scenarios}, ended
+    assert {name: outcome.codes for name, outcome in ended.items()} == {
+        name: [-signal.SIGKILL] for name in scenarios
+    }, ended
     return run_jobs(jobs, base, 1)
 
 
 @pytest.mark.distributed
 @pytest.mark.parametrize(("mode", "point"), KILLS)
-def test_a_kill_while_saving_leaves_a_run_that_resumes(base: Path, killed_saves: Outputs, mode: str, point: str) -> None:
+def test_a_kill_while_saving_leaves_a_run_that_resumes(
+    base: Path, killed_saves: Outputs, mode: str, point: str
+) -> None:
     ours = base / f"killed_{mode}_{point}"
     whole = point in ("before_latest", "inside_latest", "inside_pruning")
     assert f"resuming after step {6 if whole else 3} of 9" in killed_saves[ours.name]
-    left_over = {"before_latest": None, "inside_latest": None, "inside_pruning": "3"}.get(point, r"6\.[0-9a-f]{6}")
+    left_over = {"before_latest": None, "inside_latest": None, "inside_pruning": "3"}.get(
+        point, r"6\.[0-9a-f]{6}"
+    )
     if left_over is not None:
         said = rf"\.partial_step_{left_over}: an unfinished checkpoint \(killed while it was saved or removed\); ignored"
         assert re.search(said, killed_saves[ours.name])

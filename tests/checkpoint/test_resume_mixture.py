@@ -31,17 +31,27 @@ def resumed(tmp_path_factory: pytest.TempPathFactory, shared_data: Path, tiny_en
     student = {
         **recipe,
         "regularizer": {"name": "smart", "proximal_factor": 0.5, "proximal_momentum": 0.9},
-        "distillation": {"teachers": [str(folder / "teacher")], "checkpoint": "latest", "tasks": ["cola", "stsb", "choices", "ner"]},
+        "distillation": {
+            "teachers": [str(folder / "teacher")],
+            "checkpoint": "latest",
+            "tasks": ["cola", "stsb", "choices", "ner"],
+        },
     }
     (folder / "student.yaml").write_text(yaml.safe_dump(student, sort_keys=False))
     json = str(write_json(folder / "zero2.json", zero_config(2)))
     jobs = {
-        name: {"recipe": str(folder / f"{name.split('_')[0]}.yaml"), "deepspeed_config": json, "output_dir": str(folder / name)}
+        name: {
+            "recipe": str(folder / f"{name.split('_')[0]}.yaml"),
+            "deepspeed_config": json,
+            "output_dir": str(folder / name),
+        }
         for name in ("teacher", "student", "student_killed")
     }
     run_jobs([jobs["teacher"], jobs["student"]], folder, RANKS)
     file = write_json(folder / "job.json", jobs["student_killed"])
-    wait_for_death(start_ranks([str(ROOT / "tests/workers/train_and_die.py"), str(file), f"before_step_{KILLED}"], RANKS))
+    wait_for_death(
+        start_ranks([str(ROOT / "tests/workers/train_and_die.py"), str(file), f"before_step_{KILLED}"], RANKS)
+    )
     assert [line["step"] for line in training_lines(folder / "student_killed")] == [1, 2, 3, 4]
     said = run_jobs([{**jobs["student_killed"], "resume": "auto"}], folder, RANKS)
     assert f"resuming after step {SAVED} of {STEPS}" in said["student_killed"]
@@ -53,8 +63,12 @@ def test_resume_is_bitwise_with_smart_and_distillation(resumed: Path) -> None:
     straight, ours = training_lines(resumed / "student"), training_lines(resumed / "student_killed")
     assert len(ours) == STEPS
     fields = (*EXACT_FIELDS, "regularizer")
-    assert [{field: line[field] for field in fields} for line in ours] == [{field: line[field] for field in fields} for line in straight]
-    evaluations = [[line for line in lines(resumed / name) if "eval" in line] for name in ("student", "student_killed")]
+    assert [{field: line[field] for field in fields} for line in ours] == [
+        {field: line[field] for field in fields} for line in straight
+    ]
+    evaluations = [
+        [line for line in lines(resumed / name) if "eval" in line] for name in ("student", "student_killed")
+    ]
     assert evaluations[0] == evaluations[1] and len(evaluations[0]) == 1
 
 
@@ -62,5 +76,11 @@ def test_resume_is_bitwise_with_smart_and_distillation(resumed: Path) -> None:
 def test_the_teacher_and_smart_make_a_difference(resumed: Path) -> None:
     teacher, student = training_lines(resumed / "teacher")[0], training_lines(resumed / "student")[0]
     assert student["regularizer"] > 0
-    changed = {task for task in teacher["task_loss"] if student["task_loss"][task] != pytest.approx(teacher["task_loss"][task], rel=1e-4)}
-    assert changed == {"cola", "stsb", "choices", "ner"}, "only the taught tasks have another loss in the first step"
+    changed = {
+        task
+        for task in teacher["task_loss"]
+        if student["task_loss"][task] != pytest.approx(teacher["task_loss"][task], rel=1e-4)
+    }
+    assert changed == {"cola", "stsb", "choices", "ner"}, (
+        "only the taught tasks have another loss in the first step"
+    )

@@ -78,7 +78,9 @@ def test_loads_of_others_are_safe_inside_the_block_and_as_before_after_it(
 
 
 def test_a_loss_scaler_of_fp16_is_allowed(tmp_path: Path) -> None:
-    scaler = DynamicLossScaler(init_scale=512, scale_window=1000, min_scale=1, delayed_shift=2, consecutive_hysteresis=False)
+    scaler = DynamicLossScaler(
+        init_scale=512, scale_window=1000, min_scale=1, delayed_shift=2, consecutive_hysteresis=False
+    )
     torch.save({"loss_scaler": scaler}, tmp_path / "shard.pt")
     assert load(tmp_path / "shard.pt")["loss_scaler"].cur_scale == 512
 
@@ -86,7 +88,9 @@ def test_a_loss_scaler_of_fp16_is_allowed(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory, shared_data: Path, tiny_encoder: Path) -> Path:
     """Two runs, of ZeRO 2 and 3, whose checkpoints then are made malicious; their manifests are right."""
-    folder = write_base(tmp_path_factory.mktemp("malicious"), shared_data, tiny_encoder, steps=2, save_every=0, eval_every=0)
+    folder = write_base(
+        tmp_path_factory.mktemp("malicious"), shared_data, tiny_encoder, steps=2, save_every=0, eval_every=0
+    )
     write_json(folder / "zero3.json", zero_config(3))
     ended = run_forked({str(stage): of_stage(folder, stage) for stage in STAGES}, folder)
     assert [outcome.codes for outcome in ended.values()] == [[0, 0], [0, 0]], ended
@@ -99,7 +103,9 @@ def base(tmp_path_factory: pytest.TempPathFactory, shared_data: Path, tiny_encod
 
 
 def of_stage(folder: Path, stage: int, **changes: str) -> dict[str, Any]:
-    return scenario(folder, f"run_{stage}", **{"deepspeed_config": str(folder / f"zero{stage}.json"), **changes})
+    return scenario(
+        folder, f"run_{stage}", **{"deepspeed_config": str(folder / f"zero{stage}.json"), **changes}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -112,10 +118,15 @@ def outcomes(base: Path) -> dict[str, Outcome]:
 
 @pytest.mark.distributed
 @pytest.mark.parametrize("name", ["resume_2", "resume_3", "resume_elsewhere", "init"])
-def test_a_run_refuses_a_malicious_checkpoint_before_anything_runs(base: Path, outcomes: dict[str, Outcome], name: str) -> None:
+def test_a_run_refuses_a_malicious_checkpoint_before_anything_runs(
+    base: Path, outcomes: dict[str, Outcome], name: str
+) -> None:
     ended, stage = outcomes[name], 3 if name == "resume_3" else 2
     assert set(ended.codes) == {2}, ended.said
-    assert "asks for posix.system, which no checkpoint of a run holds and which could run code; it was not loaded" in ended.said[0]
+    assert (
+        "asks for posix.system, which no checkpoint of a run holds and which could run code; it was not loaded"
+        in ended.said[0]
+    )
     assert f"{base}/run_{stage}/checkpoints/step_2/" in ended.said[0]
     assert "Traceback" not in "".join(ended.said)
     assert not (base / "ran").exists()
@@ -160,7 +171,9 @@ def calls(path: Path) -> list[ast.Call]:
 
 
 def sources() -> list[Path]:
-    return sorted(path for folder in ("mtdnn_ds", "launchers", "benchmarks") for path in (ROOT / folder).rglob("*.py"))
+    return sorted(
+        path for folder in ("mtdnn_ds", "launchers", "benchmarks") for path in (ROOT / folder).rglob("*.py")
+    )
 
 
 def test_the_source_executes_and_unpickles_nothing_but_in_the_places_that_check() -> None:

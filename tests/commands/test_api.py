@@ -61,7 +61,11 @@ def test_runs_follow_each_other_in_one_process_and_equal_those_of_the_command(ba
     assert ended.returncode == 0, ended.stderr
     assert exact(base / "from_file") == exact(base / "command") and len(exact(base / "command")) == 6
     assert [line["step"] for line in exact(base / "from_dict")] == [1, 2, 3]
-    last = [json.loads(line) for line in (base / "command/metrics.jsonl").read_text().splitlines() if '"eval"' in line][-1]
+    last = [
+        json.loads(line)
+        for line in (base / "command/metrics.jsonl").read_text().splitlines()
+        if '"eval"' in line
+    ][-1]
     for task, metrics in last["eval"].items():
         assert said["metrics"][task] == pytest.approx(metrics, abs=1e-6)
 
@@ -79,10 +83,21 @@ def test_a_wrong_recipe_is_refused_with_all_its_problems(base: Path, tmp_path: P
 
 @pytest.mark.distributed
 def test_the_example_script_works(tiny_encoder: Path, tmp_path: Path) -> None:
-    ended = run_command([str(ROOT / "examples/own_data.py"), "--encoder", str(tiny_encoder), "--output_dir", str(tmp_path / "run")])
+    ended = run_command(
+        [
+            str(ROOT / "examples/own_data.py"),
+            "--encoder",
+            str(tiny_encoder),
+            "--output_dir",
+            str(tmp_path / "run"),
+        ]
+    )
     assert ended.returncode == 0, ended.stderr
     said = ended.stdout.splitlines()
     assert any(line.startswith("accuracy on the dev rows: 0.") for line in said)
-    assert [line.split(" -> ")[0] for line in said if " -> " in line] == ["Where is my parcel?", "I forgot my password"]
+    assert [line.split(" -> ")[0] for line in said if " -> " in line] == [
+        "Where is my parcel?",
+        "I forgot my password",
+    ]
     (exported,) = [line.removeprefix("exported: ") for line in said if line.startswith("exported: ")]
     assert (Path(exported) / "model.safetensors").is_file()

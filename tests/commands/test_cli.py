@@ -19,20 +19,35 @@ SLACK = 3  # the promise is one second on an idle machine
 
 
 def run_python(*arguments: str, folder: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
-    clean = {name: value for name, value in os.environ.items() if name not in ("RANK", "SLURM_PROCID", "PYTHONPATH")}
+    clean = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("RANK", "SLURM_PROCID", "PYTHONPATH")
+    }
     command = [sys.executable, *arguments]
-    return subprocess.run(command, cwd=folder, env={**clean, **environment}, capture_output=True, text=True, check=False, timeout=120)
+    return subprocess.run(
+        command,
+        cwd=folder,
+        env={**clean, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
 
 
 @pytest.mark.parametrize(
-    "arguments", [["-m", "mtdnn_ds", "--help"], ["-m", "mtdnn_ds", "train", "--help"], ["launchers/train.py", "--help"]]
+    "arguments",
+    [["-m", "mtdnn_ds", "--help"], ["-m", "mtdnn_ds", "train", "--help"], ["launchers/train.py", "--help"]],
 )
 def test_help_answers_in_under_a_second(arguments: list[str]) -> None:
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = run_python(*arguments)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert done.returncode == 0 and done.stdout.startswith("usage: ")
-    seconds = after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime  # of the processor: other tests may run beside this one
+    seconds = (
+        after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
+    )  # of the processor: other tests may run beside this one
     assert seconds < 1.0 * SLACK
 
 
@@ -58,11 +73,22 @@ def test_no_verb_shows_the_verbs(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_values_reach_the_verb_as_they_were_written() -> None:
-    words = ["--recipe", "my#1.yaml", "--tasks=cola,rte", "--encoder.path", "a,b=c#d", "--optimizer.lr", "1e-4", "--train.steps=007"]
+    words = [
+        "--recipe",
+        "my#1.yaml",
+        "--tasks=cola,rte",
+        "--encoder.path",
+        "a,b=c#d",
+        "--optimizer.lr",
+        "1e-4",
+        "--train.steps=007",
+    ]
     words += ["--data.glue_dir", "[x", "--mixture.rates", "{cola: 2}", "--output-dir", "-3"]
     assert read_arguments(VERBS["train"], words) == {
         "recipe": "my#1.yaml",
-        "deepspeed_config": str(ROOT / "ds_configs/zero2.json") if Path.cwd() != ROOT else "ds_configs/zero2.json",
+        "deepspeed_config": str(ROOT / "ds_configs/zero2.json")
+        if Path.cwd() != ROOT
+        else "ds_configs/zero2.json",
         "output_dir": "-3",
         "resume": "none",
         "log_level": "warning",
@@ -78,10 +104,19 @@ def test_values_reach_the_verb_as_they_were_written() -> None:
 
 
 @pytest.mark.parametrize(
-    "flag", [["--local_rank=1"], ["--local_rank", "1"], ["--local-rank", "1"], ["--deepspeed"], ["--deepspeed", "--local_rank=0"]]
+    "flag",
+    [
+        ["--local_rank=1"],
+        ["--local_rank", "1"],
+        ["--local-rank", "1"],
+        ["--deepspeed"],
+        ["--deepspeed", "--local_rank=0"],
+    ],
 )
 def test_what_launchers_add_is_ignored(flag: list[str]) -> None:
-    assert read_arguments(VERBS["train"], [*flag, "--resume", "none"]) == read_arguments(VERBS["train"], ["--resume", "none"])
+    assert read_arguments(VERBS["train"], [*flag, "--resume", "none"]) == read_arguments(
+        VERBS["train"], ["--resume", "none"]
+    )
 
 
 def test_verbs_get_typed_flags() -> None:
@@ -113,7 +148,12 @@ def test_defaults_are_found_from_anywhere(tmp_path: Path, monkeypatch: pytest.Mo
 )
 @pytest.mark.parametrize("rank", ["0", "3"])
 def test_exit_codes_and_who_speaks(
-    error: BaseException, code: int, text: str, rank: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    error: BaseException,
+    code: int,
+    text: str,
+    rank: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     def fail() -> int:
         raise error
@@ -160,10 +200,23 @@ def test_tasks_of_a_recipe(capsys: pytest.CaptureFixture[str], monkeypatch: pyte
     monkeypatch.chdir(ROOT)
     assert main(["tasks", "--recipe", "recipes/own_task.yaml", "--tasks", "support"]) == 0
     (support,) = [line for line in capsys.readouterr().out.splitlines() if line.split()[:1] == ["support"]]
-    assert support.split() == ["support", "classification", "billing,", "delivery,", "account", "accuracy", "train", "24,", "dev", "9"]
+    assert support.split() == [
+        "support",
+        "classification",
+        "billing,",
+        "delivery,",
+        "account",
+        "accuracy",
+        "train",
+        "24,",
+        "dev",
+        "9",
+    ]
 
 
-def test_prepare_fills_the_cache(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, minilm: Path) -> None:
+def test_prepare_fills_the_cache(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, minilm: Path
+) -> None:
     monkeypatch.chdir(ROOT)
     words = [
         "prepare",
@@ -177,5 +230,8 @@ def test_prepare_fills_the_cache(capsys: pytest.CaptureFixture[str], tmp_path: P
         str(minilm),
     ]
     assert main([*words, "--mixture.rates", "uniform"]) == 0
-    assert capsys.readouterr().out.splitlines()[-1] == f"2 splits of 1 tasks, 33 rows (0 left out), ready in {tmp_path}"
+    assert (
+        capsys.readouterr().out.splitlines()[-1]
+        == f"2 splits of 1 tasks, 33 rows (0 left out), ready in {tmp_path}"
+    )
     assert len(list(tmp_path.glob("support-*/tokens.arrow"))) == 2

@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 from helpers.processes import ROOT, free_port, lines, run_command, training_lines
 
-TASKS = [f"quickstart_{name}" for name in ("acceptability", "sentiment", "paraphrase", "entailment", "similarity")]
+TASKS = [
+    f"quickstart_{name}" for name in ("acceptability", "sentiment", "paraphrase", "entailment", "similarity")
+]
 # What always answering the most frequent label gets on the generated dev splits; 0 for correlations.
 BASELINES = {"quickstart_sentiment": 0.516, "quickstart_paraphrase": 0.536, "quickstart_entailment": 0.377}
 
@@ -19,16 +21,28 @@ BASELINES = {"quickstart_sentiment": 0.516, "quickstart_paraphrase": 0.536, "qui
 def deepspeed(arguments: Sequence[str], timeout_seconds: float) -> subprocess.CompletedProcess[str]:
     """The real launcher, from the environment the tests run in."""
     tools = str(Path(sys.executable).parent)
-    env = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "OMP_NUM_THREADS")}
+    env = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "OMP_NUM_THREADS")
+    }
     env["PATH"] = f"{tools}:{env['PATH']}"
     command = [sys.executable, f"{tools}/deepspeed", "--master_port", str(free_port()), *arguments]
-    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=timeout_seconds, check=False)
+    return subprocess.run(
+        command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=timeout_seconds, check=False
+    )
 
 
 @pytest.fixture(scope="module")
 def quickstart(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("main_job") / "quickstart"
-    arguments = ["launchers/train.py", "--deepspeed_config", "ds_configs/zero2.json", "--output_dir", str(folder)]
+    arguments = [
+        "launchers/train.py",
+        "--deepspeed_config",
+        "ds_configs/zero2.json",
+        "--output_dir",
+        str(folder),
+    ]
     ended = deepspeed(arguments, timeout_seconds=900)
     assert ended.returncode == 0, ended.stdout[-3000:] + ended.stderr[-3000:]
     (folder.parent / "output.txt").write_text(ended.stdout)
@@ -79,7 +93,8 @@ def test_a_finished_run_is_not_trained_again_nor_overwritten(quickstart: Path) -
     refused = run_command(arguments)
     assert refused.returncode == 2
     assert (
-        f"--output_dir {quickstart}: is not empty; add --resume auto to go on with that run, or give another --output_dir" in refused.stderr
+        f"--output_dir {quickstart}: is not empty; add --resume auto to go on with that run, or give another --output_dir"
+        in refused.stderr
     )
     assert (quickstart / "metrics.jsonl").read_bytes() == before
 
@@ -87,7 +102,9 @@ def test_a_finished_run_is_not_trained_again_nor_overwritten(quickstart: Path) -
 @pytest.mark.distributed
 def test_evaluate_gives_what_training_reported(quickstart: Path) -> None:
     reported = [line for line in lines(quickstart) if "eval" in line][-1]
-    ended = run_command(["-m", "mtdnn_ds", "evaluate", str(quickstart), "--checkpoint", "latest"], timeout_seconds=300)
+    ended = run_command(
+        ["-m", "mtdnn_ds", "evaluate", str(quickstart), "--checkpoint", "latest"], timeout_seconds=300
+    )
     assert ended.returncode == 0, ended.stderr
     last = next(line for line in ended.stdout.splitlines() if line.startswith("average"))
     assert float(last.split()[1]) == pytest.approx(reported["average"], abs=1e-4)
@@ -96,14 +113,27 @@ def test_evaluate_gives_what_training_reported(quickstart: Path) -> None:
 @pytest.mark.distributed
 def test_runs_leave_nothing_in_shared_memory(quickstart: Path) -> None:
     before = set(Path("/dev/shm").glob("deepspeed_allreduce_buffer_*"))
-    ended = run_command(["launchers/train.py", "--output_dir", str(quickstart), "--resume", "auto"], timeout_seconds=200)
+    ended = run_command(
+        ["launchers/train.py", "--output_dir", str(quickstart), "--resume", "auto"], timeout_seconds=200
+    )
     assert ended.returncode == 0
     assert set(Path("/dev/shm").glob("deepspeed_allreduce_buffer_*")) == before
 
 
 @pytest.mark.distributed
 def test_a_wrong_flag_under_the_launcher_is_refused_once(tmp_path: Path) -> None:
-    ended = deepspeed(["--num_accelerators", "2", "launchers/train.py", "--output_dir", str(tmp_path / "run"), "--train.setps", "5"], 120)
+    ended = deepspeed(
+        [
+            "--num_accelerators",
+            "2",
+            "launchers/train.py",
+            "--output_dir",
+            str(tmp_path / "run"),
+            "--train.setps",
+            "5",
+        ],
+        120,
+    )
     assert ended.returncode == 2
     assert (ended.stdout + ended.stderr).count("did you mean '--train.steps'?") == 1
     assert not (tmp_path / "run").exists()

@@ -183,7 +183,10 @@ DEEPSPEED: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any], str]]
 JSON_TEXTS = {
     "bad syntax": ('{\n "a": 1,\n}', "FILE:3: not valid JSON: "),
     "comment": ('{\n // no\n "a": 1}', "(column 2); JSON has no comments"),
-    "duplicate": ('{"bf16": {\n\t"enabled": true,\n\t"enabled": false}}', "FILE:3: key 'enabled' is given twice; keep one"),
+    "duplicate": (
+        '{"bf16": {\n\t"enabled": true,\n\t"enabled": false}}',
+        "FILE:3: key 'enabled' is given twice; keep one",
+    ),
     "a list": ("[1]", "FILE: a DeepSpeed configuration is a JSON object {...}, not a list"),
     "empty": ("", "FILE:1: not valid JSON: Expecting value"),
 }
@@ -210,16 +213,30 @@ def test_bad_setting_flag(tmp_path: Path, name: str, value: str, message: str) -
 
 
 @pytest.mark.parametrize(("arguments", "message"), COMMANDS.values(), ids=list(COMMANDS))
-def test_bad_command_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bad_command_line(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("RANK", raising=False)
     assert main(arguments) == 2
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("settings", "optimizer", "machine", "message"), DEEPSPEED.values(), ids=list(DEEPSPEED))
-def test_bad_deepspeed_json(settings: dict[str, Any], optimizer: dict[str, Any], machine: dict[str, Any], message: str) -> None:
-    recipe = Recipe.model_validate({"encoder": {"path": "e"}, "tasks": ["a"], "train": {"steps": 1}, "optimizer": optimizer})
-    given: dict[str, Any] = {"device_type": "cpu", "fast_bf16": False, "fp16_supported": False, "world_size": 2, **machine}
+@pytest.mark.parametrize(
+    ("settings", "optimizer", "machine", "message"), DEEPSPEED.values(), ids=list(DEEPSPEED)
+)
+def test_bad_deepspeed_json(
+    settings: dict[str, Any], optimizer: dict[str, Any], machine: dict[str, Any], message: str
+) -> None:
+    recipe = Recipe.model_validate(
+        {"encoder": {"path": "e"}, "tasks": ["a"], "train": {"steps": 1}, "optimizer": optimizer}
+    )
+    given: dict[str, Any] = {
+        "device_type": "cpu",
+        "fast_bf16": False,
+        "fp16_supported": False,
+        "world_size": 2,
+        **machine,
+    }
     with pytest.raises(ConfigError) as caught:
         resolve_deepspeed(settings, recipe, source="FILE", **given)
     (problem,) = caught.value.problems
@@ -239,7 +256,9 @@ def test_bad_json_text(tmp_path: Path, text: str, message: str) -> None:
 def test_unreadable_files(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot read this recipe: Is a directory"):
         load_recipe(str(tmp_path), {})
-    with pytest.raises(ConfigError, match="there is no such DeepSpeed configuration; give the path of an existing file"):
+    with pytest.raises(
+        ConfigError, match="there is no such DeepSpeed configuration; give the path of an existing file"
+    ):
         load_deepspeed_json(str(tmp_path / "none.json"))
     (tmp_path / "latin.yaml").write_bytes("encoder: é".encode("latin-1"))
     with pytest.raises(ConfigError, match="not UTF-8 text \\(byte 9\\); save the recipe as UTF-8"):
@@ -248,7 +267,11 @@ def test_unreadable_files(tmp_path: Path) -> None:
 
 def test_all_problems_of_a_json_come_together() -> None:
     recipe = Recipe.model_validate({"encoder": {"path": "e"}, "tasks": ["a"], "train": {"steps": 1}})
-    settings = json.loads('{"gradient_clipping": 2, "scheduler": {}, "train_batch_size": 5, "zero_optimization": {"stage": 9}}')
+    settings = json.loads(
+        '{"gradient_clipping": 2, "scheduler": {}, "train_batch_size": 5, "zero_optimization": {"stage": 9}}'
+    )
     with pytest.raises(ConfigError) as caught:
-        resolve_deepspeed(settings, recipe, device_type="cpu", fast_bf16=False, fp16_supported=False, world_size=1)
+        resolve_deepspeed(
+            settings, recipe, device_type="cpu", fast_bf16=False, fp16_supported=False, world_size=1
+        )
     assert len(caught.value.problems) == 4

@@ -29,14 +29,33 @@ def load(folder: Path, text: str = SMALL, **flags: str) -> Recipe:
 
 def test_yaml_words_mean_what_they_look_like() -> None:
     text = "[1e-4, 5E3, 1.5, -2, 1_000, yes, no, on, 010, 1:30, 2020-01-01, true, null, '1e-4']"
-    expected = [0.0001, 5000.0, 1.5, -2, 1000, "yes", "no", "on", "010", "1:30", "2020-01-01", True, None, "1e-4"]
+    expected = [
+        0.0001,
+        5000.0,
+        1.5,
+        -2,
+        1000,
+        "yes",
+        "no",
+        "on",
+        "010",
+        "1:30",
+        "2020-01-01",
+        True,
+        None,
+        "1e-4",
+    ]
     assert parse_yaml(text, "x") == expected
 
 
 def test_defaults_and_task_lists(tmp_path: Path) -> None:
     recipe = load(tmp_path)
     assert list(recipe.tasks) == ["cola", "my-task"]
-    assert (recipe.optimizer.lr, recipe.optimizer.betas, recipe.optimizer.gradient_clipping) == (5e-5, (0.9, 0.999), 1.0)
+    assert (recipe.optimizer.lr, recipe.optimizer.betas, recipe.optimizer.gradient_clipping) == (
+        5e-5,
+        (0.9, 0.999),
+        1.0,
+    )
     assert (recipe.train.steps, recipe.train.epochs, recipe.batch.examples_per_step) == (10, None, 32)
 
 
@@ -65,7 +84,12 @@ def test_a_flag_is_typed_by_its_setting(tmp_path: Path, name: str, text: str, ex
 
 
 def test_flags_reach_inside_tasks(tmp_path: Path) -> None:
-    recipe = load(tmp_path, tasks__cola__dropout="0.3", tasks__my_task__labels="yes,no", tasks__my_task__files__train="a,b.csv")
+    recipe = load(
+        tmp_path,
+        tasks__cola__dropout="0.3",
+        tasks__my_task__labels="yes,no",
+        tasks__my_task__files__train="a,b.csv",
+    )
     assert recipe.tasks["cola"].dropout == 0.3
     assert recipe.tasks["my-task"].labels == ["yes", "no"]  # fire writes '-' as '_' in a flag's name
     assert recipe.tasks["my-task"].files == {"train": "a,b.csv"}
@@ -78,7 +102,9 @@ def test_tasks_flag_selects_and_adds(tmp_path: Path) -> None:
     assert recipe.tasks["cola"].dropout == 0.2
 
 
-def test_a_flag_replaces_what_it_contradicts_and_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_flag_replaces_what_it_contradicts_and_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     text = "encoder: {path: enc}\ntasks: [a, b]\ntrain: {epochs: 3}\nmixture: {rates: temperature, temperature: 3}\nloss: {scale: {b: 2}}\n"
     with caplog.at_level(logging.WARNING, logger="mtdnn_ds"):
         recipe = load(tmp_path, text, tasks="a", train__steps="7", mixture__rates="uniform")
@@ -112,7 +138,13 @@ def test_shipped_recipes_load_and_survive_a_dump(tmp_path: Path, recipe: str) ->
 
 def test_a_dump_keeps_text_that_looks_like_something_else(tmp_path: Path) -> None:
     path = "1e-4"
-    recipe = load(tmp_path, encoder__path=path, data__glue_dir="null#1", data__snli_dir="yes", tasks__cola__labels="1,0x10")
+    recipe = load(
+        tmp_path,
+        encoder__path=path,
+        data__glue_dir="null#1",
+        data__snli_dir="yes",
+        tasks__cola__labels="1,0x10",
+    )
     again = load(tmp_path, dump_recipe(recipe))
     assert again == recipe
     assert (again.encoder.path, again.data.glue_dir, again.data.snli_dir) == ("1e-4", "null#1", "yes")
@@ -130,12 +162,17 @@ def test_field_docs_list_every_setting_with_type_and_default() -> None:
     assert (docs["encoder.path"].type, docs["encoder.path"].default) == ("text", "required")
     assert (docs["optimizer.lr"].type, docs["optimizer.lr"].default) == ("number > 0", "5e-05")
     assert (docs["tasks.NAME.dropout"].type, docs["tasks.NAME.dropout"].default) == ("number >= 0 < 1", "-")
-    assert docs["mixture.rates"].type == "proportional | temperature | cap | uniform | annealed | {NAME: number > 0}"
+    assert (
+        docs["mixture.rates"].type
+        == "proportional | temperature | cap | uniform | annealed | {NAME: number > 0}"
+    )
     assert docs["train.steps"].type == "whole number >= 1"
 
 
 def test_all_problems_of_file_and_flags_come_in_one_message(tmp_path: Path) -> None:
-    file = write(tmp_path, "encoder: {path: enc, max_lenght: 1}\ntasks: [a]\noptimizer: {lr: 0}\ntrain: {steps: 3}\n")
+    file = write(
+        tmp_path, "encoder: {path: enc, max_lenght: 1}\ntasks: [a]\noptimizer: {lr: 0}\ntrain: {steps: 3}\n"
+    )
     with pytest.raises(ConfigError) as caught:
         load_recipe(file, {"train.setps": "5", "train.steps": "0"})
     assert caught.value.problems == (

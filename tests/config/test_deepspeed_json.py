@@ -11,7 +11,12 @@ from mtdnn_ds.config.deepspeed_keys import REFUSED, SECTIONS, TOP_LEVEL
 from mtdnn_ds.config.recipe import Recipe
 from tests.conftest import ROOT
 
-SLOW_CPU: dict[str, Any] = {"device_type": "cpu", "fast_bf16": False, "fp16_supported": False, "world_size": 2}
+SLOW_CPU: dict[str, Any] = {
+    "device_type": "cpu",
+    "fast_bf16": False,
+    "fp16_supported": False,
+    "world_size": 2,
+}
 GPU: dict[str, Any] = {"device_type": "cuda", "fast_bf16": True, "fp16_supported": True, "world_size": 2}
 
 # file -> (stage, precision on a GPU with bf16, precision on a CPU without, offload of optimizer and parameters)
@@ -27,10 +32,14 @@ SHIPPED: dict[str, tuple[int, str, str | None, bool]] = {
 
 
 def recipe(**optimizer: Any) -> Recipe:
-    return Recipe.model_validate({"encoder": {"path": "e"}, "tasks": ["a"], "train": {"steps": 1}, "optimizer": optimizer})
+    return Recipe.model_validate(
+        {"encoder": {"path": "e"}, "tasks": ["a"], "train": {"steps": 1}, "optimizer": optimizer}
+    )
 
 
-def resolve(settings: dict[str, Any], machine: dict[str, Any] = SLOW_CPU, **optimizer: Any) -> ResolvedDeepSpeed:
+def resolve(
+    settings: dict[str, Any], machine: dict[str, Any] = SLOW_CPU, **optimizer: Any
+) -> ResolvedDeepSpeed:
     return resolve_deepspeed(settings, recipe(**optimizer), source="ds.json", **machine)
 
 
@@ -60,7 +69,10 @@ def test_shipped_files_resolve(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "machine"),
-    [*((name, GPU) for name in SHIPPED), *((name, SLOW_CPU) for name in SHIPPED if SHIPPED[name][2] is not None)],
+    [
+        *((name, GPU) for name in SHIPPED),
+        *((name, SLOW_CPU) for name in SHIPPED if SHIPPED[name][2] is not None),
+    ],
     ids=lambda value: value if isinstance(value, str) else value["device_type"],
 )
 def test_deepspeed_accepts_what_is_resolved(name: str, machine: dict[str, Any]) -> None:
@@ -68,11 +80,18 @@ def test_deepspeed_accepts_what_is_resolved(name: str, machine: dict[str, Any]) 
 
     resolved = resolve(shipped(name), {**machine, "world_size": 1}, gradient_clipping=0.0)
     theirs = DeepSpeedConfig(resolved.config)
-    assert (theirs.train_batch_size, theirs.train_micro_batch_size_per_gpu, theirs.gradient_accumulation_steps) == (32, 32, 1)
+    assert (
+        theirs.train_batch_size,
+        theirs.train_micro_batch_size_per_gpu,
+        theirs.gradient_accumulation_steps,
+    ) == (32, 32, 1)
     assert theirs.zero_optimization_stage == SHIPPED[name][0]
     assert theirs.gradient_clipping == 0.0  # theirs would be 1.0 were the key left out
     assert theirs.grad_accum_dtype == "fp32"
-    assert (theirs.bfloat16_config.enabled, theirs.float16_config.enabled) == (resolved.precision == "bf16", resolved.precision == "fp16")
+    assert (theirs.bfloat16_config.enabled, theirs.float16_config.enabled) == (
+        resolved.precision == "bf16",
+        resolved.precision == "fp16",
+    )
     assert theirs.torch_autocast_enabled == resolved.precision.startswith("autocast")
     assert theirs.checkpoint_tag_validation_fail
     offload = theirs.zero_config.offload_optimizer
@@ -80,7 +99,15 @@ def test_deepspeed_accepts_what_is_resolved(name: str, machine: dict[str, Any]) 
 
 
 def test_everything_shared_is_filled_in() -> None:
-    auto = dict.fromkeys(("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping"), "auto")
+    auto = dict.fromkeys(
+        (
+            "train_batch_size",
+            "train_micro_batch_size_per_gpu",
+            "gradient_accumulation_steps",
+            "gradient_clipping",
+        ),
+        "auto",
+    )
     given = {**auto, "optimizer": "auto", "scheduler": "auto", "zero_optimization": {"stage": 1}}
     expected = {
         "train_batch_size": 32,
@@ -121,7 +148,10 @@ def test_resolving_twice_changes_nothing() -> None:
 def test_the_given_settings_are_left_as_they_are() -> None:
     settings = {"zero_optimization": {"stage": 2, "reduce_bucket_size": "auto"}, "bf16": {"enabled": "auto"}}
     resolve(settings)
-    assert settings == {"zero_optimization": {"stage": 2, "reduce_bucket_size": "auto"}, "bf16": {"enabled": "auto"}}
+    assert settings == {
+        "zero_optimization": {"stage": 2, "reduce_bucket_size": "auto"},
+        "bf16": {"enabled": "auto"},
+    }
 
 
 @pytest.mark.parametrize(
@@ -148,23 +178,32 @@ def test_the_given_settings_are_left_as_they_are() -> None:
         ({}, GPU, "fp32", ()),
     ],
 )  # fmt: skip
-def test_precision(sections: dict[str, Any], machine: dict[str, Any], precision: str, notes: tuple[str, ...]) -> None:
+def test_precision(
+    sections: dict[str, Any], machine: dict[str, Any], precision: str, notes: tuple[str, ...]
+) -> None:
     resolved = resolve({"zero_optimization": {"stage": 2}, **sections}, machine)
     assert (resolved.precision, resolved.notes) == (precision, notes)
-    enabled = {name for name in ("bf16", "fp16", "torch_autocast") if resolved.config.get(name, {}).get("enabled")}
+    enabled = {
+        name for name in ("bf16", "fp16", "torch_autocast") if resolved.config.get(name, {}).get("enabled")
+    }
     assert enabled == ({"torch_autocast"} if precision.startswith("autocast") else {precision} - {"fp32"})
 
 
 def test_automatic_bucket_sizes_become_deepspeeds_own_and_say_so() -> None:
     resolved = resolve({"zero_optimization": {"stage": 3, "stage3_prefetch_bucket_size": "auto"}})
     assert resolved.config["zero_optimization"] == {"stage": 3}
-    assert resolved.notes == ("ds.json: zero_optimization.stage3_prefetch_bucket_size 'auto': DeepSpeed's default is used",)
+    assert resolved.notes == (
+        "ds.json: zero_optimization.stage3_prefetch_bucket_size 'auto': DeepSpeed's default is used",
+    )
 
 
 def test_adamax_gets_the_switches_that_deepspeed_asks_for() -> None:
     zero2 = {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}}
     resolved = resolve(zero2, name="adamax")
-    assert (resolved.config["zero_allow_untested_optimizer"], resolved.config["zero_force_ds_cpu_optimizer"]) == (True, False)
+    assert (
+        resolved.config["zero_allow_untested_optimizer"],
+        resolved.config["zero_force_ds_cpu_optimizer"],
+    ) == (True, False)
     assert resolved.notes == (
         "ds.json: optimizer.name=adamax runs in PyTorch on the offloaded states; adamw (DeepSpeed's CPU Adam) is faster",
     )

@@ -73,20 +73,27 @@ def test_recipes(content: bytes, tmp_path: Path) -> None:
         return
     refused_or_done(lambda: [resolve_tasks(stage.recipe) for stage in stages])
     # What a run folder keeps is read back as it was.
-    (tmp_path / "again.yaml").write_text(dump_stages(stages) if stages[0].name else dump_recipe(stages[0].recipe))
+    (tmp_path / "again.yaml").write_text(
+        dump_stages(stages) if stages[0].name else dump_recipe(stages[0].recipe)
+    )
     if stages[0].name:
         assert load_stages(str(tmp_path / "again.yaml"), {}) == stages
     else:
         assert load_recipe(str(tmp_path / "again.yaml"), {}) == stages[0].recipe
 
 
-recipe_paths = st.sampled_from([str(ROOT / "recipes" / name) for name in ("quickstart.yaml", "quickstart_stages.yaml", "none.yaml")])
+recipe_paths = st.sampled_from(
+    [str(ROOT / "recipes" / name) for name in ("quickstart.yaml", "quickstart_stages.yaml", "none.yaml")]
+)
 
 
 def setting_flag(name: str) -> st.SearchStrategy[str]:
     value = setting_value(annotation_at(name.split(".")))
     return st.builds(
-        "--{}{}={}".format, st.sampled_from(["", "", "stages.together."]), st.just(name.replace("NAME", "quickstart_sentiment")), value
+        "--{}{}={}".format,
+        st.sampled_from(["", "", "stages.together."]),
+        st.just(name.replace("NAME", "quickstart_sentiment")),
+        value,
     )
 
 
@@ -94,18 +101,29 @@ setting_flags = st.sampled_from(NAMES).flatmap(setting_flag)
 any_flags = st.one_of(
     setting_flags,
     st.builds("--{}={}".format, st.one_of(st.sampled_from(NAMES), keys), st.one_of(texts, values.map(str))),
-    st.builds("--{}".format, st.one_of(st.sampled_from(["recipe", "resume", "train.steps", "nope", "tasks", "quiet"]), keys)),
+    st.builds(
+        "--{}".format,
+        st.one_of(st.sampled_from(["recipe", "resume", "train.steps", "nope", "tasks", "quiet"]), keys),
+    ),
     texts,
 )
 flags = st.one_of(st.lists(setting_flags, min_size=1, max_size=2), st.lists(any_flags, max_size=4))
 
 
-@given(arguments=flags, verb=st.sampled_from(sorted(VERBS) + ["train", "plan", "prepare"] * 5), recipe=st.one_of(st.none(), recipe_paths))
+@given(
+    arguments=flags,
+    verb=st.sampled_from(sorted(VERBS) + ["train", "plan", "prepare"] * 5),
+    recipe=st.one_of(st.none(), recipe_paths),
+)
 @example(arguments=["--=x"], verb="tasks", recipe=None)
 @fuzz
 def test_flags(arguments: list[str], verb: str, recipe: str | None) -> None:
-    given = [argument.replace("\x00", "").replace("\ud800", "\udcff") for argument in arguments]  # what a system can hand over
-    given += [f"--recipe={recipe}"] if recipe and any(flag.name == "recipe" for flag in VERBS[verb].flags) else []
+    given = [
+        argument.replace("\x00", "").replace("\ud800", "\udcff") for argument in arguments
+    ]  # what a system can hand over
+    given += (
+        [f"--recipe={recipe}"] if recipe and any(flag.name == "recipe" for flag in VERBS[verb].flags) else []
+    )
 
     def read() -> dict[str, Any]:
         found = read_arguments(VERBS[verb], given)
@@ -120,9 +138,18 @@ def test_flags(arguments: list[str], verb: str, recipe: str | None) -> None:
 JSON_TEXTS = [path.read_bytes() for path in sorted((ROOT / "ds_configs").glob("*.json"))]
 JSONS = [json.loads(text) for text in JSON_TEXTS]
 OPTIMIZERS = [
-    {**JSONS[0], "optimizer": {"type": "AdamW", "params": {"lr": 5e-5, "betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 0.01}}}
+    {
+        **JSONS[0],
+        "optimizer": {
+            "type": "AdamW",
+            "params": {"lr": 5e-5, "betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 0.01},
+        },
+    }
 ]
-KEYS = {**TOP_LEVEL, **{f"{section}.{key}": kind for section, known in SECTIONS.items() for key, kind in known.items()}}
+KEYS = {
+    **TOP_LEVEL,
+    **{f"{section}.{key}": kind for section, known in SECTIONS.items() for key, kind in known.items()},
+}
 
 
 @st.composite
@@ -133,9 +160,17 @@ def with_keys(draw: st.DrawFn) -> dict[str, Any]:
         *sections, key = name.split(".")
         holder = config
         for section in sections:
-            holder = holder[section] if isinstance(holder.get(section), dict) else holder.setdefault(section, {}) or {}
+            holder = (
+                holder[section]
+                if isinstance(holder.get(section), dict)
+                else holder.setdefault(section, {}) or {}
+            )
         fitting = {"flag": st.booleans(), "whole": numbers, "number": numbers, "text": texts, "names": st.lists(texts, max_size=2), "section": st.just({}), "any": values}  # fmt: skip
-        holder[key] = draw(st.one_of(fitting.get(KEYS[name], st.sampled_from(KEYS[name].split("|"))), st.just("auto"), values))
+        holder[key] = draw(
+            st.one_of(
+                fitting.get(KEYS[name], st.sampled_from(KEYS[name].split("|"))), st.just("auto"), values
+            )
+        )
     return config
 
 
@@ -147,7 +182,11 @@ deepspeed_files = st.one_of(
 )
 
 
-@given(content=deepspeed_files, device_type=st.sampled_from(["cpu", "cuda"]), world_size=st.sampled_from([1, 2, 3]))
+@given(
+    content=deepspeed_files,
+    device_type=st.sampled_from(["cpu", "cuda"]),
+    world_size=st.sampled_from([1, 2, 3]),
+)
 @example(content=text_of_json(deep(300)), device_type="cpu", world_size=1)
 @fuzz
 def test_deepspeed_jsons(content: bytes, device_type: Any, world_size: int, tmp_path: Path) -> None:
@@ -157,7 +196,13 @@ def test_deepspeed_jsons(content: bytes, device_type: Any, world_size: int, tmp_
     def resolve(path: Path) -> Any:
         found = load_deepspeed_json(str(path))
         return resolve_deepspeed(
-            found, recipe, device_type=device_type, fast_bf16=True, fp16_supported=True, world_size=world_size, source="zero.json"
+            found,
+            recipe,
+            device_type=device_type,
+            fast_bf16=True,
+            fp16_supported=True,
+            world_size=world_size,
+            source="zero.json",
         )
 
     resolved = refused_or_done(lambda: resolve(tmp_path / "zero.json"))
@@ -167,7 +212,9 @@ def test_deepspeed_jsons(content: bytes, device_type: Any, world_size: int, tmp_
 
 
 @pytest.fixture(scope="module")
-def three_tasks(tmp_path_factory: pytest.TempPathFactory, tiny_encoder: Path) -> tuple[dict[str, Any], RunData]:
+def three_tasks(
+    tmp_path_factory: pytest.TempPathFactory, tiny_encoder: Path
+) -> tuple[dict[str, Any], RunData]:
     """A recipe with three small tasks, and their data."""
     folder = tmp_path_factory.mktemp("plans")
     (folder / "rows.csv").write_text("a,label\n" + "".join(f"text {n},{n % 2}\n" for n in range(7)))
@@ -183,7 +230,11 @@ def three_tasks(tmp_path_factory: pytest.TempPathFactory, tiny_encoder: Path) ->
     return recipe, prepare_run_data(settings, resolve_tasks(settings), lambda text: None)
 
 
-PLAN_NAMES = [name for name in NAMES if name.split(".")[0] in ("mixture", "schedule", "batch", "train", "sharing", "loss", "optimizer")]
+PLAN_NAMES = [
+    name
+    for name in NAMES
+    if name.split(".")[0] in ("mixture", "schedule", "batch", "train", "sharing", "loss", "optimizer")
+]
 
 
 @given(data=st.data())

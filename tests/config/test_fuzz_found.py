@@ -60,7 +60,8 @@ def test_recipe_is_refused(text: str, message: str, tmp_path: Path, monkeypatch:
 
 def test_aliases_in_reason_are_taken(tmp_path: Path) -> None:
     (tmp_path / "f.yaml").write_text(
-        ENCODER + "tasks:\n  cola: &same {dropout: 0.2}\n  rte: *same\n  sst2: {<<: *same}\ntrain: {steps: 4}\n"
+        ENCODER
+        + "tasks:\n  cola: &same {dropout: 0.2}\n  rte: *same\n  sst2: {<<: *same}\ntrain: {steps: 4}\n"
     )
     tasks = load_recipe(str(tmp_path / "f.yaml"), {}).tasks
     assert [tasks[name].dropout for name in ("cola", "rte", "sst2")] == [0.2, 0.2, 0.2]
@@ -68,7 +69,9 @@ def test_aliases_in_reason_are_taken(tmp_path: Path) -> None:
 
 def test_invisible_characters_come_back(tmp_path: Path) -> None:
     """Written as escapes, they are texts like others; a run's own recipe.yaml held them as they are, and could not be read again."""
-    (tmp_path / "f.yaml").write_text(ENCODER + 'tasks: {mine: {kind: classification, labels: ["a\\u202e", "\\x85é"]}}\ntrain: {steps: 4}\n')
+    (tmp_path / "f.yaml").write_text(
+        ENCODER + 'tasks: {mine: {kind: classification, labels: ["a\\u202e", "\\x85é"]}}\ntrain: {steps: 4}\n'
+    )
     recipe = load_recipe(str(tmp_path / "f.yaml"), {})
     (tmp_path / "again.yaml").write_text(dump_recipe(recipe))
     assert load_recipe(str(tmp_path / "again.yaml"), {}) == recipe
@@ -108,14 +111,23 @@ def test_pipes_and_devices_are_refused(tmp_path: Path, monkeypatch: pytest.Monke
     os.mkfifo("pipe")
     for path in ("pipe", "/dev/zero", "/dev/null"):
         for read in (lambda path=path: load_recipe(path, {}), lambda path=path: load_deepspeed_json(path)):
-            with pytest.raises(ConfigError, match=f"{path}: is a pipe or a device, and a .* is read more than once; save it to a file"):
+            with pytest.raises(
+                ConfigError,
+                match=f"{path}: is a pipe or a device, and a .* is read more than once; save it to a file",
+            ):
                 read()  # type: ignore[no-untyped-call]
     task = {"kind": "classification", "text_columns": ["a"], "label_column": "b", "labels": ["x", "y"]}
     Path("folder.csv").mkdir()
     os.mkfifo("pipe.csv")
     for name in ("folder.csv", "pipe.csv"):
         Path("f.yaml").write_text(
-            json.dumps({"encoder": {"path": "x"}, "tasks": {"t": {**task, "files": {"train": name}}}, "train": {"steps": 4}})
+            json.dumps(
+                {
+                    "encoder": {"path": "x"},
+                    "tasks": {"t": {**task, "files": {"train": name}}},
+                    "train": {"steps": 4},
+                }
+            )
         )
         with pytest.raises(ConfigError, match=rf"tasks\.t\.files\.train={name}: no such file"):
             resolve_tasks(load_recipe("f.yaml", {}))
@@ -129,9 +141,21 @@ def test_pipes_and_devices_are_refused(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 FLAGS = {
-    "a flag without a name": ("tasks", ["--=x"], "'--=x': the name of a flag begins with a letter; write --name value"),
-    "a folder of 300 letters": ("train", ["--output_dir", "a" * 300], f"--output_dir {'a' * 60}: is too long for a path"),
-    "a file name of no encoding": ("evaluate", ["--run_dir", "a\udcff"], "holds U+DCFF, which is no character; rename the file or folder"),
+    "a flag without a name": (
+        "tasks",
+        ["--=x"],
+        "'--=x': the name of a flag begins with a letter; write --name value",
+    ),
+    "a folder of 300 letters": (
+        "train",
+        ["--output_dir", "a" * 300],
+        f"--output_dir {'a' * 60}: is too long for a path",
+    ),
+    "a file name of no encoding": (
+        "evaluate",
+        ["--run_dir", "a\udcff"],
+        "holds U+DCFF, which is no character; rename the file or folder",
+    ),
 }
 
 
@@ -144,14 +168,26 @@ def test_flag_is_refused(verb: str, arguments: list[str], message: str) -> None:
 
 def test_epochs_that_are_too_many_steps_are_refused() -> None:
     plan = dict(
-        rates="uniform", temperature=1.0, cap=1, anneal_to=1.0, mixing="per_example", examples_per_step=1, seed=0, data_fingerprint=""
+        rates="uniform",
+        temperature=1.0,
+        cap=1,
+        anneal_to=1.0,
+        mixing="per_example",
+        examples_per_step=1,
+        seed=0,
+        data_fingerprint="",
     )
     with pytest.raises(ConfigError, match="a run of more than 4,294,967,296 steps; make it shorter"):
         StepPlan(sizes={"a": 1}, total_steps=10**300, **plan)  # type: ignore[arg-type]
-    assert StepPlan(sizes={"a": 1, "b": 9}, total_steps=MAX_STEPS, **plan).drawn(MAX_STEPS).tolist() == [2**31, 2**31]  # type: ignore[arg-type]
+    assert StepPlan(sizes={"a": 1, "b": 9}, total_steps=MAX_STEPS, **plan).drawn(MAX_STEPS).tolist() == [
+        2**31,
+        2**31,
+    ]  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("manifest", ['{"files": {"a": {"bytes": 1e999, "sha256": ""}}}', "[" * 9000, "\ufeff"])
+@pytest.mark.parametrize(
+    "manifest", ['{"files": {"a": {"bytes": 1e999, "sha256": ""}}}', "[" * 9000, "\ufeff"]
+)
 def test_a_broken_manifest_is_damage(manifest: str, tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text(manifest)
     assert damage(tmp_path) == "manifest.json is not readable"
@@ -166,7 +202,10 @@ def test_a_broken_manifest_is_damage(manifest: str, tmp_path: Path) -> None:
 def test_a_run_state_without_a_step_is_refused(state: str, tmp_path: Path) -> None:
     (tmp_path / "run_state.json").write_text(state)
     write_manifest(tmp_path)
-    with pytest.raises(CheckpointError, match=r"run_state\.json is as it was written, but names no step; resume from another checkpoint"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"run_state\.json is as it was written, but names no step; resume from another checkpoint",
+    ):
         open_checkpoint(tmp_path)
 
 
@@ -181,5 +220,7 @@ def test_a_saved_dataset_with_broken_names_is_refused(names: str, tmp_path: Path
     (tmp_path / "dataset_dict.json").write_text('{"splits": ' + names + "}")
     recipe = f"tasks: {{mine: {{kind: classification, dataset: {tmp_path}, text_columns: [a], label_column: b, labels: [x, y]}}}}\ntrain: {{steps: 4}}\n"
     (tmp_path / "f.yaml").write_text(ENCODER + recipe)
-    with pytest.raises(UserError, match=r"its dataset_dict\.json is not readable; save the dataset again with save_to_disk"):
+    with pytest.raises(
+        UserError, match=r"its dataset_dict\.json is not readable; save the dataset again with save_to_disk"
+    ):
         resolve_tasks(load_recipe(str(tmp_path / "f.yaml"), {}))

@@ -15,7 +15,13 @@ from mtdnn_ds.config.launch import first_host, rank_of, step_port, take_place, t
 from mtdnn_ds.runs.device import gpu_index
 from tests.conftest import ROOT
 
-BATCH_SCRIPT = {"SLURM_JOB_ID": "7", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NTASKS": "4", "SLURM_JOB_NODELIST": "n[1-2]"}
+BATCH_SCRIPT = {
+    "SLURM_JOB_ID": "7",
+    "SLURM_PROCID": "0",
+    "SLURM_LOCALID": "0",
+    "SLURM_NTASKS": "4",
+    "SLURM_JOB_NODELIST": "n[1-2]",
+}
 TASK = {
     "SLURM_JOB_ID": "7",
     "SLURM_STEP_ID": "1",
@@ -27,7 +33,12 @@ TASK = {
     "SLURM_STEP_TASKS_PER_NODE": "3(x2),1",
     "SLURM_STEP_NODELIST": "localhost,n[1-2]",
 }
-MPI = {"OMPI_COMM_WORLD_RANK": "3", "OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_LOCAL_RANK": "1", "OMPI_COMM_WORLD_LOCAL_SIZE": "2"}
+MPI = {
+    "OMPI_COMM_WORLD_RANK": "3",
+    "OMPI_COMM_WORLD_SIZE": "4",
+    "OMPI_COMM_WORLD_LOCAL_RANK": "1",
+    "OMPI_COMM_WORLD_LOCAL_SIZE": "2",
+}
 HYDRA = {"PMI_RANK": "3", "PMI_SIZE": "4", "MPI_LOCALRANKID": "1", "MPI_LOCALNRANKS": "2"}
 
 
@@ -59,7 +70,13 @@ def test_a_task_of_srun_finds_its_place() -> None:
         {**TASK, "RANK": "0", "WORLD_SIZE": "2"},
         {**MPI, "OMPI_COMM_WORLD_SIZE": "1"},
     ],
-    ids=["no launcher", "a batch script", "a step of one task", "torchrun in a task", "mpirun of one process"],
+    ids=[
+        "no launcher",
+        "a batch script",
+        "a step of one task",
+        "torchrun in a task",
+        "mpirun of one process",
+    ],
 )
 def test_everything_else_is_left_alone(environment: dict[str, str]) -> None:
     assert added(environment) == {}
@@ -77,13 +94,21 @@ def test_an_unknown_first_host_is_refused(monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setattr(socket, "getaddrinfo", unknown)
     monkeypatch.setenv("PATH", "")  # no scontrol
-    with pytest.raises(ConfigError, match=r"node of rank 0 is n007, a name that this node cannot look up.*set MASTER_ADDR to its address"):
+    with pytest.raises(
+        ConfigError,
+        match=r"node of rank 0 is n007, a name that this node cannot look up.*set MASTER_ADDR to its address",
+    ):
         take_place({**TASK, "SLURM_STEP_NODELIST": "n[007-009]"})
 
 
-@pytest.mark.parametrize("variables", [MPI, HYDRA, {**MPI, **TASK}], ids=["Open MPI", "MPICH", "Open MPI started through srun"])
+@pytest.mark.parametrize(
+    "variables", [MPI, HYDRA, {**MPI, **TASK}], ids=["Open MPI", "MPICH", "Open MPI started through srun"]
+)
 def test_processes_of_mpirun_need_the_address_of_rank_0(variables: dict[str, str]) -> None:
-    with pytest.raises(ConfigError, match="mpirun started 4 processes, and MASTER_ADDR does not say where rank 0 is: set MASTER_ADDR"):
+    with pytest.raises(
+        ConfigError,
+        match="mpirun started 4 processes, and MASTER_ADDR does not say where rank 0 is: set MASTER_ADDR",
+    ):
         take_place(dict(variables))
     place = {"RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "4", "LOCAL_SIZE": "2", "MASTER_PORT": "29500"}
     assert added({**variables, "MASTER_ADDR": "n1"}) == place
@@ -93,7 +118,10 @@ def test_processes_of_mpirun_need_the_address_of_rank_0(variables: dict[str, str
 def test_short_forms_of_slurm() -> None:
     assert tasks_per_node("2(x3),1") == [2, 2, 2, 1]
     assert tasks_per_node("16") == [16]
-    assert [first_host(text) for text in ("n1", "n1,n2", "n[007-012,20],m1", "rack[1-2]node[3,5-9].x", "m1,n[1-2]")] == [
+    assert [
+        first_host(text)
+        for text in ("n1", "n1,n2", "n[007-012,20],m1", "rack[1-2]node[3,5-9].x", "m1,n[1-2]")
+    ] == [
         "n1",
         "n1",
         "n007",
@@ -115,9 +143,17 @@ def test_ports_of_jobs_steps_and_starts_differ() -> None:
 
 def test_each_rank_has_a_gpu_of_its_own() -> None:
     assert [gpu_index(rank, 4, num_visible=4, named="") for rank in range(4)] == [0, 1, 2, 3]
-    assert [gpu_index(rank, 4, num_visible=1, named=name) for rank, name in enumerate("0123")] == [0, 0, 0, 0]  # srun --gpus-per-task=1
+    assert [gpu_index(rank, 4, num_visible=1, named=name) for rank, name in enumerate("0123")] == [
+        0,
+        0,
+        0,
+        0,
+    ]  # srun --gpus-per-task=1
     for rank in range(2):  # every rank of the node refuses, so that rank 0 says it
-        with pytest.raises(ConfigError, match="2 processes on this node, and 1 GPUs: each needs its own; start one process for each GPU"):
+        with pytest.raises(
+            ConfigError,
+            match="2 processes on this node, and 1 GPUs: each needs its own; start one process for each GPU",
+        ):
             gpu_index(rank, 2, num_visible=1, named="")
 
 

@@ -23,30 +23,59 @@ BASE: dict[str, Any] = {
 }
 MTL_THEN_EACH: list[dict[str, Any]] = [
     {"name": "mtl"},
-    {"name": "tune", "each_task": True, "tasks": ["cola", "rte"], "train": {"epochs": 3}, "optimizer": {"lr": 1e-5}},
+    {
+        "name": "tune",
+        "each_task": True,
+        "tasks": ["cola", "rte"],
+        "train": {"epochs": 3},
+        "optimizer": {"lr": 1e-5},
+    },
 ]
 
 
-def staged(folder: Path, stages: Any, overrides: dict[str, str] | None = None, **base: Any) -> dict[str, Stage]:
+def staged(
+    folder: Path, stages: Any, overrides: dict[str, str] | None = None, **base: Any
+) -> dict[str, Stage]:
     (folder / "r.yaml").write_text(yaml.safe_dump({**BASE, **base, "stages": stages}))
     return {stage.name: stage for stage in load_stages(str(folder / "r.yaml"), overrides or {})}
 
 
 def test_sections_are_defaults_and_a_stages_own_settings_go_over_them(tmp_path: Path) -> None:
     stages = staged(
-        tmp_path, [{"name": "a"}, {"name": "b", "encoder": {"max_length": 64}, "train": {"steps": 7}, "mixture": {"rates": "uniform"}}]
+        tmp_path,
+        [
+            {"name": "a"},
+            {
+                "name": "b",
+                "encoder": {"max_length": 64},
+                "train": {"steps": 7},
+                "mixture": {"rates": "uniform"},
+            },
+        ],
     )
     a, b = stages["a"].recipe, stages["b"].recipe
-    assert (a.train.steps, a.train.save_every, a.encoder.max_length, a.mixture.rates) == (100, 10, 128, {"cola": 1, "rte": 2, "stsb": 3})
-    assert (b.train.steps, b.train.save_every, b.encoder.max_length, b.mixture.rates) == (7, 10, 64, "uniform")
+    assert (a.train.steps, a.train.save_every, a.encoder.max_length, a.mixture.rates) == (
+        100,
+        10,
+        128,
+        {"cola": 1, "rte": 2, "stsb": 3},
+    )
+    assert (b.train.steps, b.train.save_every, b.encoder.max_length, b.mixture.rates) == (
+        7,
+        10,
+        64,
+        "uniform",
+    )
 
 
 def test_a_stage_may_replace_a_default_that_it_contradicts(tmp_path: Path) -> None:
     """As flags do: epochs instead of steps, and no temperature beside other rates."""
     mixture = {"rates": "temperature", "temperature": 3.0}
-    b = staged(tmp_path, [{"name": "a"}, {"name": "b", "train": {"epochs": 2}, "mixture": {"rates": "uniform"}}], mixture=mixture)[
-        "b"
-    ].recipe
+    b = staged(
+        tmp_path,
+        [{"name": "a"}, {"name": "b", "train": {"epochs": 2}, "mixture": {"rates": "uniform"}}],
+        mixture=mixture,
+    )["b"].recipe
     assert (b.train.steps, b.train.epochs, b.mixture.rates) == (None, 2, "uniform")
 
 
@@ -75,7 +104,8 @@ def test_where_a_stage_begins(tmp_path: Path) -> None:
         init={"run": "runs/before", "checkpoint": "best/rte"},
     )
     begins = {
-        name: (stage.source, stage.recipe.init.run, stage.recipe.init.checkpoint, stage.recipe.init.heads) for name, stage in stages.items()
+        name: (stage.source, stage.recipe.init.run, stage.recipe.init.checkpoint, stage.recipe.init.heads)
+        for name, stage in stages.items()
     }
     assert begins == {
         "a": (None, "runs/before", "best/rte", "matching"),
@@ -90,12 +120,22 @@ def test_tasks_of_a_stage(tmp_path: Path) -> None:
     """A list takes the recipe's settings; a mapping goes over them; built-in tasks of no default may be named too."""
     stages = staged(
         tmp_path,
-        [{"name": "a", "tasks": ["cola", "sst2"]}, {"name": "b", "tasks": {"cola": {"train_fraction": 0.1}, "mrpc": None}}],
+        [
+            {"name": "a", "tasks": ["cola", "sst2"]},
+            {"name": "b", "tasks": {"cola": {"train_fraction": 0.1}, "mrpc": None}},
+        ],
         mixture={"rates": "proportional"},
     )
-    assert {name: settings.dropout for name, settings in stages["a"].recipe.tasks.items()} == {"cola": 0.05, "sst2": None}
+    assert {name: settings.dropout for name, settings in stages["a"].recipe.tasks.items()} == {
+        "cola": 0.05,
+        "sst2": None,
+    }
     cola = stages["b"].recipe.tasks["cola"]
-    assert (list(stages["b"].recipe.tasks), cola.dropout, cola.train_fraction) == (["cola", "mrpc"], 0.05, 0.1)
+    assert (list(stages["b"].recipe.tasks), cola.dropout, cola.train_fraction) == (
+        ["cola", "mrpc"],
+        0.05,
+        0.1,
+    )
 
 
 def test_defaults_that_name_tasks_keep_those_of_the_stage(tmp_path: Path) -> None:
@@ -108,7 +148,12 @@ def test_defaults_that_name_tasks_keep_those_of_the_stage(tmp_path: Path) -> Non
 
 def test_flags(tmp_path: Path) -> None:
     """A flag changes the default; a stage that sets the same keeps its own, unless the flag names the stage or its group."""
-    flags = {"train.steps": "50", "optimizer.lr": "2e-5", "stages.tune.train.epochs": "1", "stages.tune_rte.batch.examples_per_step": "8"}
+    flags = {
+        "train.steps": "50",
+        "optimizer.lr": "2e-5",
+        "stages.tune.train.epochs": "1",
+        "stages.tune_rte.batch.examples_per_step": "8",
+    }
     stages = staged(tmp_path, MTL_THEN_EACH, flags)
     assert {name: (s.recipe.train.steps, s.recipe.train.epochs, s.recipe.optimizer.lr, s.recipe.batch.examples_per_step) for name, s in stages.items()} == {
         "mtl": (50, None, 2e-5, 32), "tune_cola": (None, 1, 1e-5, 32), "tune_rte": (None, 1, 1e-5, 8),
@@ -116,7 +161,9 @@ def test_flags(tmp_path: Path) -> None:
 
 
 def test_resolved_stages_read_back_as_they_were(tmp_path: Path) -> None:
-    stages = staged(tmp_path, [*MTL_THEN_EACH, {"name": "last", "from": "tune_rte", "train": {"freeze": ["pooler"]}}])
+    stages = staged(
+        tmp_path, [*MTL_THEN_EACH, {"name": "last", "from": "tune_rte", "train": {"freeze": ["pooler"]}}]
+    )
     (tmp_path / "again.yaml").write_text(dump_stages(list(stages.values())))
     assert load_stages(str(tmp_path / "again.yaml"), {}) == tuple(stages.values())
 
@@ -161,13 +208,18 @@ def test_bad_stages(stages: Any, message: str, tmp_path: Path) -> None:
 def test_a_default_that_is_wrong_everywhere_is_told_once(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as refused:
         staged(tmp_path, MTL_THEN_EACH, batch={"examples_per_step": 0})
-    assert refused.value.problems == (f"{tmp_path / 'r.yaml'}: batch.examples_per_step=0: must be at least 1",)
+    assert refused.value.problems == (
+        f"{tmp_path / 'r.yaml'}: batch.examples_per_step=0: must be at least 1",
+    )
 
 
 @pytest.mark.parametrize(
     ("flag", "message"),
     [
-        ("stages.tnue.train.steps", "--stages.tnue.train.steps: there is no stage 'tnue'; did you mean 'tune'?"),
+        (
+            "stages.tnue.train.steps",
+            "--stages.tnue.train.steps: there is no stage 'tnue'; did you mean 'tune'?",
+        ),
         ("stages.tune", "--stages.tune: name a setting of the stage"),
         ("stages.mtl.train.setps", "unknown setting '--train.setps'; did you mean '--train.steps'?"),
     ],
@@ -181,7 +233,13 @@ def test_bad_flags(flag: str, message: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("recipe", "expected"),
     [
-        ("mt_dnn_glue", ["mtl", *(f"tune_{task}" for task in ("cola", "mrpc", "stsb", "rte", "sst2", "qqp", "mnli", "qnli"))]),
+        (
+            "mt_dnn_glue",
+            [
+                "mtl",
+                *(f"tune_{task}" for task in ("cola", "mrpc", "stsb", "rte", "sst2", "qqp", "mnli", "qnli")),
+            ],
+        ),
         ("coqa_multistage", ["inference", "paragraphs", "coqa"]),
         ("quickstart_stages", ["together", "paraphrase", "similarity"]),
     ],
@@ -200,30 +258,60 @@ def test_the_papers_hyper_parameters() -> None:
     mtl, *tuned = load_stages(str(ROOT / "recipes/mt_dnn_glue.yaml"), {})
     for stage in (mtl, *tuned):
         recipe = stage.recipe
-        assert (recipe.optimizer.name, recipe.optimizer.lr, recipe.batch.examples_per_step, recipe.train.epochs) == ("adamax", 5e-5, 32, 5)
-        assert (recipe.schedule.name, recipe.schedule.warmup, recipe.optimizer.gradient_clipping) == ("linear", 0.1, 1)
+        assert (
+            recipe.optimizer.name,
+            recipe.optimizer.lr,
+            recipe.batch.examples_per_step,
+            recipe.train.epochs,
+        ) == ("adamax", 5e-5, 32, 5)
+        assert (recipe.schedule.name, recipe.schedule.warmup, recipe.optimizer.gradient_clipping) == (
+            "linear",
+            0.1,
+            1,
+        )
         assert (recipe.encoder.max_length, recipe.mixture.mixing) == (512, "per_step")
         dropout = {name: settings.dropout for name, settings in recipe.tasks.items()}
         assert dropout == {name: {"mnli": 0.3, "cola": 0.05}.get(name, 0.1) for name in dropout}
     assert {stage.source for stage in tuned} == {"mtl"} and "wnli" not in mtl.recipe.tasks
 
 
-def test_commands_check_all_stages_at_once(tmp_path: Path, tiny_encoder: Path, minilm: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_commands_check_all_stages_at_once(
+    tmp_path: Path, tiny_encoder: Path, minilm: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Tasks, parts to freeze, encoders and scores of all stages, with their names, before anything is done."""
     stages = [
         {"name": "a", "tasks": ["quickstart_sentiment", "nope"]},
         {"name": "b", "from": "none", "tasks": ["quickstart_sentiment"]},
-        {"name": "c", "encoder": {"path": str(minilm)}, "tasks": ["quickstart_sentiment"], "checkpoint": "best/cola"},
-        {"name": "d", "from": "b", "tasks": ["quickstart_sentiment"], "train": {"freeze": ["encoder.layer.7"]}},
+        {
+            "name": "c",
+            "encoder": {"path": str(minilm)},
+            "tasks": ["quickstart_sentiment"],
+            "checkpoint": "best/cola",
+        },
+        {
+            "name": "d",
+            "from": "b",
+            "tasks": ["quickstart_sentiment"],
+            "train": {"freeze": ["encoder.layer.7"]},
+        },
     ]
     base = {"encoder": {"path": str(tiny_encoder)}, "mixture": {"rates": "uniform"}, "train": {"steps": 2}}
     (tmp_path / "r.yaml").write_text(yaml.safe_dump({**base, "stages": stages}))
     assert main(["train", "--recipe", str(tmp_path / "r.yaml"), "--output_dir", str(tmp_path / "run")]) == 2
     said = capsys.readouterr().err
     assert "error: stages.a: tasks.nope: unknown task 'nope'" in said
-    assert "error: stages.c: from: b: hidden_size is 32 there and 384 here; give both stages the same encoder" in said
-    assert "error: stages.c: checkpoint=best/cola: stage b scores no task 'cola'; (known: average, quickstart_sentiment)" in said
-    assert "error: stages.d: train.freeze: encoder.layer.7: the encoder has 2 layers, encoder.layer.0 to encoder.layer.1" in said
+    assert (
+        "error: stages.c: from: b: hidden_size is 32 there and 384 here; give both stages the same encoder"
+        in said
+    )
+    assert (
+        "error: stages.c: checkpoint=best/cola: stage b scores no task 'cola'; (known: average, quickstart_sentiment)"
+        in said
+    )
+    assert (
+        "error: stages.d: train.freeze: encoder.layer.7: the encoder has 2 layers, encoder.layer.0 to encoder.layer.1"
+        in said
+    )
     assert not (tmp_path / "run").exists()
 
 
@@ -233,9 +321,12 @@ def test_other_commands_name_the_stages(tmp_path: Path, capsys: pytest.CaptureFi
     for folder in (stage, tmp_path / "run"):
         (folder / "recipe.yaml").write_text(yaml.safe_dump(BASE))
     assert main(["evaluate", str(tmp_path / "run")]) == 2
-    assert f"--run_dir {tmp_path / 'run'}: a run in stages; give one of them: {stage}" in capsys.readouterr().err
+    assert (
+        f"--run_dir {tmp_path / 'run'}: a run in stages; give one of them: {stage}" in capsys.readouterr().err
+    )
     (tmp_path / "s.yaml").write_text(yaml.safe_dump({**BASE, "stages": MTL_THEN_EACH}))
     with pytest.raises(
-        ConfigError, match="has stages, each a run of its own; only tasks, prepare, plan, distill and train take such a recipe"
+        ConfigError,
+        match="has stages, each a run of its own; only tasks, prepare, plan, distill and train take such a recipe",
     ):
         load_recipe(str(tmp_path / "s.yaml"), {})

@@ -47,7 +47,9 @@ def damaged_parquet() -> bytes:
     return bytes(content)
 
 
-NOT_UTF8 = pa.Array.from_buffers(pa.string(), 2, [None, pa.py_buffer(b"\0\0\0\0\2\0\0\0\4\0\0\0"), pa.py_buffer(b"ok\xff\xfe")])
+NOT_UTF8 = pa.Array.from_buffers(
+    pa.string(), 2, [None, pa.py_buffer(b"\0\0\0\0\2\0\0\0\4\0\0\0"), pa.py_buffer(b"ok\xff\xfe")]
+)
 
 # name -> (file, content, changes of the task, message)
 FILES: dict[str, tuple[str, bytes | str, dict[str, Any], str]] = {
@@ -109,7 +111,10 @@ SAVED: dict[str, tuple[dict[str, str], dict[str, str] | None, str]] = {
 def write_recipe(folder: Path, encoder: Path, tasks: Mapping[str, Any], **data: str) -> Path:
     recipe = {
         "encoder": {"path": str(encoder), "max_length": 32},
-        "tasks": {name: {key: value for key, value in task.items() if value is not None} for name, task in tasks.items()},
+        "tasks": {
+            name: {key: value for key, value in task.items() if value is not None}
+            for name, task in tasks.items()
+        },
         "batch": {"examples_per_step": 4, "max_tokens_per_micro_batch": 256},
         "optimizer": {"name": "torch_adamw", "lr": 1e-3},
         "train": {"steps": 2, "save_every": 1, "keep_last": 2},
@@ -122,7 +127,14 @@ def write_recipe(folder: Path, encoder: Path, tasks: Mapping[str, Any], **data: 
 
 def classification(train: Path | None, **changes: Any) -> dict[str, Any]:
     files = None if train is None else {"train": str(train)}
-    return {"kind": "classification", "files": files, "text_columns": ["text"], "label_column": "label", "labels": ["no", "yes"], **changes}
+    return {
+        "kind": "classification",
+        "files": files,
+        "text_columns": ["text"],
+        "label_column": "label",
+        "labels": ["no", "yes"],
+        **changes,
+    }
 
 
 def write(path: Path, content: bytes | str) -> Path:
@@ -175,12 +187,16 @@ def test_bad_saved_dataset(
     folder.mkdir()
     for name, content in files.items():
         write(folder / name, content)
-    recipe = write_recipe(tmp_path, tiny_encoder, {"mine": classification(None, dataset=str(folder), splits=splits)})
+    recipe = write_recipe(
+        tmp_path, tiny_encoder, {"mine": classification(None, dataset=str(folder), splits=splits)}
+    )
     assert message in refusal(["prepare", "--recipe", str(recipe)], capsys).replace(str(folder), "FOLDER")
     assert prepared_folders(tmp_path / "cache") == []
 
 
-def test_all_bad_files_come_in_one_message(tmp_path: Path, tiny_encoder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_all_bad_files_come_in_one_message(
+    tmp_path: Path, tiny_encoder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     first, second, third = (
         write(tmp_path / name, content)
         for name, content in (
@@ -190,7 +206,10 @@ def test_all_bad_files_come_in_one_message(tmp_path: Path, tiny_encoder: Path, c
         )
     )
     tasks = {
-        "one": classification(None, files={"train": str(write(tmp_path / "good.tsv", TABLE + b"fine\tyes\n")), "dev": str(first)}),
+        "one": classification(
+            None,
+            files={"train": str(write(tmp_path / "good.tsv", TABLE + b"fine\tyes\n")), "dev": str(first)},
+        ),
         "two": classification(second),
         "three": classification(third),
     }
@@ -207,8 +226,12 @@ def test_all_bad_files_come_in_one_message(tmp_path: Path, tiny_encoder: Path, c
     assert [name.rsplit("-", 1)[0] for name in prepared_folders(tmp_path / "cache")] == ["one-train"]
 
 
-def test_bad_rows_are_skipped_and_counted_if_asked(tmp_path: Path, tiny_encoder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = write(tmp_path / "a.tsv", TABLE + b"fine\tyes\nbad\tmaybe\nbad\nb\xe4d\tno\n\tno\nalso\tmaybe\nlast\tno\n")
+def test_bad_rows_are_skipped_and_counted_if_asked(
+    tmp_path: Path, tiny_encoder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(
+        tmp_path / "a.tsv", TABLE + b"fine\tyes\nbad\tmaybe\nbad\nb\xe4d\tno\n\tno\nalso\tmaybe\nlast\tno\n"
+    )
     recipe = write_recipe(tmp_path, tiny_encoder, {"mine": classification(path)}, on_bad_row="skip")
     assert main(["prepare", "--recipe", str(recipe)]) == 0
     text = capsys.readouterr().out
@@ -218,7 +241,9 @@ def test_bad_rows_are_skipped_and_counted_if_asked(tmp_path: Path, tiny_encoder:
     assert text.splitlines()[-1] == f"1 splits of 1 tasks, 2 rows (5 left out), ready in {tmp_path / 'cache'}"
 
 
-def test_skipping_every_row_is_refused(tmp_path: Path, tiny_encoder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_skipping_every_row_is_refused(
+    tmp_path: Path, tiny_encoder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = write(tmp_path / "a.tsv", TABLE + b"bad\tmaybe\n\tno\n")
     recipe = write_recipe(tmp_path, tiny_encoder, {"mine": classification(path)}, on_bad_row="skip")
     message = f"error: {path}: no usable row (1 left out: empty text; 1 left out: unknown label)\n"
@@ -226,23 +251,36 @@ def test_skipping_every_row_is_refused(tmp_path: Path, tiny_encoder: Path, capsy
 
 
 @pytest.mark.parametrize("verb", ["tasks", "prepare", "train"])
-def test_glue_folder_without_the_tasks_file(verb: str, tmp_path: Path, tiny_encoder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_glue_folder_without_the_tasks_file(
+    verb: str, tmp_path: Path, tiny_encoder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     recipe = write_recipe(tmp_path, tiny_encoder, {"cola": {}}, glue_dir=str(tmp_path))
-    arguments = [verb, "--recipe", str(recipe), *(["--output_dir", str(tmp_path / "run")] if verb == "train" else [])]
+    arguments = [
+        verb,
+        "--recipe",
+        str(recipe),
+        *(["--output_dir", str(tmp_path / "run")] if verb == "train" else []),
+    ]
     message = f"tasks.cola: data.glue_dir={tmp_path} has no file CoLA/train.tsv; put it there, or unset data.glue_dir to use the hub"
     assert f"error: {message}\n" in refusal(arguments, capsys)
     assert not (tmp_path / "run").exists()
 
 
-def test_cache_folder_that_cannot_be_made(tmp_path: Path, tiny_encoder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_cache_folder_that_cannot_be_made(
+    tmp_path: Path, tiny_encoder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = write(tmp_path / "a.tsv", TABLE + b"fine\tyes\n")
     tasks = {"one": classification(path), "two": classification(path)}
     recipe = write_recipe(tmp_path, tiny_encoder, tasks, cache_dir=str(path / "cache"))
-    message = f"error: data.cache_dir={path}/cache: cannot be written (Not a directory); give a folder that can\n"
+    message = (
+        f"error: data.cache_dir={path}/cache: cannot be written (Not a directory); give a folder that can\n"
+    )
     assert refusal(["prepare", "--recipe", str(recipe)], capsys) == message
 
 
-def test_encoder_folder_without_a_tokenizer(tmp_path: Path, tiny_encoder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_encoder_folder_without_a_tokenizer(
+    tmp_path: Path, tiny_encoder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     shutil.copy(tiny_encoder / "config.json", tmp_path / "config.json")
     path = write(tmp_path / "a.tsv", TABLE + b"fine\tyes\n")
     recipe = write_recipe(tmp_path, tmp_path, {"mine": classification(path)})
@@ -259,7 +297,10 @@ def base(tmp_path_factory: pytest.TempPathFactory, tiny_encoder: Path) -> Path:
     folder = tmp_path_factory.mktemp("bad_input")
     tasks = {}
     for name, labels in (("first", ["no", "yes"]), ("second", ["low", "middle", "high"])):
-        rows = [json.dumps({"text": f"sentence {number} of {name}", "label": labels[number % len(labels)]}) for number in range(12)]
+        rows = [
+            json.dumps({"text": f"sentence {number} of {name}", "label": labels[number % len(labels)]})
+            for number in range(12)
+        ]
         files = {
             "train": str(write(folder / f"{name}_train.jsonl", "\n".join(rows))),
             "dev": str(write(folder / f"{name}_dev.jsonl", "\n".join(rows[:6]))),
@@ -272,7 +313,13 @@ def base(tmp_path_factory: pytest.TempPathFactory, tiny_encoder: Path) -> Path:
 
 
 def train_arguments(folder: Path) -> list[str]:
-    return ["train", "--recipe", str(folder / "recipe.yaml"), "--deepspeed_config", str(ROOT / "ds_configs/zero2_fp32.json")]
+    return [
+        "train",
+        "--recipe",
+        str(folder / "recipe.yaml"),
+        "--deepspeed_config",
+        str(ROOT / "ds_configs/zero2_fp32.json"),
+    ]
 
 
 @pytest.fixture
@@ -307,7 +354,10 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
     "flipped byte": (flip_a_byte, f"{SHARD} is damaged (its sha256 differs from the manifest's)"),
     "missing shard": (lambda step: (step / SHARD).unlink(), f"{SHARD} is missing"),
     "missing run state": (lambda step: (step / "run_state.json").unlink(), "run_state.json is missing"),
-    "missing manifest": (lambda step: (step / "manifest.json").unlink(), "not a whole checkpoint (manifest.json is missing)"),
+    "missing manifest": (
+        lambda step: (step / "manifest.json").unlink(),
+        "not a whole checkpoint (manifest.json is missing)",
+    ),
     "manifest cut off": (edit_manifest('{"format": 1, "fil'), "manifest.json is not readable"),
     "manifest of another kind": (edit_manifest("[]"), "manifest.json is not readable"),
     "manifest with a list": (edit_manifest('{"files": ["a"]}'), "manifest.json is not readable"),
@@ -335,8 +385,13 @@ def test_damaged_checkpoint(damage: Callable[[Path], None], message: str, checkp
     with pytest.raises(CheckpointError) as all_damaged:
         find_checkpoint(checkpoints)
     newest, oldest, advice = all_damaged.value.problems
-    assert newest.startswith(f"{checkpoints}/step_2: {message}") and oldest.startswith(f"{checkpoints}/step_1: {message}")
-    assert advice == f"{checkpoints}: no checkpoint is whole; start again in an empty --output_dir, or restore one from a backup"
+    assert newest.startswith(f"{checkpoints}/step_2: {message}") and oldest.startswith(
+        f"{checkpoints}/step_1: {message}"
+    )
+    assert (
+        advice
+        == f"{checkpoints}: no checkpoint is whole; start again in an empty --output_dir, or restore one from a backup"
+    )
 
 
 @pytest.mark.parametrize(
@@ -346,9 +401,15 @@ def test_damaged_checkpoint(damage: Callable[[Path], None], message: str, checkp
             "FOLDER/none",
             "--resume FOLDER/none: there is no such folder; give auto, none, a run folder or a folder checkpoints/step_N of one",
         ),
-        ("FOLDER/checkpoints/step_9", "--resume FOLDER/checkpoints/step_9: there is no such folder; give auto, none, a run folder"),
+        (
+            "FOLDER/checkpoints/step_9",
+            "--resume FOLDER/checkpoints/step_9: there is no such folder; give auto, none, a run folder",
+        ),
         ("FOLDER/file", "--resume FOLDER/file: there is no such folder; give auto, none, a run folder"),
-        ("FOLDER", "--resume FOLDER: no checkpoint there; give a run folder or a folder checkpoints/step_N of one"),
+        (
+            "FOLDER",
+            "--resume FOLDER: no checkpoint there; give a run folder or a folder checkpoints/step_N of one",
+        ),
     ],
 )
 def test_resume_from_nothing(resume: str, message: str, tmp_path: Path) -> None:
@@ -365,7 +426,12 @@ def fit(folder: Path, saved: Mapping[str, Any], overrides: Mapping[str, str]) ->
     data = prepare_run_data(recipe, resolve_tasks(recipe), lambda text: None)
     plan = build_plan(recipe, data)
     topology = {"world_size": 1, "zero_stage": 2, "precision": "fp32"}
-    check_fit("step_2", saved, RunState(step=0, recipe=settings_dict(recipe), plan=plan.state_dict(0), topology=topology), plan)
+    check_fit(
+        "step_2",
+        saved,
+        RunState(step=0, recipe=settings_dict(recipe), plan=plan.state_dict(0), topology=topology),
+        plan,
+    )
 
 
 # name -> (changed settings, message)
@@ -385,28 +451,46 @@ CHANGES: dict[str, tuple[dict[str, str], str]] = {
 
 @pytest.mark.distributed
 @pytest.mark.parametrize(("overrides", "message"), CHANGES.values(), ids=list(CHANGES))
-def test_recipe_changed_between_checkpoint_and_resume(overrides: dict[str, str], message: str, base: Path) -> None:
+def test_recipe_changed_between_checkpoint_and_resume(
+    overrides: dict[str, str], message: str, base: Path
+) -> None:
     saved = open_checkpoint(base / "run" / "checkpoints" / "step_2").run_state
     with pytest.raises(CheckpointError) as caught:
         fit(base, saved, overrides)
     *problems, advice = caught.value.problems
     if "tasks" in overrides:  # every setting of the lost task is listed
-        assert message in problems and all(problem.startswith("step_2: tasks.second.") for problem in problems)
+        assert message in problems and all(
+            problem.startswith("step_2: tasks.second.") for problem in problems
+        )
     else:
         assert problems == [message]
-    assert advice == "resume with the saved values (they are in the run folder's recipe.yaml), or start a new run in another --output_dir"
+    assert (
+        advice
+        == "resume with the saved values (they are in the run folder's recipe.yaml), or start a new run in another --output_dir"
+    )
 
 
 @pytest.mark.distributed
 def test_another_precision_is_refused_with_both(base: Path, checkpoints: Path) -> None:
     file = checkpoints / "step_2" / "run_state.json"
     state = json.loads(file.read_text())
-    write_json(file, {**state, "topology": {**state["topology"], "world_size": 4, "zero_stage": 3, "precision": "bf16"}})
+    write_json(
+        file,
+        {**state, "topology": {**state["topology"], "world_size": 4, "zero_stage": 3, "precision": "bf16"}},
+    )
     (checkpoints / "step_2" / "manifest.json").unlink()
     write_manifest(checkpoints / "step_2")
-    with pytest.raises(CheckpointError, match=r"step_2: topology\.precision was 'bf16' when it was saved and is 'fp32' now") as caught:
-        fit(base, open_checkpoint(checkpoints / "step_2").run_state, {"batch.max_tokens_per_micro_batch": "512"})
-    assert len(caught.value.problems) == 2  # ranks, ZeRO stage and micro-batches may change; the last line says what to do
+    with pytest.raises(
+        CheckpointError, match=r"step_2: topology\.precision was 'bf16' when it was saved and is 'fp32' now"
+    ) as caught:
+        fit(
+            base,
+            open_checkpoint(checkpoints / "step_2").run_state,
+            {"batch.max_tokens_per_micro_batch": "512"},
+        )
+    assert (
+        len(caught.value.problems) == 2
+    )  # ranks, ZeRO stage and micro-batches may change; the last line says what to do
 
 
 @pytest.mark.distributed
@@ -442,7 +526,9 @@ def test_changed_training_data_is_refused(base: Path) -> None:
     with pytest.raises(CheckpointError) as caught:
         fit(base, saved, {})
     fingerprint, advice = caught.value.problems
-    assert fingerprint.startswith(f"plan.fingerprint: checkpoint '{saved['plan']['fingerprint']}', this run '")
+    assert fingerprint.startswith(
+        f"plan.fingerprint: checkpoint '{saved['plan']['fingerprint']}', this run '"
+    )
     assert "resume with its tasks, data, mixture, seed and examples_per_step" in advice
 
 
@@ -450,14 +536,22 @@ def test_changed_training_data_is_refused(base: Path) -> None:
 
 
 @pytest.mark.distributed
-def test_a_used_output_folder_is_not_written_over(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_used_output_folder_is_not_written_over(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     write(tmp_path / "file", "notes")
     for folder, message in (
-        (base / "run", "is not empty; add --resume auto to go on with that run, or give another --output_dir"),
+        (
+            base / "run",
+            "is not empty; add --resume auto to go on with that run, or give another --output_dir",
+        ),
         (tmp_path / "file", "is a file; give a folder"),
     ):
         before = contents(folder)
-        assert refusal([*train_arguments(base), "--output_dir", str(folder)], capsys) == f"error: --output_dir {folder}: {message}\n"
+        assert (
+            refusal([*train_arguments(base), "--output_dir", str(folder)], capsys)
+            == f"error: --output_dir {folder}: {message}\n"
+        )
         assert contents(folder) == before
 
 
@@ -479,7 +573,9 @@ def contents(folder: Path) -> dict[str, tuple[int, int]]:
         (["run", "--checkpoint", "step_2"], "error: FOLDER/run/checkpoints/step_2: not a whole checkpoint (manifest.json is missing)\n"),
     ],
 )  # fmt: skip
-def test_evaluate_of_nothing(arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_evaluate_of_nothing(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for folder in (
         "broken/best/average",
         "run/best/average",
@@ -492,16 +588,22 @@ def test_evaluate_of_nothing(arguments: list[str], message: str, tmp_path: Path,
     for name in ("broken/best/average", "run/best/average", "run/best/first"):
         write(tmp_path / name / "model.safetensors", "")
     run, *flags = arguments
-    assert message in refusal(["evaluate", str(tmp_path / run), *flags], capsys).replace(str(tmp_path), "FOLDER")
+    assert message in refusal(["evaluate", str(tmp_path / run), *flags], capsys).replace(
+        str(tmp_path), "FOLDER"
+    )
 
 
 @pytest.mark.distributed
-def test_evaluate_of_damaged_checkpoints(checkpoints: Path, base: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_evaluate_of_damaged_checkpoints(
+    checkpoints: Path, base: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     shutil.copy(base / "run" / "recipe.yaml", checkpoints.parent)
     truncate(checkpoints / "step_1")
     truncate(checkpoints / "step_2")
     lines = refusal(["evaluate", str(checkpoints.parent)], capsys).splitlines()
-    assert [line.split(f" {SHARD}")[0] for line in lines[:2]] == [f"error: {checkpoints}/step_{step}:" for step in (2, 1)]
+    assert [line.split(f" {SHARD}")[0] for line in lines[:2]] == [
+        f"error: {checkpoints}/step_{step}:" for step in (2, 1)
+    ]
     assert lines[2].startswith(f"error: {checkpoints}: no checkpoint is whole; ") and len(lines) == 3
 
 
@@ -529,7 +631,9 @@ def test_weights_that_do_not_fit(base: Path) -> None:
         load_weights(model, weights, best)
     first, second, *others = caught.value.problems
     assert (first, second) == (f"{best}: {lost} is missing", f"{best}: extra is not part of this model")
-    assert any("is (5, 32) there and (2, 32) in the model" in problem for problem in others)  # 2 + 3 labels against 2
+    assert any(
+        "is (5, 32) there and (2, 32) in the model" in problem for problem in others
+    )  # 2 + 3 labels against 2
     assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
 
 
@@ -537,7 +641,11 @@ def test_weights_that_do_not_fit(base: Path) -> None:
 def test_tokenizer_of_another_encoder(base: Path, tmp_path: Path, tiny_encoder: Path) -> None:
     other = shutil.copytree(tiny_encoder, tmp_path / "other")
     write_json(other / "config.json", {**json.loads((other / "config.json").read_text()), "vocab_size": 100})
-    flags = {"encoder.path": str(other), "encoder.tokenizer": str(tiny_encoder), "encoder.random_init": "true"}
+    flags = {
+        "encoder.path": str(other),
+        "encoder.tokenizer": str(tiny_encoder),
+        "encoder.random_init": "true",
+    }
     recipe = load_recipe(str(base / "recipe.yaml"), flags)
     data = prepare_run_data(recipe, resolve_tasks(recipe), lambda text: None)
     with pytest.raises(ConfigError) as caught:
@@ -590,7 +698,10 @@ def test_command_with_bad_data(tmp_path: Path, tiny_encoder: Path) -> None:
     path = write(tmp_path / "a.tsv", TABLE + b"fine\tyes\nbad\tyse\n")
     write_recipe(tmp_path, tiny_encoder, {"mine": classification(path)})
     text = refused_command([*train_arguments(tmp_path), "--output_dir", str(tmp_path / "run")])
-    assert f"error: {path}: 1 of 2 {CANNOT_BE_USED}\n  line 3: unknown label 'yse'; did you mean 'yes'? (known: no, yes)\n" in text
+    assert (
+        f"error: {path}: 1 of 2 {CANNOT_BE_USED}\n  line 3: unknown label 'yse'; did you mean 'yes'? (known: no, yes)\n"
+        in text
+    )
     assert not (tmp_path / "run").exists()
 
 
@@ -598,6 +709,11 @@ def test_command_with_bad_data(tmp_path: Path, tiny_encoder: Path) -> None:
 def test_command_that_resumes_with_another_recipe(base: Path) -> None:
     run = base / "run"
     before = contents(run)
-    text = refused_command([*train_arguments(base), "--output_dir", str(run), "--resume", "auto", "--optimizer.lr", "5e-4"])
-    assert f"error: {run}/checkpoints/step_2: optimizer.lr was 0.001 when it was saved and is 0.0005 now\n" in text
+    text = refused_command(
+        [*train_arguments(base), "--output_dir", str(run), "--resume", "auto", "--optimizer.lr", "5e-4"]
+    )
+    assert (
+        f"error: {run}/checkpoints/step_2: optimizer.lr was 0.001 when it was saved and is 0.0005 now\n"
+        in text
+    )
     assert contents(run) == before

@@ -28,13 +28,24 @@ from mtdnn_ds.tasks.spec import Source, TaskSpec
 
 def glue_specs(shared_data: Path, *names: str) -> tuple[TaskSpec, ...]:
     tasks = list(names)
-    recipe = {"encoder": {"path": "x"}, "train": {"steps": 1}, "tasks": tasks, "data": {"glue_dir": str(shared_data / "glue")}}
+    recipe = {
+        "encoder": {"path": "x"},
+        "train": {"steps": 1},
+        "tasks": tasks,
+        "data": {"glue_dir": str(shared_data / "glue")},
+    }
     return resolve_tasks(Recipe.model_validate(recipe))
 
 
 def file_spec(path: Path, *, texts: tuple[str, ...] = ("text",), name: str = "mine") -> TaskSpec:
     source = Source(format="jsonl", path=str(path), text_columns=texts, label_column="label")
-    return TaskSpec(name=name, kind="classification", labels=("no", "yes"), metrics=("accuracy",), splits={"train": source})
+    return TaskSpec(
+        name=name,
+        kind="classification",
+        labels=("no", "yes"),
+        metrics=("accuracy",),
+        splits={"train": source},
+    )
 
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
@@ -60,7 +71,9 @@ def unpacked(split: PreparedSplit, rows: np.ndarray, max_length: int) -> list[tu
     ]
 
 
-def theirs(tokenizer: Any, texts: list[tuple[str, ...]], max_length: int) -> list[tuple[list[int], list[int]]]:
+def theirs(
+    tokenizer: Any, texts: list[tuple[str, ...]], max_length: int
+) -> list[tuple[list[int], list[int]]]:
     columns = [list(column) for column in zip(*texts, strict=True)]
     encoded = tokenizer(*columns, truncation=True, max_length=max_length, padding=False)
     types = encoded.get("token_type_ids") or [[0] * len(ids) for ids in encoded["input_ids"]]
@@ -72,7 +85,9 @@ def test_gather_equals_transformers_on_real_rows(
     task: str, columns: tuple[int, ...], shared_data: Path, minilm: Path, tmp_path: Path
 ) -> None:
     specs = glue_specs(shared_data, task)
-    split = prepare(specs, tokenizer_path=str(minilm), cache_dir=str(tmp_path), splits=["dev"], say=Said())[task]["dev"]
+    split = prepare(specs, tokenizer_path=str(minilm), cache_dir=str(tmp_path), splits=["dev"], say=Said())[
+        task
+    ]["dev"]
     lines = Path(specs[0].splits["dev"].path).read_text(encoding="utf-8").removesuffix("\n").split("\n")
     fields = [line.split("\t") for line in (lines if task == "cola" else lines[1:])]
     texts = [tuple(row[column] for column in columns) for row in fields]
@@ -106,7 +121,12 @@ def write_roberta_tokenizer(folder: Path, **changes: Any) -> Path:
     tokenizer = Tokenizer(models.BPE(vocabulary, merges=[], unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0))
-    options: dict[str, Any] = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
+    options: dict[str, Any] = {
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "unk_token": "<unk>",
+        "pad_token": "<pad>",
+    }
     options |= {"model_input_names": ["input_ids", "attention_mask"], **changes}
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, **options).save_pretrained(folder)
     return folder
@@ -117,15 +137,22 @@ def test_truncation_equals_transformers_on_random_lengths(kind: str, minilm: Pat
     if kind == "bert":
         path, words = minilm, ["the", "cat", "sat", "river", "bank"]
     else:
-        path, words = write_roberta_tokenizer(tmp_path / "tok", truncation_side="left" if "left" in kind else "right"), ["a", "b", "cd"]
+        path, words = (
+            write_roberta_tokenizer(tmp_path / "tok", truncation_side="left" if "left" in kind else "right"),
+            ["a", "b", "cd"],
+        )
     pairs = random_pairs(300, words)
     rows = [{"a": first, "b": second, "label": 0} for first, second in pairs]
     spec = file_spec(write_rows(tmp_path / "rows.jsonl", rows), texts=("a", "b"))
-    split = prepare([spec], tokenizer_path=str(path), cache_dir=str(tmp_path / "cache"), say=Said())["mine"]["train"]
+    split = prepare([spec], tokenizer_path=str(path), cache_dir=str(tmp_path / "cache"), say=Said())["mine"][
+        "train"
+    ]
     tokenizer = load_tokenizer(str(path))
     for max_length in (8, 9, 16, 21, 64):
         assert unpacked(split, np.arange(300), max_length) == theirs(tokenizer, pairs, max_length)
-    with pytest.raises(ConfigError, match=r"^encoder.max_length=3: \d special tokens leave no room for text; raise it$"):
+    with pytest.raises(
+        ConfigError, match=r"^encoder.max_length=3: \d special tokens leave no room for text; raise it$"
+    ):
         split.lengths(3)
 
 
@@ -138,8 +165,12 @@ def test_kept_lengths_by_hand() -> None:
 
 def test_tokenizers_own_padding_and_truncation_are_off(minilm: Path, tmp_path: Path) -> None:
     assert json.loads((minilm / "tokenizer.json").read_text())["padding"]["strategy"] == {"Fixed": 128}
-    spec = file_spec(write_rows(tmp_path / "rows.jsonl", [{"text": "cat " * 300, "label": 1}, {"text": "cat", "label": 0}]))
-    split = prepare([spec], tokenizer_path=str(minilm), cache_dir=str(tmp_path / "cache"), say=Said())["mine"]["train"]
+    spec = file_spec(
+        write_rows(tmp_path / "rows.jsonl", [{"text": "cat " * 300, "label": 1}, {"text": "cat", "label": 0}])
+    )
+    split = prepare([spec], tokenizer_path=str(minilm), cache_dir=str(tmp_path / "cache"), say=Said())[
+        "mine"
+    ]["train"]
     assert split.lengths(512).tolist() == [302, 3]
 
 
@@ -148,7 +179,10 @@ def test_sources_are_interchangeable(shared_data: Path, minilm: Path, tmp_path: 
 
     (mrpc,) = glue_specs(shared_data, "mrpc")
     lines = Path(mrpc.splits["dev"].path).read_text(encoding="utf-8-sig").removesuffix("\n").split("\n")
-    rows = [dict(zip(("label", "s1", "s2"), (int(f[0]), f[3], f[4]), strict=True)) for f in (line.split("\t") for line in lines[1:])]
+    rows = [
+        dict(zip(("label", "s1", "s2"), (int(f[0]), f[3], f[4]), strict=True))
+        for f in (line.split("\t") for line in lines[1:])
+    ]
     with (tmp_path / "rows.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, ["s1", "label", "s2"])
         writer.writeheader()
@@ -156,26 +190,47 @@ def test_sources_are_interchangeable(shared_data: Path, minilm: Path, tmp_path: 
     write_rows(tmp_path / "rows.jsonl", rows)
     columns = {name: [row[name] for row in rows] for name in ("s2", "label", "s1")}
     pq.write_table(pa.table(columns), tmp_path / "rows.parquet", row_group_size=100)
-    datasets.DatasetDict({"validation": datasets.Dataset.from_dict(columns)}).save_to_disk(str(tmp_path / "saved"))
-    user = {"kind": "classification", "text_columns": ["s1", "s2"], "label_column": "label", "labels": ["not_equivalent", "equivalent"]}
-    tasks = {form: {**user, "files": {"train": str(tmp_path / f"rows.{form}")}} for form in ("csv", "jsonl", "parquet")}
+    datasets.DatasetDict({"validation": datasets.Dataset.from_dict(columns)}).save_to_disk(
+        str(tmp_path / "saved")
+    )
+    user = {
+        "kind": "classification",
+        "text_columns": ["s1", "s2"],
+        "label_column": "label",
+        "labels": ["not_equivalent", "equivalent"],
+    }
+    tasks = {
+        form: {**user, "files": {"train": str(tmp_path / f"rows.{form}")}}
+        for form in ("csv", "jsonl", "parquet")
+    }
     tasks["saved"] = {**user, "dataset": str(tmp_path / "saved"), "splits": {"train": "validation"}}
-    specs = resolve_tasks(Recipe.model_validate({"encoder": {"path": "x"}, "train": {"steps": 1}, "tasks": tasks}))
-    prepared = prepare([mrpc, *specs], tokenizer_path=str(minilm), cache_dir=str(tmp_path / "cache"), say=Said())
+    specs = resolve_tasks(
+        Recipe.model_validate({"encoder": {"path": "x"}, "train": {"steps": 1}, "tasks": tasks})
+    )
+    prepared = prepare(
+        [mrpc, *specs], tokenizer_path=str(minilm), cache_dir=str(tmp_path / "cache"), say=Said()
+    )
     reference = prepared["mrpc"]["dev"]
     expected = reference.gather(np.arange(408), 128)
     assert reference.num_rows == 408 and reference.labels.tolist() == [row["label"] for row in rows]
     for name in tasks:
         split = prepared[name]["train"]
         assert np.array_equal(split.labels, reference.labels)
-        assert all(np.array_equal(ours, known) for ours, known in zip(split.gather(np.arange(408), 128), expected, strict=True))
+        assert all(
+            np.array_equal(ours, known)
+            for ours, known in zip(split.gather(np.arange(408), 128), expected, strict=True)
+        )
 
 
 @pytest.fixture
 def small(tmp_path: Path) -> TaskSpec:
     return file_spec(
         write_rows(
-            tmp_path / "rows.jsonl", [{"text": f"sentence number {index} " * (index % 7 + 1), "label": index % 2} for index in range(50)]
+            tmp_path / "rows.jsonl",
+            [
+                {"text": f"sentence number {index} " * (index % 7 + 1), "label": index % 2}
+                for index in range(50)
+            ],
         )
     )
 
@@ -187,10 +242,14 @@ def test_second_call_reuses_and_says_so(small: TaskSpec, minilm: Path, tmp_path:
     (folder,) = (path for path in cache_dir.iterdir() if path.is_dir())
     assert folder.name.startswith("mine-train-")
     assert said[0] == f"preparing mine/train from {tmp_path}/rows.jsonl ..."
-    assert said[1].startswith("prepared mine/train: 50 rows, ") and said[1].endswith(f" s, cached in {folder}")
+    assert said[1].startswith("prepared mine/train: 50 rows, ") and said[1].endswith(
+        f" s, cached in {folder}"
+    )
     before = (folder / "tokens.arrow").stat()
     said.clear()
-    second = prepare([small], tokenizer_path=str(minilm), cache_dir=str(cache_dir), build=False, say=said)["mine"]["train"]
+    second = prepare([small], tokenizer_path=str(minilm), cache_dir=str(cache_dir), build=False, say=said)[
+        "mine"
+    ]["train"]
     after = (folder / "tokens.arrow").stat()
     assert said == [f"1 splits with 50 rows from the cache in {cache_dir}"]
     assert (before.st_mtime_ns, before.st_ino) == (after.st_mtime_ns, after.st_ino)
@@ -199,11 +258,13 @@ def test_second_call_reuses_and_says_so(small: TaskSpec, minilm: Path, tmp_path:
     assert second.source_rows.tolist() == list(range(1, 51))
 
 
-def test_key_follows_content_columns_labels_and_tokenizer_only(small: TaskSpec, minilm: Path, tmp_path: Path) -> None:
+def test_key_follows_content_columns_labels_and_tokenizer_only(
+    small: TaskSpec, minilm: Path, tmp_path: Path
+) -> None:
     def key(spec: TaskSpec, tokenizer: Path = minilm, **options: Any) -> str:
-        return prepare([spec], tokenizer_path=str(tokenizer), cache_dir=str(tmp_path / "cache"), say=Said(), **options)["mine"][
-            "train"
-        ].fingerprint
+        return prepare(
+            [spec], tokenizer_path=str(tokenizer), cache_dir=str(tmp_path / "cache"), say=Said(), **options
+        )["mine"]["train"].fingerprint
 
     first = key(small)
     path = Path(small.splits["train"].path)
@@ -220,9 +281,13 @@ def test_key_follows_content_columns_labels_and_tokenizer_only(small: TaskSpec, 
 def test_rows_of_several_record_batches_are_gathered(
     small: TaskSpec, minilm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = prepare([small], tokenizer_path=str(minilm), cache_dir=str(tmp_path / "whole"), say=Said())["mine"]["train"]
+    whole = prepare([small], tokenizer_path=str(minilm), cache_dir=str(tmp_path / "whole"), say=Said())[
+        "mine"
+    ]["train"]
     monkeypatch.setattr(cache, "ROWS_PER_BATCH", 8)
-    parts = prepare([small], tokenizer_path=str(minilm), cache_dir=str(tmp_path / "parts"), say=Said())["mine"]["train"]
+    parts = prepare([small], tokenizer_path=str(minilm), cache_dir=str(tmp_path / "parts"), say=Said())[
+        "mine"
+    ]["train"]
     assert (len(whole.shards), len(parts.shards)) == (1, 7)
     rows = np.random.default_rng(1).integers(0, 50, size=200)
     assert unpacked(parts, rows, 12) == unpacked(whole, rows, 12)
@@ -231,20 +296,29 @@ def test_rows_of_several_record_batches_are_gathered(
 
 
 def test_tokens_are_memory_mapped(small: TaskSpec, minilm: Path, tmp_path: Path) -> None:
-    split = prepare([small], tokenizer_path=str(minilm), cache_dir=str(tmp_path / "cache"), say=Said())["mine"]["train"]
+    split = prepare([small], tokenizer_path=str(minilm), cache_dir=str(tmp_path / "cache"), say=Said())[
+        "mine"
+    ]["train"]
     assert not split.shards[0].tokens.flags.owndata and split.shards[0].tokens.dtype == np.uint16
     (file,) = (tmp_path / "cache").glob("*/tokens.arrow")
     assert str(file) in Path("/proc/self/maps").read_text()
 
 
 def test_missing_cache_without_build_names_the_split(small: TaskSpec, minilm: Path, tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match=r"^mine/train: .* is not prepared; one process per cache folder must prepare it first$"):
-        prepare([small], tokenizer_path=str(minilm), cache_dir=str(tmp_path / "cache"), build=False, say=Said())
+    with pytest.raises(
+        RuntimeError,
+        match=r"^mine/train: .* is not prepared; one process per cache folder must prepare it first$",
+    ):
+        prepare(
+            [small], tokenizer_path=str(minilm), cache_dir=str(tmp_path / "cache"), build=False, say=Said()
+        )
     assert not (tmp_path / "cache").exists()
 
 
 @pytest.mark.parametrize("damage", ["cut", "garbled", "no meta"])
-def test_damaged_cache_is_noticed_and_built_again(damage: str, small: TaskSpec, minilm: Path, tmp_path: Path) -> None:
+def test_damaged_cache_is_noticed_and_built_again(
+    damage: str, small: TaskSpec, minilm: Path, tmp_path: Path
+) -> None:
     options: dict[str, Any] = {"tokenizer_path": str(minilm), "cache_dir": str(tmp_path / "cache")}
     expected = prepare([small], say=Said(), **options)["mine"]["train"].gather(np.arange(50), 64)[0].copy()
     (folder,) = (path for path in (tmp_path / "cache").iterdir() if path.is_dir())
@@ -259,7 +333,9 @@ def test_damaged_cache_is_noticed_and_built_again(damage: str, small: TaskSpec, 
         prepare([small], say=Said(), build=False, **options)
     said = Said()
     again = prepare([small], say=said, **options)["mine"]["train"]
-    assert said[0].startswith(f"mine/train: the cache in {folder} is damaged (") and said[0].endswith("); building it again")
+    assert said[0].startswith(f"mine/train: the cache in {folder} is damaged (") and said[0].endswith(
+        "); building it again"
+    )
     assert np.array_equal(again.gather(np.arange(50), 64)[0], expected)
 
 
@@ -280,18 +356,27 @@ prepare([file_spec(Path(sys.argv[1]))], tokenizer_path=sys.argv[2], cache_dir=sy
 """
 
 
-def test_killed_build_leaves_nothing_usable_and_is_cleaned_up(small: TaskSpec, minilm: Path, tmp_path: Path) -> None:
+def test_killed_build_leaves_nothing_usable_and_is_cleaned_up(
+    small: TaskSpec, minilm: Path, tmp_path: Path
+) -> None:
     root = Path(__file__).resolve().parents[2]
     arguments = [small.splits["train"].path, str(minilm), str(tmp_path / "cache")]
     killed = subprocess.run(
-        [sys.executable, "-c", KILLED_BUILD, *arguments], cwd=root, env={**os.environ, "PYTHONPATH": str(root)}, check=False
+        [sys.executable, "-c", KILLED_BUILD, *arguments],
+        cwd=root,
+        env={**os.environ, "PYTHONPATH": str(root)},
+        check=False,
     )
     assert killed.returncode == -signal.SIGKILL
     (left,) = (path.name for path in (tmp_path / "cache").iterdir() if path.is_dir())
     assert ".building-" in left
     with pytest.raises(RuntimeError, match="is not prepared"):
-        prepare([small], tokenizer_path=str(minilm), cache_dir=str(tmp_path / "cache"), build=False, say=Said())
-    split = prepare([small], tokenizer_path=str(minilm), cache_dir=str(tmp_path / "cache"), say=Said())["mine"]["train"]
+        prepare(
+            [small], tokenizer_path=str(minilm), cache_dir=str(tmp_path / "cache"), build=False, say=Said()
+        )
+    split = prepare([small], tokenizer_path=str(minilm), cache_dir=str(tmp_path / "cache"), say=Said())[
+        "mine"
+    ]["train"]
     assert split.num_rows == 50
     assert [path.name for path in (tmp_path / "cache").iterdir() if ".building-" in path.name] == []
 
@@ -307,9 +392,19 @@ print(prepare([file_spec(Path(sys.argv[1]))], tokenizer_path=sys.argv[2], cache_
 
 def test_concurrent_builders_agree(small: TaskSpec, minilm: Path, tmp_path: Path) -> None:
     root = Path(__file__).resolve().parents[2]
-    arguments = [sys.executable, "-c", BUILD, small.splits["train"].path, str(minilm), str(tmp_path / "cache")]
+    arguments = [
+        sys.executable,
+        "-c",
+        BUILD,
+        small.splits["train"].path,
+        str(minilm),
+        str(tmp_path / "cache"),
+    ]
     environment = {**os.environ, "PYTHONPATH": str(root)}
-    builders = [subprocess.Popen(arguments, cwd=root, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    builders = [
+        subprocess.Popen(arguments, cwd=root, env=environment, stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
     output = [builder.communicate()[0] for builder in builders]
     assert [builder.returncode for builder in builders] == [0, 0]
     assert [text.strip().split("\n")[-1] for text in output] == ["50", "50"]
@@ -317,33 +412,55 @@ def test_concurrent_builders_agree(small: TaskSpec, minilm: Path, tmp_path: Path
 
 
 def test_problems_of_all_splits_come_at_once(minilm: Path, tmp_path: Path) -> None:
-    specs = [file_spec(write_rows(tmp_path / f"{name}.jsonl", [{"text": "", "label": 0}]), name=name) for name in ("one", "two")]
+    specs = [
+        file_spec(write_rows(tmp_path / f"{name}.jsonl", [{"text": "", "label": 0}]), name=name)
+        for name in ("one", "two")
+    ]
     with pytest.raises(DataError) as raised:
         prepare(specs, tokenizer_path=str(minilm), cache_dir=str(tmp_path / "cache"), say=Said())
-    assert [problem.split(":")[0] for problem in raised.value.problems] == [f"{tmp_path}/one.jsonl", f"{tmp_path}/two.jsonl"]
+    assert [problem.split(":")[0] for problem in raised.value.problems] == [
+        f"{tmp_path}/one.jsonl",
+        f"{tmp_path}/two.jsonl",
+    ]
     assert [path for path in (tmp_path / "cache").iterdir() if path.is_dir()] == []
 
 
 def test_skipped_rows_are_counted_and_said_every_time(minilm: Path, tmp_path: Path) -> None:
-    spec = file_spec(write_rows(tmp_path / "rows.jsonl", [{"text": "", "label": 0}, {"text": "x", "label": 1}, {"text": "y", "label": 7}]))
+    spec = file_spec(
+        write_rows(
+            tmp_path / "rows.jsonl",
+            [{"text": "", "label": 0}, {"text": "x", "label": 1}, {"text": "y", "label": 7}],
+        )
+    )
     for _ in range(2):
         said = Said()
-        split = prepare([spec], tokenizer_path=str(minilm), cache_dir=str(tmp_path / "cache"), on_bad_row="skip", say=said)["mine"]["train"]
+        split = prepare(
+            [spec], tokenizer_path=str(minilm), cache_dir=str(tmp_path / "cache"), on_bad_row="skip", say=said
+        )["mine"]["train"]
         assert split.skipped == {"empty text": 1, "unknown label": 1}
         assert split.source_rows.tolist() == [2] and split.labels.tolist() == [1.0]
-        assert any(line.endswith("; left out 1 rows: empty text; left out 1 rows: unknown label") for line in said)
+        assert any(
+            line.endswith("; left out 1 rows: empty text; left out 1 rows: unknown label") for line in said
+        )
 
 
 def test_missing_tokenizer_is_a_config_error(small: TaskSpec, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(ConfigError, match=r"^encoder.path=.*/empty: no tokenizer can be loaded \("):
-        prepare([small], tokenizer_path=str(tmp_path / "empty"), cache_dir=str(tmp_path / "cache"), say=Said())
+        prepare(
+            [small], tokenizer_path=str(tmp_path / "empty"), cache_dir=str(tmp_path / "cache"), say=Said()
+        )
 
 
 def test_gather_has_no_loop_over_examples(minilm: Path, tmp_path: Path) -> None:
-    rows = [{"a": f"the {index} cat sat on the mat " * (1 + index % 3), "b": "a cat", "label": 0} for index in range(2000)]
+    rows = [
+        {"a": f"the {index} cat sat on the mat " * (1 + index % 3), "b": "a cat", "label": 0}
+        for index in range(2000)
+    ]
     spec = file_spec(write_rows(tmp_path / "rows.jsonl", rows), texts=("a", "b"))
-    split = prepare([spec], tokenizer_path=str(minilm), cache_dir=str(tmp_path / "cache"), say=Said())["mine"]["train"]
+    split = prepare([spec], tokenizer_path=str(minilm), cache_dir=str(tmp_path / "cache"), say=Said())[
+        "mine"
+    ]["train"]
     calls = 0
 
     def count(frame: Any, event: str, argument: Any) -> Any:

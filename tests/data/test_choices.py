@@ -30,29 +30,51 @@ def written(path: Path, rows: list[dict[str, Any]]) -> str:
     return str(path)
 
 
-def choice_spec(path: str, *, texts: tuple[str, ...] = ("q",), choices: tuple[str, ...] = ("c",), label: str | None = "y") -> TaskSpec:
+def choice_spec(
+    path: str, *, texts: tuple[str, ...] = ("q",), choices: tuple[str, ...] = ("c",), label: str | None = "y"
+) -> TaskSpec:
     source = Source(format="jsonl", path=path, text_columns=texts, more_columns=choices, label_column=label)
     options = {"choice_columns": list(choices)}
-    return TaskSpec(name="swag", kind="multiple_choice", labels=(), metrics=("accuracy",), splits={"train": source}, options=options)
+    return TaskSpec(
+        name="swag",
+        kind="multiple_choice",
+        labels=(),
+        metrics=("accuracy",),
+        splits={"train": source},
+        options=options,
+    )
 
 
-def ranking_spec(path: str, *, group: str | None = None, label: str | None = "y", relevant: str | None = None) -> TaskSpec:
+def ranking_spec(
+    path: str, *, group: str | None = None, label: str | None = "y", relevant: str | None = None
+) -> TaskSpec:
     more = () if group is None else (group,)
     source = Source(format="jsonl", path=path, text_columns=("q", "c"), more_columns=more, label_column=label)
     options = {"group_column": group, "relevant_label": relevant}
     return TaskSpec(
-        name="qa", kind="ranking", labels=("bad", "good"), metrics=("accuracy", "mrr"), splits={"train": source}, options=options
+        name="qa",
+        kind="ranking",
+        labels=("bad", "good"),
+        metrics=("accuracy", "mrr"),
+        splits={"train": source},
+        options=options,
     )
 
 
 def rows_of(spec: TaskSpec, skipped: Counter[str] | None = None) -> list[CheckedRow]:
     reader, source = READERS[spec.kind], spec.splits["train"]
     counted = Counter() if skipped is None else skipped
-    return list(checked_rows(source, reader.parser(spec, source), on_bad_row="refuse", skipped=counted, grouped=reader.grouped))
+    return list(
+        checked_rows(
+            source, reader.parser(spec, source), on_bad_row="refuse", skipped=counted, grouped=reader.grouped
+        )
+    )
 
 
 def examples_of(spec: TaskSpec, folder: Path, encoder: Path, max_length: int = 64) -> ChoiceExamples:
-    split = prepare([spec], tokenizer_path=str(encoder), cache_dir=str(folder / "cache"), say=lambda text: None)[spec.name]["train"]
+    split = prepare(
+        [spec], tokenizer_path=str(encoder), cache_dir=str(folder / "cache"), say=lambda text: None
+    )[spec.name]["train"]
     examples = make_examples(spec, split, max_length=max_length)
     assert isinstance(examples, ChoiceExamples)
     return examples
@@ -68,9 +90,16 @@ def problems_of(spec: TaskSpec) -> list[str]:
 
 
 def test_choices_come_from_a_list_or_from_columns_and_their_number_may_differ(tmp_path: Path) -> None:
-    listed = written(tmp_path / "a.jsonl", [{"q": "Q", "c": ["x", "y"], "y": 1}, {"q": "R", "c": ["x", "y", "z"], "y": "C"}])
+    listed = written(
+        tmp_path / "a.jsonl",
+        [{"q": "Q", "c": ["x", "y"], "y": 1}, {"q": "R", "c": ["x", "y", "z"], "y": "C"}],
+    )
     columns = written(
-        tmp_path / "b.jsonl", [{"q": "Q", "a": "x", "b": "y", "c": None, "y": "1"}, {"q": "R", "a": "x", "b": "y", "c": "z", "y": 2.0}]
+        tmp_path / "b.jsonl",
+        [
+            {"q": "Q", "a": "x", "b": "y", "c": None, "y": "1"},
+            {"q": "R", "a": "x", "b": "y", "c": "z", "y": 2.0},
+        ],
     )
     for spec in (choice_spec(listed), choice_spec(columns, choices=("a", "b", "c"))):
         assert [(row.texts, row.label, row.extra["right"]) for row in rows_of(spec)] == [
@@ -80,7 +109,9 @@ def test_choices_come_from_a_list_or_from_columns_and_their_number_may_differ(tm
 
 
 def test_a_second_text_begins_every_choice(tmp_path: Path) -> None:
-    path = written(tmp_path / "a.jsonl", [{"s1": "He sat.", "s2": "Then he", "c": ["ran.", "slept."], "y": "A"}])
+    path = written(
+        tmp_path / "a.jsonl", [{"s1": "He sat.", "s2": "Then he", "c": ["ran.", "slept."], "y": "A"}]
+    )
     (row,) = rows_of(choice_spec(path, texts=("s1", "s2")))
     assert row.texts == ("He sat.", "Then he ran.", "Then he slept.")
 
@@ -111,7 +142,10 @@ def test_bad_choices_are_refused(tmp_path: Path) -> None:
         "line 9: the label is missing",
         "line 10: column 'q' is empty",
     ]
-    columns = [{"q": "Q", "a": "x", "b": None, "c": "z", "y": 0}, {"q": "Q", "a": "x", "b": "", "c": "", "y": 0}]
+    columns = [
+        {"q": "Q", "a": "x", "b": None, "c": "z", "y": 0},
+        {"q": "Q", "a": "x", "b": "", "c": "", "y": 0},
+    ]
     assert problems_of(choice_spec(written(tmp_path / "b.jsonl", columns), choices=("a", "b", "c"))) == [
         "line 1: column 'b' holds None, not a text",
         "line 2: 1 choices; a row needs two at least",
@@ -119,7 +153,11 @@ def test_bad_choices_are_refused(tmp_path: Path) -> None:
 
 
 LONG = "a long line about ships and the sea " * 4
-QUESTIONS = [("Who?", ["he", "she did it"], 0), ("Where?", [LONG, "at home", "x"], 2), (LONG, ["so", LONG], 1)]
+QUESTIONS = [
+    ("Who?", ["he", "she did it"], 0),
+    ("Where?", [LONG, "at home", "x"], 2),
+    (LONG, ["so", LONG], 1),
+]
 
 
 @pytest.mark.parametrize("max_length", [64, 16])
@@ -130,7 +168,9 @@ def test_sequences_equal_transformers_pairs(max_length: int, tmp_path: Path, min
     gathered = examples.gather(order, np.zeros(3, dtype=np.int64))
     firsts = [q for q, c, _ in (QUESTIONS[example] for example in order) for _ in c]
     seconds = [choice for example in order for choice in QUESTIONS[example][1]]
-    encoded = load_tokenizer(str(minilm))(firsts, seconds, truncation=True, max_length=max_length, padding=False)
+    encoded = load_tokenizer(str(minilm))(
+        firsts, seconds, truncation=True, max_length=max_length, padding=False
+    )
     assert gathered.input_ids.tolist() == [token for ids in encoded["input_ids"] for token in ids]
     assert gathered.token_type_ids.tolist() == [kind for types in encoded["token_type_ids"] for kind in types]
     assert gathered.lengths.tolist() == [len(ids) for ids in encoded["input_ids"]]
@@ -142,11 +182,15 @@ def test_sequences_equal_transformers_pairs(max_length: int, tmp_path: Path, min
         sum(len(ids) for ids in encoded["input_ids"][part]) for part in (slice(2, 4), slice(4, 7), slice(2))
     ]
     outputs = TermOutputs(
-        values=np.array([[3], [1], [0], [2], [1], [5], [4]], np.float32), labels=np.zeros(7), offsets=np.array([0, 2, 5, 7])
+        values=np.array([[3], [1], [0], [2], [1], [5], [4]], np.float32),
+        labels=np.zeros(7),
+        offsets=np.array([0, 2, 5, 7]),
     )
     decoded = examples.decode([outputs])
     assert (decoded.predictions.tolist(), decoded.references.tolist()) == ([0, 1, 0], [0, 2, 1])
-    assert compute_metrics(["accuracy"], decoded.predictions, decoded.references) == {"accuracy": pytest.approx(1 / 3)}
+    assert compute_metrics(["accuracy"], decoded.predictions, decoded.references) == {
+        "accuracy": pytest.approx(1 / 3)
+    }
 
 
 # ranking
@@ -171,7 +215,10 @@ def test_rows_of_a_query_become_one_example_in_the_order_of_their_first_rows(tmp
         (1, ("Q1", "a", "c", "g"), [0, 1, 0]),
         (2, ("Q2", "b", "e"), [1, 0]),
     ]
-    assert skipped == {"their query has only relevant candidates": 1, "their query has no relevant candidate": 1}
+    assert skipped == {
+        "their query has only relevant candidates": 1,
+        "their query has no relevant candidate": 1,
+    }
     assert [row.extra["right"] for row in rows_of(ranking_spec(path, relevant="bad"))] == [[1, 0, 1], [0, 1]]
     unlabelled = rows_of(ranking_spec(path, label=None))
     assert [(row.texts[0], row.extra["right"]) for row in unlabelled] == [
@@ -185,13 +232,24 @@ def test_rows_of_a_query_become_one_example_in_the_order_of_their_first_rows(tmp
 def test_a_group_column_tells_queries_apart(tmp_path: Path) -> None:
     rows = [("Q", "a", 1, 7), ("Q", "b", 0, "8"), ("Q", "c", 0, 7.0), ("Q", "d", 1, 8)]
     path = written(tmp_path / "a.jsonl", [{"q": q, "c": c, "y": y, "id": group} for q, c, y, group in rows])
-    assert [row.texts for row in rows_of(ranking_spec(path, group="id"))] == [("Q", "a", "c"), ("Q", "b", "d")]
+    assert [row.texts for row in rows_of(ranking_spec(path, group="id"))] == [
+        ("Q", "a", "c"),
+        ("Q", "b", "d"),
+    ]
 
 
 def test_bad_candidates_are_refused(tmp_path: Path) -> None:
     good = {"q": "Q", "c": "a", "y": 1, "id": 1}
     path = written(
-        tmp_path / "a.jsonl", [good, {**good, "q": "R"}, {**good, "id": ""}, {**good, "id": None}, {**good, "y": "god"}, {**good, "c": 5}]
+        tmp_path / "a.jsonl",
+        [
+            good,
+            {**good, "q": "R"},
+            {**good, "id": ""},
+            {**good, "id": None},
+            {**good, "y": "god"},
+            {**good, "c": 5},
+        ],
     )
     assert problems_of(ranking_spec(path, group="id")) == [
         "line 2: group '1' has another query than in line 1",
@@ -211,15 +269,23 @@ def test_a_file_without_a_query_to_rank_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_query_is_never_parted_over_micro_batches_or_ranks(tmp_path: Path, minilm: Path) -> None:
-    rows = [{"q": f"query {n}", "c": f"candidate {n} {c} " * (c + 1), "y": int(c == n % 3)} for c in range(4) for n in range(12)]
+    rows = [
+        {"q": f"query {n}", "c": f"candidate {n} {c} " * (c + 1), "y": int(c == n % 3)}
+        for c in range(4)
+        for n in range(12)
+    ]
     examples = examples_of(ranking_spec(written(tmp_path / "a.jsonl", rows)), tmp_path, minilm)
     assert examples.num_examples == 12
-    packing = pack(examples.lengths, np.zeros(12, dtype=np.int64), world_size=2, max_tokens=200, hidden_size=32)
+    packing = pack(
+        examples.lengths, np.zeros(12, dtype=np.int64), world_size=2, max_tokens=200, hidden_size=32
+    )
     assert packing.num_micro_batches > 1
     layout, seen = head_layout([examples.spec]), []
     for members in (members for rank in packing.micro_batches for members in rank if len(members)):
         epochs = np.zeros(len(members), dtype=np.int64)
-        batch = collate(epochs, members, epochs, [examples], layout=layout, tasks=[0], filler_ids=np.array([101, 102]))
+        batch = collate(
+            epochs, members, epochs, [examples], layout=layout, tasks=[0], filler_ids=np.array([101, 102])
+        )
         targets = batch.targets["choice"]
         assert np.bincount(targets.groups.numpy()).tolist() == [4] * len(members)
         assert batch.unit_counts.tolist() == [len(members)]
@@ -236,7 +302,9 @@ def test_ranks_by_hand() -> None:
     scores = [np.array([3.0, 2.0, 1.0]), np.array([0.5, 0.1, 0.2, 0.4]), np.array([1.0, 2.0])]
     relevant = [np.array([0, 0, 1]), np.array([0, 1, 0, 1]), np.array([0, 1])]
     # ranks 3, 2, 1
-    assert compute_metrics(["accuracy", "mrr"], scores, relevant) == pytest.approx({"accuracy": 1 / 3, "mrr": (1 / 3 + 1 / 2 + 1) / 3})
+    assert compute_metrics(["accuracy", "mrr"], scores, relevant) == pytest.approx(
+        {"accuracy": 1 / 3, "mrr": (1 / 3 + 1 / 2 + 1) / 3}
+    )
 
 
 def test_a_model_that_knows_nothing_earns_nothing() -> None:
@@ -251,7 +319,10 @@ def test_a_model_that_knows_nothing_earns_nothing() -> None:
 
 
 def test_scores_that_are_not_finite_are_refused() -> None:
-    with pytest.raises(TrainingError, match=r"^scores of candidates are not finite: the model has diverged; lower optimizer.lr$"):
+    with pytest.raises(
+        TrainingError,
+        match=r"^scores of candidates are not finite: the model has diverged; lower optimizer.lr$",
+    ):
         compute_metrics(["mrr"], [np.array([np.nan, 1.0])], [np.array([1, 0])])
 
 
@@ -262,7 +333,9 @@ def test_qnli_questions_with_their_candidates(shared_data: Path, tmp_path: Path,
     data = {"glue_dir": str(shared_data / "glue")}
     recipe = {"encoder": {"path": "x"}, "train": {"steps": 1}, "tasks": ["qnli_ranking"], "data": data}
     (spec,) = resolve_tasks(Recipe.model_validate(recipe))
-    split = prepare([spec], tokenizer_path=str(minilm), cache_dir=str(tmp_path), splits=["dev"], say=lambda text: None)[spec.name]["dev"]
+    split = prepare(
+        [spec], tokenizer_path=str(minilm), cache_dir=str(tmp_path), splits=["dev"], say=lambda text: None
+    )[spec.name]["dev"]
     lines = (shared_data / "glue/QNLI/dev.tsv").read_text(encoding="utf-8").removesuffix("\n").split("\n")[1:]
     groups: dict[str, list[bool]] = {}
     for line in lines:
@@ -274,14 +347,22 @@ def test_qnli_questions_with_their_candidates(shared_data: Path, tmp_path: Path,
     assert sum(split.skipped.values()) == len(lines) - sum(len(flags) for flags in mixed)
 
 
-def test_an_example_that_no_micro_batch_holds_is_refused_before_training(tmp_path: Path, tiny_encoder: Path) -> None:
+def test_an_example_that_no_micro_batch_holds_is_refused_before_training(
+    tmp_path: Path, tiny_encoder: Path
+) -> None:
     from mtdnn_ds.config.errors import ConfigError
     from mtdnn_ds.config.recipe import Recipe
     from mtdnn_ds.runs.setup import prepare_run_data
     from mtdnn_ds.tasks.resolve import resolve_tasks
 
     path = written(tmp_path / "a.jsonl", [{"q": q, "c": c, "y": y} for q, c, y in QUESTIONS])
-    task = {"kind": "multiple_choice", "text_columns": ["q"], "choice_columns": ["c"], "label_column": "y", "files": {"train": path}}
+    task = {
+        "kind": "multiple_choice",
+        "text_columns": ["q"],
+        "choice_columns": ["c"],
+        "label_column": "y",
+        "files": {"train": path},
+    }
     recipe = Recipe.model_validate(
         {
             "encoder": {"path": str(tiny_encoder), "max_length": 16},

@@ -19,19 +19,28 @@ LABELS = ("O", "B-per", "I-per", "B-loc", "I-loc")
 
 def source_of(path: Path, text: str | bytes, **changes: Any) -> Source:
     path.write_bytes(text.encode() if isinstance(text, str) else text)
-    return Source(**{**dict(format="conll", path=str(path), text_columns=("0",), label_column="-1"), **changes})
+    return Source(
+        **{**dict(format="conll", path=str(path), text_columns=("0",), label_column="-1"), **changes}
+    )
 
 
-def rows_of(source: Source, on_bad_row: Any = "refuse", skipped: Counter[str] | None = None) -> list[CheckedRow]:
+def rows_of(
+    source: Source, on_bad_row: Any = "refuse", skipped: Counter[str] | None = None
+) -> list[CheckedRow]:
     spec = TaskSpec(name="ner", kind="token_classification", labels=LABELS, metrics=("entity_f1",), splits={})
     parse = READERS["token_classification"].parser(spec, source)
-    return list(checked_rows(source, parse, on_bad_row=on_bad_row, skipped=Counter() if skipped is None else skipped))
+    return list(
+        checked_rows(source, parse, on_bad_row=on_bad_row, skipped=Counter() if skipped is None else skipped)
+    )
 
 
 def test_sentences_end_at_blank_lines_and_the_number_is_that_of_their_first_line(tmp_path: Path) -> None:
     text = "-DOCSTART-\tO\n\nEli\tB-per\nsings\tO\n\t\n\n  \r\nin\tO\r\nBad Ems\tB-loc"
     source = source_of(tmp_path / "a.conll", "\ufeff" + text)
-    assert list(iterate_rows(source)) == [(3, (["Eli", "sings"], ["B-per", "O"])), (8, (["in", "Bad Ems"], ["O", "B-loc"]))]
+    assert list(iterate_rows(source)) == [
+        (3, (["Eli", "sings"], ["B-per", "O"])),
+        (8, (["in", "Bad Ems"], ["O", "B-loc"])),
+    ]
     first, second = rows_of(source)
     assert (first.number, first.texts, first.extra) == (3, ("Eli", "sings"), {"tags": [1, 0]})
     assert (second.number, second.texts, second.extra) == (8, ("in", "Bad Ems"), {"tags": [0, 3]})
@@ -47,7 +56,10 @@ def test_columns_between_blanks_as_in_conll_2003(tmp_path: Path) -> None:
 def test_comments_of_conll_u_are_left_out_and_words_that_begin_with_a_hash_are_not(tmp_path: Path) -> None:
     text = "# newdoc\n# sent_id = 1\n# text = #nlp is O\n1\t#nlp\t_\tB-loc\n2\tis\t_\tO\n3\t#\t_\tO\n\n# sent_id = 2\n1\tEli\t_\tB-per\n"
     columns = {"text_columns": ("1",), "label_column": "3"}
-    assert [row.texts for row in rows_of(source_of(tmp_path / "a.conll", text, **columns))] == [("#nlp", "is", "#"), ("Eli",)]
+    assert [row.texts for row in rows_of(source_of(tmp_path / "a.conll", text, **columns))] == [
+        ("#nlp", "is", "#"),
+        ("Eli",),
+    ]
     assert rows_of(source_of(tmp_path / "b.conll", "#nlp\tB-loc\n#\tO\n"))[0].texts == ("#nlp", "#")
 
 
@@ -55,7 +67,10 @@ def test_a_test_set_needs_no_tags(tmp_path: Path) -> None:
     words, tagged = "#nlp\nis\n\n# id 7 x\nEli\n", "#nlp\tO\nis\tB-loc\n\n# id 7\nEli\tO\n"
     for number, text in enumerate((words, tagged)):
         rows = rows_of(source_of(tmp_path / f"{number}.conll", text, label_column=None))
-        assert [(row.texts, row.extra["tags"]) for row in rows] == [(("#nlp", "is"), [-1, -1]), (("Eli",), [-1])]
+        assert [(row.texts, row.extra["tags"]) for row in rows] == [
+            (("#nlp", "is"), [-1, -1]),
+            (("Eli",), [-1]),
+        ]
 
 
 def test_bad_sentences_are_named_with_their_word(tmp_path: Path) -> None:
@@ -74,7 +89,12 @@ def test_bad_sentences_are_named_with_their_word(tmp_path: Path) -> None:
     )
     skipped: Counter[str] = Counter()
     assert [row.texts for row in rows_of(source, "skip", skipped)] == [("a",)]
-    assert skipped == {"unknown label": 2, "wrong number of fields": 2, "missing label": 1, "invalid UTF-8": 1}
+    assert skipped == {
+        "unknown label": 2,
+        "wrong number of fields": 2,
+        "missing label": 1,
+        "invalid UTF-8": 1,
+    }
 
 
 @pytest.mark.parametrize(
@@ -86,7 +106,9 @@ def test_bad_sentences_are_named_with_their_word(tmp_path: Path) -> None:
         ("a O\n".encode("utf-16").decode("latin-1"), {}, "is UTF-16; save it as UTF-8"),
     ],
 )
-def test_a_file_that_is_wrong_as_a_whole(tmp_path: Path, text: str, columns: dict[str, Any], message: str) -> None:
+def test_a_file_that_is_wrong_as_a_whole(
+    tmp_path: Path, text: str, columns: dict[str, Any], message: str
+) -> None:
     source = source_of(tmp_path / "a.conll", text.encode("latin-1"), **columns)
     with pytest.raises(DataError, match=f"^{source.path}: {message}$"):
         rows_of(source)
@@ -104,9 +126,13 @@ def test_list_columns_give_the_same_rows_from_every_source(tmp_path: Path) -> No
     pq.write_table(pa.table({"tags": tags, "tokens": tokens}), tmp_path / "a.parquet")
     # The dataset's own order of names is another one; rows carry the names.
     names = datasets.ClassLabel(names=["B-loc", "I-per", "O", "B-per"])
-    features = datasets.Features({"tokens": datasets.List(datasets.Value("string")), "tags": datasets.List(names)})
+    features = datasets.Features(
+        {"tokens": datasets.List(datasets.Value("string")), "tags": datasets.List(names)}
+    )
     own_ids = [[names.str2int(tag) for tag in row] for row in tags]
-    datasets.Dataset.from_dict({"tokens": tokens, "tags": own_ids}, features=features).save_to_disk(tmp_path / "saved")
+    datasets.Dataset.from_dict({"tokens": tokens, "tags": own_ids}, features=features).save_to_disk(
+        tmp_path / "saved"
+    )
     sources = [
         jsonl,
         Source(format="parquet", path=str(tmp_path / "a.parquet"), **columns),  # type: ignore[arg-type]
@@ -133,7 +159,9 @@ def test_list_columns_give_the_same_rows_from_every_source(tmp_path: Path) -> No
 )
 def test_bad_lists_are_refused(tmp_path: Path, tokens: str, tags: str, problem: str) -> None:
     line = f'{{"tokens": {tokens}, "tags": {tags}}}\n'
-    source = source_of(tmp_path / "a.jsonl", line, format="jsonl", text_columns=("tokens",), label_column="tags")
+    source = source_of(
+        tmp_path / "a.jsonl", line, format="jsonl", text_columns=("tokens",), label_column="tags"
+    )
     with pytest.raises(DataError) as raised:
         rows_of(source)
     assert str(raised.value).splitlines()[1] == f"  line 1: {problem}"
@@ -142,8 +170,17 @@ def test_bad_lists_are_refused(tmp_path: Path, tokens: str, tags: str, problem: 
 def test_the_real_wnut_files(shared_data: Path) -> None:
     counts = {}
     for split in ("train", "dev", "test"):
-        source = Source(format="conll", path=str(shared_data / f"WNUT17/{split}.conll"), text_columns=("0",), label_column="-1")
+        source = Source(
+            format="conll",
+            path=str(shared_data / f"WNUT17/{split}.conll"),
+            text_columns=("0",),
+            label_column="-1",
+        )
         rows = [row for _, row in iterate_rows(source)]
-        counts[split] = (len(rows), sum(len(words) for words, _ in rows), sum(tag.startswith("B-") for _, tags in rows for tag in tags))
+        counts[split] = (
+            len(rows),
+            sum(len(words) for words, _ in rows),
+            sum(tag.startswith("B-") for _, tags in rows for tag in tags),
+        )
     # Counted with grep: lines with a tab and a tag, B- tags; sentences as in the data's README.
     assert counts == {"train": (3394, 62730, 1975), "dev": (1009, 15733, 836), "test": (1287, 23394, 1079)}

@@ -72,7 +72,12 @@ def data_files(draw: st.DrawFn) -> tuple[str, bytes]:
     ending, whole, _ = DATA[name]
     if draw(st.integers(0, 3)) == 0:
         return name, draw(
-            torn([whole], JSON_PIECES if ending.startswith("json") else [b"\t", b",", b'"', b"\n", b"\xff", b"\x00", b"a" * 200_000])
+            torn(
+                [whole],
+                JSON_PIECES
+                if ending.startswith("json")
+                else [b"\t", b",", b'"', b"\n", b"\xff", b"\x00", b"a" * 200_000],
+            )
         )
     if ending == "json":
         return name, text_of_json(draw(changed([json.loads(whole)])))
@@ -82,7 +87,11 @@ def data_files(draw: st.DrawFn) -> tuple[str, bytes]:
     if ending == "parquet":
         column = draw(st.sampled_from(["a", "b", "label", "tokens", "tags"]))
         typed = st.sampled_from([st.integers(-3, 3), st.floats(), st.text(max_size=5), st.binary(max_size=5), st.booleans(), st.lists(st.text(max_size=3), max_size=3), st.dates(), st.decimals(0, 1)])  # fmt: skip
-        cells = draw(draw(typed).flatmap(lambda cell: st.lists(st.one_of(st.none(), st.just(cell)), min_size=4, max_size=4)))
+        cells = draw(
+            draw(typed).flatmap(
+                lambda cell: st.lists(st.one_of(st.none(), st.just(cell)), min_size=4, max_size=4)
+            )
+        )
         return name, _parquet([{**row, column: cell} for row, cell in zip(ROWS, cells, strict=True)])
     return name, draw(torn([whole], [line + b"\n" for line in whole.split(b"\n")]))
 
@@ -97,7 +106,12 @@ def test_data_files(file: tuple[str, bytes], on_bad_row: str, tmp_path: Path, ti
     (tmp_path / f"rows.{ending}").write_bytes(content)
     recipe = {
         "encoder": {"path": str(tiny_encoder), "max_length": 16},
-        "tasks": {"task": {**task, "files": dict.fromkeys(("train", "dev", "test"), str(tmp_path / f"rows.{ending}"))}},
+        "tasks": {
+            "task": {
+                **task,
+                "files": dict.fromkeys(("train", "dev", "test"), str(tmp_path / f"rows.{ending}")),
+            }
+        },
         "train": {"steps": 20},
         "data": {"cache_dir": str(tmp_path / "cache"), "on_bad_row": on_bad_row},
     }
@@ -126,4 +140,7 @@ def test_whole_files_are_taken(tmp_path: Path, tiny_encoder: Path) -> None:
         }
         (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
         settings = load_recipe(str(tmp_path / "recipe.yaml"), {})
-        assert prepare_run_data(settings, resolve_tasks(settings), lambda text: None).train_sizes[f"my_{name}"] >= 1
+        assert (
+            prepare_run_data(settings, resolve_tasks(settings), lambda text: None).train_sizes[f"my_{name}"]
+            >= 1
+        )

@@ -28,7 +28,19 @@ from mtdnn_ds.tasks.spec import Source, TaskSpec
 
 CLS, SEP, MASK, UNK = 101, 102, 103, 100  # of the uncased vocabulary
 OPTIONS = {"masking": "whole_word", "mask_rate": 0.15, "next_sentence": False}
-WORDS = ["unaffable", "gardeners", "photographed", "seventeen", "hummingbirds", "near", "the", "old", "lighthouse", "yesterday", "morning"]
+WORDS = [
+    "unaffable",
+    "gardeners",
+    "photographed",
+    "seventeen",
+    "hummingbirds",
+    "near",
+    "the",
+    "old",
+    "lighthouse",
+    "yesterday",
+    "morning",
+]
 
 
 def spec_of(path: Path, **options: Any) -> TaskSpec:
@@ -36,13 +48,22 @@ def spec_of(path: Path, **options: Any) -> TaskSpec:
     columns = () if form == "text" else ("text",)
     source = Source(format=form, path=str(path), text_columns=columns, label_column=None)  # type: ignore[arg-type]
     return TaskSpec(
-        name="text", kind="masked_lm", labels=(), metrics=("masked_accuracy",), splits={"train": source}, options={**OPTIONS, **options}
+        name="text",
+        kind="masked_lm",
+        labels=(),
+        metrics=("masked_accuracy",),
+        splits={"train": source},
+        options={**OPTIONS, **options},
     )
 
 
-def examples_of(path: Path, minilm: Path, *, max_length: int = 32, seed: int = 0, **options: Any) -> DocumentExamples:
+def examples_of(
+    path: Path, minilm: Path, *, max_length: int = 32, seed: int = 0, **options: Any
+) -> DocumentExamples:
     spec = spec_of(path, **options)
-    split = prepare([spec], tokenizer_path=str(minilm), cache_dir=str(path.parent / "cache"), say=lambda text: None)["text"]["train"]
+    split = prepare(
+        [spec], tokenizer_path=str(minilm), cache_dir=str(path.parent / "cache"), say=lambda text: None
+    )["text"]["train"]
     examples = make_examples(spec, split, max_length=max_length, seed=seed)
     assert isinstance(examples, DocumentExamples)
     return examples
@@ -72,7 +93,9 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for document in range(40):
         lines = []
         for sentence in range(int(generator.integers(1, 10))):
-            words = [WORDS[index] for index in generator.integers(0, len(WORDS), int(generator.integers(2, 20)))]
+            words = [
+                WORDS[index] for index in generator.integers(0, len(WORDS), int(generator.integers(2, 20)))
+            ]
             lines.append(f"{document} x {sentence} {' '.join(words)}.")
         documents.append("\n".join(lines))
     path.write_text("\n\n\n".join(documents) + "\n")
@@ -97,7 +120,9 @@ def test_sentences_of_a_text() -> None:
     assert sentences(" \n ") == ()
 
 
-def test_a_text_file_is_read_as_the_same_documents_in_jsonl(corpus: Path, minilm: Path, tmp_path: Path) -> None:
+def test_a_text_file_is_read_as_the_same_documents_in_jsonl(
+    corpus: Path, minilm: Path, tmp_path: Path
+) -> None:
     blocks = corpus.read_text().strip().split("\n\n\n")
     (tmp_path / "corpus.jsonl").write_text("".join(json.dumps({"text": block}) + "\n" for block in blocks))
     ours, theirs = examples_of(corpus, minilm), examples_of(tmp_path / "corpus.jsonl", minilm)
@@ -105,7 +130,9 @@ def test_a_text_file_is_read_as_the_same_documents_in_jsonl(corpus: Path, minilm
     np.testing.assert_array_equal(all_of(ours).input_ids, all_of(theirs).input_ids)
     # Rows are named by the line on which a document begins, and by the line of the jsonl file.
     lines = corpus.read_text().split("\n")
-    assert [lines[row - 1].split()[0] for row in ours.split.source_rows] == [str(row - 1) for row in theirs.split.source_rows]
+    assert [lines[row - 1].split()[0] for row in ours.split.source_rows] == [
+        str(row - 1) for row in theirs.split.source_rows
+    ]
 
 
 def test_a_broken_line_of_a_text_file_is_named(minilm: Path, tmp_path: Path) -> None:
@@ -123,7 +150,9 @@ def test_chunks_by_hand() -> None:
     assert list(zip(begins.tolist(), ends.tolist(), strict=True)) == [(0, 6), (6, 13), (13, 15), (15, 19)]
     begins, ends = cut_chunks(np.array([0, 3, 6, 15, 19]), np.array([0, 15]), np.array([15, 19]), room=100)
     assert list(zip(begins.tolist(), ends.tolist(), strict=True)) == [(0, 15), (15, 19)]
-    begins, _ = cut_chunks(np.array([0, 0, 2, 2]), np.array([0, 0, 2]), np.array([0, 2, 2]), room=5)  # texts and documents without tokens
+    begins, _ = cut_chunks(
+        np.array([0, 0, 2, 2]), np.array([0, 0, 2]), np.array([0, 2, 2]), room=5
+    )  # texts and documents without tokens
     assert begins.tolist() == [0]
 
 
@@ -180,7 +209,9 @@ def test_the_number_of_masked_tokens_is_exact_with_pieces(corpus: Path, minilm: 
     for rate in (0.15, 0.4):
         examples = examples_of(corpus, minilm, masking="piece", mask_rate=rate)
         per_example = np.bincount(all_of(examples).targets[0].examples, minlength=examples.num_examples)
-        assert per_example.tolist() == [max(1, int(rate * (length - 2) + 0.5)) for length in examples.lengths.tolist()]
+        assert per_example.tolist() == [
+            max(1, int(rate * (length - 2) + 0.5)) for length in examples.lengths.tolist()
+        ]
 
 
 def test_whole_words_are_masked_together(corpus: Path, minilm: Path) -> None:
@@ -211,7 +242,11 @@ def test_words_are_taken_in_drawn_order_until_the_number_is_reached() -> None:
     seen = set()
     for key in range(300):
         keys = np.array([key * 0x9E3779B97F4A7C15 % 2**64], dtype=np.uint64)
-        chosen = set(chosen_tokens(keys, np.zeros(10, dtype=np.int64), np.arange(10), starts, np.ones(10, dtype=bool), 0.4).tolist())
+        chosen = set(
+            chosen_tokens(
+                keys, np.zeros(10, dtype=np.int64), np.arange(10), starts, np.ones(10, dtype=bool), 0.4
+            ).tolist()
+        )
         whole = [word for word in words if chosen.issuperset(word)]
         assert sum(len(word) for word in whole) == len(chosen) and 3 <= len(chosen) <= 5
         seen.add(len(chosen))
@@ -225,7 +260,9 @@ def test_special_tokens_are_never_masked(minilm: Path, tmp_path: Path) -> None:
         labels = all_of(examples, epoch).targets[0]
         first = labels.labels[labels.examples == 0]
         assert len(first) == 9 and not set(first.astype(int)) & {0, UNK, CLS, SEP, MASK}  # of 10
-        assert set(labels.labels[labels.examples == 1].astype(int)) == {UNK}  # nothing else is there to predict
+        assert set(labels.labels[labels.examples == 1].astype(int)) == {
+            UNK
+        }  # nothing else is there to predict
 
 
 def test_80_10_10() -> None:
@@ -233,7 +270,11 @@ def test_80_10_10() -> None:
     keys = np.repeat(np.arange(200, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15), 500)
     ids = np.full(100_000, 7)
     shown = replaced(ids, keys, np.tile(np.arange(500), 200), mask_id=3, ordinary_ids=ordinary)
-    for share, expected in (((shown == 3).mean(), 0.8), ((shown >= 1000).mean(), 0.1), ((shown == 7).mean(), 0.1)):
+    for share, expected in (
+        ((shown == 3).mean(), 0.8),
+        ((shown >= 1000).mean(), 0.1),
+        ((shown == 7).mean(), 0.1),
+    ):
         assert abs(share - expected) < 0.005  # standard errors 0.0013 and 0.0009
     drawn = shown[shown >= 1000]
     assert set(drawn) <= set(ordinary) and len(set(drawn)) > 4000  # of 5000, in 10,000 draws: 4,323 expected
@@ -249,17 +290,28 @@ def test_every_place_is_masked_equally_often(minilm: Path, tmp_path: Path) -> No
     assert np.abs(counts[1:21] - 450).max() < 90  # standard error 20
 
 
-def test_masks_are_new_in_every_epoch_and_the_same_again_whatever_they_are_gathered_with(corpus: Path, minilm: Path) -> None:
+def test_masks_are_new_in_every_epoch_and_the_same_again_whatever_they_are_gathered_with(
+    corpus: Path, minilm: Path
+) -> None:
     for options in ({}, {"next_sentence": True}):
         examples = examples_of(corpus, minilm, **options)
         first, second = all_of(examples, 0), all_of(examples, 1)
-        assert first.input_ids.tolist() != second.input_ids.tolist() and first.lengths.tolist() == second.lengths.tolist()
+        assert (
+            first.input_ids.tolist() != second.input_ids.tolist()
+            and first.lengths.tolist() == second.lengths.tolist()
+        )
         different = sum(a != b for a, b in zip(sequences(first), sequences(second), strict=True))
         assert different > 0.9 * examples.num_examples
         alone = examples.gather(np.array([11]), np.array([1]))
         assert sequences(alone)[0] == sequences(second)[11]
-        assert sequences(examples_of(corpus, minilm, **options).gather(np.array([3, 11]), np.array([0, 1])))[1] == sequences(second)[11]
-        assert all_of(examples_of(corpus, minilm, seed=1, **options)).input_ids.tolist() != first.input_ids.tolist()
+        assert (
+            sequences(examples_of(corpus, minilm, **options).gather(np.array([3, 11]), np.array([0, 1])))[1]
+            == sequences(second)[11]
+        )
+        assert (
+            all_of(examples_of(corpus, minilm, seed=1, **options)).input_ids.tolist()
+            != first.input_ids.tolist()
+        )
 
 
 def test_a_tokenizer_without_a_mask_token_is_refused(corpus: Path, minilm: Path, tmp_path: Path) -> None:
@@ -268,7 +320,9 @@ def test_a_tokenizer_without_a_mask_token_is_refused(corpus: Path, minilm: Path,
     (folder / "special_tokens_map.json").unlink()
     settings["mask_token"] = None
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
-    with pytest.raises(ConfigError, match=r"tasks.text: the tokenizer has no mask token, which masked_lm needs"):
+    with pytest.raises(
+        ConfigError, match=r"tasks.text: the tokenizer has no mask token, which masked_lm needs"
+    ):
         examples_of(corpus, folder)
 
 
@@ -278,7 +332,10 @@ def test_a_tokenizer_without_a_mask_token_is_refused(corpus: Path, minilm: Path,
 def tokens_of(minilm: Path, corpus: Path) -> list[list[list[int]]]:
     tokenizer = load_tokenizer(str(minilm))
     blocks = corpus.read_text().strip().split("\n\n\n")
-    return [[tokenizer(line, add_special_tokens=False)["input_ids"] for line in block.split("\n")] for block in blocks]
+    return [
+        [tokenizer(line, add_special_tokens=False)["input_ids"] for line in block.split("\n")]
+        for block in blocks
+    ]
 
 
 def test_second_segments_follow_or_come_from_another_document(corpus: Path, minilm: Path) -> None:
@@ -299,7 +356,11 @@ def test_second_segments_follow_or_come_from_another_document(corpus: Path, mini
                 assert contains(flat[own], first + second)
             else:
                 assert contains(flat[own], first)
-                others = [other for other in range(40) if other != own and begins_at_a_sentence(documents[other], second)]
+                others = [
+                    other
+                    for other in range(40)
+                    if other != own and begins_at_a_sentence(documents[other], second)
+                ]
                 assert others, "a random segment begins with a sentence of another document"
             labels.append(label)
     assert gathered.targets[1].rows.tolist() == list(range(examples.num_examples))
@@ -322,11 +383,17 @@ def test_pairs_are_cut_at_every_end_of_a_sentence(minilm: Path, tmp_path: Path) 
     for epoch in range(600):
         types = examples.gather(np.array([0]), np.array([epoch])).token_type_ids
         cuts.append(int(np.flatnonzero(types)[0]) - 2)
-    assert {cut: abs(cuts.count(cut) - 200) < 45 for cut in sorted(set(cuts))} == {3: True, 6: True, 9: True}  # standard error 12
+    assert {cut: abs(cuts.count(cut) - 200) < 45 for cut in sorted(set(cuts))} == {
+        3: True,
+        6: True,
+        9: True,
+    }  # standard error 12
 
 
 def test_where_no_other_document_is_long_enough_the_segment_stays(minilm: Path, tmp_path: Path) -> None:
-    (tmp_path / "long.txt").write_text("one two three four five six.\nseven eight nine ten eleven twelve.\n\nshort one.\n")
+    (tmp_path / "long.txt").write_text(
+        "one two three four five six.\nseven eight nine ten eleven twelve.\n\nshort one.\n"
+    )
     examples = examples_of(tmp_path / "long.txt", minilm, next_sentence=True)
     labels = np.array([all_of(examples, epoch).targets[1].labels for epoch in range(40)])
     assert (labels[:, 0] == 0).all()  # its second segment has 7 tokens, the other document 3
@@ -336,7 +403,8 @@ def test_where_no_other_document_is_long_enough_the_segment_stays(minilm: Path, 
 def test_next_sentence_needs_two_documents(minilm: Path, tmp_path: Path) -> None:
     (tmp_path / "one.txt").write_text("One.\nTwo.\nThree.\n")
     with pytest.raises(
-        DataError, match=r"tasks.text: train: next_sentence takes random segments from other documents, and there is only one"
+        DataError,
+        match=r"tasks.text: train: next_sentence takes random segments from other documents, and there is only one",
     ):
         examples_of(tmp_path / "one.txt", minilm, next_sentence=True)
 
@@ -363,7 +431,9 @@ def problems_of(**settings: Any) -> list[str]:
 
 def test_settings_without_effect_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    assert problems_of(dropout=0.1, text_columns=["text"], metrics=["masked_accuracy", "next_sentence_accuracy"]) == [
+    assert problems_of(
+        dropout=0.1, text_columns=["text"], metrics=["masked_accuracy", "next_sentence_accuracy"]
+    ) == [
         "tasks.text.text_columns: has no effect on .txt files, which have no columns; remove it",
         "tasks.text.metrics: 'next_sentence_accuracy' needs tasks.text.next_sentence: true; remove the metric, or set it",
         "tasks.text.dropout: has no effect on a masked_lm, whose head has none; remove it",
@@ -380,7 +450,10 @@ def test_settings_without_effect_are_refused(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_metrics_of_both_terms() -> None:
-    predictions, labels = [np.array([5, 6, 7, 8]), np.array([0, 1])], [np.array([5, 6, 0, 0], np.float32), np.array([0, 0], np.float32)]
+    predictions, labels = (
+        [np.array([5, 6, 7, 8]), np.array([0, 1])],
+        [np.array([5, 6, 0, 0], np.float32), np.array([0, 0], np.float32)],
+    )
     assert compute_metrics(["masked_accuracy", "next_sentence_accuracy"], predictions, labels) == {
         "masked_accuracy": 0.5,
         "next_sentence_accuracy": 0.5,

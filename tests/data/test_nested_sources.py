@@ -23,7 +23,12 @@ from mtdnn_ds.tasks.spec import TaskSpec
 
 
 def task(settings: Mapping[str, Any], data: Mapping[str, Any] | None = None, name: str = "mine") -> TaskSpec:
-    recipe = {"encoder": {"path": "x"}, "train": {"steps": 1}, "tasks": {name: dict(settings)}, "data": dict(data or {})}
+    recipe = {
+        "encoder": {"path": "x"},
+        "train": {"steps": 1},
+        "tasks": {name: dict(settings)},
+        "data": dict(data or {}),
+    }
     return resolve_tasks(Recipe.model_validate(recipe))[0]
 
 
@@ -37,7 +42,9 @@ def talk_task(path: Path, **settings: Any) -> TaskSpec:
 
 def rows_of(spec: TaskSpec, split: str = "train", on_bad_row: Any = "refuse") -> list[CheckedRow]:
     source = spec.splits[split]
-    return list(checked_rows(source, reader_of(spec).parser(spec, source), on_bad_row=on_bad_row, skipped=Counter()))
+    return list(
+        checked_rows(source, reader_of(spec).parser(spec, source), on_bad_row=on_bad_row, skipped=Counter())
+    )
 
 
 def write(path: Path, value: Any) -> Path:
@@ -49,7 +56,10 @@ CONTEXT = "Ada wrote the first program in 1843."
 
 
 def squad(*questions: Any, context: Any = CONTEXT) -> dict[str, Any]:
-    return {"version": "x", "data": [{"title": "Ada", "paragraphs": [{"context": context, "qas": list(questions)}]}]}
+    return {
+        "version": "x",
+        "data": [{"title": "Ada", "paragraphs": [{"context": context, "qas": list(questions)}]}],
+    }
 
 
 def question(text: str = "Who?", answer: str = "Ada", start: Any = 0, **more: Any) -> dict[str, Any]:
@@ -60,13 +70,21 @@ def question(text: str = "Who?", answer: str = "Ada", start: Any = 0, **more: An
 
 
 def test_real_squad_files_parse(shared_data: Path) -> None:
-    for name, num_rows, num_unanswerable in (("dev-v1.1-partA", 5169, 0), ("dev-v1.1-partB", 5401, 0), ("dev-v2.0-sample", 1494, 769)):
+    for name, num_rows, num_unanswerable in (
+        ("dev-v1.1-partA", 5169, 0),
+        ("dev-v1.1-partB", 5401, 0),
+        ("dev-v2.0-sample", 1494, 769),
+    ):
         rows = rows_of(span_task(shared_data / f"SQuAD/{name}.json"))
         assert (len(rows), sum(row.label == 0 for row in rows)) == (num_rows, num_unanswerable)
         for row in rows:
             start, end = row.extra["answer_start"], row.extra["answer_end"]
             assert row.texts[1] == row.extra["context"]
-            assert row.extra["context"][start:end] == row.extra["answers"][0].strip() if row.label else (start, end) == (-1, -1)
+            assert (
+                row.extra["context"][start:end] == row.extra["answers"][0].strip()
+                if row.label
+                else (start, end) == (-1, -1)
+            )
     first = rows_of(span_task(shared_data / "SQuAD/dev-v1.1-partB.json"))[0]
     assert (first.texts[0], first.label, first.extra["id"]) == (
         "Which NFL team represented the AFC at Super Bowl 50?",
@@ -129,7 +147,8 @@ def test_a_broken_file_is_refused(content: str | bytes, problem: str, tmp_path: 
 
 def test_a_part_without_its_key_is_one_bad_row(tmp_path: Path) -> None:
     path = write(
-        tmp_path / "train.json", {"data": [{"title": "A"}, {"title": "B", "paragraphs": [{"context": "x"}, {"qas": [question()]}]}]}
+        tmp_path / "train.json",
+        {"data": [{"title": "A"}, {"title": "B", "paragraphs": [{"context": "x"}, {"qas": [question()]}]}]},
     )
     with pytest.raises(DataError) as caught:
         rows_of(span_task(path))
@@ -142,22 +161,34 @@ def test_a_part_without_its_key_is_one_bad_row(tmp_path: Path) -> None:
 
 def test_tables_in_hugging_faces_layout_give_the_same_rows(tmp_path: Path) -> None:
     records = [
-        {"question": "Who?", "context": CONTEXT, "answers": {"text": ["Ada", "Ada wrote"], "answer_start": [0, 0]}},
+        {
+            "question": "Who?",
+            "context": CONTEXT,
+            "answers": {"text": ["Ada", "Ada wrote"], "answer_start": [0, 0]},
+        },
         {"question": "Where?", "context": CONTEXT, "answers": {"text": [], "answer_start": []}},
     ]
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     pq.write_table(pa.Table.from_pylist(records), tmp_path / "train.parquet")
     two = question()
     two["answers"].append({"text": "Ada wrote", "answer_start": 0})
-    nested = rows_of(span_task(write(tmp_path / "train.json", squad(two, {"question": "Where?", "answers": []}))))
+    nested = rows_of(
+        span_task(write(tmp_path / "train.json", squad(two, {"question": "Where?", "answers": []})))
+    )
     for name in ("train.jsonl", "train.parquet"):
-        rows = rows_of(span_task(tmp_path / name, text_columns=["question", "context"], label_column="answers"))
+        rows = rows_of(
+            span_task(tmp_path / name, text_columns=["question", "context"], label_column="answers")
+        )
         assert [(row.texts, row.label, row.extra | {"id": ""}) for row in rows] == [
             (row.texts, row.label, row.extra | {"id": ""}) for row in nested
         ]
     (tmp_path / "bad.jsonl").write_text(json.dumps({**records[0], "answers": "Ada"}) + "\n")
-    with pytest.raises(DataError, match=r"  line 1: 'answers' holds 'Ada', not \{text: \[...\], answer_start: \[...\]\}"):
-        rows_of(span_task(tmp_path / "bad.jsonl", text_columns=["question", "context"], label_column="answers"))
+    with pytest.raises(
+        DataError, match=r"  line 1: 'answers' holds 'Ada', not \{text: \[...\], answer_start: \[...\]\}"
+    ):
+        rows_of(
+            span_task(tmp_path / "bad.jsonl", text_columns=["question", "context"], label_column="answers")
+        )
 
 
 def test_a_test_split_needs_no_answers(tmp_path: Path) -> None:
@@ -174,12 +205,24 @@ def test_a_test_split_needs_no_answers(tmp_path: Path) -> None:
 def test_real_coqa_files_parse(shared_data: Path) -> None:
     spec = task({}, {"coqa_dir": str(shared_data / "CoQA")}, name="coqa")
     train, dev = rows_of(spec), rows_of(spec, "dev")
-    assert Counter(ANSWER_TYPES[int(row.label)] for row in (*train, *dev)) == {"span": 28, "no": 3, "unknown": 1}
+    assert Counter(ANSWER_TYPES[int(row.label)] for row in (*train, *dev)) == {
+        "span": 28,
+        "no": 3,
+        "unknown": 1,
+    }
     found = [row.extra["context"][row.extra["answer_start"] : row.extra["answer_end"]] for row in dev]
     # The third's answer is "no": the span is what supports it.
-    assert found[:5] == ["white", "in a barn", "Cotton wasn't alone", "with her mommy and 5 other sisters", "orange with beautiful white"]
+    assert found[:5] == [
+        "white",
+        "in a barn",
+        "Cotton wasn't alone",
+        "with her mommy and 5 other sisters",
+        "orange with beautiful white",
+    ]
     assert dev[0].texts[0] == "What color was Cotton?"
-    assert dev[3].texts[0] == "Where did she live? in a barn Did she live alone? no Who did she live with?"  # the last two turns
+    assert (
+        dev[3].texts[0] == "Where did she live? in a barn Did she live alone? no Who did she live with?"
+    )  # the last two turns
     assert dev[1].extra["answers"] == ["in a barn", "in a barn", "in a barn", "in a barn near"]
     assert ANSWER_TYPES[int(train[13].label)] == "unknown" and train[13].extra["answer_start"] == -1
 
@@ -192,7 +235,10 @@ def test_real_quac_files_parse(shared_data: Path) -> None:
     assert ANSWER_TYPES[int(second.label)] == "yes" and not second.extra["is_free"]
     span = second.extra["context"][second.extra["answer_start"] : second.extra["answer_end"]]
     assert span == "in November she gave birth to her daughter Sofia." and len(second.extra["answers"]) == 4
-    assert second.texts[0] == "what happened in 1983? In May 1983, she married Nikos Karvelas, a composer, did they have any children?"
+    assert (
+        second.texts[0]
+        == "what happened in 1983? In May 1983, she married Nikos Karvelas, a composer, did they have any children?"
+    )
     assert (ANSWER_TYPES[int(dev[2].label)], dev[2].extra["answers"]) == ("unknown", ["CANNOTANSWER"] * 4)
     assert dev[2].extra["id"] == "C_5ab583f64dbb47b995cf59328ea0af43_1_q#2"
 
@@ -204,10 +250,19 @@ def coqa(**changes: Any) -> dict[str, Any]:
     story = {
         "id": "s",
         "story": STORY,
-        "questions": [{"input_text": "Who wrote?", "turn_id": 1}, {"input_text": "Did she build?", "turn_id": 2}],
+        "questions": [
+            {"input_text": "Who wrote?", "turn_id": 1},
+            {"input_text": "Did she build?", "turn_id": 2},
+        ],
         "answers": [
             {"span_start": 0, "span_end": 9, "span_text": "Ada wrote", "input_text": "Ada", "turn_id": 1},
-            {"span_start": 21, "span_end": 46, "span_text": "Babbage built the engine.", "input_text": "No", "turn_id": 2},
+            {
+                "span_start": 21,
+                "span_end": 46,
+                "span_text": "Babbage built the engine.",
+                "input_text": "No",
+                "turn_id": 2,
+            },
         ],
     }
     return {"version": "1.0", "data": [{**story, **changes}]}
@@ -215,19 +270,34 @@ def coqa(**changes: Any) -> dict[str, Any]:
 
 def test_an_answer_without_support_is_looked_for_in_the_whole_story(tmp_path: Path) -> None:
     answers = [
-        {"span_start": -1, "span_end": -1, "span_text": "unknown", "input_text": "it was Babbage", "turn_id": 1},
+        {
+            "span_start": -1,
+            "span_end": -1,
+            "span_text": "unknown",
+            "input_text": "it was Babbage",
+            "turn_id": 1,
+        },
         {"span_start": -1, "span_end": -1, "span_text": "unknown", "input_text": "yes", "turn_id": 2},
     ]
     first, second = rows_of(talk_task(write(tmp_path / "train.json", coqa(answers=answers))))
     assert STORY[first.extra["answer_start"] : first.extra["answer_end"]] == "Babbage"
-    assert (second.label, second.extra["answer_start"], second.extra["answer_end"]) == (ANSWER_TYPES.index("yes"), 0, len(STORY))
+    assert (second.label, second.extra["answer_start"], second.extra["answer_end"]) == (
+        ANSWER_TYPES.index("yes"),
+        0,
+        len(STORY),
+    )
 
 
 def test_bad_conversations_are_refused_with_their_place(tmp_path: Path) -> None:
     good = coqa()["data"][0]
     wrong_place = {**good["answers"][0], "span_start": 1}
     nowhere = {"span_start": -1, "span_end": -1, "input_text": "seven", "turn_id": 2}
-    quac = {"title": "T", "paragraphs": [{"id": "C", "context": "x y", "qas": [{"id": "C_q#0", "question": "x?", "answers": []}]}]}
+    quac = {
+        "title": "T",
+        "paragraphs": [
+            {"id": "C", "context": "x y", "qas": [{"id": "C_q#0", "question": "x?", "answers": []}]}
+        ],
+    }
     data = [
         {**good, "answers": [wrong_place, nowhere]},
         {**good, "answers": good["answers"][:1]},
@@ -275,15 +345,22 @@ def test_conversations_as_on_the_hub_give_the_same_rows(shared_data: Path, tmp_p
                 {
                     "context": paragraph["context"],
                     "questions": [each["question"] for each in asked],
-                    "answers": {ours: [[answer[key] for answer in each["answers"]] for each in asked] for key, ours in lists},
-                    "orig_answers": {ours: [each["orig_answer"][key] for each in asked] for key, ours in lists},
+                    "answers": {
+                        ours: [[answer[key] for answer in each["answers"]] for each in asked]
+                        for key, ours in lists
+                    },
+                    "orig_answers": {
+                        ours: [each["orig_answer"][key] for each in asked] for key, ours in lists
+                    },
                     "yesnos": [["y", "n", "x"].index(each["yesno"]) for each in asked],
                 }
             )
     pq.write_table(pa.Table.from_pylist(records), tmp_path / "quac.parquet")
     official = task({}, {"quac_dir": str(shared_data / "QuAC")}, name="quac")
     (builtin,) = [task({}, name="quac")]
-    table = talk_task(tmp_path / "quac.parquet", text_columns=["questions", "context"], label_column="answers")
+    table = talk_task(
+        tmp_path / "quac.parquet", text_columns=["questions", "context"], label_column="answers"
+    )
     # The built-in hub task reads two columns more than a table of a user's own.
     source = replace(table.splits["train"], more_columns=builtin.splits["train"].more_columns)
     rows = rows_of(replace(table, splits={"train": source}))
@@ -297,7 +374,13 @@ def test_conversations_as_on_the_hub_give_the_same_rows(shared_data: Path, tmp_p
 def test_settings_of_questions_are_checked(tmp_path: Path) -> None:
     path = write(tmp_path / "train.json", squad(question()))
     with pytest.raises(ConfigError) as caught:
-        span_task(path, text_columns=["question", "context"], label_column="answers", history_turns=1, labels=["a", "b"])
+        span_task(
+            path,
+            text_columns=["question", "context"],
+            label_column="answers",
+            history_turns=1,
+            labels=["a", "b"],
+        )
     assert caught.value.problems == (
         "tasks.mine.labels: a span has no label names; remove the key",
         "tasks.mine.text_columns: has no effect on JSON files, whose layout names their parts; remove it",

@@ -40,7 +40,9 @@ def check(packing: Packing, lengths: np.ndarray, world_size: int, max_tokens: in
         assert lengths[members].sum() <= max_tokens
         assert (np.diff(lengths[members]) >= 0).all()
     assert packing.tokens == lengths.sum()
-    assert packing.packing_efficiency == pytest.approx(lengths.sum() / (world_size * packing.num_micro_batches * max_tokens))
+    assert packing.packing_efficiency == pytest.approx(
+        lengths.sum() / (world_size * packing.num_micro_batches * max_tokens)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +50,9 @@ def glue_lengths(shared_data: Path) -> tuple[np.ndarray, np.ndarray]:
     """Stand-in token lengths (1.3 a word, 3 special tokens, at most 128) and task ids of up to 20,000 real training rows of each GLUE task."""
     lengths, tasks = [], []
     for task, (folder, columns) in enumerate(GLUE_TEXT.items()):
-        for line in (shared_data / "glue" / folder / "train.tsv").read_text(encoding="utf-8").splitlines()[1:20_000]:
+        for line in (
+            (shared_data / "glue" / folder / "train.tsv").read_text(encoding="utf-8").splitlines()[1:20_000]
+        ):
             cells = line.split("\t")
             lengths.append(min(128, int(1.3 * sum(len(cells[column].split()) for column in columns)) + 3))
             tasks.append(task)
@@ -57,22 +61,32 @@ def glue_lengths(shared_data: Path) -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.mark.parametrize("world_size", [2, 8, 64])
 @pytest.mark.parametrize("max_tokens", [512, 8192])
-def test_glue_steps_are_balanced(glue_lengths: tuple[np.ndarray, np.ndarray], world_size: int, max_tokens: int) -> None:
+def test_glue_steps_are_balanced(
+    glue_lengths: tuple[np.ndarray, np.ndarray], world_size: int, max_tokens: int
+) -> None:
     rng = np.random.default_rng(0)
     for _ in range(3):
         chosen = rng.choice(glue_lengths[0].size, 32 * world_size, replace=False)
         lengths = glue_lengths[0][chosen]
-        packing = pack(lengths, glue_lengths[1][chosen], world_size=world_size, max_tokens=max_tokens, hidden_size=1024)
+        packing = pack(
+            lengths, glue_lengths[1][chosen], world_size=world_size, max_tokens=max_tokens, hidden_size=1024
+        )
         check(packing, lengths, world_size, max_tokens)
         cost = costs_of(packing, lengths, 1024)
         assert packing.rank_imbalance == pytest.approx(cost.sum(1).max() / cost.sum(1).mean())
         assert packing.rank_imbalance <= 1.02
-        waited_for = cost.max(axis=0).sum() / (cost.sum() / world_size)  # ZeRO 2/3: each micro-batch ends with the slowest rank
+        waited_for = cost.max(axis=0).sum() / (
+            cost.sum() / world_size
+        )  # ZeRO 2/3: each micro-batch ends with the slowest rank
         assert waited_for <= 1.05
-        print(f"W={world_size} M={packing.num_micro_batches} imbalance {packing.rank_imbalance:.5f} per micro-batch {waited_for:.5f}")
+        print(
+            f"W={world_size} M={packing.num_micro_batches} imbalance {packing.rank_imbalance:.5f} per micro-batch {waited_for:.5f}"
+        )
 
 
-def test_sharding_at_random_is_what_balancing_improves_on(glue_lengths: tuple[np.ndarray, np.ndarray]) -> None:
+def test_sharding_at_random_is_what_balancing_improves_on(
+    glue_lengths: tuple[np.ndarray, np.ndarray],
+) -> None:
     chosen = np.random.default_rng(0).choice(glue_lengths[0].size, 2048, replace=False)
     per_rank = glue_lengths[0][chosen].reshape(64, 32).sum(axis=1)
     assert per_rank.max() / per_rank.mean() > 1.1
@@ -87,32 +101,51 @@ def test_random_steps_keep_every_promise(one_task: bool) -> None:
         lengths = rng.integers(1, longest + 1, num_examples)
         tasks = np.sort(rng.integers(0, rng.integers(1, 9), num_examples)).astype(np.int32)
         max_tokens = int(lengths.max() + rng.integers(0, 2000) * rng.integers(0, 2))
-        packing = pack(lengths, tasks, world_size=world_size, max_tokens=max_tokens, hidden_size=64, one_task_per_micro_batch=one_task)
+        packing = pack(
+            lengths,
+            tasks,
+            world_size=world_size,
+            max_tokens=max_tokens,
+            hidden_size=64,
+            one_task_per_micro_batch=one_task,
+        )
         check(packing, lengths, world_size, max_tokens)
         assert packing.num_micro_batches >= np.ceil(lengths.sum() / (world_size * max_tokens))
         if one_task:
-            assert all(np.unique(tasks[members]).size <= 1 for rank in packing.micro_batches for members in rank)
+            assert all(
+                np.unique(tasks[members]).size <= 1 for rank in packing.micro_batches for members in rank
+            )
 
 
 def test_smallest_number_of_micro_batches() -> None:
     tasks = np.zeros(4, dtype=np.int32)
     # 10+6 and 9+7 fill two bins of 16 exactly; 16 tokens more need a third, which a second rank shares
     exact = pack(np.array([6, 10, 7, 9]), tasks, world_size=1, max_tokens=16, hidden_size=8)
-    assert [members.tolist() for members in exact.micro_batches[0]] == [[0, 1], [2, 3]]  # 10+6 costs more: 100+36 > 81+49
+    assert [members.tolist() for members in exact.micro_batches[0]] == [
+        [0, 1],
+        [2, 3],
+    ]  # 10+6 costs more: 100+36 > 81+49
     assert (exact.num_micro_batches, exact.packing_efficiency) == (2, 1.0)
     # 45 tokens in bins of 16 are three by tokens, but no two of these share a bin
-    assert pack(np.array([15, 10, 10, 10]), tasks, world_size=1, max_tokens=16, hidden_size=8).num_micro_batches == 4
+    assert (
+        pack(np.array([15, 10, 10, 10]), tasks, world_size=1, max_tokens=16, hidden_size=8).num_micro_batches
+        == 4
+    )
 
 
 def test_a_bin_without_room_is_used_again_for_shorter_sequences() -> None:
     # 20 costs 20*26 = 520, three times 9 cost 405: the 8 finds the cheaper bin (27 tokens) full and goes to the other; the 3 fills the first
-    packing = pack(np.array([20, 9, 9, 9, 8, 3]), np.zeros(6, dtype=np.int32), world_size=1, max_tokens=30, hidden_size=1)
+    packing = pack(
+        np.array([20, 9, 9, 9, 8, 3]), np.zeros(6, dtype=np.int32), world_size=1, max_tokens=30, hidden_size=1
+    )
     assert [members.tolist() for members in packing.micro_batches[0]] == [[4, 0], [5, 1, 2, 3]]
 
 
 def test_long_sequences_that_cannot_share_need_no_search() -> None:
     """A lower bound by tokens alone would try 10,000 numbers of micro-batches here."""
-    packing = pack(np.full(20_000, 65), np.zeros(20_000, dtype=np.int32), world_size=1, max_tokens=128, hidden_size=64)
+    packing = pack(
+        np.full(20_000, 65), np.zeros(20_000, dtype=np.int32), world_size=1, max_tokens=128, hidden_size=64
+    )
     assert packing.num_micro_batches == 20_000
 
 
@@ -125,9 +158,16 @@ def test_fewer_examples_than_ranks_leave_empty_micro_batches() -> None:
 
 def test_one_task_per_micro_batch_gives_long_tasks_more_micro_batches() -> None:
     lengths, tasks = np.array([10] * 12 + [10] * 4), np.array([0] * 12 + [1] * 4)
-    packing = pack(lengths, tasks, world_size=4, max_tokens=100, hidden_size=32, one_task_per_micro_batch=True)
+    packing = pack(
+        lengths, tasks, world_size=4, max_tokens=100, hidden_size=32, one_task_per_micro_batch=True
+    )
     assert packing.num_micro_batches == 1
-    assert sorted((int(tasks[rank[0][0]]), rank[0].size) for rank in packing.micro_batches) == [(0, 4), (0, 4), (0, 4), (1, 4)]
+    assert sorted((int(tasks[rank[0][0]]), rank[0].size) for rank in packing.micro_batches) == [
+        (0, 4),
+        (0, 4),
+        (0, 4),
+        (1, 4),
+    ]
     assert packing.rank_imbalance == 1.0
 
 

@@ -24,7 +24,17 @@ GLUE = dict(
         strict=True,
     )
 )
-EXPLICIT = {"cola": 1.0, "sst2": 2.0, "mrpc": 3.0, "stsb": 0.5, "qqp": 10.0, "mnli": 7.0, "qnli": 2.5, "rte": 1e-4, "wnli": 0.7}
+EXPLICIT = {
+    "cola": 1.0,
+    "sst2": 2.0,
+    "mrpc": 3.0,
+    "stsb": 0.5,
+    "qqp": 10.0,
+    "mnli": 7.0,
+    "qnli": 2.5,
+    "rte": 1e-4,
+    "wnli": 0.7,
+}
 _SIZES = np.array(list(GLUE.values()), dtype=np.float64)
 # Written out here from the papers' formulas, not taken from the code under test.
 GLUE_WEIGHTS: dict[str, np.ndarray] = {
@@ -46,7 +56,12 @@ def plan_of(sizes: dict[str, int] = GLUE, **changes: Any) -> StepPlan:
 
 def window_errors(plan: StepPlan, first_step: int, num_steps: int, expected_N: np.ndarray) -> np.ndarray:
     """(N,) largest |count - expected| of each task over every window of ten consecutive steps; counts from the plan's steps."""
-    counts = np.array([np.bincount(plan.step(k).task_ids, minlength=expected_N.size) for k in range(first_step, first_step + num_steps)])
+    counts = np.array(
+        [
+            np.bincount(plan.step(k).task_ids, minlength=expected_N.size)
+            for k in range(first_step, first_step + num_steps)
+        ]
+    )
     assert (counts.sum(1) == plan.examples_per_step).all()
     total = np.concatenate((np.zeros((1, expected_N.size)), np.cumsum(counts, axis=0)))
     return np.asarray(np.abs(total[10:] - total[:-10] - expected_N).max(axis=0))
@@ -55,7 +70,9 @@ def window_errors(plan: StepPlan, first_step: int, num_steps: int, expected_N: n
 @pytest.mark.parametrize("mode", GLUE_WEIGHTS)
 @pytest.mark.parametrize("examples_per_step", [8, 32, 256])
 @pytest.mark.parametrize("first_step", [1, 99_900])
-def test_ten_steps_hold_each_share_to_within_one_example(mode: str, examples_per_step: int, first_step: int) -> None:
+def test_ten_steps_hold_each_share_to_within_one_example(
+    mode: str, examples_per_step: int, first_step: int
+) -> None:
     weights = GLUE_WEIGHTS[mode]
     plan = plan_of(rates=EXPLICIT if mode == "explicit" else mode, examples_per_step=examples_per_step)
     errors = window_errors(plan, first_step, 300, 10 * examples_per_step * weights / weights.sum())
@@ -67,7 +84,9 @@ def test_annealed_shares_fall_from_proportional_to_a_fifth_of_the_exponent() -> 
     for first_step, alpha in ((1, 1.0), (401, 1 - 0.8 / 49), (19_601, 0.2)):
         weights = _SIZES**alpha
         assert window_errors(plan, first_step, 400, 320 * weights / weights.sum()).max() <= 1 + 1e-6
-    exact = sum(400 * 32 * _SIZES ** (1 - 0.8 * s / 49) / (_SIZES ** (1 - 0.8 * s / 49)).sum() for s in range(50))
+    exact = sum(
+        400 * 32 * _SIZES ** (1 - 0.8 * s / 49) / (_SIZES ** (1 - 0.8 * s / 49)).sum() for s in range(50)
+    )
     np.testing.assert_allclose(plan.drawn(20_000), exact, atol=8)
 
 
@@ -80,7 +99,12 @@ def test_random_mixtures_keep_windows_and_long_run_shares() -> None:
         rates = weights / weights.sum()
         names = [f"t{i}" for i in range(num_tasks)]
         sizes = {name: int(rng.integers(1, 500)) for name in names}
-        plan = plan_of(sizes, rates=dict(zip(names, weights.tolist(), strict=True)), examples_per_step=examples_per_step, seed=trial)
+        plan = plan_of(
+            sizes,
+            rates=dict(zip(names, weights.tolist(), strict=True)),
+            examples_per_step=examples_per_step,
+            seed=trial,
+        )
         expected = 10 * examples_per_step * rates
         errors = window_errors(plan, int(rng.integers(1, 10**6)), 40, expected)
         fraction = expected - np.floor(expected)
@@ -130,19 +154,24 @@ def simulate(weights: list[int], units_per_step: int, num_steps: int) -> np.ndar
     steps = np.zeros((num_steps, len(weights)), dtype=np.int64)
     for cycle in range(num_steps // 10):
         offset = Fraction(int(f"{cycle:040b}"[::-1], 2), 2**40)
-        tasks = [next(t for t, end in enumerate(ends) if j + offset < end) for j in range(int(ends[-1]))] + [t for _, t in line]
+        tasks = [next(t for t, end in enumerate(ends) if j + offset < end) for j in range(int(ends[-1]))] + [
+            t for _, t in line
+        ]
         for place, task in enumerate(tasks):  # extras first, in the first step of the cycle
             steps[10 * cycle + place // units_per_step, task] += 1
     return steps
 
 
 @pytest.mark.parametrize(
-    ("weights", "examples_per_step"), [([300, 17, 700, 7], 5), ([1, 2, 3, 500, 518], 32), ([1024], 3), ([333, 333, 358], 7)]
+    ("weights", "examples_per_step"),
+    [([300, 17, 700, 7], 5), ([1, 2, 3, 500, 518], 32), ([1024], 3), ([333, 333, 358], 7)],
 )
 def test_closed_form_equals_a_simulation_by_definition(weights: list[int], examples_per_step: int) -> None:
     names = [f"t{i}" for i in range(len(weights))]
     plan = plan_of(
-        {name: 50 for name in names}, rates=dict(zip(names, map(float, weights), strict=True)), examples_per_step=examples_per_step
+        {name: 50 for name in names},
+        rates=dict(zip(names, map(float, weights), strict=True)),
+        examples_per_step=examples_per_step,
     )
     expected = np.cumsum(simulate(weights, examples_per_step, 400), axis=0)
     np.testing.assert_array_equal(np.array([plan.drawn(k) for k in range(1, 401)]), expected)
@@ -166,7 +195,13 @@ def test_tasks_astride_two_steps_are_the_rarely_drawn_ones() -> None:
 
 
 def test_sequential_runs_the_tasks_in_recipe_order() -> None:
-    plan = plan_of({"a": 10, "b": 30, "c": 3}, rates={"a": 1, "b": 2, "c": 2}, mixing="sequential", examples_per_step=4, total_steps=4)
+    plan = plan_of(
+        {"a": 10, "b": 30, "c": 3},
+        rates={"a": 1, "b": 2, "c": 2},
+        mixing="sequential",
+        examples_per_step=4,
+        total_steps=4,
+    )
     # 16 examples split 1:2:2 are 3.2, 6.4, 6.4: floors 3, 6, 6, and the largest remainder, b's (the earlier one), gets the last
     assert [plan.task_counts(k).tolist() for k in range(1, 5)] == [[3, 1, 0], [0, 4, 0], [0, 2, 2], [0, 0, 4]]
 
@@ -182,7 +217,9 @@ def test_fingerprint_changes_with_everything_that_steps_depend_on() -> None:
     ]  # fmt: skip
     assert len({plan.fingerprint for plan in plans}) == len(plans)
     assert plan_of().fingerprint == plan_of().fingerprint
-    assert plan_of(total_steps=2000).fingerprint == plan_of().fingerprint  # such a run may be resumed for longer
+    assert (
+        plan_of(total_steps=2000).fingerprint == plan_of().fingerprint
+    )  # such a run may be resumed for longer
 
 
 def test_state_is_four_values_and_refuses_another_plan() -> None:
@@ -190,12 +227,19 @@ def test_state_is_four_values_and_refuses_another_plan() -> None:
     state = plan.state_dict(41)
     assert state == {"step": 41, "seed": 7, "examples_per_step": 32, "fingerprint": plan.fingerprint}
     assert plan.step_of_state(state) == 41
-    with pytest.raises(CheckpointError, match=r"plan.seed: checkpoint 7, this run 8(.|\n)*hold other examples"):
+    with pytest.raises(
+        CheckpointError, match=r"plan.seed: checkpoint 7, this run 8(.|\n)*hold other examples"
+    ):
         plan_of(seed=8).step_of_state(state)
 
 
 def test_a_thousand_tasks_and_a_billion_rows_fit_in_little_time_and_memory() -> None:
-    sizes = {f"task{i}": size for i, size in enumerate((np.random.default_rng(0).dirichlet(np.full(1000, 0.5)) * 1e9).astype(int) + 1)}
+    sizes = {
+        f"task{i}": size
+        for i, size in enumerate(
+            (np.random.default_rng(0).dirichlet(np.full(1000, 0.5)) * 1e9).astype(int) + 1
+        )
+    }
     plan = plan_of(sizes, rates="temperature", examples_per_step=65_536)
     tracemalloc.start()
     start = time.process_time()
@@ -217,14 +261,19 @@ def test_every_order_of_three_rows_is_equally_frequent() -> None:
     orders = permute(np.arange(3)[None, :], size=3, seed=1, epoch=epochs[:, None], stream=5)
     counts = [int((orders == order).all(axis=1).sum()) for order in itertools.permutations(range(3))]
     assert sum(counts) == 6000
-    assert sum((count - 1000) ** 2 / 1000 for count in counts) < 20.5  # chi-square with 5 degrees of freedom, p = 0.001
+    assert (
+        sum((count - 1000) ** 2 / 1000 for count in counts) < 20.5
+    )  # chi-square with 5 degrees of freedom, p = 0.001
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 10, 17, 100, 1000, 4097, 70_000])
 def test_permutations_are_bijections_that_look_shuffled(size: int) -> None:
     positions = np.arange(size)
     orders = [
-        permute(positions, size=size, seed=seed, epoch=epoch, stream=stream) for seed in (0, 1) for epoch in (0, 1) for stream in (0, 1)
+        permute(positions, size=size, seed=seed, epoch=epoch, stream=stream)
+        for seed in (0, 1)
+        for epoch in (0, 1)
+        for stream in (0, 1)
     ]
     for order in orders:
         assert order.dtype == np.int64
@@ -257,7 +306,9 @@ def test_rates_are_the_papers_formulas() -> None:
     sizes = {"a": 100, "b": 10_000}
     for mode, expected in (("proportional", [1 / 101, 100 / 101]), ("temperature", [1 / 11, 10 / 11]), ("cap", [1 / 3, 2 / 3]),
                            ("uniform", [0.5, 0.5]), ("annealed", [1 / 11, 10 / 11]), ({"b": 3, "a": 1}, [0.25, 0.75]), ({"b": 1e308, "a": 1e308}, [0.5, 0.5])):  # fmt: skip
-        np.testing.assert_allclose(task_rates(mode, sizes, temperature=2.0, cap=200, alpha=0.5), expected, rtol=1e-12)
+        np.testing.assert_allclose(
+            task_rates(mode, sizes, temperature=2.0, cap=200, alpha=0.5), expected, rtol=1e-12
+        )
     assert [round(annealed_alpha(e - 1, 5, 0.2), 12) for e in range(1, 6)] == [1.0, 0.8, 0.6, 0.4, 0.2]
 
 
@@ -265,11 +316,17 @@ def test_errors_name_every_problem() -> None:
     assert check_explicit_rates({"mnli": 1.0, "rte": 2.0}, ["rte", "mnli"]) == []
     unknown, negative, missing = check_explicit_rates({"mnil": 1.0, "rte": -1.0}, ["rte", "mnli"])
     assert unknown == "mixture.rates.mnil: no such task in this run; did you mean 'mnli'? (known: mnli, rte)"
-    assert negative == "mixture.rates.rte=-1.0: a rate must be a number > 0; remove the task from 'tasks' to skip it."
+    assert (
+        negative
+        == "mixture.rates.rte=-1.0: a rate must be a number > 0; remove the task from 'tasks' to skip it."
+    )
     assert missing.startswith("mixture.rates: no rate for task 'mnli'; give it one")
     with pytest.raises(ConfigError, match="did you mean 'uniform'"):
         plan_of(rates="unifrom")
-    with pytest.raises(ConfigError, match=r"'a' has no training examples(.|\n)*mixing=mixed(.|\n)*examples_per_step=0(.|\n)*steps=0"):
+    with pytest.raises(
+        ConfigError,
+        match=r"'a' has no training examples(.|\n)*mixing=mixed(.|\n)*examples_per_step=0(.|\n)*steps=0",
+    ):
         plan_of({"a": 0}, mixing="mixed", examples_per_step=0, total_steps=0)
     with pytest.raises(ConfigError, match=r"annealed has no effect with mixture\.mixing=sequential"):
         plan_of(rates="annealed", mixing="sequential")

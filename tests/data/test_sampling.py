@@ -22,7 +22,14 @@ def strata(sizes: tuple[int, ...]) -> np.ndarray:
 
 @pytest.mark.parametrize(
     ("sizes", "fraction", "number"),
-    [(SNLI, 0.001, 549), (SNLI, 0.01, 5_493), (SNLI, 0.1, 54_936), (SCITAIL, 0.001, 23), (SCITAIL, 0.01, 235), (SCITAIL, 0.1, 2_359)],
+    [
+        (SNLI, 0.001, 549),
+        (SNLI, 0.01, 5_493),
+        (SNLI, 0.1, 54_936),
+        (SCITAIL, 0.001, 23),
+        (SCITAIL, 0.01, 235),
+        (SCITAIL, 0.1, 2_359),
+    ],
 )
 def test_samples_have_the_sizes_of_the_paper(sizes: tuple[int, ...], fraction: float, number: int) -> None:
     labels = strata(sizes)
@@ -34,20 +41,29 @@ def test_samples_have_the_sizes_of_the_paper(sizes: tuple[int, ...], fraction: f
 
 def test_every_class_is_in_the_sample() -> None:
     labels = strata((1000, 1, 1))
-    assert np.bincount(labels[choose(labels, fraction=0.01, seed=0, task="t", each_stratum=True)]).tolist() == [8, 1, 1]
-    assert np.bincount(labels[choose(labels, fraction=0.0001, seed=0, task="t", each_stratum=True)]).tolist() == [1, 1, 1]
+    assert np.bincount(
+        labels[choose(labels, fraction=0.01, seed=0, task="t", each_stratum=True)]
+    ).tolist() == [8, 1, 1]
+    assert np.bincount(
+        labels[choose(labels, fraction=0.0001, seed=0, task="t", each_stratum=True)]
+    ).tolist() == [1, 1, 1]
 
 
 def test_the_sample_follows_from_task_and_seed() -> None:
     labels = strata((300, 200))
     drawn = [
-        choose(labels, fraction=0.1, seed=seed, task=task, each_stratum=True) for seed, task in ((1, "a"), (1, "a"), (2, "a"), (1, "b"))
+        choose(labels, fraction=0.1, seed=seed, task=task, each_stratum=True)
+        for seed, task in ((1, "a"), (1, "a"), (2, "a"), (1, "b"))
     ]
     assert drawn[0].tolist() == drawn[1].tolist() == sorted(drawn[0])
     assert len({tuple(sample) for sample in drawn}) == 3
     # Every row as likely as any other: 4,000 draws of 1 of 50, twice the deviation of a fair draw at most.
     hits = np.bincount(
-        [int(choose(strata((50,)), fraction=0.02, seed=seed, task="a", each_stratum=True)[0]) for seed in range(4000)], minlength=50
+        [
+            int(choose(strata((50,)), fraction=0.02, seed=seed, task="a", each_stratum=True)[0])
+            for seed in range(4000)
+        ],
+        minlength=50,
     )
     assert abs(hits.std() - np.sqrt(80 * 0.98)) < 4.5
 
@@ -73,7 +89,9 @@ class Base:
 
 def spec(kind: str) -> TaskSpec:
     labels = ("no", "yes") if kind == "classification" else ()
-    return TaskSpec(name="t", kind=kind, labels=labels, metrics=("accuracy",), splits=BUILTIN_TASKS["cola"].folder)
+    return TaskSpec(
+        name="t", kind=kind, labels=labels, metrics=("accuracy",), splits=BUILTIN_TASKS["cola"].folder
+    )
 
 
 def test_a_sample_is_a_view_of_its_base() -> None:
@@ -97,5 +115,10 @@ def test_scores_are_sampled_over_their_range() -> None:
 
 
 def test_other_kinds_are_sampled_from_all_examples_alike() -> None:
-    sample = sampled(Base(np.full(1000, np.nan, dtype=np.float32)), replace(spec("regression"), kind="span"), fraction=0.05, seed=0)  # type: ignore[arg-type]
+    sample = sampled(
+        Base(np.full(1000, np.nan, dtype=np.float32)),
+        replace(spec("regression"), kind="span"),
+        fraction=0.05,
+        seed=0,
+    )  # type: ignore[arg-type]
     assert sample.num_examples == 50

@@ -27,11 +27,17 @@ LABELS = ("negative", "positive")
 
 
 def read(
-    source: Source, *, kind: Kind = "classification", labels: tuple[str, ...] = LABELS, on_bad_row: Literal["refuse", "skip"] = "refuse"
+    source: Source,
+    *,
+    kind: Kind = "classification",
+    labels: tuple[str, ...] = LABELS,
+    on_bad_row: Literal["refuse", "skip"] = "refuse",
 ) -> tuple[list[CheckedRow], dict[str, int]]:
     skipped: Counter[str] = Counter()
     spec = TaskSpec(name="mine", kind=kind, labels=labels, metrics=(), splits={"train": source})
-    return list(checked_rows(source, texts_and_label(spec, source), on_bad_row=on_bad_row, skipped=skipped)), dict(skipped)
+    return list(
+        checked_rows(source, texts_and_label(spec, source), on_bad_row=on_bad_row, skipped=skipped)
+    ), dict(skipped)
 
 
 def refusal(source: Source, **options: Any) -> str:
@@ -86,7 +92,9 @@ REAL_FILES = {
 
 
 def real_source(shared_data: Path, task: str, split: str) -> Source:
-    folder = {"snli": shared_data / "SNLI", "scitail": shared_data / "SciTail" / "tsv_format"}.get(task, shared_data / "glue")
+    folder = {"snli": shared_data / "SNLI", "scitail": shared_data / "SciTail" / "tsv_format"}.get(
+        task, shared_data / "glue"
+    )
     source = BUILTIN_TASKS[task].folder[split]
     return replace(source, path=str(folder / source.path))
 
@@ -106,7 +114,10 @@ def test_real_files_parse_in_full(task: str, split: str, shared_data: Path) -> N
         assert all(0 <= row.label <= 5 for row in rows) and len({row.label for row in rows}) > 50
     # The number of a row is the line an editor shows.
     lines = Path(source.path).read_text(encoding="utf-8").split("\n")
-    assert all(row.texts[0] in lines[row.number - 1] and row.texts[-1] in lines[row.number - 1] for row in rows[:: num_rows // 50])
+    assert all(
+        row.texts[0] in lines[row.number - 1] and row.texts[-1] in lines[row.number - 1]
+        for row in rows[:: num_rows // 50]
+    )
 
 
 def test_mrpc_quotes_and_bom_are_read_as_they_are(shared_data: Path) -> None:
@@ -122,17 +133,22 @@ def test_mrpc_quotes_and_bom_are_read_as_they_are(shared_data: Path) -> None:
 
 
 def test_mnli_label_is_found_by_name_beside_five_annotators(tmp_path: Path) -> None:
-    header = (
-        "index\tpromptID\tpairID\tgenre\ts1b\ts2b\ts1p\ts2p\tsentence1\tsentence2\tlabel1\tlabel2\tlabel3\tlabel4\tlabel5\tgold_label\n"
-    )
+    header = "index\tpromptID\tpairID\tgenre\ts1b\ts2b\ts1p\ts2p\tsentence1\tsentence2\tlabel1\tlabel2\tlabel3\tlabel4\tlabel5\tgold_label\n"
     row = "0\t-\t-\t-\t-\t-\t-\t-\tA\tB\tentailment\tneutral\tneutral\tentailment\tcontradiction\tneutral\n"
-    source = text_file(tmp_path / "dev.tsv", header + row, text_columns=("sentence1", "sentence2"), label_column="gold_label")
+    source = text_file(
+        tmp_path / "dev.tsv", header + row, text_columns=("sentence1", "sentence2"), label_column="gold_label"
+    )
     assert read(source, labels=BUILTIN_TASKS["mnli"].labels)[0] == [CheckedRow(2, ("A", "B"), 1.0)]
 
 
 def test_rows_without_gold_label_are_left_out_and_counted(tmp_path: Path) -> None:
-    source = text_file(tmp_path / "a.tsv", "text\tlabel\nA\t-\nB\tneutral\nC\t-1\n", label_words={"-": "", "-1": ""})
-    assert read(source, labels=BUILTIN_TASKS["snli"].labels) == ([CheckedRow(3, ("B",), 1.0)], {"no gold label": 2})
+    source = text_file(
+        tmp_path / "a.tsv", "text\tlabel\nA\t-\nB\tneutral\nC\t-1\n", label_words={"-": "", "-1": ""}
+    )
+    assert read(source, labels=BUILTIN_TASKS["snli"].labels) == (
+        [CheckedRow(3, ("B",), 1.0)],
+        {"no gold label": 2},
+    )
 
 
 ROWS = [("fine film", "positive"), ('she said "no", twice', "negative"), ("línea\u2028dos, fin", "positive")]
@@ -141,16 +157,27 @@ ROWS = [("fine film", "positive"), ('she said "no", twice', "negative"), ("líne
 def test_formats_give_the_same_rows(tmp_path: Path) -> None:
     quoted = [text.replace('"', '""') for text, _ in ROWS]
     csv = text_file(
-        tmp_path / "a.csv", "label,text\r\n" + "".join(f'{label},"{text}"\r\n' for text, (_, label) in zip(quoted, ROWS, strict=True))
+        tmp_path / "a.csv",
+        "label,text\r\n"
+        + "".join(f'{label},"{text}"\r\n' for text, (_, label) in zip(quoted, ROWS, strict=True)),
     )
-    tsv = text_file(tmp_path / "a.tsv", "\ufefflabel\ttext\n" + "".join(f"{label}\t{text}\n" for text, label in ROWS) + "\n\n")
+    tsv = text_file(
+        tmp_path / "a.tsv",
+        "\ufefflabel\ttext\n" + "".join(f"{label}\t{text}\n" for text, label in ROWS) + "\n\n",
+    )
     jsonl = text_file(
-        tmp_path / "a.jsonl", "".join(json.dumps({"text": text, "label": label}, ensure_ascii=False) + "\n" for text, label in ROWS)
+        tmp_path / "a.jsonl",
+        "".join(
+            json.dumps({"text": text, "label": label}, ensure_ascii=False) + "\n" for text, label in ROWS
+        ),
     )
     pq.write_table(
-        pa.table({"label": [LABELS.index(label) for _, label in ROWS], "text": [text for text, _ in ROWS]}), tmp_path / "a.parquet"
+        pa.table({"label": [LABELS.index(label) for _, label in ROWS], "text": [text for text, _ in ROWS]}),
+        tmp_path / "a.parquet",
     )
-    parquet = Source(format="parquet", path=str(tmp_path / "a.parquet"), text_columns=("text",), label_column="label")
+    parquet = Source(
+        format="parquet", path=str(tmp_path / "a.parquet"), text_columns=("text",), label_column="label"
+    )
     expected = [((text,), float(LABELS.index(label))) for text, label in ROWS]
     for source, first_number in ((csv, 2), (tsv, 2), (jsonl, 1), (parquet, 1)):
         rows, _ = read(source)
@@ -167,7 +194,9 @@ def test_quoted_record_over_two_lines_is_numbered_by_its_first(tmp_path: Path) -
 
 
 def test_every_bad_row_is_named_with_its_reason(tmp_path: Path) -> None:
-    content = b"text\tlabel\ngood\tpositive\n\tpositive\nx\tpositiv\ny\t\nz\na\tb\tc\n\xff\tpositive\n\ng\t2\n"
+    content = (
+        b"text\tlabel\ngood\tpositive\n\tpositive\nx\tpositiv\ny\t\nz\na\tb\tc\n\xff\tpositive\n\ng\t2\n"
+    )
     source = text_file(tmp_path / "a.tsv", content)
     assert refusal(source) == (
         f"{tmp_path}/a.tsv: 8 of 9 rows cannot be used; mend them, or leave them out with data.on_bad_row: skip\n"
@@ -196,7 +225,9 @@ def test_every_bad_row_is_named_with_its_reason(tmp_path: Path) -> None:
 def test_ten_bad_rows_are_listed_and_the_rest_counted(tmp_path: Path) -> None:
     message = refusal(text_file(tmp_path / "a.tsv", "text\tlabel\n" + "x\tno\n" * 1234))
     lines = message.split("\n")
-    assert lines[0].endswith("a.tsv: 1,234 of 1,234 rows cannot be used; mend them, or leave them out with data.on_bad_row: skip")
+    assert lines[0].endswith(
+        "a.tsv: 1,234 of 1,234 rows cannot be used; mend them, or leave them out with data.on_bad_row: skip"
+    )
     assert lines[10].startswith("  line 11: ") and lines[11:] == ["  ... and 1,224 more"]
 
 
@@ -237,7 +268,9 @@ def test_bad_json_rows(tmp_path: Path) -> None:
 
 def test_open_csv_quote_is_found(tmp_path: Path) -> None:
     message = refusal(text_file(tmp_path / "a.csv", 'text,label\nx,positive\n"open,positive\ny,positive\n'))
-    assert message.endswith("\n  line 3: not valid CSV (unexpected end of data); is a double quote left open?")
+    assert message.endswith(
+        "\n  line 3: not valid CSV (unexpected end of data); is a double quote left open?"
+    )
 
 
 @pytest.mark.parametrize("on_bad_row", ["refuse", "skip"])
@@ -249,22 +282,37 @@ def test_open_csv_quote_is_found(tmp_path: Path) -> None:
         (b"text\tlabl\nx\t1\n", "{path}: no column 'label'; did you mean 'labl'? (known: labl, text)"),
         (b"text\tlabel\tlabel\nx\t1\t0\n", "{path}: column 'label' stands twice"),
         ("text\tlabel\nx\t1\n".encode("utf-16"), "{path}: is UTF-16; save it as UTF-8"),
-        (b"text\xff\tlabel\nx\t1\n", "{path}: line 1, the header: not valid UTF-8; convert the file, e.g. with iconv -t UTF-8"),
+        (
+            b"text\xff\tlabel\nx\t1\n",
+            "{path}: line 1, the header: not valid UTF-8; convert the file, e.g. with iconv -t UTF-8",
+        ),
     ],
 )
-def test_a_file_wrong_as_a_whole_is_refused_in_either_mode(content: bytes, expected: str, on_bad_row: str, tmp_path: Path) -> None:
-    assert refusal(text_file(tmp_path / "a.tsv", content), on_bad_row=on_bad_row) == expected.format(path=tmp_path / "a.tsv")
+def test_a_file_wrong_as_a_whole_is_refused_in_either_mode(
+    content: bytes, expected: str, on_bad_row: str, tmp_path: Path
+) -> None:
+    assert refusal(text_file(tmp_path / "a.tsv", content), on_bad_row=on_bad_row) == expected.format(
+        path=tmp_path / "a.tsv"
+    )
 
 
 def test_skipping_every_row_is_refused(tmp_path: Path) -> None:
     source = text_file(tmp_path / "a.tsv", "text\tlabel\nx\tno\n\tpositive\n")
-    assert refusal(source, on_bad_row="skip") == f"{tmp_path}/a.tsv: no usable row (1 left out: empty text; 1 left out: unknown label)"
+    assert (
+        refusal(source, on_bad_row="skip")
+        == f"{tmp_path}/a.tsv: no usable row (1 left out: empty text; 1 left out: unknown label)"
+    )
 
 
 def test_columns_by_number(tmp_path: Path) -> None:
-    source = text_file(tmp_path / "a.tsv", "1\tx\ty\n0\tz\tw\n", text_columns=("1", "-1"), label_column="0", header=False)
+    source = text_file(
+        tmp_path / "a.tsv", "1\tx\ty\n0\tz\tw\n", text_columns=("1", "-1"), label_column="0", header=False
+    )
     assert read(source)[0] == [CheckedRow(1, ("x", "y"), 1.0), CheckedRow(2, ("z", "w"), 0.0)]
-    assert refusal(replace(source, label_column="3")) == f"{tmp_path}/a.tsv: no column 3; its lines have 3 fields, numbered from 0"
+    assert (
+        refusal(replace(source, label_column="3"))
+        == f"{tmp_path}/a.tsv: no column 3; its lines have 3 fields, numbered from 0"
+    )
 
 
 @pytest.mark.parametrize(
@@ -275,7 +323,9 @@ def test_columns_by_number(tmp_path: Path) -> None:
         (("1", "0"), ["0", "1"], [1, 0]),
     ],
 )
-def test_labels_by_name_or_id(labels: tuple[str, ...], cells: list[str], expected: list[int], tmp_path: Path) -> None:
+def test_labels_by_name_or_id(
+    labels: tuple[str, ...], cells: list[str], expected: list[int], tmp_path: Path
+) -> None:
     source = text_file(tmp_path / "a.tsv", "text\tlabel\n" + "".join(f"x\t{cell}\n" for cell in cells))
     assert [row.label for row in read(source, labels=labels)[0]] == expected
 
@@ -287,11 +337,16 @@ def test_an_id_is_not_taken_where_names_are_numbers(tmp_path: Path) -> None:
 
 def test_parquet_ids_floats_and_nulls(tmp_path: Path) -> None:
     pq.write_table(pa.table({"text": ["a", "b", "c"], "label": [1.0, 0.0, None]}), tmp_path / "a.parquet")
-    source = Source(format="parquet", path=str(tmp_path / "a.parquet"), text_columns=("text",), label_column="label")
+    source = Source(
+        format="parquet", path=str(tmp_path / "a.parquet"), text_columns=("text",), label_column="label"
+    )
     rows, skipped = read(source, on_bad_row="skip")
     assert ([row.label for row in rows], skipped) == ([1.0, 0.0], {"missing label": 1})
     assert refusal(source).endswith("\n  row 3: the label is missing")
-    assert refusal(replace(source, text_columns=("txt",))) == f"{source.path}: no column 'txt'; did you mean 'text'? (known: label, text)"
+    assert (
+        refusal(replace(source, text_columns=("txt",)))
+        == f"{source.path}: no column 'txt'; did you mean 'text'? (known: label, text)"
+    )
     Path(source.path).write_bytes(b"PAR1 no")
     assert refusal(source).startswith(f"{source.path}: is not a readable parquet file (")
 
@@ -300,12 +355,23 @@ def test_class_label_columns_are_read_by_name(tmp_path: Path, monkeypatch: pytes
     import datasets
 
     # The dataset's own order of names is the reverse of the task's.
-    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["positive", "negative"])})
+    features = datasets.Features(
+        {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["positive", "negative"])}
+    )
     dataset = datasets.Dataset.from_dict({"text": ["a", "b", "c"], "label": [0, 1, -1]}, features=features)
     datasets.DatasetDict({"train": dataset}).save_to_disk(str(tmp_path / "saved"))
-    saved = Source(format="datasets", path=str(tmp_path / "saved"), split="train", text_columns=("text",), label_column="label")
+    saved = Source(
+        format="datasets",
+        path=str(tmp_path / "saved"),
+        split="train",
+        text_columns=("text",),
+        label_column="label",
+    )
     words = {"-1": ""}
-    assert read(replace(saved, label_words=words)) == ([CheckedRow(1, ("a",), 1.0), CheckedRow(2, ("b",), 0.0)], {"no gold label": 1})
+    assert read(replace(saved, label_words=words)) == (
+        [CheckedRow(1, ("a",), 1.0), CheckedRow(2, ("b",), 0.0)],
+        {"no gold label": 1},
+    )
     assert refusal(saved).endswith("\n  row 3: unknown label -1; (known: negative, positive)")
 
     # load_dataset reads a local folder by the very same path as a hub repository.
@@ -344,7 +410,9 @@ def test_quickstart_rows_are_valid_distinct_and_balanced(task: str) -> None:
     dev, _ = read(spec.remote["dev"], kind=spec.kind, labels=spec.labels)
     texts = [row.texts for row in train + dev]
     assert skipped == {} and len(set(texts)) == len(texts)
-    assert len(train) == (80 if task == "quickstart_similarity" else 1500 if task == "quickstart_sentiment" else 2000)
+    assert len(train) == (
+        80 if task == "quickstart_similarity" else 1500 if task == "quickstart_sentiment" else 2000
+    )
     assert max(len(" ".join(row).split()) for row in texts) <= 36
     if spec.labels:
         counts = Counter(row.label for row in dev)
@@ -355,7 +423,10 @@ def test_quickstart_rows_are_valid_distinct_and_balanced(task: str) -> None:
 
 def test_quickstart_bytes_are_pinned() -> None:
     rows = [generated.generate(task, split) for task in QUICKSTART for split in ("train", "dev")]
-    assert hashlib.sha256(json.dumps(rows).encode()).hexdigest() == "dce14cdc91d0182c53d5063764cc8db9391a6c8f5f03d131c70862922a844735"
+    assert (
+        hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+        == "dce14cdc91d0182c53d5063764cc8db9391a6c8f5f03d131c70862922a844735"
+    )
 
 
 def test_unknown_generator_names_are_refused() -> None:

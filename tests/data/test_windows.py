@@ -20,7 +20,9 @@ from mtdnn_ds.tasks.layout import ANSWER_TYPES
 
 
 def made(spec: Any, encoder: Path, cache: Path, max_length: int, split: str = "train") -> Any:
-    prepared = prepare([spec], tokenizer_path=str(encoder), cache_dir=str(cache), splits=[split], say=lambda text: None)
+    prepared = prepare(
+        [spec], tokenizer_path=str(encoder), cache_dir=str(cache), splits=[split], say=lambda text: None
+    )
     return make_examples(spec, prepared[spec.name][split], max_length=max_length)
 
 
@@ -34,7 +36,8 @@ def sequences(examples: Examples) -> list[tuple[list[int], list[int], list[float
     for example, end, length in zip(order, ends, gathered.lengths, strict=True):
         here = slice(end - length, end)
         result[example] = tuple(
-            values[here].tolist() for values in (gathered.input_ids, gathered.token_type_ids, gathered.targets[0].labels)
+            values[here].tolist()
+            for values in (gathered.input_ids, gathered.token_type_ids, gathered.targets[0].labels)
         )
     return result
 
@@ -47,7 +50,9 @@ def test_windows_and_labels_equal_transformers_on_real_questions(
     data["data"] = [{"title": "x", "paragraphs": article["paragraphs"][:6]} for article in data["data"]]
     path = write(tmp_path / "train.json", data)
     settings = {} if stride is None else {"stride": stride}
-    ours = sequences(made(span_task(path, null_threshold=0.0, **settings), minilm, tmp_path / "cache", max_length))
+    ours = sequences(
+        made(span_task(path, null_threshold=0.0, **settings), minilm, tmp_path / "cache", max_length)
+    )
     tokenizer = load_tokenizer(str(minilm))
     theirs = []
     for article in data["data"]:
@@ -72,15 +77,29 @@ def test_windows_of_byte_level_tokens_equal_transformers(tmp_path: Path) -> None
         {"question": text, "answers": [{"text": text, "answer_start": context.index(text)}]}
         for text in ("Größe", "🙂", "🙂🙂 und L", "🙂.")
     ]
-    examples = made(span_task(write(tmp_path / "train.json", squad(*asked, context=context)), stride=10), encoder, tmp_path / "cache", 64)
+    examples = made(
+        span_task(write(tmp_path / "train.json", squad(*asked, context=context)), stride=10),
+        encoder,
+        tmp_path / "cache",
+        64,
+    )
     tokenizer = load_tokenizer(str(encoder))
     ours, theirs = [ids for ids, _, _ in sequences(examples)], []
     for each in asked:
-        encoded = tokenizer(each["question"], context, truncation="only_second", max_length=64, stride=10, return_overflowing_tokens=True)
+        encoded = tokenizer(
+            each["question"],
+            context,
+            truncation="only_second",
+            max_length=64,
+            stride=10,
+            return_overflowing_tokens=True,
+        )
         theirs += encoded["input_ids"]
     assert ours == theirs and len(ours) > 8
     starts, ends = examples.windows.characters_of(np.arange(4), *examples.answers)
-    assert [context[start:end] for start, end in zip(starts, ends, strict=True)] == [each["question"] for each in asked]
+    assert [context[start:end] for start, end in zip(starts, ends, strict=True)] == [
+        each["question"] for each in asked
+    ]
 
 
 def labels_as_run_qa(encoded: Any, window: int, answers: list[dict[str, Any]]) -> list[float]:
@@ -102,18 +121,29 @@ def labels_as_run_qa(encoded: Any, window: int, answers: list[dict[str, Any]]) -
 def test_a_long_question_is_cut_to_half_the_room(minilm: Path, tmp_path: Path) -> None:
     long = " ".join(["why"] * 50)
     asked = [{"question": long, "answers": [{"text": "1843", "answer_start": 31}]}]
-    (window,) = sequences(made(span_task(write(tmp_path / "train.json", squad(*asked))), minilm, tmp_path / "cache", 31))
+    (window,) = sequences(
+        made(span_task(write(tmp_path / "train.json", squad(*asked))), minilm, tmp_path / "cache", 31)
+    )
     tokenizer = load_tokenizer(str(minilm))
     # 28 tokens of room: 14 of the question, and all 9 of the context.
-    assert tokenizer.decode(window[0]) == "[CLS] " + " ".join(["why"] * 14) + " [SEP] ada wrote the first program in 1843. [SEP]"
+    assert (
+        tokenizer.decode(window[0])
+        == "[CLS] " + " ".join(["why"] * 14) + " [SEP] ada wrote the first program in 1843. [SEP]"
+    )
     talk = {"id": "s", "story": "Ada wrote.", "questions": [{"input_text": f"{long} Who?"}]}
     talk["answers"] = [{"span_start": 0, "span_end": 3, "span_text": "Ada", "input_text": "Ada"}]
-    (window,) = sequences(made(talk_task(write(tmp_path / "talk.json", {"data": [talk]})), minilm, tmp_path / "cache", 31))
-    assert tokenizer.decode(window[0]).startswith("[CLS] " + " ".join(["why"] * 12) + " who? [SEP]")  # the question itself stays
+    (window,) = sequences(
+        made(talk_task(write(tmp_path / "talk.json", {"data": [talk]})), minilm, tmp_path / "cache", 31)
+    )
+    assert tokenizer.decode(window[0]).startswith(
+        "[CLS] " + " ".join(["why"] * 12) + " who? [SEP]"
+    )  # the question itself stays
 
 
 def test_a_stride_that_does_not_fit_is_refused(minilm: Path, tmp_path: Path) -> None:
-    path = write(tmp_path / "train.json", squad({"question": "Who?", "answers": [{"text": "Ada", "answer_start": 0}]}))
+    path = write(
+        tmp_path / "train.json", squad({"question": "Who?", "answers": [{"text": "Ada", "answer_start": 0}]})
+    )
     with pytest.raises(ConfigError) as caught:
         made(span_task(path, stride=63), minilm, tmp_path / "cache", 128)
     assert str(caught.value) == (
@@ -122,8 +152,14 @@ def test_a_stride_that_does_not_fit_is_refused(minilm: Path, tmp_path: Path) -> 
 
 
 def test_unanswerable_questions_need_a_threshold(minilm: Path, tmp_path: Path) -> None:
-    asked = [{"question": "Who?", "answers": [{"text": "Ada", "answer_start": 0}]}, {"question": "Where?", "answers": []}]
-    with pytest.raises(ConfigError, match=r"^tasks.mine.null_threshold: missing; 1 of 2 questions of train have no answer, and without"):
+    asked = [
+        {"question": "Who?", "answers": [{"text": "Ada", "answer_start": 0}]},
+        {"question": "Where?", "answers": []},
+    ]
+    with pytest.raises(
+        ConfigError,
+        match=r"^tasks.mine.null_threshold: missing; 1 of 2 questions of train have no answer, and without",
+    ):
         made(span_task(write(tmp_path / "train.json", squad(*asked))), minilm, tmp_path / "cache", 64)
 
 
@@ -131,8 +167,16 @@ def test_characters_are_those_of_the_original_context(minilm: Path, tmp_path: Pa
     """Accents, capitals, emoji of two code units and control characters, which the tokenizer changes or drops."""
     context = "Größe: \U0001f600\x00 L'École\u200d  Normale — fondée en 1794."
     answers = ["L'École\u200d  Normale", "\U0001f600", "1794."]
-    asked = [{"question": "?", "answers": [{"text": text, "answer_start": context.index(text)}]} for text in answers]
-    examples = made(span_task(write(tmp_path / "train.json", squad(*asked, context=context))), minilm, tmp_path / "cache", 64)
+    asked = [
+        {"question": "?", "answers": [{"text": text, "answer_start": context.index(text)}]}
+        for text in answers
+    ]
+    examples = made(
+        span_task(write(tmp_path / "train.json", squad(*asked, context=context))),
+        minilm,
+        tmp_path / "cache",
+        64,
+    )
     starts, ends = examples.windows.characters_of(np.arange(3), *examples.answers)
     assert [context[start:end] for start, end in zip(starts, ends, strict=True)] == answers
 
@@ -149,9 +193,17 @@ def test_the_best_span_by_hand() -> None:
     offsets, starts, lengths = np.array([0, 8, 14, 18]), np.array([3, 3, 3]), np.array([4, 2, 0])
     best = best_spans(scores, offsets, starts, lengths, max_answer_tokens=30)
     # 5 + 9 = 14 from token 1 to 3; 1 + 7 = 8 for token 0 alone: 4 + 7 would end before it starts.
-    assert (best.first.tolist(), best.last.tolist(), best.scores.tolist()) == ([1, 0, -1], [3, 0, -1], [14, 8, -np.inf])
+    assert (best.first.tolist(), best.last.tolist(), best.scores.tolist()) == (
+        [1, 0, -1],
+        [3, 0, -1],
+        [14, 8, -np.inf],
+    )
     short = best_spans(scores, offsets, starts, lengths, max_answer_tokens=2)
-    assert (short.first.tolist()[:2], short.last.tolist()[:2], short.scores.tolist()[:2]) == ([3, 0], [3, 0], [11, 8])
+    assert (short.first.tolist()[:2], short.last.tolist()[:2], short.scores.tolist()[:2]) == (
+        [3, 0],
+        [3, 0],
+        [11, 8],
+    )
     with pytest.raises(TrainingError, match="not finite: the model has diverged"):
         best_spans(np.where(scores == 9, np.nan, scores), offsets, starts, lengths, 30)
 
@@ -175,7 +227,9 @@ def test_the_first_of_equal_windows_is_taken() -> None:
 
 def outputs(rows: list[list[tuple[float, float]]]) -> TermOutputs:
     values = np.array([pair for window in rows for pair in window], dtype=np.float32)
-    return TermOutputs(values=values, labels=np.zeros(len(values), np.float32), offsets=np.cumsum([0, *map(len, rows)]))
+    return TermOutputs(
+        values=values, labels=np.zeros(len(values), np.float32), offsets=np.cumsum([0, *map(len, rows)])
+    )
 
 
 def scored(examples: Any, spans: list[dict[str, tuple[int, int, float]]]) -> TermOutputs:
@@ -196,7 +250,10 @@ def scored(examples: Any, spans: list[dict[str, tuple[int, int, float]]]) -> Ter
 def test_a_question_is_answered_from_all_its_windows(minilm: Path, tmp_path: Path) -> None:
     context = "One two three four five six seven eight nine ten eleven twelve thirteen fourteen."
     asked = [
-        {"question": "A?", "answers": [{"text": "two", "answer_start": 4}, {"text": "One two", "answer_start": 0}]},
+        {
+            "question": "A?",
+            "answers": [{"text": "two", "answer_start": 4}, {"text": "One two", "answer_start": 0}],
+        },
         {"question": "B?", "answers": []},
     ]
     path = write(tmp_path / "train.json", squad(*asked, context=context))
@@ -222,7 +279,10 @@ def test_a_conversation_is_answered_from_its_most_knowing_window(minilm: Path, t
         "id": "s",
         "story": context,
         "questions": [{"input_text": "A?"}] * 3,
-        "answers": [{"input_text": text, "span_start": start, "span_end": end} for text, (start, end) in zip(answers, spans, strict=True)],
+        "answers": [
+            {"input_text": text, "span_start": start, "span_end": end}
+            for text, (start, end) in zip(answers, spans, strict=True)
+        ],
     }
     spec = talk_task(write(tmp_path / "train.json", {"data": [talk]}), stride=2, history_turns=0)
     examples = made(spec, minilm, tmp_path / "cache", 14)
@@ -231,7 +291,14 @@ def test_a_conversation_is_answered_from_its_most_knowing_window(minilm: Path, t
     assert examples.types_E.tolist() == [span, unknown, yes, unknown, unknown, unknown]
     labels = [window[2] for window in sequences(examples)]
     # "two" is the context's second token, behind CLS, "a", "?", SEP; yes has no span; where there is none, both are CLS.
-    assert [(window.index(max(window)), max(window)) for window in labels] == [(5, 3.0), (0, 3.0), (0, 3.0), (0, 3.0), (0, 3.0), (0, 3.0)]
+    assert [(window.index(max(window)), max(window)) for window in labels] == [
+        (5, 3.0),
+        (0, 3.0),
+        (0, 3.0),
+        (0, 3.0),
+        (0, 3.0),
+        (0, 3.0),
+    ]
     type_scores = np.array(
         [
             [0, 0, 0, 1],  # log-odds against unknown: log 3 - 1
@@ -246,7 +313,11 @@ def test_a_conversation_is_answered_from_its_most_knowing_window(minilm: Path, t
     types = TermOutputs(values=type_scores, labels=np.zeros(6, np.float32), offsets=np.arange(7))
     wanted: list[dict[str, Any]] = [{}, {}, {"span": (1, 2, 1.0)}, {"span": (3, 3, 9.0)}, {}, {}]
     decoded = examples.decode([scored(examples, wanted), types])
-    assert decoded.predictions == ["no", "two three", "unknown"]  # the second's span is of its own window, though another's is higher
+    assert decoded.predictions == [
+        "no",
+        "two three",
+        "unknown",
+    ]  # the second's span is of its own window, though another's is higher
     assert decoded.references == [["two"], ["Yes"], ["unknown"]]
 
 
@@ -256,7 +327,9 @@ def test_quac_answers_are_always_pieces_of_the_text(shared_data: Path, minilm: P
     spans = scored(examples, [{"span": (0, 2, 1.0)}] * examples.num_examples)
     kinds = np.zeros((examples.num_examples, 4), dtype=np.float32)
     kinds[:, ANSWER_TYPES.index("yes")] = 2
-    types = TermOutputs(values=kinds, labels=np.zeros(len(kinds), np.float32), offsets=np.arange(len(kinds) + 1))
+    types = TermOutputs(
+        values=kinds, labels=np.zeros(len(kinds), np.float32), offsets=np.arange(len(kinds) + 1)
+    )
     assert examples.decode([spans, types]).predictions[0] == "In May 1983"
     kinds[:, ANSWER_TYPES.index("unknown")] = 3
     assert set(examples.decode([spans, types]).predictions) == {"CANNOTANSWER"}

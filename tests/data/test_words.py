@@ -29,13 +29,30 @@ SENTENCES = [
 ]
 
 
-def examples_of(folder: Path, encoder: Path, sentences: list[Any] = SENTENCES, *, max_length: int = 128, labelled: bool = True) -> Any:
+def examples_of(
+    folder: Path,
+    encoder: Path,
+    sentences: list[Any] = SENTENCES,
+    *,
+    max_length: int = 128,
+    labelled: bool = True,
+) -> Any:
     folder.mkdir(exist_ok=True)
     file = folder / "rows.jsonl"
     file.write_text("".join(json.dumps({"words": words, "tags": tags}) + "\n" for words, tags in sentences))
-    source = Source(format="jsonl", path=str(file), text_columns=("words",), label_column="tags" if labelled else None)
-    spec = TaskSpec(name="ner", kind="token_classification", labels=LABELS, metrics=("entity_f1",), splits={"train": source})
-    split = prepare([spec], tokenizer_path=str(encoder), cache_dir=str(folder / "cache"), say=lambda text: None)["ner"]["train"]
+    source = Source(
+        format="jsonl", path=str(file), text_columns=("words",), label_column="tags" if labelled else None
+    )
+    spec = TaskSpec(
+        name="ner",
+        kind="token_classification",
+        labels=LABELS,
+        metrics=("entity_f1",),
+        splits={"train": source},
+    )
+    split = prepare(
+        [spec], tokenizer_path=str(encoder), cache_dir=str(folder / "cache"), say=lambda text: None
+    )["ner"]["train"]
     return make_examples(spec, split, max_length=max_length)
 
 
@@ -50,9 +67,13 @@ def sequences_and_labels(gathered: Gathered) -> list[tuple[list[int], list[float
     ]
 
 
-def theirs(tokenizer: Any, words: list[str], tags: list[int], max_length: int) -> tuple[list[int], list[float | None]]:
+def theirs(
+    tokenizer: Any, words: list[str], tags: list[int], max_length: int
+) -> tuple[list[int], list[float | None]]:
     """Labels on the first piece of each word, as in transformers' run_ner.py."""
-    encoded = tokenizer(words, is_split_into_words=True, truncation=True, max_length=max_length, padding=False)
+    encoded = tokenizer(
+        words, is_split_into_words=True, truncation=True, max_length=max_length, padding=False
+    )
     labels: list[float | None] = []
     before = None
     for word in encoded.word_ids():
@@ -78,7 +99,9 @@ def test_sequences_and_labels_equal_transformers(max_length: int, tmp_path: Path
 
 def test_real_sentences_equal_transformers(tmp_path: Path, minilm: Path, shared_data: Path) -> None:
     lines = (shared_data / "WNUT17" / "dev.conll").read_text(encoding="utf-8").strip().split("\n\n")[:200]
-    sentences = [([line.split("\t")[0] for line in part.split("\n")], [0] * len(part.split("\n"))) for part in lines]
+    sentences = [
+        ([line.split("\t")[0] for line in part.split("\n")], [0] * len(part.split("\n"))) for part in lines
+    ]
     examples = examples_of(tmp_path, minilm, sentences, max_length=32)
     assert examples.num_examples == 200
     tokenizer = load_tokenizer(str(minilm))
@@ -95,7 +118,9 @@ def byte_level_tokenizer(folder: Path, *, add_prefix_space: bool) -> Path:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=400, special_tokens=["<s>", "<pad>", "</s>", "<unk>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+        vocab_size=400,
+        special_tokens=["<s>", "<pad>", "</s>", "<unk>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     )
     tokenizer.train_from_iterator([" ".join(words) for words, _ in SENTENCES] * 3, trainer)
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space)
@@ -103,7 +128,12 @@ def byte_level_tokenizer(folder: Path, *, add_prefix_space: bool) -> Path:
         single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
     )
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<s>", cls_token="<s>", sep_token="</s>", pad_token="<pad>", unk_token="<unk>"
+        tokenizer_object=tokenizer,
+        bos_token="<s>",
+        cls_token="<s>",
+        sep_token="</s>",
+        pad_token="<pad>",
+        unk_token="<unk>",
     )
     fast.save_pretrained(folder)
     return folder
@@ -114,7 +144,9 @@ def test_byte_level_bpe_cuts_words_as_inside_a_text(add_prefix_space: bool, tmp_
     folder = byte_level_tokenizer(tmp_path / "bpe", add_prefix_space=add_prefix_space)
     assert word_prefix(load_tokenizer(str(folder))) == ("" if add_prefix_space else " ")
     sentences = [(["Eli", "sings", "in", "Bad-Ems"], [1, 0, 0, 1]), (["End"], [0])]
-    ours = sequences_and_labels(examples_of(tmp_path / "data", folder, sentences).gather(np.arange(2), np.zeros(2, dtype=np.int64)))
+    ours = sequences_and_labels(
+        examples_of(tmp_path / "data", folder, sentences).gather(np.arange(2), np.zeros(2, dtype=np.int64))
+    )
     with_prefix = load_tokenizer(str(byte_level_tokenizer(tmp_path / "reference", add_prefix_space=True)))
     assert ours == [theirs(with_prefix, words, tags, 128) for words, tags in sentences]
 
@@ -123,26 +155,46 @@ def test_a_tokenizer_that_does_not_cut_words_is_refused() -> None:
     from tokenizers import Tokenizer, models
     from transformers import PreTrainedTokenizerFast
 
-    whole_texts = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"<unk>": 0}, unk_token="<unk>")))
-    with pytest.raises(ConfigError, match=r"^encoder.tokenizer: cuts 'a b' into other tokens than its words, so words cannot be labelled"):
+    whole_texts = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.WordLevel({"<unk>": 0}, unk_token="<unk>"))
+    )
+    with pytest.raises(
+        ConfigError,
+        match=r"^encoder.tokenizer: cuts 'a b' into other tokens than its words, so words cannot be labelled",
+    ):
         word_prefix(whole_texts)
 
 
 def outputs_for(examples: WordExamples, tags: list[int]) -> TermOutputs:
     """A model that answers `tags`, one for each supervised word."""
-    labels = examples.gather(np.arange(examples.num_examples), np.zeros(examples.num_examples, dtype=np.int64)).targets[0].labels
-    return TermOutputs(values=np.eye(len(LABELS), dtype=np.float32)[tags], labels=labels, offsets=np.zeros(1, dtype=np.int64))
+    labels = (
+        examples.gather(np.arange(examples.num_examples), np.zeros(examples.num_examples, dtype=np.int64))
+        .targets[0]
+        .labels
+    )
+    return TermOutputs(
+        values=np.eye(len(LABELS), dtype=np.float32)[tags], labels=labels, offsets=np.zeros(1, dtype=np.int64)
+    )
 
 
 def test_words_without_a_token_and_words_cut_off_count_as_o(tmp_path: Path, minilm: Path) -> None:
-    sentences = [(["\u200b"], [1]), (["Eli", "sings", "in", "a", "red", "\u200b", "coat", "at", "night"], [1, 2, 0, 0, 0, 1, 2, 0, 1])]
+    sentences = [
+        (["\u200b"], [1]),
+        (["Eli", "sings", "in", "a", "red", "\u200b", "coat", "at", "night"], [1, 2, 0, 0, 0, 1, 2, 0, 1]),
+    ]
     examples = examples_of(tmp_path, minilm, sentences, max_length=8)  # six tokens: Eli sings in a red coat
     decoded = examples.decode([outputs_for(examples, [1, 2, 0, 0, 0, 2])])
     assert decoded.predictions == [["O"], ["B-x", "I-x", "O", "O", "O", "O", "I-x", "O", "O"]]
     assert decoded.references == [["B-x"], ["B-x", "I-x", "O", "O", "O", "B-x", "I-x", "O", "B-x"]]
     # Right entities: (Eli sings); found: that and (coat), which is not the whole of (<blank> coat); there are four.
-    values = compute_metrics(["entity_f1", "entity_precision", "entity_recall"], decoded.predictions, decoded.references)
-    assert values == {"entity_f1": pytest.approx(1 / 3), "entity_precision": pytest.approx(1 / 2), "entity_recall": pytest.approx(1 / 4)}
+    values = compute_metrics(
+        ["entity_f1", "entity_precision", "entity_recall"], decoded.predictions, decoded.references
+    )
+    assert values == {
+        "entity_f1": pytest.approx(1 / 3),
+        "entity_precision": pytest.approx(1 / 2),
+        "entity_recall": pytest.approx(1 / 4),
+    }
 
 
 def test_a_split_without_labels_is_predicted(tmp_path: Path, minilm: Path) -> None:

@@ -39,7 +39,9 @@ def base(tmp_path_factory: pytest.TempPathFactory, tiny_encoder: Path) -> Path:
 
 
 def command(base: Path, *words: str) -> str:
-    ended = run_command(["-m", "mtdnn_ds", *words, "--deepspeed_config", str(base / "zero2.json")], timeout_seconds=400)
+    ended = run_command(
+        ["-m", "mtdnn_ds", *words, "--deepspeed_config", str(base / "zero2.json")], timeout_seconds=400
+    )
     assert ended.returncode == 0, ended.stdout[-2000:] + ended.stderr[-2000:]
     return ended.stdout
 
@@ -61,7 +63,9 @@ def picture(path: Path, names: set[str]) -> None:
 
 def last_score(trial: Path, task: str) -> float:
     """Mean of a task's metrics in the last evaluation of a run's log."""
-    evaluation = [json.loads(line) for line in (trial / "metrics.jsonl").read_text().splitlines() if '"eval"' in line][-1]
+    evaluation = [
+        json.loads(line) for line in (trial / "metrics.jsonl").read_text().splitlines() if '"eval"' in line
+    ][-1]
     return statistics.mean(evaluation["eval"][task].values())
 
 
@@ -75,7 +79,9 @@ def examples_of(trial: Path) -> dict[str, int]:
 
 @pytest.fixture(scope="module")
 def compared(base: Path) -> tuple[Path, str]:
-    output = command(base, "compare", str(base / "recipe.yaml"), "--seeds", "2", "--output_dir", str(base / "compared"))
+    output = command(
+        base, "compare", str(base / "recipe.yaml"), "--seeds", "2", "--output_dir", str(base / "compared")
+    )
     return base / "compared", output
 
 
@@ -94,19 +100,31 @@ def test_every_way_of_training_has_the_same_budget(compared: tuple[Path, str]) -
 @pytest.mark.distributed
 def test_compares_table_holds_what_the_runs_logged(compared: tuple[Path, str]) -> None:
     folder, output = compared
-    table = {(row["task"], row["way"], row["seed"]): float(row["score"]) for row in rows(folder / "comparison.csv")}
+    table = {
+        (row["task"], row["way"], row["seed"]): float(row["score"]) for row in rows(folder / "comparison.csv")
+    }
     assert len(table) == 3 * 4 * 2
     for seed in ("5", "6"):
         for task in TASKS:
-            assert table[task, "together", seed] == pytest.approx(last_score(folder / f"together_seed_{seed}", task))
-            assert table[task, "alone", seed] == pytest.approx(last_score(folder / f"alone_{task}_seed_{seed}", task))
-        evaluations = [json.loads(line) for line in (folder / f"sequence_seed_{seed}" / "metrics.jsonl").read_text().splitlines()]
+            assert table[task, "together", seed] == pytest.approx(
+                last_score(folder / f"together_seed_{seed}", task)
+            )
+            assert table[task, "alone", seed] == pytest.approx(
+                last_score(folder / f"alone_{task}_seed_{seed}", task)
+            )
+        evaluations = [
+            json.loads(line)
+            for line in (folder / f"sequence_seed_{seed}" / "metrics.jsonl").read_text().splitlines()
+        ]
         steps = {line["step"]: line["eval"] for line in evaluations if "eval" in line}
         assert list(steps) == [6, 10, 12]  # 72, 48 and 24 of 144 examples
         after = statistics.mean(steps[10][TASKS[1]].values())
         assert table[TASKS[1], "in sequence, after its own block", seed] == pytest.approx(after)
     line = next(line for line in output.splitlines() if line.startswith(TASKS[0]))
-    means = {way: statistics.mean(table[TASKS[0], way, seed] for seed in ("5", "6")) for way in ("alone", "together")}
+    means = {
+        way: statistics.mean(table[TASKS[0], way, seed] for seed in ("5", "6"))
+        for way in ("alone", "together")
+    }
     spread = statistics.stdev(table[TASKS[0], "alone", seed] for seed in ("5", "6"))
     assert f"{means['alone']:.4f} +- {spread:.4f}" in line
     assert f"{means['together'] - means['alone']:+.4f}" in line
@@ -124,7 +142,18 @@ def test_a_stopped_comparison_trains_only_what_is_missing(base: Path, compared: 
     assert (folder / "together_seed_5" / "metrics.jsonl").read_bytes() == before
     assert again.split("dev score")[1] == output.split("dev score")[1], "the same table"
     refused = run_command(
-        ["-m", "mtdnn_ds", "compare", str(base / "recipe.yaml"), "--seeds", "2", "--output_dir", str(folder), "--optimizer.lr", "0.5"]
+        [
+            "-m",
+            "mtdnn_ds",
+            "compare",
+            str(base / "recipe.yaml"),
+            "--seeds",
+            "2",
+            "--output_dir",
+            str(folder),
+            "--optimizer.lr",
+            "0.5",
+        ]
     )
     assert refused.returncode == 2
     assert "optimizer.lr was 0.001 when the trial was run and is 0.5 now" in refused.stderr
@@ -134,10 +163,35 @@ def test_a_stopped_comparison_trains_only_what_is_missing(base: Path, compared: 
 def adapted(base: Path) -> tuple[Path, str]:
     command(base, "train", "--recipe", str(base / "recipe.yaml"), "--output_dir", str(base / "run"), "--tasks", ",".join(TASKS[1:]),
             "--mixture.rates", "proportional")  # fmt: skip
-    flags = ["--task", TASKS[0], "--fractions", "0.01,0.1", "--samplings", "2", "--min_steps", "3", "--epochs", "1"]
-    refused = run_command(["-m", "mtdnn_ds", "adapt", str(base / "run"), *flags, "--head_of", TASKS[1], "--output_dir", str(base / "no")])
+    flags = [
+        "--task",
+        TASKS[0],
+        "--fractions",
+        "0.01,0.1",
+        "--samplings",
+        "2",
+        "--min_steps",
+        "3",
+        "--epochs",
+        "1",
+    ]
+    refused = run_command(
+        [
+            "-m",
+            "mtdnn_ds",
+            "adapt",
+            str(base / "run"),
+            *flags,
+            "--head_of",
+            TASKS[1],
+            "--output_dir",
+            str(base / "no"),
+        ]
+    )
     assert refused.returncode == 2 and "kind, head and labels must be equal" in refused.stderr
-    return base / "adapted", command(base, "adapt", str(base / "run"), *flags, "--output_dir", str(base / "adapted"))
+    return base / "adapted", command(
+        base, "adapt", str(base / "run"), *flags, "--output_dir", str(base / "adapted")
+    )
 
 
 @pytest.mark.distributed
@@ -152,11 +206,19 @@ def test_adapt_trains_both_starts_on_the_same_samples(adapted: tuple[Path, str])
     ]
     assert len(table) == 8
     for row in table:
-        trial = folder / row["start"].replace(" ", "_") / f"fraction_{row['fraction']}_sampling_{row['sampling']}"
+        trial = (
+            folder / row["start"].replace(" ", "_") / f"fraction_{row['fraction']}_sampling_{row['sampling']}"
+        )
         assert float(row["score"]) == pytest.approx(last_score(trial, TASKS[0]))
-    small = [training_lines(folder / start / "fraction_0.01_sampling_0") for start in ("mt-dnn", "plain_encoder")]
-    assert [line["tokens"] for line in small[0]] == [line["tokens"] for line in small[1]], "the same examples in the same steps"
-    assert len(small[0]) == 3 and len(training_lines(folder / "mt-dnn" / "fraction_0.1_sampling_0")) == 13  # 150 examples in steps of 12
+    small = [
+        training_lines(folder / start / "fraction_0.01_sampling_0") for start in ("mt-dnn", "plain_encoder")
+    ]
+    assert [line["tokens"] for line in small[0]] == [line["tokens"] for line in small[1]], (
+        "the same examples in the same steps"
+    )
+    assert (
+        len(small[0]) == 3 and len(training_lines(folder / "mt-dnn" / "fraction_0.1_sampling_0")) == 13
+    )  # 150 examples in steps of 12
     assert small[0][0]["loss"] != small[1][0]["loss"], "from other weights"
     other = training_lines(folder / "mt-dnn" / "fraction_0.01_sampling_1")
     assert [line["tokens"] for line in other] != [line["tokens"] for line in small[0]], "another sample"
@@ -165,7 +227,11 @@ def test_adapt_trains_both_starts_on_the_same_samples(adapted: tuple[Path, str])
 @pytest.mark.distributed
 def test_adapts_table_and_picture(adapted: tuple[Path, str]) -> None:
     folder, output = adapted
-    scores = [float(row["score"]) for row in rows(folder / "adaptation.csv") if row["fraction"] == "0.1" and row["start"] == "mt-dnn"]
+    scores = [
+        float(row["score"])
+        for row in rows(folder / "adaptation.csv")
+        if row["fraction"] == "0.1" and row["start"] == "mt-dnn"
+    ]
     line = next(line for line in output.splitlines() if line.split()[:2] == ["10.0%", "150"])
     assert f"{statistics.mean(scores):.4f} +- {statistics.stdev(scores):.4f}" in line
     picture(folder / "adaptation", {"mt-dnn", "plain encoder"})
@@ -195,6 +261,17 @@ def test_what_an_experiment_sets_itself_is_refused_as_a_flag(tmp_path: Path) -> 
 
 
 def test_comparing_one_task_is_refused(base: Path) -> None:
-    ended = run_command(["-m", "mtdnn_ds", "compare", str(base / "recipe.yaml"), "--tasks", TASKS[0], "--mixture.rates", "uniform"])
+    ended = run_command(
+        [
+            "-m",
+            "mtdnn_ds",
+            "compare",
+            str(base / "recipe.yaml"),
+            "--tasks",
+            TASKS[0],
+            "--mixture.rates",
+            "uniform",
+        ]
+    )
     assert ended.returncode == 2
     assert "has one task; compare needs at least two" in ended.stderr

@@ -38,7 +38,12 @@ ROWS = {
     "CoLA.tsv": 1063, "SST-2.tsv": 1821, "MRPC.tsv": 1725, "STS-B.tsv": 1379, "QQP.tsv": 390965, "MNLI-m.tsv": 9796, "MNLI-mm.tsv": 9847,
     "QNLI.tsv": 5463, "RTE.tsv": 3000, "WNLI.tsv": 146, "AX.tsv": 1104,
 }  # fmt: skip
-UNTRAINED = {"SST-2.tsv": "1", "QQP.tsv": "0", "QNLI.tsv": "not_entailment", "WNLI.tsv": "0"}  # of the finished run
+UNTRAINED = {
+    "SST-2.tsv": "1",
+    "QQP.tsv": "0",
+    "QNLI.tsv": "not_entailment",
+    "WNLI.tsv": "0",
+}  # of the finished run
 
 
 # The table
@@ -51,10 +56,14 @@ def leaderboard_row(cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte, wnli):  # type
         "stsb": {"pearson": stsb[0], "spearman": stsb[1]}, "qqp": {"f1": qqp[0], "accuracy": qqp[1]},
         "mnli": {"accuracy": mnli[0], "accuracy_mm": mnli[1]}, "qnli": {"accuracy": qnli}, "rte": {"accuracy": rte}, "wnli": {"accuracy": wnli},
     }  # fmt: skip
-    return {task: {metric: value / 100 for metric, value in values.items()} for task, values in percent.items()}
+    return {
+        task: {metric: value / 100 for metric, value in values.items()} for task, values in percent.items()
+    }
 
 
-BERT_LARGE = leaderboard_row(60.5, 94.9, (89.3, 85.4), (87.6, 86.5), (72.1, 89.3), (86.7, 85.9), 92.7, 70.1, 65.1)
+BERT_LARGE = leaderboard_row(
+    60.5, 94.9, (89.3, 85.4), (87.6, 86.5), (72.1, 89.3), (86.7, 85.9), 92.7, 70.1, 65.1
+)
 MT_DNN = leaderboard_row(62.5, 95.6, (91.1, 88.2), (89.5, 88.8), (72.7, 89.6), (86.7, 86.0), 93.1, 81.4, 65.1)
 
 
@@ -62,7 +71,9 @@ MT_DNN = leaderboard_row(62.5, 95.6, (91.1, 88.2), (89.5, 88.8), (72.7, 89.6), (
 def test_the_score_is_that_of_the_published_rows(row: dict[str, dict[str, float]], score: float) -> None:
     assert round(100 * glue_score(glue_scores(row)), 1) == score
     # By hand: BERT-large's (60.5 + 94.9 + 87.35 + 87.05 + 80.7 + 86.3 + 92.7 + 70.1 + 65.1) / 9 = 724.7 / 9
-    assert glue_scores(BERT_LARGE)["mnli"] == pytest.approx(0.863) and 100 * glue_score(glue_scores(BERT_LARGE)) == pytest.approx(724.7 / 9)
+    assert glue_scores(BERT_LARGE)["mnli"] == pytest.approx(0.863) and 100 * glue_score(
+        glue_scores(BERT_LARGE)
+    ) == pytest.approx(724.7 / 9)
 
 
 def test_the_table_stands_in_the_leaderboards_order() -> None:
@@ -70,15 +81,39 @@ def test_the_table_stands_in_the_leaderboards_order() -> None:
     assert table is not None
     header, row = (line.split() for line in table.splitlines())
     assert header == ["CoLA", "SST-2", "MRPC", "STS-B", "QQP", "MNLI", "m/mm", "QNLI", "RTE", "WNLI", "score"]
-    assert row == ["62.5", "95.6", "91.1/88.2", "89.5/88.8", "72.7/89.6", "86.7/86.0", "93.1", "81.4", "65.1", "82.7"]
+    assert row == [
+        "62.5",
+        "95.6",
+        "91.1/88.2",
+        "89.5/88.8",
+        "72.7/89.6",
+        "86.7/86.0",
+        "93.1",
+        "81.4",
+        "65.1",
+        "82.7",
+    ]
 
 
 def test_missing_tasks_and_metrics_are_said() -> None:
     part = {task: values for task, values in MT_DNN.items() if task in ("rte", "qnli", "mnli")}
     table = glue_table({**part, "mnli": {"accuracy": 0.8}, "mrpc": {"accuracy": 0.9}})
     assert table is not None
-    assert table.splitlines()[1].split() == ["-", "-", "-/90.0", "-", "-", "80.0/-", "93.1", "81.4", "-", "84.8"]  # (80 + 93.1 + 81.4) / 3
-    assert "average of 3 of 9 tasks, not the GLUE score; missing: CoLA, SST-2, MRPC, STS-B, QQP, WNLI" in table
+    assert table.splitlines()[1].split() == [
+        "-",
+        "-",
+        "-/90.0",
+        "-",
+        "-",
+        "80.0/-",
+        "93.1",
+        "81.4",
+        "-",
+        "84.8",
+    ]  # (80 + 93.1 + 81.4) / 3
+    assert (
+        "average of 3 of 9 tasks, not the GLUE score; missing: CoLA, SST-2, MRPC, STS-B, QQP, WNLI" in table
+    )
     assert "mrpc is not averaged: it was scored without f1" in table
     assert "mnli has no accuracy_mm: its score is the other set's alone" in table
     assert glue_table({"snli": {"accuracy": 0.9}}) is None
@@ -95,23 +130,39 @@ def test_most_frequent_labels_are_those_of_the_dev_sets(shared_data: Path) -> No
     columns = {"CoLA": ("dev", 1), "SST-2": ("dev", 1), "MRPC": ("dev", 0), "MNLI": ("dev_matched", -1), "QNLI": ("dev", -1), "RTE": ("dev", -1),
                "WNLI": ("dev", -1)}  # fmt: skip
     for folder, (file, column) in columns.items():
-        rows = (shared_data / f"glue/{folder}/{file}.tsv").read_text(encoding="utf-8-sig").splitlines()[folder != "CoLA" :]
+        rows = (
+            (shared_data / f"glue/{folder}/{file}.tsv")
+            .read_text(encoding="utf-8-sig")
+            .splitlines()[folder != "CoLA" :]
+        )
         ((label, _),) = Counter(row.split("\t")[column] for row in rows if row).most_common(1)
-        assert {known.most_frequent for known in GLUE_FILES if known.name.startswith(folder)} == {label}, folder
+        assert {known.most_frequent for known in GLUE_FILES if known.name.startswith(folder)} == {label}, (
+            folder
+        )
 
 
 # The zip of a run
 
 
 @pytest.fixture(scope="module")
-def submitted(finished_run: Path, shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[float], str]:
+def submitted(
+    finished_run: Path, shared_data: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, list[float], str]:
     """Two zips of one run: official test files; and STS-B's dev rows, whose scores are known, in place of its test rows."""
     folder = tmp_path_factory.mktemp("submitted")
     scores = write_stsb_dev_as_test(shared_data / "glue", folder / "glue")
     commands = [
         ["submit", str(finished_run), "--output", str(folder / "official.zip")],
         ["submit", str(finished_run), "--output", str(folder / "official.zip"), "--fill_missing"],
-        ["submit", str(finished_run), "--output", str(folder / "dev.zip"), "--fill_missing", "--glue_dir", str(folder / "glue")],
+        [
+            "submit",
+            str(finished_run),
+            "--output",
+            str(folder / "dev.zip"),
+            "--fill_missing",
+            "--glue_dir",
+            str(folder / "glue"),
+        ],
         ["submit", "--check", str(folder / "official.zip")],
         ["evaluate", str(finished_run), "--checkpoint", "best/stsb"],
     ]
@@ -123,11 +174,16 @@ def submitted(finished_run: Path, shared_data: Path, tmp_path_factory: pytest.Te
 
 def read_zip(path: Path) -> dict[str, list[list[str]]]:
     with zipfile.ZipFile(path) as archive:
-        return {name: [line.split("\t") for line in archive.read(name).decode().splitlines()] for name in archive.namelist()}
+        return {
+            name: [line.split("\t") for line in archive.read(name).decode().splitlines()]
+            for name in archive.namelist()
+        }
 
 
 @pytest.mark.distributed
-def test_the_zip_of_a_run_has_every_row_of_the_official_test_files(submitted: tuple[Path, list[float], str]) -> None:
+def test_the_zip_of_a_run_has_every_row_of_the_official_test_files(
+    submitted: tuple[Path, list[float], str],
+) -> None:
     folder, _, said = submitted
     files = read_zip(folder / "official.zip")
     assert {name: len(rows) - 1 for name, rows in files.items()} == ROWS
@@ -141,13 +197,19 @@ def test_the_zip_of_a_run_has_every_row_of_the_official_test_files(submitted: tu
     assert len({row[1] for row in files["STS-B.tsv"][1:]}) > 500, "scores, not one answer"
     assert all(0 <= float(row[1]) <= 5 for row in files["STS-B.tsv"][1:])
     # MNLI's rows repeat five pairs: equal rows have equal answers, and AX has those of MNLI's head.
-    answers = [{row[1] for row in files[name][1 + pair :: 5]} for pair in range(5) for name in ("MNLI-m.tsv", "MNLI-mm.tsv", "AX.tsv")]
+    answers = [
+        {row[1] for row in files[name][1 + pair :: 5]}
+        for pair in range(5)
+        for name in ("MNLI-m.tsv", "MNLI-mm.tsv", "AX.tsv")
+    ]
     assert all(len(of_pair) == 1 for of_pair in answers)
     assert [answers[3 * pair] for pair in range(5)] == [answers[3 * pair + 2] for pair in range(5)]
 
 
 @pytest.mark.distributed
-def test_written_scores_are_the_evaluations(submitted: tuple[Path, list[float], str], finished_run: Path) -> None:
+def test_written_scores_are_the_evaluations(
+    submitted: tuple[Path, list[float], str], finished_run: Path
+) -> None:
     folder, scores, said = submitted
     rows = read_zip(folder / "dev.zip")["STS-B.tsv"][1:]
     best = json.loads((finished_run / "best/stsb/best.json").read_text())["metrics"]["pearson"]
@@ -165,11 +227,21 @@ def test_a_run_without_glue_has_nothing_to_submit() -> None:
 def test_tests_out_of_order_are_refused(tmp_path: Path) -> None:
     (tmp_path / "WNLI").mkdir()
     (tmp_path / "WNLI/test.tsv").write_text("index\tsentence1\tsentence2\n0\ta\tb\n2\tc\td\n1\te\tf\n")
-    spec = TaskSpec(name="wnli", kind="classification", labels=("not_entailment", "entailment"), metrics=("accuracy",), splits={})
+    spec = TaskSpec(
+        name="wnli",
+        kind="classification",
+        labels=("not_entailment", "entailment"),
+        metrics=("accuracy",),
+        splits={},
+    )
     parts = submission_parts([spec], str(tmp_path), fill_missing=True)
     assert parts.predicted == {
         "WNLI.tsv": Source(
-            format="tsv", path=str(tmp_path / "WNLI/test.tsv"), text_columns=("sentence1", "sentence2"), label_column=None, quoted=False
+            format="tsv",
+            path=str(tmp_path / "WNLI/test.tsv"),
+            text_columns=("sentence1", "sentence2"),
+            label_column=None,
+            quoted=False,
         )
     }
     with pytest.raises(DataError) as error:
@@ -184,17 +256,34 @@ def test_rows_that_cannot_be_read_are_answered_too(tmp_path: Path, tiny_encoder:
     (tmp_path / "WNLI").mkdir()
     rows = [f"{row}\tfirst\t{'' if row == 1 else 'second'}" for row in range(146)]
     (tmp_path / "WNLI/test.tsv").write_text("\n".join(["index\tsentence1\tsentence2", *rows]) + "\n")
-    wnli = TaskSpec(name="wnli", kind="classification", labels=("not_entailment", "entailment"), metrics=("accuracy",), splits={})
+    wnli = TaskSpec(
+        name="wnli",
+        kind="classification",
+        labels=("not_entailment", "entailment"),
+        metrics=("accuracy",),
+        splits={},
+    )
     parts = submission_parts([wnli], str(tmp_path), fill_missing=True)
     (spec,) = specs_with_tests([wnli], parts)
     prepared = prepare(
-        [spec], tokenizer_path=str(tiny_encoder), cache_dir=str(tmp_path / "cache"), on_bad_row="skip", say=lambda text: None
+        [spec],
+        tokenizer_path=str(tiny_encoder),
+        cache_dir=str(tmp_path / "cache"),
+        on_bad_row="skip",
+        say=lambda text: None,
     )
     examples = make_examples(spec, prepared["wnli"]["test"], max_length=16)
     data = RunData(specs=(spec,), layout=head_layout([spec]), examples={"wnli": {"test": examples}})
     said: list[str] = []
-    contents = submission_contents(parts, data, {"WNLI.tsv": np.ones(145)}, official_lines(parts), said.append)
-    assert contents["WNLI.tsv"].decode().splitlines() == ["index\tprediction", "0\t1", "1\t0", *(f"{row}\t1" for row in range(2, 146))]
+    contents = submission_contents(
+        parts, data, {"WNLI.tsv": np.ones(145)}, official_lines(parts), said.append
+    )
+    assert contents["WNLI.tsv"].decode().splitlines() == [
+        "index\tprediction",
+        "0\t1",
+        "1\t0",
+        *(f"{row}\t1" for row in range(2, 146)),
+    ]
     assert "WNLI.tsv: rows that cannot be read are filled with 0: 1 with empty text" in said
     assert check_submission(contents) == []
 
@@ -204,7 +293,9 @@ def test_rows_that_cannot_be_read_are_answered_too(tmp_path: Path, tiny_encoder:
 
 def test_nothing_is_overwritten(tmp_path: Path) -> None:
     (tmp_path / "old.zip").write_text("mine")
-    with pytest.raises(ConfigError, match=r"--output .*old.zip: is there already; remove it, or give another --output"):
+    with pytest.raises(
+        ConfigError, match=r"--output .*old.zip: is there already; remove it, or give another --output"
+    ):
         write_submission(tmp_path / "old.zip", {})
     assert (tmp_path / "old.zip").read_text() == "mine"
 
@@ -222,7 +313,10 @@ def _good_files() -> dict[str, bytes]:
         "QNLI.tsv": "entailment",
         "RTE.tsv": "not_entailment",
     }
-    lines = {name: ["index\tprediction", *(f"{row}\t{words.get(name, '1')}" for row in range(rows))] for name, rows in ROWS.items()}
+    lines = {
+        name: ["index\tprediction", *(f"{row}\t{words.get(name, '1')}" for row in range(rows))]
+        for name, rows in ROWS.items()
+    }
     return {name: "".join(f"{line}\n" for line in of_file).encode() for name, of_file in lines.items()}
 
 
@@ -261,12 +355,18 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("broken", BROKEN)
-def test_broken_zips_are_refused_with_their_reasons(broken: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_broken_zips_are_refused_with_their_reasons(
+    broken: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     files, reasons = BROKEN[broken]
     write_submission(tmp_path / "broken.zip", files)
-    assert check_submission(tmp_path / "broken.zip") == [f"{tmp_path}/broken.zip: {reason}" for reason in reasons]
+    assert check_submission(tmp_path / "broken.zip") == [
+        f"{tmp_path}/broken.zip: {reason}" for reason in reasons
+    ]
     assert main(["submit", "--check", str(tmp_path / "broken.zip")]) == 2
-    assert capsys.readouterr().err == "".join(f"error: {tmp_path}/broken.zip: {reason}\n" for reason in reasons)
+    assert capsys.readouterr().err == "".join(
+        f"error: {tmp_path}/broken.zip: {reason}\n" for reason in reasons
+    )
 
 
 def test_good_files_pass(tmp_path: Path) -> None:
@@ -282,16 +382,26 @@ def test_names_that_stand_twice_and_damaged_zips_are_refused(tmp_path: Path) -> 
     assert check_submission(twice) == [f"{twice}: RTE.tsv stands in it 2 times"]
     shutil.copy(twice, tmp_path / "cut.zip")
     (tmp_path / "cut.zip").write_bytes(twice.read_bytes()[:-100])
-    assert any("is not a whole, unencrypted zip file" in problem for problem in check_submission(tmp_path / "cut.zip"))
+    assert any(
+        "is not a whole, unencrypted zip file" in problem
+        for problem in check_submission(tmp_path / "cut.zip")
+    )
     assert check_submission(tmp_path / "none.zip")[0] == f"{tmp_path}/none.zip: no such file"
 
 
 def test_many_problems_are_counted(tmp_path: Path) -> None:
-    problems = check_submission({**good_files(), "WNLI.tsv": b"index\tprediction\n" + b"".join(b"%d\tyes\n" % row for row in range(146))})
+    problems = check_submission(
+        {
+            **good_files(),
+            "WNLI.tsv": b"index\tprediction\n" + b"".join(b"%d\tyes\n" % row for row in range(146)),
+        }
+    )
     assert len(problems) == 21 and problems[-1] == "WNLI.tsv: ... and 126 more problems"
 
 
-def test_flags_of_submit_that_do_not_fit_are_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_flags_of_submit_that_do_not_fit_are_refused(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     assert main(["submit"]) == 2 and "--run_dir: is missing" in capsys.readouterr().err
     assert main(["submit", "--check", "a.zip", "--fill_missing", "--output", "b.zip"]) == 2
     assert "--check: only looks at a zip; remove --output, --fill_missing" in capsys.readouterr().err

@@ -45,7 +45,9 @@ def test_a_lock_that_may_be_held_is_waited_for(tmp_path: Path, built: bool, seco
         said.append(text)
         heard.set()
 
-    waiting = threading.Thread(target=wait_for_lock, args=(tmp_path, "fused_adam", say), kwargs={"poll_seconds": 0.01})
+    waiting = threading.Thread(
+        target=wait_for_lock, args=(tmp_path, "fused_adam", say), kwargs={"poll_seconds": 0.01}
+    )
     waiting.start()
     assert heard.wait(10) and waiting.is_alive() and lock.exists()
     lock.unlink()
@@ -59,10 +61,14 @@ def test_a_build_that_runs_keeps_its_lock(tmp_path: Path) -> None:
     lock, heard = locked(tmp_path, built=True, seconds=120), threading.Event()
     (tmp_path / "build.ninja").write_text("rule wait\n  command = cat fifo > $out\nbuild out: wait\n")
     os.mkfifo(tmp_path / "fifo")
-    ninja = subprocess.Popen([str(Path(sys.executable).with_name("ninja"))], cwd=tmp_path, stdout=subprocess.DEVNULL)
+    ninja = subprocess.Popen(
+        [str(Path(sys.executable).with_name("ninja"))], cwd=tmp_path, stdout=subprocess.DEVNULL
+    )
     with (tmp_path / "fifo").open("w"):  # opens once the build reads it
         waiting = threading.Thread(
-            target=wait_for_lock, args=(tmp_path, "fused_adam", lambda text: heard.set()), kwargs={"poll_seconds": 0.01}
+            target=wait_for_lock,
+            args=(tmp_path, "fused_adam", lambda text: heard.set()),
+            kwargs={"poll_seconds": 0.01},
         )
         waiting.start()
         assert heard.wait(10) and waiting.is_alive() and lock.exists()
@@ -73,6 +79,9 @@ def test_a_build_that_runs_keeps_its_lock(tmp_path: Path) -> None:
 
 def test_a_lock_of_an_impossible_age_is_refused(tmp_path: Path) -> None:
     lock = locked(tmp_path, built=False, seconds=1860)
-    with pytest.raises(ConfigError, match="is 31 minutes old, and no build of fused_adam takes that long; if none is going on, remove it"):
+    with pytest.raises(
+        ConfigError,
+        match="is 31 minutes old, and no build of fused_adam takes that long; if none is going on, remove it",
+    ):
         wait_for_lock(tmp_path, "fused_adam", print)
     assert lock.exists()

@@ -28,7 +28,9 @@ SECONDS_PER_START = 150  # imports and tokens from the cache, on a busy machine
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory, shared_data: Path, tiny_encoder: Path) -> Path:
     """100 steps, saved every 4, and the undisturbed run."""
-    folder = write_base(tmp_path_factory.mktemp("kills"), shared_data, tiny_encoder, steps=100, save_every=4, eval_every=10)
+    folder = write_base(
+        tmp_path_factory.mktemp("kills"), shared_data, tiny_encoder, steps=100, save_every=4, eval_every=10
+    )
     ended = run_forked({"straight": scenario(folder, "straight")}, folder)["straight"]
     assert ended.codes == [0, 0], ended.said
     return folder
@@ -41,15 +43,25 @@ def ranks_of(agent: int, run_folder: Path) -> dict[int, int]:
         try:
             command = (path / "cmdline").read_bytes().decode(errors="replace")
             parent = int((path / "stat").read_text().rpartition(")")[2].split()[1])
-            if parent == agent and f"--output_dir={run_folder}" in command and "launchers/train.py" in command:
-                environment = dict(item.split("=", 1) for item in (path / "environ").read_bytes().decode().split("\0") if "=" in item)
+            if (
+                parent == agent
+                and f"--output_dir={run_folder}" in command
+                and "launchers/train.py" in command
+            ):
+                environment = dict(
+                    item.split("=", 1)
+                    for item in (path / "environ").read_bytes().decode().split("\0")
+                    if "=" in item
+                )
                 found[int(environment["RANK"])] = int(path.name)
         except (OSError, KeyError):  # it ends, or has not begun
             continue
     return found
 
 
-def run_with_kills(base: Path, name: str, num_kills: int, seed: int, port: int) -> tuple[list[tuple[int, int, float]], str]:
+def run_with_kills(
+    base: Path, name: str, num_kills: int, seed: int, port: int
+) -> tuple[list[tuple[int, int, float]], str]:
     """Train under torchrun; kill random ranks. Returns (rank, step reached, seconds after the start) of each kill, and all output."""
     random_ = random.Random(seed)
     folder, log = base / name, base / f"{name}.log"
@@ -112,14 +124,18 @@ def wait_for_ranks(agent: subprocess.Popen[bytes], folder: Path, dead: set[int])
 def last_step(folder: Path) -> int:
     """Of the log as it is now."""
     file = folder / "metrics.jsonl"
-    found = re.findall(r'^\{"step": (\d+), "loss"', file.read_text(), flags=re.MULTILINE) if file.exists() else []
+    found = (
+        re.findall(r'^\{"step": (\d+), "loss"', file.read_text(), flags=re.MULTILINE) if file.exists() else []
+    )
     return int(found[-1]) if found else 0
 
 
 def check(base: Path, name: str, num_kills: int, seed: int) -> None:
     port = free_port()
     kills, log = run_with_kills(base, name, num_kills, seed, port)
-    print(f"kills (rank, step reached, seconds after the start): {[(rank, step, round(seconds, 1)) for rank, step, seconds in kills]}")
+    print(
+        f"kills (rank, step reached, seconds after the start): {[(rank, step, round(seconds, 1)) for rank, step, seconds in kills]}"
+    )
     assert len(kills) == num_kills, kills
     ours, straight = exact(base / name), exact(base / "straight")
     assert [line["step"] for line in ours] == list(range(1, 101))
@@ -128,7 +144,9 @@ def check(base: Path, name: str, num_kills: int, seed: int) -> None:
     discarded = base / name / "metrics.discarded.jsonl"
     repeated = [json.loads(line) for line in discarded.read_text().splitlines()] if discarded.exists() else []
     by_step = {line["step"]: line for line in training_lines(base / "straight")}
-    for line in (line for line in repeated if "loss" in line):  # steps that were done again had the same examples and losses
+    for line in (
+        line for line in repeated if "loss" in line
+    ):  # steps that were done again had the same examples and losses
         assert {field: line[field] for field in ("loss", "task_examples", "grad_norm")} == {
             field: by_step[line["step"]][field] for field in ("loss", "task_examples", "grad_norm")
         }

@@ -44,10 +44,14 @@ class Cluster:
             timeout=120,
             check=False,
         )
-        assert not check or ended.returncode == 0, f"{words}: {ended.returncode}\n{ended.stdout}{ended.stderr}"
+        assert not check or ended.returncode == 0, (
+            f"{words}: {ended.returncode}\n{ended.stdout}{ended.stderr}"
+        )
         return ended.stdout.strip()
 
-    def submit(self, run: str, *overrides: str, options: tuple[str, ...] = ("--nodes=2",), **environment: str) -> str:
+    def submit(
+        self, run: str, *overrides: str, options: tuple[str, ...] = ("--nodes=2",), **environment: str
+    ) -> str:
         """sbatch of the shipped script; returns the job's number."""
         fixed = ("tiny.yaml", "--deepspeed_config", "fp32.json", "--output_dir", f"runs/{run}")
         return self.command("sbatch", "--parsable", *options, str(SCRIPT), *fixed, *overrides, **environment)
@@ -60,7 +64,11 @@ class Cluster:
     def wait_for(self, job: str, *states: str, timeout_seconds: float = 120) -> None:
         """Until the job is in one of `states`; what it said, if it takes too long."""
         try:
-            wait_until(lambda: self.field(job, "JobState") in states, f"job {job} is {' or '.join(states)}", timeout_seconds)
+            wait_until(
+                lambda: self.field(job, "JobState") in states,
+                f"job {job} is {' or '.join(states)}",
+                timeout_seconds,
+            )
         except TimeoutError as error:
             raise AssertionError(f"{error}; it is {self.field(job, 'JobState')}\n{self.said(job)}") from None
 
@@ -69,8 +77,12 @@ class Cluster:
         self.wait_for(job, "PENDING")
 
         def begins() -> bool:
-            eligible = self.field(job, "EligibleTime")  # is set a moment after the state, when the earlier start of the job has ended
-            if eligible != "Unknown" and datetime.fromisoformat(eligible) > datetime.now() + timedelta(seconds=10):
+            eligible = self.field(
+                job, "EligibleTime"
+            )  # is set a moment after the state, when the earlier start of the job has ended
+            if eligible != "Unknown" and datetime.fromisoformat(eligible) > datetime.now() + timedelta(
+                seconds=10
+            ):
                 # Not at once: credentials of the second in which the job was requeued are revoked, and a start then ends the job.
                 self.command("scontrol", "update", f"JobId={job}", "StartTime=now+2", check=False)
             return self.field(job, "JobState") == "RUNNING"
@@ -84,7 +96,9 @@ class Cluster:
 
     def wait_for_step(self, run: str, step: int) -> None:
         file = self.folder / "runs" / run / "metrics.jsonl"
-        wait_until(lambda: file.exists() and file.read_bytes().count(b"\n") >= step, f"{run} is at step {step}", 120)
+        wait_until(
+            lambda: file.exists() and file.read_bytes().count(b"\n") >= step, f"{run} is at step {step}", 120
+        )
 
 
 @pytest.fixture(scope="module")
@@ -126,11 +140,19 @@ def exact(run: Path) -> list[dict[str, Any]]:
 def test_tasks_of_a_step_find_their_places(cluster: Cluster) -> None:
     names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_SIZE", "CROSS_RANK", "CROSS_SIZE", "MASTER_ADDR")
     code = f"import os; from mtdnn_ds.config.launch import take_place; take_place(); print(*(os.environ.get(name) for name in {names}))"
-    step = cluster.command("srun", "-N2", "-n3", "-m", "block", sys.executable, "-c", code, PYTHONPATH=str(ROOT))
+    step = cluster.command(
+        "srun", "-N2", "-n3", "-m", "block", sys.executable, "-c", code, PYTHONPATH=str(ROOT)
+    )
     # The nodes' names mean nothing outside of SLURM, so rank 0's address is asked of it.
-    assert sorted(step.splitlines()) == ["0 0 3 2 0 2 127.0.0.1", "1 1 3 2 0 2 127.0.0.1", "2 0 3 1 1 2 127.0.0.1"]
+    assert sorted(step.splitlines()) == [
+        "0 0 3 2 0 2 127.0.0.1",
+        "1 1 3 2 0 2 127.0.0.1",
+        "2 0 3 1 1 2 127.0.0.1",
+    ]
     # A plain python in an allocation is a run of its own.
-    assert cluster.command("salloc", "-N2", "-n3", sys.executable, "-c", code, PYTHONPATH=str(ROOT)) == " ".join(["None"] * len(names))
+    assert cluster.command(
+        "salloc", "-N2", "-n3", sys.executable, "-c", code, PYTHONPATH=str(ROOT)
+    ) == " ".join(["None"] * len(names))
 
 
 @pytest.fixture(scope="module")
@@ -159,7 +181,9 @@ def test_three_preemptions_repeat_no_step_and_change_no_loss(cluster: Cluster, t
     job, run = cluster.submit("preempted"), cluster.folder / "runs" / "preempted"
     for step in (15, 60, 110):
         cluster.wait_for_step("preempted", step)
-        cluster.command("scancel", "--signal=USR1", "--batch", job)  # as --signal=B:USR1@120 does before a limit
+        cluster.command(
+            "scancel", "--signal=USR1", "--batch", job
+        )  # as --signal=B:USR1@120 does before a limit
         cluster.start_now(job)
     cluster.wait_for(job, "COMPLETED", "FAILED")
     assert (cluster.field(job, "ExitCode"), cluster.field(job, "Restarts")) == ("0:0", "3"), cluster.said(job)
@@ -177,16 +201,24 @@ def test_a_lost_process_is_started_again_and_a_cancelled_job_is_not(cluster: Clu
     cluster.wait_for(job, "PENDING")
     done = len(lines(cluster.folder / "runs" / "lost"))
     cluster.start_now(job)
-    assert "a process or node was lost (exit code 137); a new checkpoint is saved; put back into the queue" in cluster.said(job)
+    assert (
+        "a process or node was lost (exit code 137); a new checkpoint is saved; put back into the queue"
+        in cluster.said(job)
+    )
     cluster.wait_for_step("lost", done + 5)  # past what was repeated
     log = cluster.folder / "runs" / "lost" / "logs" / f"{job}_rank_0.log"
     assert re.search(r"resuming after step [1-9]\d* of", log.read_text())
     cluster.command("scancel", job)
     cluster.wait_for(job, "CANCELLED")
     assert cluster.field(job, "Restarts") == "1"
-    assert re.search(r"SLURM ends it \((CANCELLED|COMPLETING)\); the same command goes on from the newest checkpoint", cluster.said(job))
+    assert re.search(
+        r"SLURM ends it \((CANCELLED|COMPLETING)\); the same command goes on from the newest checkpoint",
+        cluster.said(job),
+    )
     stop = json.loads((cluster.folder / "runs" / "lost" / "stops.jsonl").read_text().splitlines()[-1])
-    assert (cluster.folder / "runs" / "lost" / "checkpoints" / f"step_{stop['step']}" / "manifest.json").exists()
+    assert (
+        cluster.folder / "runs" / "lost" / "checkpoints" / f"step_{stop['step']}" / "manifest.json"
+    ).exists()
 
 
 def test_an_array_trains_a_run_for_each_seed(array: dict[int, Path]) -> None:
@@ -196,7 +228,9 @@ def test_an_array_trains_a_run_for_each_seed(array: dict[int, Path]) -> None:
     assert len(losses[0]) == len(losses[1]) == 30 and losses[0] != losses[1]
 
 
-def test_the_deepspeed_launcher_on_each_node_trains_and_stops_alike(cluster: Cluster, two_nodes: Path) -> None:
+def test_the_deepspeed_launcher_on_each_node_trains_and_stops_alike(
+    cluster: Cluster, two_nodes: Path
+) -> None:
     job = cluster.submit("deepspeed", MTDNN_LAUNCHER="deepspeed")
     cluster.wait_for_step("deepspeed", 10)
     cluster.command("scancel", "--signal=USR1", "--batch", job)
@@ -211,10 +245,22 @@ def test_the_deepspeed_launcher_on_each_node_trains_and_stops_alike(cluster: Clu
     ("arguments", "environment", "message"),
     [
         ((), {}, "the first argument must be a recipe: sbatch launchers/train.sbatch RECIPE"),
-        (("tiny.yaml", "--resume", "none"), {}, "--resume: leave it out; a job always goes on from the newest checkpoint"),
+        (
+            ("tiny.yaml", "--resume", "none"),
+            {},
+            "--resume: leave it out; a job always goes on from the newest checkpoint",
+        ),
         (("tiny.yaml",), {"MTDNN_LAUNCHER": "mpirun"}, "MTDNN_LAUNCHER=mpirun: must be srun or deepspeed"),
-        (("tiny.yaml",), {"MTDNN_PROCESSES": "two"}, "MTDNN_PROCESSES=two: must be a whole number, at least 1"),
-        (("tiny.yaml", "--train.setps", "1"), {}, "unknown setting '--train.setps'; did you mean '--train.steps'?"),
+        (
+            ("tiny.yaml",),
+            {"MTDNN_PROCESSES": "two"},
+            "MTDNN_PROCESSES=two: must be a whole number, at least 1",
+        ),
+        (
+            ("tiny.yaml", "--train.setps", "1"),
+            {},
+            "unknown setting '--train.setps'; did you mean '--train.steps'?",
+        ),
     ],
 )
 def test_wrong_jobs_are_refused_and_not_started_again(
@@ -228,7 +274,11 @@ def test_wrong_jobs_are_refused_and_not_started_again(
 
 def process_of(job: str, rank: int) -> int:
     """The process of a job's rank: its task runs the command itself."""
-    marks = {f"SLURM_JOB_ID={job}".encode(), f"SLURM_PROCID={rank}".encode(), f"SLURM_STEP_NUM_TASKS={2}".encode()}
+    marks = {
+        f"SLURM_JOB_ID={job}".encode(),
+        f"SLURM_PROCID={rank}".encode(),
+        f"SLURM_STEP_NUM_TASKS={2}".encode(),
+    }
     for entry in Path("/proc").iterdir():
         with suppress(OSError):
             if entry.name.isdigit() and marks <= set((entry / "environ").read_bytes().split(b"\0")):

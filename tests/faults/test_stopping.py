@@ -25,7 +25,11 @@ STOPS = {
     "sigusr1_inside_a_step": ([(0, "inside_step_5", "SIGUSR1")], 5, "saved in"),
     "sigusr1_in_an_evaluation": ([(1, "evaluating_6", "SIGUSR1")], 6, "saved in"),
     "sigterm_in_a_save": ([(1, "saving_6", "SIGTERM")], 6, "saved before"),
-    "on_both_and_again": ([(0, "inside_step_8", "SIGUSR1"), (1, "inside_step_8", "SIGTERM"), (0, "saving_8", "SIGTERM")], 8, "saved in"),
+    "on_both_and_again": (
+        [(0, "inside_step_8", "SIGUSR1"), (1, "inside_step_8", "SIGTERM"), (0, "saving_8", "SIGTERM")],
+        8,
+        "saved in",
+    ),
     "before_the_first_step": ([(1, "step_1", "SIGTERM")], 0, "nothing was to be saved"),
 }
 
@@ -34,7 +38,10 @@ STOPS = {
 def base(tmp_path_factory: pytest.TempPathFactory, shared_data: Path, tiny_encoder: Path) -> Path:
     folder = write_base(tmp_path_factory.mktemp("stopping"), shared_data, tiny_encoder)
     recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
-    recipe["stages"] = [{"name": "all"}, {"name": "tune", "from": "all", "tasks": ["cola"], "train": {"steps": 4}}]
+    recipe["stages"] = [
+        {"name": "all"},
+        {"name": "tune", "from": "all", "tasks": ["cola"], "train": {"steps": 4}},
+    ]
     (folder / "stages.yaml").write_text(yaml.safe_dump(recipe))
     return folder
 
@@ -43,12 +50,19 @@ def base(tmp_path_factory: pytest.TempPathFactory, shared_data: Path, tiny_encod
 def outcomes(base: Path) -> dict[str, Outcome]:
     runs = {"straight": scenario(base, "straight")}
     names = list(STOPS)
-    for pair in zip(names[::2], names[1::2], strict=True):  # every second run is in one lane, one after the other
+    for pair in zip(
+        names[::2], names[1::2], strict=True
+    ):  # every second run is in one lane, one after the other
         runs |= {name: scenario(base, name, *STOPS[name][0]) for name in pair}
         runs |= {f"{name}_resumed": scenario(base, name, resume="auto") for name in pair}
     runs["tokenizing"] = scenario(base, "tokenizing", (0, "tokenizing", "SIGUSR1"))
     stages = {"recipe": str(base / "stages.yaml"), "resume": "auto"}
-    long = {"train__steps": "100000", "train__eval_every": "0", "train__save_every": "0", "train__time_margin": "1"}
+    long = {
+        "train__steps": "100000",
+        "train__eval_every": "0",
+        "train__save_every": "0",
+        "train__time_margin": "1",
+    }
     runs["first_stage"] = scenario(base, "staged", (1, "step_9", "SIGTERM"), **stages)
     runs["last_step"] = scenario(base, "last_step", (1, "inside_step_12", "SIGTERM"))
     runs["second_stage"] = scenario(base, "staged", (0, "inside_step_2", "SIGUSR1"), **stages)
@@ -60,7 +74,9 @@ def outcomes(base: Path) -> dict[str, Outcome]:
 
 @pytest.mark.distributed
 @pytest.mark.parametrize("name", STOPS)
-def test_all_ranks_stop_after_the_same_step_and_nothing_is_lost(base: Path, outcomes: dict[str, Outcome], name: str) -> None:
+def test_all_ranks_stop_after_the_same_step_and_nothing_is_lost(
+    base: Path, outcomes: dict[str, Outcome], name: str
+) -> None:
     acts, step, saving = STOPS[name]
     stopped, resumed = outcomes[name], outcomes[f"{name}_resumed"]
     assert stopped.codes == [85, 85], stopped.said
@@ -104,11 +120,15 @@ def test_a_run_in_stages_stops_as_a_whole_and_goes_on(base: Path, outcomes: dict
 
 
 @pytest.mark.distributed
-def test_an_interrupted_rank_ends_with_130_and_the_other_says_who_it_was(outcomes: dict[str, Outcome]) -> None:
+def test_an_interrupted_rank_ends_with_130_and_the_other_says_who_it_was(
+    outcomes: dict[str, Outcome],
+) -> None:
     outcome = outcomes["interrupted"]
     assert outcome.codes == [130, 75], outcome.said
     assert "interrupted" in outcome.said[0]
-    assert "error: rank 0 on " in outcome.said[1] and "failed: interrupted from the keyboard" in outcome.said[1]
+    assert (
+        "error: rank 0 on " in outcome.said[1] and "failed: interrupted from the keyboard" in outcome.said[1]
+    )
 
 
 @pytest.mark.distributed
@@ -134,7 +154,10 @@ def test_a_deepspeed_runner_that_is_terminated_leaves_no_rank_and_loses_nothing(
             cwd=ROOT, stdout=stream, stderr=stream, start_new_session=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
         )  # fmt: skip
     try:
-        wait_for(lambda: (base / "runner/metrics.jsonl").exists() and len(training_lines(base / "runner")) > 2, runner)
+        wait_for(
+            lambda: (base / "runner/metrics.jsonl").exists() and len(training_lines(base / "runner")) > 2,
+            runner,
+        )
         runner.terminate()
         assert runner.wait(timeout=10) != 0
         wait_for(lambda: living_of_session(runner.pid) == [], None)
@@ -183,7 +206,9 @@ def test_a_forked_worker_dies_of_its_own_signals() -> None:
 
 def test_before_training_a_process_without_others_leaves_at_once() -> None:
     code = "import time; from mtdnn_ds.faults.stop_requests import listening\nwith listening(): print('ready', flush=True); time.sleep(60)"
-    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     assert process.stdout is not None and process.stdout.readline() == "ready\n"
     process.send_signal(signal.SIGUSR1)
     _, said = process.communicate(timeout=10)

@@ -20,9 +20,7 @@ from mtdnn_ds.faults.watchdog.diagnosis import Process, Seen, judge, summarize
 STALL_SECONDS = 4.0
 SECONDS_MORE = 30  # on a busy machine; the bar is 60
 HOST = socket.gethostname()
-KILLED = (
-    rf"error: rank %d on {HOST} is lost: its process ended without a word at \d\d:\d\d:\d\d \(killed, out of memory, or its node failed\)"
-)
+KILLED = rf"error: rank %d on {HOST} is lost: its process ended without a word at \d\d:\d\d:\d\d \(killed, out of memory, or its node failed\)"
 SILENT = rf"error: rank %d on {HOST} is lost: no sign of life since \d\d:\d\d:\d\d, for \d+ s \(train.stall_timeout\); it is stopped, frozen or cut off"
 HANGS = rf"error: rank %d on {HOST} hangs: no progress since \d\d:\d\d:\d\d, for \d+ s \(train.stall_timeout\); last at: {{}} \(forked_ranks.py:\d+ in act\)"
 
@@ -33,10 +31,34 @@ LOSSES = {
     "kill_in_tokenizing": ((0, "tokenizing", "SIGKILL"), [-9, 75], 1, KILLED % 0, SECONDS_MORE),
     "stop_1": ((1, "inside_step_5", "SIGSTOP"), [75, -9], 0, SILENT % 1, STALL_SECONDS + SECONDS_MORE),
     "stop_0": ((0, "inside_step_5", "SIGSTOP"), [-9, 75], 1, SILENT % 0, STALL_SECONDS + SECONDS_MORE),
-    "hang_1": ((1, "inside_step_5", "hang"), [75, 75], 0, HANGS.format(r"step 5, micro-batch \d of \d") % 1, STALL_SECONDS + SECONDS_MORE),
-    "hang_0": ((0, "inside_step_5", "hang"), [75, 75], 1, HANGS.format(r"step 5, micro-batch \d of \d") % 0, STALL_SECONDS + SECONDS_MORE),
-    "hang_in_evaluation": ((1, "evaluating_6", "hang"), [75, 75], 0, HANGS.format("step 6, done") % 1, STALL_SECONDS + SECONDS_MORE),
-    "hang_in_save": ((0, "saving_6", "hang"), [75, 75], 1, HANGS.format(".*") % 0, STALL_SECONDS + SECONDS_MORE),
+    "hang_1": (
+        (1, "inside_step_5", "hang"),
+        [75, 75],
+        0,
+        HANGS.format(r"step 5, micro-batch \d of \d") % 1,
+        STALL_SECONDS + SECONDS_MORE,
+    ),
+    "hang_0": (
+        (0, "inside_step_5", "hang"),
+        [75, 75],
+        1,
+        HANGS.format(r"step 5, micro-batch \d of \d") % 0,
+        STALL_SECONDS + SECONDS_MORE,
+    ),
+    "hang_in_evaluation": (
+        (1, "evaluating_6", "hang"),
+        [75, 75],
+        0,
+        HANGS.format("step 6, done") % 1,
+        STALL_SECONDS + SECONDS_MORE,
+    ),
+    "hang_in_save": (
+        (0, "saving_6", "hang"),
+        [75, 75],
+        1,
+        HANGS.format(".*") % 0,
+        STALL_SECONDS + SECONDS_MORE,
+    ),
     "raise_1": (
         (1, "inside_step_5", "raise"),
         [75, 1],
@@ -56,14 +78,18 @@ LOSSES = {
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory, shared_data: Path, tiny_encoder: Path) -> Path:
-    return write_base(tmp_path_factory.mktemp("watchdog"), shared_data, tiny_encoder, stall_timeout=STALL_SECONDS)
+    return write_base(
+        tmp_path_factory.mktemp("watchdog"), shared_data, tiny_encoder, stall_timeout=STALL_SECONDS
+    )
 
 
 @pytest.fixture(scope="module")
 def outcomes(base: Path) -> dict[str, Outcome]:
     runs = {"straight": scenario(base, "straight")}
     runs |= {name: scenario(base, name, act) for name, (act, *_) in LOSSES.items()}
-    runs["three_ranks"] = scenario(base, "three_ranks", (0, "inside_step_2", "SIGKILL"), (2, "inside_step_2", "SIGKILL"), world_size=3)
+    runs["three_ranks"] = scenario(
+        base, "three_ranks", (0, "inside_step_2", "SIGKILL"), (2, "inside_step_2", "SIGKILL"), world_size=3
+    )
     runs["paused"] = {**scenario(base, "paused", (0, "step_5", "pause")), "pause_seconds": 2 * STALL_SECONDS}
     runs["alone"] = scenario(base, "alone", (0, "inside_step_5", "hang"), world_size=1)
     runs["off"] = scenario(base, "off", (1, "inside_step_5", "raise"), train__stall_timeout="0")
@@ -109,7 +135,9 @@ def test_a_lost_rank_ends_the_run_in_time_and_is_named(outcomes: dict[str, Outco
 @pytest.mark.distributed
 def test_the_others_are_described(outcomes: dict[str, Outcome]) -> None:
     said = outcomes["hang_1"].said[0]
-    assert re.search(r"error: the others: rank 0: step 5, (micro-batch \d of \d|update) \(waiting in \w+\)", said), said
+    assert re.search(
+        r"error: the others: rank 0: step 5, (micro-batch \d of \d|update) \(waiting in \w+\)", said
+    ), said
     assert re.search(r"error: when it was last heard, ranks? 0", outcomes["stop_0"].said[1])
 
 
@@ -141,9 +169,29 @@ def test_without_a_watch_a_broken_collective_is_what_is_seen(outcomes: dict[str,
 # The judgment
 
 
-def seen(rank: int, *, count: int = 5, heard: float = 100.0, moved: float = 100.0, waits: bool = True, loop: bool = True) -> Seen:
-    place = Place(count=count, text=f"step {count}", line="waiting in all_reduce" if waits else "a.py:1 in f", waits=waits, in_loop=loop)
-    return Seen(rank=rank, process=Process(host=f"n{rank // 2}", pid=1, started="1"), heard=heard, moved=moved, place=place)
+def seen(
+    rank: int,
+    *,
+    count: int = 5,
+    heard: float = 100.0,
+    moved: float = 100.0,
+    waits: bool = True,
+    loop: bool = True,
+) -> Seen:
+    place = Place(
+        count=count,
+        text=f"step {count}",
+        line="waiting in all_reduce" if waits else "a.py:1 in f",
+        waits=waits,
+        in_loop=loop,
+    )
+    return Seen(
+        rank=rank,
+        process=Process(host=f"n{rank // 2}", pid=1, started="1"),
+        heard=heard,
+        moved=moved,
+        place=place,
+    )
 
 
 def lost(*ranks: Seen, now: float = 105.0, timeout: float = 10.0) -> tuple[int, ...] | None:
@@ -170,10 +218,16 @@ def test_of_ranks_that_stand_still_the_one_that_others_wait_for_is_named() -> No
     assert lost(seen(0, **still), seen(1, waits=False, **still), seen(2, **still)) == (1,)
     assert lost(seen(0, count=9, **still), seen(1, count=8, **still), seen(2, count=9, **still)) == (1,)
     assert lost(seen(0, **still), seen(1)) is None  # one goes on: it may be the other's turn next
-    assert lost(seen(0, loop=False, **still), seen(1, loop=False, **still)) is None  # tokenizing may take hours
+    assert (
+        lost(seen(0, loop=False, **still), seen(1, loop=False, **still)) is None
+    )  # tokenizing may take hours
     assert lost(seen(0, **still), seen(1, heard=99.9, **still)) == (1,)  # heard less than the others
     verdict = judge([seen(0, **still), seen(1, **still)], 105.0, 10.0)
-    assert verdict is not None and verdict.lost == () and verdict.text.startswith("no rank has made progress since ")
+    assert (
+        verdict is not None
+        and verdict.lost == ()
+        and verdict.text.startswith("no rank has made progress since ")
+    )
 
 
 def test_a_failure_of_all_ranks_is_nobody_s_loss() -> None:
@@ -187,7 +241,10 @@ def test_a_failure_of_all_ranks_is_nobody_s_loss() -> None:
 
 def test_ranks_at_one_place_are_told_together() -> None:
     ranks = [seen(rank, count=7 if rank == 1 else 8) for rank in range(6)]
-    assert summarize(ranks) == "ranks 0, 2-5: step 8 (waiting in all_reduce); rank 1: step 7 (waiting in all_reduce)"
+    assert (
+        summarize(ranks)
+        == "ranks 0, 2-5: step 8 (waiting in all_reduce); rank 1: step 7 (waiting in all_reduce)"
+    )
 
 
 def test_only_own_segments_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

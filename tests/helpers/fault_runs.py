@@ -44,20 +44,35 @@ def write_base(folder: Path, shared_data: Path, tiny_encoder: Path, **train: Any
 
 def flags(base: Path, name: str, **changes: str) -> dict[str, str]:
     """Flags of a run in the folder `name`; a name in `changes` may have __ for its dot."""
-    given = {"recipe": str(base / "recipe.yaml"), "deepspeed_config": str(base / "zero2.json"), "output_dir": str(base / name)}
+    given = {
+        "recipe": str(base / "recipe.yaml"),
+        "deepspeed_config": str(base / "zero2.json"),
+        "output_dir": str(base / name),
+    }
     return given | {flag.replace("__", "."): value for flag, value in changes.items()}
 
 
-def scenario(base: Path, name: str, *acts: tuple[int, str, str], world_size: int = 2, **changes: str) -> dict[str, Any]:
-    return {"flags": flags(base, name, **changes), "acts": acts, "world_size": world_size, "port": free_port()}
+def scenario(
+    base: Path, name: str, *acts: tuple[int, str, str], world_size: int = 2, **changes: str
+) -> dict[str, Any]:
+    return {
+        "flags": flags(base, name, **changes),
+        "acts": acts,
+        "world_size": world_size,
+        "port": free_port(),
+    }
 
 
-def run_forked(scenarios: Mapping[str, Mapping[str, Any]], folder: Path, at_once: int = 1) -> dict[str, Outcome]:
+def run_forked(
+    scenarios: Mapping[str, Mapping[str, Any]], folder: Path, at_once: int = 1
+) -> dict[str, Outcome]:
     """Run all scenarios, the first alone and then `at_once` beside each other (tests/workers/forked_ranks.py)."""
     given, results = write_json(folder / "scenarios.json", scenarios), folder / "results.json"
     environment = {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}
     ended = run_command(
-        [str(ROOT / "tests/workers/forked_ranks.py"), str(given), str(results), str(at_once)], timeout_seconds=500, **environment
+        [str(ROOT / "tests/workers/forked_ranks.py"), str(given), str(results), str(at_once)],
+        timeout_seconds=500,
+        **environment,
     )
     assert ended.returncode == 0, ended.stdout + ended.stderr
     return {name: Outcome(**values) for name, values in json.loads(results.read_text()).items()}

@@ -11,7 +11,9 @@ import yaml
 from helpers.glue_rows import cut_glue
 from helpers.processes import run_command, write_json, zero_config
 
-HOSTILE = "<script>document.title = 'taken over'</script><img src=x onerror=\"document.title = 'taken over'\">"
+HOSTILE = (
+    "<script>document.title = 'taken over'</script><img src=x onerror=\"document.title = 'taken over'\">"
+)
 WITH_TEST = ("CoLA", "MRPC", "RTE", "STS-B")  # whose official test files are in ../shared/data
 STSB_ROWS = 1_379  # of the official test set
 
@@ -23,7 +25,10 @@ def write_glue(shared_glue: Path, folder: Path) -> Path:
         shutil.copy(shared_glue / name / "test.tsv", glue / name / "test.tsv")
     dev = (shared_glue / "STS-B/dev.tsv").read_text().split("\n")
     (glue / "STS-B/dev.tsv").write_text("\n".join(dev[: 1 + STSB_ROWS]) + "\n")
-    pairs = [f"a {word} reads\tsomebody reads {number}" for number, word in enumerate(("man", "woman", "child", "poet", "king"))]
+    pairs = [
+        f"a {word} reads\tsomebody reads {number}"
+        for number, word in enumerate(("man", "woman", "child", "poet", "king"))
+    ]
     for file, rows in (("test_matched", 9_796), ("test_mismatched", 9_847)):
         head = "index\tpromptID\tpairID\tgenre\tsentence1_binary_parse\tsentence2_binary_parse\tsentence1_parse\tsentence2_parse\tsentence1\tsentence2"
         lines = [head, *("\t".join([str(row), *["-"] * 7, pairs[row % 5]]) for row in range(rows))]
@@ -36,7 +41,9 @@ def write_glue(shared_glue: Path, folder: Path) -> Path:
 
 def write_stsb_dev_as_test(shared_glue: Path, glue: Path) -> list[float]:
     """Make the first 1,379 rows of STS-B's dev set its test file; returns their scores."""
-    rows = [line.split("\t") for line in (shared_glue / "STS-B/dev.tsv").read_text().split("\n")[: 1 + STSB_ROWS]]
+    rows = [
+        line.split("\t") for line in (shared_glue / "STS-B/dev.tsv").read_text().split("\n")[: 1 + STSB_ROWS]
+    ]
     (glue / "STS-B").mkdir(parents=True)
     (glue / "STS-B/test.tsv").write_text("\n".join("\t".join(row[:9]) for row in rows) + "\n")
     return [float(row[9]) for row in rows[1:]]
@@ -51,7 +58,10 @@ def train_finished_run(folder: Path, encoder: Path, shared_data: Path) -> Path:
         (folder / f"wnut/{split}.conll").write_text("\n\n".join(sentences[first : first + 30]) + "\n\n")
     words = ("late", "broken", "fine")
     for split in ("train", "dev"):
-        rows = [f'"{HOSTILE.replace(chr(34), chr(34) * 2)} parcel {row} is {words[row % 3]}",{words[row % 3]}' for row in range(24)]
+        rows = [
+            f'"{HOSTILE.replace(chr(34), chr(34) * 2)} parcel {row} is {words[row % 3]}",{words[row % 3]}'
+            for row in range(24)
+        ]
         (folder / f"shop_{split}.csv").write_text("\n".join(["text,label", *rows]) + "\n")
     shop = {
         "kind": "classification", "labels": list(words), "text_columns": ["text"], "label_column": "label",

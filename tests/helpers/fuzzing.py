@@ -42,7 +42,9 @@ numbers = st.one_of(st.sampled_from(NUMBERS), st.integers(-(2**70), 2**70), st.f
 whole_numbers = st.sampled_from([number for number in NUMBERS if isinstance(number, int)])
 scalars = st.one_of(st.none(), st.booleans(), numbers, texts)
 keys = st.one_of(st.text(max_size=8), st.sampled_from(HOSTILE_TEXTS))
-values = st.recursive(scalars, lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(keys, inner, max_size=3)))
+values = st.recursive(
+    scalars, lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(keys, inner, max_size=3))
+)
 
 
 def deep(depth: int) -> Any:
@@ -73,7 +75,9 @@ def changed(draw: st.DrawFn, originals: Sequence[Any], new: st.SearchStrategy[An
         if action == "remove":
             del holder[place[-1]]
         elif action == "add" and isinstance(holder, dict):
-            holder[draw(st.one_of(keys, st.sampled_from(["train", "tasks", "steps", "kind", "stages"])))] = draw(new)
+            holder[draw(st.one_of(keys, st.sampled_from(["train", "tasks", "steps", "kind", "stages"])))] = (
+                draw(new)
+            )
         elif action == "add":
             holder.insert(place[-1], draw(new))
         elif action == "copy":  # of another part of the same
@@ -111,7 +115,9 @@ NAMES = [doc.name for doc in field_docs()]
 
 
 @st.composite
-def with_settings(draw: st.DrawFn, originals: Sequence[dict[str, Any]], names: Sequence[str] = NAMES, most: int = 3) -> dict[str, Any]:
+def with_settings(
+    draw: st.DrawFn, originals: Sequence[dict[str, Any]], names: Sequence[str] = NAMES, most: int = 3
+) -> dict[str, Any]:
     """One of the recipes `originals` with one to `most` settings written into it."""
     recipe = copy.deepcopy(draw(st.sampled_from(originals)))
     for name in draw(st.lists(st.sampled_from(names), min_size=1, max_size=most)):
@@ -147,7 +153,13 @@ def torn(draw: st.DrawFn, wholes: Sequence[bytes], inserted: Sequence[bytes] = (
     for _ in range(draw(st.integers(1, 2))):
         start = draw(st.integers(0, len(whole)))
         end = start + draw(st.sampled_from([0, 0, 1, 2, 8, 40, len(whole)]))
-        piece = draw(st.one_of(st.binary(max_size=8), st.just(whole[start:end]), *([st.sampled_from(inserted)] if inserted else [])))
+        piece = draw(
+            st.one_of(
+                st.binary(max_size=8),
+                st.just(whole[start:end]),
+                *([st.sampled_from(inserted)] if inserted else []),
+            )
+        )
         whole = whole[:start] + piece + whole[draw(st.sampled_from([start, end])) :]
     return whole
 

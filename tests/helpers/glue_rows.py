@@ -26,7 +26,9 @@ def cut_glue(source: Path, target: Path, *, train_rows: int, dev_rows: int) -> P
         (target / folder).mkdir(parents=True)
         for file in (source / folder).glob("*.tsv"):
             if file.stem != "test":
-                rows = file.read_bytes().split(b"\n")[: 1 + (train_rows if file.stem == "train" else dev_rows)]
+                rows = file.read_bytes().split(b"\n")[
+                    : 1 + (train_rows if file.stem == "train" else dev_rows)
+                ]
                 (target / folder / file.name).write_bytes(b"\n".join(rows) + b"\n")
     return target
 
@@ -38,5 +40,7 @@ def read_example(glue: Path, task: str, line_number: int) -> Example:
     cells = line.split("\t")
     label = cells[label_column].strip()
     return Example(
-        task=task, texts=tuple(cells[column] for column in text_columns), label=float(label) if labels is None else labels.index(label)
+        task=task,
+        texts=tuple(cells[column] for column in text_columns),
+        label=float(label) if labels is None else labels.index(label),
     )

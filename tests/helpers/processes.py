@@ -104,7 +104,11 @@ def run_ranks(arguments: Sequence[str], world_size: int, timeout_seconds: float 
 
 
 def run_jobs(
-    jobs: Sequence[Mapping[str, Any]], folder: Path, world_size: int, timeout_seconds: float = 600, worker: str = "train_jobs.py"
+    jobs: Sequence[Mapping[str, Any]],
+    folder: Path,
+    world_size: int,
+    timeout_seconds: float = 600,
+    worker: str = "train_jobs.py",
 ) -> dict[str, str]:
     """Train several runs in one process group (tests/workers/WORKER); returns what rank 0 said in each, by run folder name."""
     file = folder / f"jobs_{free_port()}.json"
@@ -114,9 +118,13 @@ def run_jobs(
     return {part.split("\n", 1)[0]: part for part in parts}
 
 
-def run_command(arguments: Sequence[str], timeout_seconds: float = 120, **environment: str) -> subprocess.CompletedProcess[str]:
+def run_command(
+    arguments: Sequence[str], timeout_seconds: float = 120, **environment: str
+) -> subprocess.CompletedProcess[str]:
     """`python ARGUMENTS` as a user runs it, without a launcher."""
-    env = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+    env = {
+        name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    }
     return subprocess.run(
         [sys.executable, *arguments],
         env={**env, "PYTHONPATH": str(ROOT), **environment},

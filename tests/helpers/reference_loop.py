@@ -44,7 +44,8 @@ def reference_training(
     ).to(dtype)
     bert.eval()
     head_parameters = {
-        task: (weight.to(dtype).clone().requires_grad_(), bias.to(dtype).clone().requires_grad_()) for task, (weight, bias) in heads.items()
+        task: (weight.to(dtype).clone().requires_grad_(), bias.to(dtype).clone().requires_grad_())
+        for task, (weight, bias) in heads.items()
     }
     decayed, plain = [], []
     for name, parameter in bert.named_parameters():
@@ -55,7 +56,11 @@ def reference_training(
     optimizer = torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps)
     results = []
     for number, examples in enumerate(steps, start=1):
-        rate = lr * (number / warmup_steps if number <= warmup_steps else (total_steps - number + 1) / (total_steps - warmup_steps))
+        rate = lr * (
+            number / warmup_steps
+            if number <= warmup_steps
+            else (total_steps - number + 1) / (total_steps - warmup_steps)
+        )
         for group in optimizer.param_groups:
             group["lr"] = rate
         optimizer.zero_grad()
@@ -81,7 +86,9 @@ def reference_training(
                 loss = loss + functional.cross_entropy(logits, labels.long(), reduction="sum")
         loss = loss / len(examples)
         loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_([parameter for group in groups for parameter in group["params"]], clip)  # type: ignore[attr-defined]
+        norm = torch.nn.utils.clip_grad_norm_(
+            [parameter for group in groups for parameter in group["params"]], clip
+        )  # type: ignore[attr-defined]
         optimizer.step()
         results.append((loss.item(), float(norm)))
     return results

@@ -41,15 +41,25 @@ class TaskOfStep:
 
 
 def reference_steps(
-    encoder: Path, steps: Sequence[Sequence[TaskOfStep]], heads: Mapping[str, Tensor], *, lr: float, weight_decay: float, clip: float
+    encoder: Path,
+    steps: Sequence[Sequence[TaskOfStep]],
+    heads: Mapping[str, Tensor],
+    *,
+    lr: float,
+    weight_decay: float,
+    clip: float,
 ) -> list[tuple[float, float]]:
     """Objective and gradient norm before clipping of each step, in float64. The learning rate is constant."""
-    bert = BertModel.from_pretrained(encoder, attn_implementation="eager", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    bert = BertModel.from_pretrained(
+        encoder, attn_implementation="eager", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0
+    )
     bert = bert.double().eval()
     own = {name: tensor.double().clone().requires_grad_() for name, tensor in heads.items()}
     decayed, plain = [], []
     for name, parameter in [*bert.named_parameters(), *own.items()]:
-        (plain if name.endswith("bias") or "LayerNorm" in name or ".norm." in name else decayed).append(parameter)
+        (plain if name.endswith("bias") or "LayerNorm" in name or ".norm." in name else decayed).append(
+            parameter
+        )
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.999), eps=1e-8)
     results = []
@@ -63,7 +73,9 @@ def reference_steps(
                 units = unit_losses(term, hidden, bert, own)
                 loss = loss + task.num_examples / everything * torch.stack(units).mean()
         loss.backward()
-        parameters = [parameter for parameter in [*bert.parameters(), *own.values()] if parameter.grad is not None]
+        parameters = [
+            parameter for parameter in [*bert.parameters(), *own.values()] if parameter.grad is not None
+        ]
         norm = torch.nn.utils.clip_grad_norm_(parameters, clip)
         optimizer.step()
         results.append((loss.item(), float(norm)))
@@ -79,7 +91,9 @@ def hidden_states(bert: BertModel, sequences: Sequence[tuple[Tensor, Tensor]]) -
     return [states[: len(ids)] for states, (ids, _) in zip(hidden, sequences, strict=True)]
 
 
-def unit_losses(term: TermOfStep, hidden: list[Tensor], bert: BertModel, own: Mapping[str, Tensor]) -> list[Tensor]:
+def unit_losses(
+    term: TermOfStep, hidden: list[Tensor], bert: BertModel, own: Mapping[str, Tensor]
+) -> list[Tensor]:
     """The loss of each supervised unit of a term, one at a time."""
     tokens = torch.cat(hidden)
     every = range(len(term.rows))
@@ -89,7 +103,9 @@ def unit_losses(term: TermOfStep, hidden: list[Tensor], bert: BertModel, own: Ma
     def sequence_outputs() -> Tensor:
         first = torch.stack([hidden[row][0] for row in term.rows.tolist()])
         pooled = torch.tanh(functional.linear(first, bert.pooler.dense.weight, bert.pooler.dense.bias))
-        return functional.linear(pooled, own["sequence.weight"][term.columns], own["sequence.bias"][term.columns])
+        return functional.linear(
+            pooled, own["sequence.weight"][term.columns], own["sequence.bias"][term.columns]
+        )
 
     if term.form == "class":
         outputs = sequence_outputs()
@@ -101,30 +117,43 @@ def unit_losses(term: TermOfStep, hidden: list[Tensor], bert: BertModel, own: Ma
         scores = sequence_outputs()[:, 0]
         return [_of_group(term.form, scores[rows], labels[rows]) for rows in members]
     if term.form in ("tag", "span"):
-        outputs = functional.linear(tokens[term.rows], own["token.weight"][term.columns], own["token.bias"][term.columns])
+        outputs = functional.linear(
+            tokens[term.rows], own["token.weight"][term.columns], own["token.bias"][term.columns]
+        )
         if term.form == "tag":
             return [functional.cross_entropy(outputs[row], labels[row].long()) for row in every]
         return [_span(outputs[rows], labels[rows].long()) for rows in members]
     if term.form == "masked_token":
-        states = functional.gelu(functional.linear(tokens[term.rows], own["masked_lm.dense.weight"], own["masked_lm.dense.bias"]))
-        states = functional.layer_norm(states, states.shape[1:], own["masked_lm.norm.weight"], own["masked_lm.norm.bias"], eps=1e-12)
+        states = functional.gelu(
+            functional.linear(tokens[term.rows], own["masked_lm.dense.weight"], own["masked_lm.dense.bias"])
+        )
+        states = functional.layer_norm(
+            states, states.shape[1:], own["masked_lm.norm.weight"], own["masked_lm.norm.bias"], eps=1e-12
+        )
         scores = functional.linear(states, bert.embeddings.word_embeddings.weight, own["masked_lm.bias"])
         return [functional.cross_entropy(scores[row], labels[row].long()) for row in every]
     if term.form == "cosine":
         means = [hidden[row].mean(dim=0) for row in term.rows.tolist()]
-        return [(functional.cosine_similarity(means[a], means[b], dim=0) - labels[a]) ** 2 for a, b in members]
+        return [
+            (functional.cosine_similarity(means[a], means[b], dim=0) - labels[a]) ** 2 for a, b in members
+        ]
     assert term.form == "san" and term.segments is not None
     results = []
     for row in every:
         start_a, length_a, start_b, length_b = term.segments[row].tolist()
         states = hidden[int(term.rows[row])]
         premise, hypothesis = states[start_a : start_a + length_a], states[start_b : start_b + length_b]
-        results.append(_san(premise, hypothesis, int(labels[row]), {name: own[f"san.{name}"] for name in _SAN}, term))
+        results.append(
+            _san(premise, hypothesis, int(labels[row]), {name: own[f"san.{name}"] for name in _SAN}, term)
+        )
     return results
 
 
 def _of_group(form: str, scores: Tensor, labels: Tensor) -> Tensor:
-    right, wrong = [scores[i] for i in range(len(scores)) if labels[i] == 1], [scores[i] for i in range(len(scores)) if labels[i] == 0]
+    right, wrong = (
+        [scores[i] for i in range(len(scores)) if labels[i] == 1],
+        [scores[i] for i in range(len(scores)) if labels[i] == 0],
+    )
     if form == "choice":
         whole = torch.logsumexp(scores, dim=0)
         return sum((whole - score for score in right), torch.zeros((), dtype=scores.dtype)) / len(right)
@@ -135,13 +164,18 @@ def _of_group(form: str, scores: Tensor, labels: Tensor) -> Tensor:
 def _span(outputs: Tensor, labels: Tensor) -> Tensor:
     """A label is 1 for the start plus 2 for the end."""
     start, end = int((labels & 1).argmax()), int((labels & 2).argmax())
-    return (functional.cross_entropy(outputs[:, 0], torch.tensor(start)) + functional.cross_entropy(outputs[:, 1], torch.tensor(end))) / 2
+    return (
+        functional.cross_entropy(outputs[:, 0], torch.tensor(start))
+        + functional.cross_entropy(outputs[:, 1], torch.tensor(end))
+    ) / 2
 
 
 _SAN = ("summary", "attention", "input_weight", "state_weight", "input_bias", "state_bias", "classifier")
 
 
-def _san(premise: Tensor, hypothesis: Tensor, label: int, own: Mapping[str, Tensor], term: TermOfStep) -> Tensor:
+def _san(
+    premise: Tensor, hypothesis: Tensor, label: int, own: Mapping[str, Tensor], term: TermOfStep
+) -> Tensor:
     """MT-DNN's equations 5 to 9, one pair at a time."""
     at = term.san_index
     cell = torch.nn.GRUCell(premise.shape[1], premise.shape[1], dtype=premise.dtype)

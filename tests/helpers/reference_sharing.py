@@ -39,32 +39,54 @@ class Settings:
     max_length: int
 
 
-def shared_training(encoder: Path, steps: list[list[Example]], start: Start, settings: Settings) -> list[tuple[float, float, float]]:
+def shared_training(
+    encoder: Path, steps: list[list[Example]], start: Start, settings: Settings
+) -> list[tuple[float, float, float]]:
     """Loss, penalty, and gradient norm before clipping of each step; AdamW at a constant rate, in float64.
 
     The penalty is penalty/2 times the sum of squared distances from m, or of squared B, after the step.
     """
     tokenizer = AutoTokenizer.from_pretrained(encoder)
-    bert = BertModel.from_pretrained(encoder, attn_implementation="eager", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    bert = BertModel.from_pretrained(
+        encoder, attn_implementation="eager", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0
+    )
     bert = bert.double().eval()
     group_of = {task: index for index, tasks in enumerate(settings.groups.values()) for task in tasks}
 
     def copy() -> Parameters:
-        return {name: parameter.detach().clone().requires_grad_() for name, parameter in bert.named_parameters()}
+        return {
+            name: parameter.detach().clone().requires_grad_() for name, parameter in bert.named_parameters()
+        }
 
     copies = [copy()] if start.factors else [copy() for _ in settings.groups]
-    heads = {task: [part.double().clone().requires_grad_() for part in parts] for task, parts in start.heads.items()}
-    a = {name: [own.double().clone().requires_grad_() for own in of_groups] for name, of_groups in start.factors.items()}
+    heads = {
+        task: [part.double().clone().requires_grad_() for part in parts]
+        for task, parts in start.heads.items()
+    }
+    a = {
+        name: [own.double().clone().requires_grad_() for own in of_groups]
+        for name, of_groups in start.factors.items()
+    }
     b = {
-        name: [torch.zeros(len(copies[0][f"{name}.weight"]), len(own), dtype=torch.float64, requires_grad=True) for own in of_groups]
+        name: [
+            torch.zeros(len(copies[0][f"{name}.weight"]), len(own), dtype=torch.float64, requires_grad=True)
+            for own in of_groups
+        ]
         for name, of_groups in start.factors.items()
     }
     named = [(name, parameter) for own in copies for name, parameter in own.items()]
-    plain = [parameter for name, parameter in named if name.endswith("bias") or "LayerNorm" in name] + [bias for _, bias in heads.values()]
+    plain = [parameter for name, parameter in named if name.endswith("bias") or "LayerNorm" in name] + [
+        bias for _, bias in heads.values()
+    ]
     decayed = [parameter for name, parameter in named if not (name.endswith("bias") or "LayerNorm" in name)]
-    decayed += [weight for weight, _ in heads.values()] + [own for factor in (a, b) for of_groups in factor.values() for own in of_groups]
+    decayed += [weight for weight, _ in heads.values()] + [
+        own for factor in (a, b) for of_groups in factor.values() for own in of_groups
+    ]
     tied = [own for of_groups in b.values() for own in of_groups]
-    groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    groups = [
+        {"params": decayed, "weight_decay": settings.weight_decay},
+        {"params": plain, "weight_decay": 0.0},
+    ]
     optimizer = torch.optim.AdamW(groups, lr=settings.lr, eps=settings.eps)
     results = []
     for examples in steps:
@@ -73,8 +95,13 @@ def shared_training(encoder: Path, steps: list[list[Example]], start: Start, set
         for example in examples:
             group = group_of[example.task]
             parameters = copies[0 if start.factors else group]
-            merged = {f"{name}.weight": parameters[f"{name}.weight"] + b[name][group] @ a[name][group] for name in start.factors}
-            inputs = tokenizer(*example.texts, truncation=True, max_length=settings.max_length, return_tensors="pt")
+            merged = {
+                f"{name}.weight": parameters[f"{name}.weight"] + b[name][group] @ a[name][group]
+                for name in start.factors
+            }
+            inputs = tokenizer(
+                *example.texts, truncation=True, max_length=settings.max_length, return_tensors="pt"
+            )
             pooled = functional_call(bert, {**parameters, **merged}, kwargs=dict(inputs)).pooler_output
             weight, bias = heads[example.task]
             outputs = functional.linear(pooled, weight, bias)
@@ -91,7 +118,11 @@ def shared_training(encoder: Path, steps: list[list[Example]], start: Start, set
         optimizer.step()
         for parameter, deviation in deviations(copies, tied):
             parameter.data -= deviation - deviation / (1 + settings.lr * settings.penalty)
-        penalty = settings.penalty / 2 * sum(float((deviation**2).sum()) for _, deviation in deviations(copies, tied))
+        penalty = (
+            settings.penalty
+            / 2
+            * sum(float((deviation**2).sum()) for _, deviation in deviations(copies, tied))
+        )
         results.append((loss.item(), penalty, norm.item()))
     return results
 

@@ -44,13 +44,22 @@ class Perturbation:
 class ReferenceModel(nn.Module):
     """BertModel with a linear head for each task. `heads`: task -> weight (C, D) and bias (C,)."""
 
-    def __init__(self, encoder_path: Path, heads: dict[str, tuple[Tensor, Tensor]], regressions: set[str]) -> None:
+    def __init__(
+        self, encoder_path: Path, heads: dict[str, tuple[Tensor, Tensor]], regressions: set[str]
+    ) -> None:
         super().__init__()
         self.bert = BertModel.from_pretrained(
-            encoder_path, attn_implementation="eager", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0
+            encoder_path,
+            attn_implementation="eager",
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
         ).eval()
-        self.weights = nn.ParameterDict({task: nn.Parameter(weight.clone()) for task, (weight, _) in heads.items()})
-        self.biases = nn.ParameterDict({task: nn.Parameter(bias.clone()) for task, (_, bias) in heads.items()})
+        self.weights = nn.ParameterDict(
+            {task: nn.Parameter(weight.clone()) for task, (weight, _) in heads.items()}
+        )
+        self.biases = nn.ParameterDict(
+            {task: nn.Parameter(bias.clone()) for task, (_, bias) in heads.items()}
+        )
         self.regressions = regressions
         self.double()
 
@@ -58,7 +67,9 @@ class ReferenceModel(nn.Module):
         embeddings = self.bert.embeddings.word_embeddings(torch.tensor([example.input_ids]))
         if noise is not None:
             embeddings = embeddings + noise
-        pooled = self.bert(inputs_embeds=embeddings, token_type_ids=torch.tensor([example.token_type_ids])).pooler_output[0]
+        pooled = self.bert(
+            inputs_embeds=embeddings, token_type_ids=torch.tensor([example.token_type_ids])
+        ).pooler_output[0]
         return self.weights[example.task] @ pooled + self.biases[example.task]
 
     def loss(self, example: TokenExample, logits: Tensor) -> Tensor:
@@ -70,14 +81,19 @@ class ReferenceModel(nn.Module):
         if example.task in self.regressions:
             return (ours[0] - theirs[0]) ** 2
         ours, theirs = ours.log_softmax(0), theirs.log_softmax(0)
-        return sum(functional.kl_div(q, p, log_target=True, reduction="sum") for p, q in ((ours, theirs), (theirs, ours)))  # type: ignore[return-value]
+        return sum(
+            functional.kl_div(q, p, log_target=True, reduction="sum")
+            for p, q in ((ours, theirs), (theirs, ours))
+        )  # type: ignore[return-value]
 
 
 def ascended(noise: Tensor, gradient: Tensor, how: Perturbation) -> Tensor:
     def length(values: Tensor) -> Tensor:
         order = math.inf if how.norm == "inf" else 2.0
         rows = values if how.per == "token" else values.reshape(1, -1)
-        return torch.stack([row.abs().max() if order == math.inf else (row * row).sum().sqrt() for row in rows])[:, None]
+        return torch.stack(
+            [row.abs().max() if order == math.inf else (row * row).sum().sqrt() for row in rows]
+        )[:, None]
 
     moved = noise + how.step_size * gradient / length(gradient)
     if how.norm == "inf":
@@ -86,7 +102,9 @@ def ascended(noise: Tensor, gradient: Tensor, how: Perturbation) -> Tensor:
     return torch.where(size > how.radius, moved * how.radius / size, moved)
 
 
-def example_objective(model: ReferenceModel, averaged: ReferenceModel, example: TokenExample, how: Perturbation) -> tuple[Tensor, Tensor]:
+def example_objective(
+    model: ReferenceModel, averaged: ReferenceModel, example: TokenExample, how: Perturbation
+) -> tuple[Tensor, Tensor]:
     """(loss, what is added to it) of one example."""
     noise = example.noise.double()
     if how.name == "freelb":
@@ -101,7 +119,9 @@ def example_objective(model: ReferenceModel, averaged: ReferenceModel, example: 
     clean = model(example)
     for _ in range(how.steps):
         noise = noise.detach().requires_grad_()
-        (gradient,) = torch.autograd.grad(model.divergence(example, model(example, noise), clean.detach()), noise)
+        (gradient,) = torch.autograd.grad(
+            model.divergence(example, model(example, noise), clean.detach()), noise
+        )
         noise = ascended(noise.detach(), gradient, how)
     added = how.factor * model.divergence(example, model(example, noise), clean)
     with torch.no_grad():
@@ -110,14 +130,22 @@ def example_objective(model: ReferenceModel, averaged: ReferenceModel, example: 
 
 
 def regularized_training(
-    model: ReferenceModel, steps: list[list[TokenExample]], how: Perturbation, *, lr: float, weight_decay: float, clip: float
+    model: ReferenceModel,
+    steps: list[list[TokenExample]],
+    how: Perturbation,
+    *,
+    lr: float,
+    weight_decay: float,
+    clip: float,
 ) -> list[tuple[float, float, float]]:
     """Objective, gradient norm before clipping and what was added, of each step of AdamW at a constant rate."""
     averaged = copy.deepcopy(model)
     decayed = [each for name, each in model.named_parameters() if not ("LayerNorm" in name or "bias" in name)]
     plain = [each for name, each in model.named_parameters() if "LayerNorm" in name or "bias" in name]
     optimizer = torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}], lr=lr, eps=1e-8
+        [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}],
+        lr=lr,
+        eps=1e-8,
     )
     results = []
     for examples in steps:
@@ -130,5 +158,7 @@ def regularized_training(
         with torch.no_grad():
             for mean, own in zip(averaged.parameters(), model.parameters(), strict=True):
                 mean.copy_(how.momentum * mean + (1 - how.momentum) * own)
-        results.append((objective.item(), float(norm), sum(added.item() for _, added in parts) / len(examples)))
+        results.append(
+            (objective.item(), float(norm), sum(added.item() for _, added in parts) / len(examples))
+        )
     return results

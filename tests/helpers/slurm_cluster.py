@@ -22,7 +22,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-_started: list[subprocess.Popen[bytes]] = []  # daemons of this process; those of an earlier one are found in /proc
+_started: list[
+    subprocess.Popen[bytes]
+] = []  # daemons of this process; those of an earlier one are found in /proc
 
 NODES = ("n1", "n2")
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "scontrol", "scancel")
@@ -108,7 +110,9 @@ def stop(folder: Path) -> None:
         for pid in _processes(folder):
             with suppress(ProcessLookupError):
                 os.kill(pid, number)
-        wait_until(lambda: not _processes(folder), "all processes have ended", timeout_seconds=15, fails=False)
+        wait_until(
+            lambda: not _processes(folder), "all processes have ended", timeout_seconds=15, fails=False
+        )
     _reap()
     assert not _processes(folder), f"processes of {folder} are left: {_processes(folder)}"
 
@@ -125,8 +129,21 @@ def running_cluster(folder: Path, cpus_per_node: int = 4) -> Iterator[dict[str, 
 def environment_of(folder: Path) -> dict[str, str]:
     """This process's environment without an outer job's or launcher's variables, and with this cluster."""
     foreign = ("SLURM_", "SBATCH_", "SRUN_", "OMPI_", "PMI_")
-    places = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_SIZE", "CROSS_RANK", "CROSS_SIZE", "MASTER_ADDR", "MASTER_PORT")
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(foreign) and name not in places}
+    places = (
+        "RANK",
+        "LOCAL_RANK",
+        "WORLD_SIZE",
+        "LOCAL_SIZE",
+        "CROSS_RANK",
+        "CROSS_SIZE",
+        "MASTER_ADDR",
+        "MASTER_PORT",
+    )
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(foreign) and name not in places
+    }
     return {**kept, "PATH": _path(), "SLURM_CONF": str(folder / "slurm.conf")}
 
 
@@ -141,7 +158,11 @@ def node_daemon(folder: Path, node: str) -> int:
 
 
 def wait_until(
-    condition: Callable[[], bool], what: str, timeout_seconds: float = 60, folder: Path | None = None, fails: bool = True
+    condition: Callable[[], bool],
+    what: str,
+    timeout_seconds: float = 60,
+    folder: Path | None = None,
+    fails: bool = True,
 ) -> None:
     """Poll `condition`; a TimeoutError that says `what` was awaited, with the ends of the logs in `folder`."""
     deadline = time.monotonic() + timeout_seconds
@@ -168,13 +189,21 @@ def _conf(folder: Path, cpus_per_node: int) -> str:
         for name, port in zip(NODES, ports, strict=True)
     )
     return CONF.format(
-        host=host, folder=folder, user=getpass.getuser(), controller_port=controller_port, nodes=nodes, names=",".join(NODES)
+        host=host,
+        folder=folder,
+        user=getpass.getuser(),
+        controller_port=controller_port,
+        nodes=nodes,
+        names=",".join(NODES),
     )
 
 
 def _start_daemons(folder: Path) -> None:
     munge = folder / "munge"
-    files = {name: f"--{name}={munge / name.split('-')[0]}" for name in ("key-file", "socket", "pid-file", "log-file", "seed-file")}
+    files = {
+        name: f"--{name}={munge / name.split('-')[0]}"
+        for name in ("key-file", "socket", "pid-file", "log-file", "seed-file")
+    }
     # --force: munge minds folders that others may write to above its own, such as /tmp.
     _daemon(folder, ["munged", "--foreground", "--force", *files.values()])
     wait_until((munge / "socket").exists, "munge listens", folder=folder)
@@ -200,7 +229,12 @@ def _daemon(folder: Path, command: list[str]) -> None:
 
 def _idle_nodes(environment: dict[str, str]) -> int:
     asked = subprocess.run(
-        ["sinfo", "--noheader", "--Node", "--format=%T"], env=environment, capture_output=True, text=True, check=False, timeout=20
+        ["sinfo", "--noheader", "--Node", "--format=%T"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=20,
     )
     return asked.stdout.split().count("idle")
 

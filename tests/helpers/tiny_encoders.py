@@ -14,7 +14,11 @@ def write_tiny_encoder(folder: Path, tokenizer_from: Path, **changes: object) ->
 
     torch.manual_seed(0)
     sizes: dict[str, object] = dict(
-        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, max_position_embeddings=512
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=512,
     )
     BertModel(BertConfig(**{**sizes, **changes})).save_pretrained(folder)  # type: ignore[arg-type]
     for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt"):
@@ -24,7 +28,10 @@ def write_tiny_encoder(folder: Path, tokenizer_from: Path, **changes: object) ->
 
 def keep_capitals(folder: Path) -> Path:
     """Make the tokenizer of an encoder folder another one: it no longer lowers capitals, and so cuts words otherwise."""
-    for name, section, key in (("tokenizer.json", "normalizer", "lowercase"), ("tokenizer_config.json", None, "do_lower_case")):
+    for name, section, key in (
+        ("tokenizer.json", "normalizer", "lowercase"),
+        ("tokenizer_config.json", None, "do_lower_case"),
+    ):
         settings = json.loads((folder / name).read_text())
         (settings if section is None else settings[section])[key] = False
         (folder / name).write_text(json.dumps(settings))

@@ -67,7 +67,9 @@ def loop(kind: str, scores: Tensor, targets: Targets) -> Tensor:
             losses.append(-torch.stack([own.softmax(0)[place].log() for place in right]).mean())
         else:
             others = [place for place in range(len(members)) if place not in right]
-            losses.append(torch.stack([functional.relu(1 - own[r] + own[i]) for r in right for i in others]).mean())
+            losses.append(
+                torch.stack([functional.relu(1 - own[r] + own[i]) for r in right for i in others]).mean()
+            )
     return torch.stack(losses)
 
 
@@ -76,7 +78,9 @@ def test_random_groups_equal_a_loop_over_examples(kind: str) -> None:
     generator = np.random.default_rng(3)
     sizes = generator.integers(2, 7, size=20)
     groups = np.repeat(np.arange(20), sizes).tolist()
-    labels = np.concatenate([generator.permutation([1] * (1 + size // 4) + [0] * (size - 1 - size // 4)) for size in sizes]).tolist()
+    labels = np.concatenate(
+        [generator.permutation([1] * (1 + size // 4) + [0] * (size - 1 - size // 4)) for size in sizes]
+    ).tolist()
     targets = targets_of(groups, labels, [int(group >= 12) for group in groups])
     scores = torch.randn(len(groups), 2, generator=torch.Generator().manual_seed(0)) * 3
     ours, theirs = scores.clone().requires_grad_(), scores.clone().requires_grad_()
@@ -92,7 +96,11 @@ def test_large_scores_of_half_precision_stay_finite() -> None:
     scores = scores_of(30000.0, -30000.0, 29999.0, 0.0).to(torch.bfloat16).requires_grad_()
     losses = choice_losses(scores, targets_of([0, 0, 1, 1], [0, 1, 1, 0]), TABLE)
     losses.sum().backward()
-    assert losses.dtype == torch.float32 and bool(torch.isfinite(losses).all()) and bool(torch.isfinite(scores.grad).all())
+    assert (
+        losses.dtype == torch.float32
+        and bool(torch.isfinite(losses).all())
+        and bool(torch.isfinite(scores.grad).all())
+    )
     assert losses.tolist() == pytest.approx([60000, 0], rel=1e-2)
 
 

@@ -21,7 +21,10 @@ NAN = math.nan
 
 def scales_of(name: Any, **changes: Any) -> AdaptiveScales:
     """Three tasks, the last one a regression."""
-    return adaptive_scales(name, **{**dict(is_regression=[False, False, True], seed=3, lr=None, window=1, temperature=2.0), **changes})
+    return adaptive_scales(
+        name,
+        **{**dict(is_regression=[False, False, True], seed=3, lr=None, window=1, temperature=2.0), **changes},
+    )
 
 
 def run(scales: AdaptiveScales, losses: Sequence[Sequence[float]], first: int = 1) -> list[list[float]]:
@@ -74,7 +77,9 @@ def test_dwa_compares_means_over_windows() -> None:
 
 
 def test_dwa_is_more_equal_at_a_higher_temperature() -> None:
-    assert run(scales_of("dwa", temperature=1e6), LOSSES)[-1] == pytest.approx([1 / 3, 1 / 3, 1 / 3], abs=1e-5)
+    assert run(scales_of("dwa", temperature=1e6), LOSSES)[-1] == pytest.approx(
+        [1 / 3, 1 / 3, 1 / 3], abs=1e-5
+    )
 
 
 def test_famo_by_hand() -> None:
@@ -97,7 +102,10 @@ def test_famo_equals_torch() -> None:
         expected.append((raw / raw.sum()).tolist())
         if number:
             optimizer.zero_grad()
-            (torch.softmax(xi, 0) @ (before.log() - (torch.tensor(of_step, dtype=torch.float64) + 1e-8).log())).backward()
+            (
+                torch.softmax(xi, 0)
+                @ (before.log() - (torch.tensor(of_step, dtype=torch.float64) + 1e-8).log())
+            ).backward()
             optimizer.step()
     np.testing.assert_allclose(run(scales_of("famo", lr=0.1), losses), expected, rtol=1e-6)
 
@@ -146,7 +154,9 @@ def test_famo_counts_a_task_without_a_loss_yet_like_the_mean_of_the_others() -> 
 @pytest.mark.parametrize("name", NAMES)
 def test_losses_of_zero_stay_finite(name: str) -> None:
     assert all(
-        math.isfinite(weight) for weights in run(scales_of(name), [[0.0, 1.0, 1.0], [0.0, 0.0, 1.0], [1.0, 0.0, 0.0]]) for weight in weights
+        math.isfinite(weight)
+        for weights in run(scales_of(name), [[0.0, 1.0, 1.0], [0.0, 0.0, 1.0], [1.0, 0.0, 0.0]])
+        for weight in weights
     )
 
 

@@ -21,7 +21,11 @@ def spec(name: str, kind: str, num_labels: int, **options: object) -> TaskSpec:
     return TaskSpec(name=name, kind=kind, labels=labels, metrics=(), splits={}, options=options)
 
 
-SPECS = (spec("nli", "classification", 3), spec("score", "regression", 0), spec("binary", "classification", 2))
+SPECS = (
+    spec("nli", "classification", 3),
+    spec("score", "regression", 0),
+    spec("binary", "classification", 2),
+)
 LAYOUT = head_layout(SPECS)
 
 
@@ -51,7 +55,9 @@ def test_task_mean_gives_each_present_task_the_same_part() -> None:
 
 
 def test_log_classes_divides_by_the_log_of_the_number_of_classes() -> None:
-    assert coefficients([2, 1, 1], "log_classes") == pytest.approx([0.25 / math.log(3), 0.25, 0.25 / math.log(2)])
+    assert coefficients([2, 1, 1], "log_classes") == pytest.approx(
+        [0.25 / math.log(3), 0.25, 0.25 / math.log(2)]
+    )
 
 
 def test_explicit_factors_multiply_each_example() -> None:
@@ -74,15 +80,27 @@ def test_a_task_of_two_terms_adds_up_their_means() -> None:
         (1, "class", ""),
     ]
     scales = np.array([0.75, 0.25])
-    assert term_coefficients(scales, np.array([30, 3, 1]), layout.task_of_term).tolist() == [0.025, 0.25, 0.25]
-    assert task_means(np.array([60.0, 1.5, 7.0]), np.array([30, 3, 1]), layout.task_of_term, 2).tolist() == [2.5, 7.0]
+    assert term_coefficients(scales, np.array([30, 3, 1]), layout.task_of_term).tolist() == [
+        0.025,
+        0.25,
+        0.25,
+    ]
+    assert task_means(np.array([60.0, 1.5, 7.0]), np.array([30, 3, 1]), layout.task_of_term, 2).tolist() == [
+        2.5,
+        7.0,
+    ]
 
 
 def test_columns_of_a_head_belong_to_one_term_each() -> None:
     assert [(term.first_column, term.num_outputs) for term in LAYOUT.terms] == [(0, 3), (3, 1), (4, 2)]
     mixed = head_layout([spec("ner", "token_classification", 5), SPECS[0], spec("qa", "span", 0), SPECS[2]])
     assert mixed.heads == ("sequence", "token")
-    assert [(term.head, term.first_column) for term in mixed.terms] == [("token", 0), ("sequence", 0), ("token", 5), ("sequence", 3)]
+    assert [(term.head, term.first_column) for term in mixed.terms] == [
+        ("token", 0),
+        ("sequence", 0),
+        ("token", 5),
+        ("sequence", 3),
+    ]
     assert (mixed.num_columns("sequence"), mixed.num_columns("token")) == (5, 7)
 
 
@@ -107,7 +125,9 @@ def test_losses_equal_torch_task_by_task() -> None:
         functional.mse_loss(copies[1][1, 3], torch.tensor(-1.0)),
     ]
     torch.stack(theirs).sum().backward()
-    torch.testing.assert_close(torch.cat([of_batch["class"].losses, of_batch["score"].losses]), torch.stack(theirs))
+    torch.testing.assert_close(
+        torch.cat([of_batch["class"].losses, of_batch["score"].losses]), torch.stack(theirs)
+    )
     torch.testing.assert_close(classes.grad, copies[0].grad)
     torch.testing.assert_close(scores.grad, copies[1].grad)
     assert losses.sums(of_batch).count.tolist() == [3.0, 2.0, 2.0]
@@ -133,7 +153,9 @@ def test_an_example_of_several_rows_belongs_to_their_term() -> None:
 def test_no_rows_give_a_zero_that_is_still_connected() -> None:
     outputs = {form: torch.randn(0, 6, requires_grad=True) for form in LAYOUT.forms}
     losses = build_losses(LAYOUT, SPECS, "cpu")
-    loss = micro_batch_loss(losses.sums(losses.of_batch(outputs, {form: targets([]) for form in LAYOUT.forms})), torch.ones(3))
+    loss = micro_batch_loss(
+        losses.sums(losses.of_batch(outputs, {form: targets([]) for form in LAYOUT.forms})), torch.ones(3)
+    )
     loss.backward()
     assert loss.item() == 0.0
     assert all(of_form.grad is not None for of_form in outputs.values())

@@ -15,13 +15,17 @@ from mtdnn_ds.model.attention import attend, attention_layout, resolve_backend
 from mtdnn_ds.model.dropout.word_dropout import WordDropout, word_dropout
 
 
-def packed_batch(lengths: list[int], *, one_group_each: bool = False, vocabulary: int = 50, rows: list[int] | None = None) -> PackedBatch:
+def packed_batch(
+    lengths: list[int], *, one_group_each: bool = False, vocabulary: int = 50, rows: list[int] | None = None
+) -> PackedBatch:
     """Random tokens (never id 0 or 1) in ascending lengths; with `one_group_each`, every distinct length is a group.
 
     Of the sequences in `rows` (all of them), even ones are classified by term 0 and odd ones scored by term 1.
     """
     lengths_S = np.array(lengths)
-    groups, packed_to_padded = attention_groups(lengths_S, group_overhead_pairs=0 if one_group_each else GROUP_OVERHEAD_PAIRS)
+    groups, packed_to_padded = attention_groups(
+        lengths_S, group_overhead_pairs=0 if one_group_each else GROUP_OVERHEAD_PAIRS
+    )
     ids = torch.randint(2, vocabulary, (sum(lengths),), generator=torch.Generator().manual_seed(len(lengths)))
     rows = list(range(len(lengths))) if rows is None else rows
 
@@ -43,7 +47,10 @@ def packed_batch(lengths: list[int], *, one_group_each: bool = False, vocabulary
         max_seqlen=max(lengths),
         attention_groups=groups,
         packed_to_padded=packed_to_padded,
-        targets={"class": targets_of([row for row in rows if row % 2 == 0], 0), "score": targets_of([row for row in rows if row % 2], 1)},
+        targets={
+            "class": targets_of([row for row in rows if row % 2 == 0], 0),
+            "score": targets_of([row for row in rows if row % 2], 1),
+        },
         unit_counts=np.zeros(2),
         example_tasks=np.zeros(len(lengths), dtype=np.int64),
         example_rows=np.arange(len(lengths)),
@@ -52,7 +59,9 @@ def packed_batch(lengths: list[int], *, one_group_each: bool = False, vocabulary
     )
 
 
-def plain_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, lengths: list[int], scaling: float) -> torch.Tensor:
+def plain_attention(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, lengths: list[int], scaling: float
+) -> torch.Tensor:
     outputs = []
     for q, k, v in zip(query.split(lengths), key.split(lengths), value.split(lengths), strict=True):
         weights = torch.einsum("inh,jnh->nij", q, k).mul(scaling).softmax(-1)
@@ -73,7 +82,10 @@ def test_far_lengths_part_and_equal_lengths_need_no_mask() -> None:
     assert [tuple(group.padded_to_packed.shape) for group in groups] == [(3, 2), (2, 301)]
     assert groups[0].key_mask is None
     assert groups[1].key_mask is not None
-    assert groups[1].padded_to_packed[0, -2:].tolist() == [305, 607]  # 607 tokens in all: the last column of the first row is padding
+    assert groups[1].padded_to_packed[0, -2:].tolist() == [
+        305,
+        607,
+    ]  # 607 tokens in all: the last column of the first row is padding
     assert packed_to_padded[[0, 5, 6, 305, 306]].tolist() == [0, 5, 6, 305, 307]
 
 
@@ -85,7 +97,8 @@ def test_cut_is_the_cheapest_of_all_cuts(seed: int) -> None:
     def cost(first: tuple[int, ...]) -> int:
         ends = [*first[1:], len(lengths)]
         return sum(
-            (end - start) * int(lengths[end - 1]) * (int(lengths[end - 1]) + 50) + 3000 for start, end in zip(first, ends, strict=True)
+            (end - start) * int(lengths[end - 1]) * (int(lengths[end - 1]) + 50) + 3000
+            for start, end in zip(first, ends, strict=True)
         )
 
     every_cut = [(0, *inner) for count in range(9) for inner in itertools.combinations(range(1, 9), count)]
@@ -114,7 +127,9 @@ def test_lengths_out_of_order_are_our_own_mistake() -> None:
 LENGTHS = [1, 4, 4, 7, 19]
 
 
-@pytest.mark.parametrize(("backend", "one_group_each"), [("grouped", False), ("grouped", True), ("padded", False)])
+@pytest.mark.parametrize(
+    ("backend", "one_group_each"), [("grouped", False), ("grouped", True), ("padded", False)]
+)
 def test_back_ends_equal_plain_attention_with_gradients(backend: str, one_group_each: bool) -> None:
     batch = packed_batch(LENGTHS, one_group_each=one_group_each)
     assert len(batch.attention_groups) == (4 if one_group_each else 2)
@@ -136,7 +151,9 @@ def test_sequences_of_one_length_need_no_gather() -> None:
     batch = packed_batch([6, 6, 6])
     query = torch.randn(18, 2, 4, generator=torch.Generator().manual_seed(2))
     out = attend(query, query, query, attention_layout(batch, "grouped"), dropout=0.0, scaling=0.5)
-    torch.testing.assert_close(out, plain_attention(query, query, query, [6, 6, 6], 0.5), atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(
+        out, plain_attention(query, query, query, [6, 6, 6], 0.5), atol=1e-6, rtol=1e-5
+    )
 
 
 def test_attention_dropout_keeps_the_mean_and_stays_within_sequences() -> None:
@@ -145,11 +162,18 @@ def test_attention_dropout_keeps_the_mean_and_stays_within_sequences() -> None:
     value = torch.tensor([1.0, 1.0, 1.0, 10.0, 10.0, 10.0, 10.0, 10.0]).view(8, 1, 1)
     torch.manual_seed(0)
     layout = attention_layout(batch, "grouped")
-    draws = torch.stack([attend(query, query, value, layout, dropout=0.25, scaling=1.0).flatten() for _ in range(1000)])
+    draws = torch.stack(
+        [attend(query, query, value, layout, dropout=0.25, scaling=1.0).flatten() for _ in range(1000)]
+    )
     # Each output is a mean of 3 (5) draws of value / 0.75 with probability 0.75: the mean of 1000 has a standard error of 0.011 (0.082).
     torch.testing.assert_close(draws[:, :3].mean(0), torch.ones(3), atol=0.05, rtol=0)
     torch.testing.assert_close(draws[:, 3:].mean(0), torch.full((5,), 10.0), atol=0.4, rtol=0)
-    assert set(draws[:, 0].mul(9 / 4).round().int().tolist()) == {0, 1, 2, 3}  # kept keys times (1/3) / 0.75 = 4/9
+    assert set(draws[:, 0].mul(9 / 4).round().int().tolist()) == {
+        0,
+        1,
+        2,
+        3,
+    }  # kept keys times (1/3) / 0.75 = 4/9
 
 
 def test_word_dropout_rate_scale_and_gradient() -> None:
@@ -181,10 +205,13 @@ def test_auto_takes_grouped_on_cpu_and_says_why() -> None:
 
 def test_back_end_that_cannot_run_is_refused_with_the_reason() -> None:
     with pytest.raises(
-        ConfigError, match=r"encoder.attention=varlen cannot run here: it needs CUDA and this run is on cpu; use 'auto' or 'grouped'"
+        ConfigError,
+        match=r"encoder.attention=varlen cannot run here: it needs CUDA and this run is on cpu; use 'auto' or 'grouped'",
     ):
         resolve_backend("varlen", "cpu", torch.bfloat16)
     with pytest.raises(ConfigError, match=r"encoder.attention=flash cannot run here: it needs CUDA"):
         resolve_backend("flash", "cpu", torch.bfloat16)
-    with pytest.raises(ConfigError, match=r"encoder.attention=groupd: unknown back end; did you mean 'grouped'\?"):
+    with pytest.raises(
+        ConfigError, match=r"encoder.attention=groupd: unknown back end; did you mean 'grouped'\?"
+    ):
         resolve_backend("groupd", "cpu", torch.float32)

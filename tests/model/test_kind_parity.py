@@ -25,28 +25,53 @@ from mtdnn_ds.tasks.layout import head_layout
 from mtdnn_ds.tasks.resolve import resolve_tasks
 
 MAX_LENGTH = 16
-SENTENCES = [(["Eli", "sings", "in", "Bad-Ems"], [1, 0, 0, 1]), (["a"], [2]), (["naïve", "\u200b", "don't"] * 4, [1, 2, 0] * 4)]
-QUESTIONS = [("Who?", ["he", "she did it", "they"], 0), ("Where are they?", ["here", "at home and away " * 4, "x"], 2)]
+SENTENCES = [
+    (["Eli", "sings", "in", "Bad-Ems"], [1, 0, 0, 1]),
+    (["a"], [2]),
+    (["naïve", "\u200b", "don't"] * 4, [1, 2, 0] * 4),
+]
+QUESTIONS = [
+    ("Who?", ["he", "she did it", "they"], 0),
+    ("Where are they?", ["here", "at home and away " * 4, "x"], 2),
+]
 PAIRS = [("a red boat", "the sea", 1.0), ("one", "one", 5.0), ("she sang " * 9, "he slept", 2.5)]
 
 
 class Pipeline:
     """One task with rows written to a file, as one packed micro-batch of all its examples, shortest sequences first."""
 
-    def __init__(self, folder: Path, encoder: Path, settings: Mapping[str, Any], rows: list[dict[str, Any]]) -> None:
+    def __init__(
+        self, folder: Path, encoder: Path, settings: Mapping[str, Any], rows: list[dict[str, Any]]
+    ) -> None:
         file = folder / "rows.jsonl"
         file.write_text("".join(json.dumps(row) + "\n" for row in rows))
         tasks = {"task": {**settings, "files": {"train": str(file)}}}
-        recipe = {"encoder": {"path": str(encoder), "max_length": MAX_LENGTH}, "train": {"steps": 1}, "tasks": tasks}
+        recipe = {
+            "encoder": {"path": str(encoder), "max_length": MAX_LENGTH},
+            "train": {"steps": 1},
+            "tasks": tasks,
+        }
         (spec,) = resolve_tasks(Recipe.model_validate(recipe))
-        prepared = prepare([spec], tokenizer_path=str(encoder), cache_dir=str(folder / "cache"), say=lambda text: None)
+        prepared = prepare(
+            [spec], tokenizer_path=str(encoder), cache_dir=str(folder / "cache"), say=lambda text: None
+        )
         self.examples = make_examples(spec, prepared["task"]["train"], max_length=MAX_LENGTH)
         self.layout = head_layout([spec])
         (self.form,) = self.layout.forms
-        self.model: MultiTaskNet = build_model(encoder_path=str(encoder), specs=[spec], layout=self.layout, dropout="none")
+        self.model: MultiTaskNet = build_model(
+            encoder_path=str(encoder), specs=[spec], layout=self.layout, dropout="none"
+        )
         self.losses = build_losses(self.layout, (spec,), "cpu")
         everything, zeros = np.arange(len(rows)), np.zeros(len(rows), dtype=np.int64)
-        self.batch = collate(zeros, everything, zeros, [self.examples], layout=self.layout, tasks=[0], filler_ids=np.array([101, 102]))
+        self.batch = collate(
+            zeros,
+            everything,
+            zeros,
+            [self.examples],
+            layout=self.layout,
+            tasks=[0],
+            filler_ids=np.array([101, 102]),
+        )
 
     def loss(self) -> Tensor:
         """Mean over the supervised units, as the objective of a step with this task alone."""
@@ -56,7 +81,11 @@ class Pipeline:
 
     def gradients(self) -> dict[str, Tensor | None]:
         """By Hugging Face's names."""
-        names = {"encoder.model.": "", "encoder.pooler.": "pooler.", f"heads.{self.layout.heads[0]}.": "classifier."}
+        names = {
+            "encoder.model.": "",
+            "encoder.pooler.": "pooler.",
+            f"heads.{self.layout.heads[0]}.": "classifier.",
+        }
         found = {}
         for name, parameter in self.model.named_parameters():
             prefix = next(ours for ours in names if name.startswith(ours))
@@ -89,9 +118,18 @@ def share_head(theirs: nn.Linear, ours: nn.Module) -> None:
 
 
 def test_tagged_words_equal_bert_for_token_classification(tmp_path: Path, tiny_encoder: Path) -> None:
-    settings = {"kind": "token_classification", "text_columns": ["words"], "label_column": "tags", "labels": ["O", "B-x", "I-x"]}
-    pipeline = Pipeline(tmp_path, tiny_encoder, settings, [{"words": words, "tags": tags} for words, tags in SENTENCES])
-    theirs = BertForTokenClassification.from_pretrained(tiny_encoder, num_labels=3, dtype=torch.float32).eval()
+    settings = {
+        "kind": "token_classification",
+        "text_columns": ["words"],
+        "label_column": "tags",
+        "labels": ["O", "B-x", "I-x"],
+    }
+    pipeline = Pipeline(
+        tmp_path, tiny_encoder, settings, [{"words": words, "tags": tags} for words, tags in SENTENCES]
+    )
+    theirs = BertForTokenClassification.from_pretrained(
+        tiny_encoder, num_labels=3, dtype=torch.float32
+    ).eval()
     share_head(theirs.classifier, pipeline.model.heads["token"])
     tokenizer = AutoTokenizer.from_pretrained(tiny_encoder)
     inputs = tokenizer(
@@ -115,20 +153,31 @@ def test_tagged_words_equal_bert_for_token_classification(tmp_path: Path, tiny_e
     loss.backward()
     expected.backward()
     gradients = pipeline.gradients()
-    assert all(gradients.pop(name) is None for name in ("pooler.dense.weight", "pooler.dense.bias")), "the pooler is frozen"
+    assert all(gradients.pop(name) is None for name in ("pooler.dense.weight", "pooler.dense.bias")), (
+        "the pooler is frozen"
+    )
     assert_equal_gradients(gradients, theirs)
 
 
 def test_choices_equal_bert_for_multiple_choice(tmp_path: Path, tiny_encoder: Path) -> None:
-    settings = {"kind": "multiple_choice", "text_columns": ["q"], "choice_columns": ["c"], "label_column": "y"}
+    settings = {
+        "kind": "multiple_choice",
+        "text_columns": ["q"],
+        "choice_columns": ["c"],
+        "label_column": "y",
+    }
     pipeline = Pipeline(tmp_path, tiny_encoder, settings, [{"q": q, "c": c, "y": y} for q, c, y in QUESTIONS])
     theirs = BertForMultipleChoice.from_pretrained(tiny_encoder, dtype=torch.float32).eval()
     share_head(theirs.classifier, pipeline.model.heads["sequence"])
     firsts = [q for q, choices, _ in QUESTIONS for _ in choices]
     seconds = [choice for _, choices, _ in QUESTIONS for choice in choices]
     tokenizer = AutoTokenizer.from_pretrained(tiny_encoder)
-    inputs = tokenizer(firsts, seconds, truncation=True, max_length=MAX_LENGTH, padding="longest", return_tensors="pt")
-    expected = theirs(**{name: each.view(2, 3, -1) for name, each in inputs.items()}, labels=torch.tensor([0, 2])).loss
+    inputs = tokenizer(
+        firsts, seconds, truncation=True, max_length=MAX_LENGTH, padding="longest", return_tensors="pt"
+    )
+    expected = theirs(
+        **{name: each.view(2, 3, -1) for name, each in inputs.items()}, labels=torch.tensor([0, 2])
+    ).loss
     loss = pipeline.loss()
     torch.testing.assert_close(loss, expected, atol=1e-5, rtol=1e-5)
     assert pipeline.batch.unit_counts.tolist() == [2.0]
@@ -148,7 +197,11 @@ def test_pairs_equal_mean_pooled_bert(objective: str, tmp_path: Path, tiny_encod
     tokenizer = AutoTokenizer.from_pretrained(tiny_encoder)
 
     def embedded(text: str) -> Tensor:
-        return theirs(**tokenizer(text, truncation=True, max_length=MAX_LENGTH, return_tensors="pt")).last_hidden_state[0].mean(0)
+        return (
+            theirs(**tokenizer(text, truncation=True, max_length=MAX_LENGTH, return_tensors="pt"))
+            .last_hidden_state[0]
+            .mean(0)
+        )
 
     losses, cosines = [], []
     for (first, second, _), score in zip(PAIRS, scores, strict=True):
@@ -170,15 +223,21 @@ def test_pairs_equal_mean_pooled_bert(objective: str, tmp_path: Path, tiny_encod
     assert outputs[::2, 0].tolist() == pytest.approx(cosines, abs=1e-5)
 
 
-def test_scores_of_a_similarity_are_decoded_to_the_scale_of_the_source(tmp_path: Path, tiny_encoder: Path) -> None:
+def test_scores_of_a_similarity_are_decoded_to_the_scale_of_the_source(
+    tmp_path: Path, tiny_encoder: Path
+) -> None:
     from mtdnn_ds.data.examples.base import TermOutputs
 
     settings = {"kind": "similarity", "text_columns": ["a", "b"], "label_column": "y", "score_range": [1, 5]}
-    pipeline = Pipeline(tmp_path, tiny_encoder, settings, [{"a": a, "b": b, "y": score} for a, b, score in PAIRS])
+    pipeline = Pipeline(
+        tmp_path, tiny_encoder, settings, [{"a": a, "b": b, "y": score} for a, b, score in PAIRS]
+    )
     targets = pipeline.batch.targets["cosine"].labels.tolist()
     assert sorted(targets[::2]) == [0.0, 0.375, 1.0]  # scores 1, 2.5 and 5
     values = np.array([[0.0], [0.0], [1.0], [1.0], [0.5], [0.5]], dtype=np.float32)
-    decoded = pipeline.examples.decode([TermOutputs(values=values, labels=np.zeros(6, np.float32), offsets=np.array([0, 2, 4, 6]))])
+    decoded = pipeline.examples.decode(
+        [TermOutputs(values=values, labels=np.zeros(6, np.float32), offsets=np.array([0, 2, 4, 6]))]
+    )
     assert decoded.predictions.tolist() == [1.0, 5.0, 3.0] and decoded.references.tolist() == [1.0, 5.0, 2.5]
 
 
@@ -202,7 +261,9 @@ def test_scores_of_a_similarity_are_decoded_to_the_scale_of_the_source(tmp_path:
         ),
     ],
 )
-def test_scores_that_no_cosine_stands_for_are_refused(settings: dict[str, Any], message: str, tmp_path: Path, tiny_encoder: Path) -> None:
+def test_scores_that_no_cosine_stands_for_are_refused(
+    settings: dict[str, Any], message: str, tmp_path: Path, tiny_encoder: Path
+) -> None:
     from mtdnn_ds.config.errors import DataError
 
     base = {"kind": "similarity", "text_columns": ["a", "b"], "label_column": "y", **settings}

@@ -36,14 +36,25 @@ from mtdnn_ds.tasks.layout import head_layout
 from mtdnn_ds.tasks.sharing import share
 from mtdnn_ds.tasks.spec import TaskSpec
 
-SIZES = dict(vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, max_position_embeddings=40)
+SIZES = dict(
+    vocab_size=50,
+    hidden_size=32,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    intermediate_size=64,
+    max_position_embeddings=40,
+)
 CONFIGS = {
     "bert": BertConfig(**SIZES),
     "roberta": RobertaConfig(**SIZES, pad_token_id=1, type_vocab_size=1),
     "electra": ElectraConfig(**SIZES, embedding_size=16),
     "albert": AlbertConfig(**SIZES, embedding_size=16),
-    "distilbert": DistilBertConfig(vocab_size=50, dim=32, n_layers=2, n_heads=4, hidden_dim=64, max_position_embeddings=40),
-    "deberta": DebertaV2Config(**SIZES, relative_attention=True, pos_att_type=["p2c", "c2p"], position_buckets=8),
+    "distilbert": DistilBertConfig(
+        vocab_size=50, dim=32, n_layers=2, n_heads=4, hidden_dim=64, max_position_embeddings=40
+    ),
+    "deberta": DebertaV2Config(
+        **SIZES, relative_attention=True, pos_att_type=["p2c", "c2p"], position_buckets=8
+    ),
 }
 
 
@@ -75,14 +86,19 @@ def test_the_checkpoints_own_head_gives_hugging_faces_logits(checkpoints: dict[s
     theirs = AutoModelForMaskedLM.from_pretrained(checkpoints[name], dtype=torch.float32).eval()
     batch = packed_batch([9, 13])
     expected = torch.cat(
-        [theirs(input_ids=ids[None], attention_mask=torch.ones_like(ids)[None]).logits[0] for ids in batch.input_ids.split([9, 13])]
+        [
+            theirs(input_ids=ids[None], attention_mask=torch.ones_like(ids)[None]).logits[0]
+            for ids in batch.input_ids.split([9, 13])
+        ]
     )
     assert head.notes == ()
     without_types = replace(batch, token_type_ids=torch.zeros_like(batch.token_type_ids))
     torch.testing.assert_close(head(encoder(without_types)), expected, atol=1e-5, rtol=1e-5)
 
 
-def test_a_checkpoint_without_a_head_gets_a_new_one_from_the_seed(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+def test_a_checkpoint_without_a_head_gets_a_new_one_from_the_seed(
+    checkpoints: dict[str, Path], tmp_path: Path
+) -> None:
     AutoModel.from_pretrained(checkpoints["bert"]).save_pretrained(tmp_path)
     encoder = load_encoder(str(tmp_path), attention="grouped")
     state = torch.get_rng_state()
@@ -91,10 +107,14 @@ def test_a_checkpoint_without_a_head_gets_a_new_one_from_the_seed(checkpoints: d
     assert first.notes == (
         "masked_lm: the checkpoint has no masked-language-model head: a new head is drawn from the seed, its decoder tied to the word embeddings",
     )
-    assert torch.equal(first.dense.weight, again.dense.weight) and not torch.equal(first.dense.weight, other.dense.weight)
+    assert torch.equal(first.dense.weight, again.dense.weight) and not torch.equal(
+        first.dense.weight, other.dense.weight
+    )
     assert 0.018 < first.dense.weight.std().item() < 0.022  # initializer_range 0.02, 1024 draws
     assert not first.bias.any() and not first.dense.bias.any()
-    assert build_masked_lm_head(encoder, None, seed=1).notes == ()  # encoder.random_init says it for all weights
+    assert (
+        build_masked_lm_head(encoder, None, seed=1).notes == ()
+    )  # encoder.random_init says it for all weights
 
 
 def test_a_head_of_another_form_is_not_taken_and_told(checkpoints: dict[str, Path], tmp_path: Path) -> None:
@@ -112,7 +132,13 @@ def test_a_head_of_another_form_is_not_taken_and_told(checkpoints: dict[str, Pat
 
 
 PRETRAINING = TaskSpec(
-    name="text", kind="masked_lm", labels=(), metrics=("masked_accuracy",), splits={}, dropout=0.0, options={"next_sentence": True}
+    name="text",
+    kind="masked_lm",
+    labels=(),
+    metrics=("masked_accuracy",),
+    splits={},
+    dropout=0.0,
+    options={"next_sentence": True},
 )
 
 
@@ -129,7 +155,10 @@ def pretrained(tmp_path_factory: pytest.TempPathFactory, minilm: Path) -> Path:
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     generator = np.random.default_rng(1)
     path = tmp_path_factory.mktemp("corpus") / "corpus.txt"
-    lines = [" ".join(WORDS[index] for index in generator.integers(0, len(WORDS), size)) + "." for size in generator.integers(3, 12, 60)]
+    lines = [
+        " ".join(WORDS[index] for index in generator.integers(0, len(WORDS), size)) + "."
+        for size in generator.integers(3, 12, 60)
+    ]
     path.write_text("\n\n".join("\n".join(lines[start : start + 5]) for start in range(0, 60, 5)))
     return path
 
@@ -155,12 +184,18 @@ def their_inputs(batch: PackedBatch) -> dict[str, torch.Tensor]:
     lengths = batch.cu_seqlens.diff().tolist()
     pad = torch.nn.utils.rnn.pad_sequence
     labels = torch.full_like(batch.input_ids, -100)
-    for row, label in zip(batch.targets["masked_token"].rows.tolist(), batch.targets["masked_token"].labels.tolist(), strict=True):
+    for row, label in zip(
+        batch.targets["masked_token"].rows.tolist(),
+        batch.targets["masked_token"].labels.tolist(),
+        strict=True,
+    ):
         labels[row] = int(label)
     return {
         "input_ids": pad(batch.input_ids.split(lengths), batch_first=True),
         "token_type_ids": pad(batch.token_type_ids.split(lengths), batch_first=True),
-        "attention_mask": pad([torch.ones(length, dtype=torch.int64) for length in lengths], batch_first=True),
+        "attention_mask": pad(
+            [torch.ones(length, dtype=torch.int64) for length in lengths], batch_first=True
+        ),
         "labels": pad(labels.split(lengths), batch_first=True, padding_value=-100),
     }
 
@@ -187,7 +222,9 @@ def their_name(ours: str) -> str:
 
 
 @pytest.mark.parametrize("next_sentence", [True, False], ids=["pretraining", "masked_lm"])
-def test_loss_and_gradients_equal_hugging_face(pretrained: Path, corpus: Path, minilm: Path, next_sentence: bool) -> None:
+def test_loss_and_gradients_equal_hugging_face(
+    pretrained: Path, corpus: Path, minilm: Path, next_sentence: bool
+) -> None:
     batch, spec = batch_of(corpus, minilm, next_sentence=next_sentence)
     ours = build_model(encoder_path=str(pretrained), specs=[spec], layout=head_layout([spec]), dropout="none")
     cls = BertForPreTraining if next_sentence else BertForMaskedLM
@@ -208,19 +245,33 @@ def test_loss_and_gradients_equal_hugging_face(pretrained: Path, corpus: Path, m
     torch.testing.assert_close(loss, expected, atol=1e-5, rtol=1e-5)
     expected.backward()
     loss.backward()
-    their_gradients = {name: parameter.grad for name, parameter in theirs.named_parameters() if parameter.grad is not None}
-    our_gradients = {their_name(name): parameter.grad for name, parameter in ours.named_parameters() if parameter.requires_grad}
+    their_gradients = {
+        name: parameter.grad for name, parameter in theirs.named_parameters() if parameter.grad is not None
+    }
+    our_gradients = {
+        their_name(name): parameter.grad
+        for name, parameter in ours.named_parameters()
+        if parameter.requires_grad
+    }
     assert our_gradients.keys() == their_gradients.keys()
     for name, gradient in their_gradients.items():
         scale = max(1.0, gradient.abs().max().item())
         torch.testing.assert_close(
-            our_gradients[name], gradient, atol=1e-5 * scale, rtol=1e-5, msg=lambda text, name=name: f"{name}: {text}"
+            our_gradients[name],
+            gradient,
+            atol=1e-5 * scale,
+            rtol=1e-5,
+            msg=lambda text, name=name: f"{name}: {text}",
         )
 
 
-def test_the_tied_weights_gradient_is_the_sum_of_both_uses(pretrained: Path, corpus: Path, minilm: Path) -> None:
+def test_the_tied_weights_gradient_is_the_sum_of_both_uses(
+    pretrained: Path, corpus: Path, minilm: Path
+) -> None:
     batch, spec = batch_of(corpus, minilm, next_sentence=False)
-    model = build_model(encoder_path=str(pretrained), specs=[spec], layout=head_layout([spec]), dropout="none")
+    model = build_model(
+        encoder_path=str(pretrained), specs=[spec], layout=head_layout([spec]), dropout="none"
+    )
     weight = model.encoder.get_parameter("model.embeddings.word_embeddings.weight")
     head = model.heads["masked_lm"]
     assert head.tied_weight is weight
@@ -238,7 +289,13 @@ def test_the_state_dict_holds_the_embeddings_once(pretrained: Path) -> None:
     model = build_model(encoder_path=str(pretrained), specs=[PRETRAINING], layout=head_layout([PRETRAINING]))
     names = [name for name, tensor in model.state_dict().items() if 30522 in tensor.shape]
     assert names == ["encoder.model.embeddings.word_embeddings.weight", "heads.masked_lm.bias"]
-    other = build_model(encoder_path=str(pretrained), specs=[PRETRAINING], layout=head_layout([PRETRAINING]), random_init=True, seed=5)
+    other = build_model(
+        encoder_path=str(pretrained),
+        specs=[PRETRAINING],
+        layout=head_layout([PRETRAINING]),
+        random_init=True,
+        seed=5,
+    )
     assert other.notes[-1].startswith("encoder.random_init") and not other.heads["masked_lm"].bias.any()
     other.load_state_dict(model.state_dict())
     states = torch.randn(3, 32)
@@ -247,33 +304,63 @@ def test_the_state_dict_holds_the_embeddings_once(pretrained: Path) -> None:
 
 def test_every_parameter_has_a_gradient_without_masked_tokens(checkpoints: dict[str, Path]) -> None:
     nli = TaskSpec(name="nli", kind="classification", labels=("a", "b"), metrics=("accuracy",), splits={})
-    text = TaskSpec(name="text", kind="masked_lm", labels=(), metrics=("masked_accuracy",), splits={}, dropout=0.0, options={})
+    text = TaskSpec(
+        name="text",
+        kind="masked_lm",
+        labels=(),
+        metrics=("masked_accuracy",),
+        splits={},
+        dropout=0.0,
+        options={},
+    )
     for name in ("bert", "electra"):
-        model = build_model(encoder_path=str(checkpoints[name]), specs=[nli, text], layout=head_layout([nli, text]))
+        model = build_model(
+            encoder_path=str(checkpoints[name]), specs=[nli, text], layout=head_layout([nli, text])
+        )
         batch = packed_batch([5, 7], rows=[0])
-        batch = replace(batch, targets={"class": batch.targets["class"], "masked_token": packed_batch([5, 7], rows=[]).targets["class"]})
+        batch = replace(
+            batch,
+            targets={
+                "class": batch.targets["class"],
+                "masked_token": packed_batch([5, 7], rows=[]).targets["class"],
+            },
+        )
         outputs = model(batch)
         assert outputs["masked_token"].shape == (0, 50)
         (outputs["class"].sum() + outputs["masked_token"].sum()).backward()
         for key, parameter in model.named_parameters():
-            assert parameter.requires_grad and parameter.grad is not None and bool(torch.isfinite(parameter.grad).all()), key
+            assert (
+                parameter.requires_grad
+                and parameter.grad is not None
+                and bool(torch.isfinite(parameter.grad).all())
+            ), key
         assert not any(parameter.grad.any() for parameter in model.heads["masked_lm"].parameters())
 
 
 def test_with_soft_sharing_the_decoder_is_tied_to_the_copy_of_its_task(checkpoints: dict[str, Path]) -> None:
     nli = TaskSpec(name="nli", kind="classification", labels=("a", "b"), metrics=("accuracy",), splits={})
     text, more = (
-        TaskSpec(name=name, kind="masked_lm", labels=(), metrics=("masked_accuracy",), splits={}, dropout=0.0) for name in ("text", "more")
+        TaskSpec(name=name, kind="masked_lm", labels=(), metrics=("masked_accuracy",), splits={}, dropout=0.0)
+        for name in ("text", "more")
     )
     names = ("nli", "text", "more")
-    for groups, place in (({"a": ["nli"], "b": ["text", "more"]}, 1), ({"b": ["text", "more"], "a": ["nli"]}, 0)):
+    for groups, place in (
+        ({"a": ["nli"], "b": ["text", "more"]}, 1),
+        ({"b": ["text", "more"], "a": ["nli"]}, 0),
+    ):
         sharing = share(names, mode="soft", groups=groups, penalty=0.1)
         model = build_model(
-            encoder_path=str(checkpoints["bert"]), specs=[nli, text, more], layout=head_layout([nli, text, more]), sharing=sharing
+            encoder_path=str(checkpoints["bert"]),
+            specs=[nli, text, more],
+            layout=head_layout([nli, text, more]),
+            sharing=sharing,
         )
         name = f"encoder.copies.{place}.model.embeddings.word_embeddings.weight"
         assert model.borrowed == ((model.heads["masked_lm"], model.get_parameter(name)),)
-    with pytest.raises(ConfigError, match=r"sharing.groups: the masked_lm tasks text, more share a decoder tied to one copy's"):
+    with pytest.raises(
+        ConfigError,
+        match=r"sharing.groups: the masked_lm tasks text, more share a decoder tied to one copy's",
+    ):
         build_model(
             encoder_path=str(checkpoints["bert"]),
             specs=[nli, text, more],

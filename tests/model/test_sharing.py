@@ -35,7 +35,9 @@ from mtdnn_ds.train.regularizers.sharing_penalty import SharingPenalty
 
 TASKS = ("nli", "sts", "cola")
 SPECS = (
-    TaskSpec(name="nli", kind="classification", labels=("yes", "maybe", "no"), metrics=("accuracy",), splits={}),
+    TaskSpec(
+        name="nli", kind="classification", labels=("yes", "maybe", "no"), metrics=("accuracy",), splits={}
+    ),
     TaskSpec(name="sts", kind="regression", labels=(), metrics=("pearson",), splits={}),
     TaskSpec(name="cola", kind="classification", labels=("no", "yes"), metrics=("accuracy",), splits={}),
 )
@@ -60,7 +62,11 @@ class SomeExamples:
             token_type_ids=np.zeros(sum(map(len, own)), dtype=np.int64),
             lengths=np.array([len(tokens) for tokens in own]),
             examples=every,
-            targets=[TargetRows(rows=every, labels=np.array([float(tokens[0] % 2) for tokens in own]), examples=every)],
+            targets=[
+                TargetRows(
+                    rows=every, labels=np.array([float(tokens[0] % 2) for tokens in own]), examples=every
+                )
+            ],
         )
 
 
@@ -74,7 +80,16 @@ DRAWN = [(2, 0), (0, 0), (1, 0), (2, 1), (0, 1)]  # task, example
 
 def batch_of(drawn: Sequence[tuple[int, int]], sharing: Sharing) -> PackedBatch:
     tasks, examples = (np.array([pair[column] for pair in drawn], dtype=np.int64) for column in (0, 1))
-    return collate(tasks, examples, np.zeros_like(tasks), SETS, layout=LAYOUT, tasks=range(3), filler_ids=FILLER, sharing=sharing)
+    return collate(
+        tasks,
+        examples,
+        np.zeros_like(tasks),
+        SETS,
+        layout=LAYOUT,
+        tasks=range(3),
+        filler_ids=FILLER,
+        sharing=sharing,
+    )
 
 
 # Layout of micro-batches
@@ -85,13 +100,21 @@ def test_each_copy_reads_its_groups_sequences_shortest_first() -> None:
     pairs, single = batch.parts
     assert pairs.input_ids.tolist() == [14, 15, 20, 21, 22, 10, 11, 12, 13]
     assert (
-        pairs.cu_seqlens.tolist() == [0, 2, 5, 9] and pairs.max_seqlen == 4 and pairs.position_ids.tolist() == [0, 1, 0, 1, 2, 0, 1, 2, 3]
+        pairs.cu_seqlens.tolist() == [0, 2, 5, 9]
+        and pairs.max_seqlen == 4
+        and pairs.position_ids.tolist() == [0, 1, 0, 1, 2, 0, 1, 2, 3]
     )
-    assert single.input_ids.tolist() == [35, 36, 30, 31, 32, 33, 34] and single.cu_seqlens.tolist() == [0, 2, 7]
+    assert single.input_ids.tolist() == [35, 36, 30, 31, 32, 33, 34] and single.cu_seqlens.tolist() == [
+        0,
+        2,
+        7,
+    ]
     assert batch.input_ids.tolist() == pairs.input_ids.tolist() + single.input_ids.tolist()
     assert batch.cu_seqlens.tolist() == [0, 2, 5, 9, 11, 16] and batch.num_tokens == 16
     # Rows of targets count the sequences of all copies end to end: nli's, then cola's, by their places in the micro-batch.
-    assert batch.targets["class"].rows.tolist() == [2, 0, 4, 3] and batch.targets["score"].rows.tolist() == [1]
+    assert batch.targets["class"].rows.tolist() == [2, 0, 4, 3] and batch.targets["score"].rows.tolist() == [
+        1
+    ]
 
 
 def test_a_copy_without_sequences_reads_a_filler_that_is_not_counted() -> None:
@@ -112,7 +135,9 @@ def test_low_rank_batches_say_the_group_of_each_sequence() -> None:
 def test_fillers_are_counted_for_each_copy() -> None:
     lengths, tasks = np.array([9, 9, 9, 9]), np.array([0, 0, 0, 2])
     packing = pack(lengths, tasks, world_size=2, max_tokens=18, hidden_size=8)
-    assert packing.num_micro_batches == 1  # two ranks with two sequences; one rank has no sequence of cola's copy
+    assert (
+        packing.num_micro_batches == 1
+    )  # two ranks with two sequences; one rank has no sequence of cola's copy
     assert num_fillers(packing, tasks, SOFT) == 1
     assert num_fillers(packing, tasks, LOW_RANK) == 0 and num_fillers(packing, tasks, share(TASKS)) == 0
     one = pack(lengths[:1], tasks[:1], world_size=2, max_tokens=18, hidden_size=8)
@@ -136,7 +161,9 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def built(folder: Path, sharing: Sharing, *, moved: bool = True, **settings: Any) -> MultiTaskNet:
     """The model without dropout; with `moved`, its groups' weights away from each other as if trained."""
-    model = build_model(encoder_path=str(folder), specs=SPECS, layout=LAYOUT, sharing=sharing, dropout="none", **settings)
+    model = build_model(
+        encoder_path=str(folder), specs=SPECS, layout=LAYOUT, sharing=sharing, dropout="none", **settings
+    )
     generator = torch.Generator().manual_seed(7)
     for name, parameter in model.named_parameters():
         if moved and (".copies." in name or ".delta." in name):
@@ -147,7 +174,9 @@ def built(folder: Path, sharing: Sharing, *, moved: bool = True, **settings: Any
 def plain_model(folder: Path, weights: dict[str, torch.Tensor]) -> PreTrainedModel:
     """Hugging Face's model with the weights of a plain state; its pooler, where it has one of its own, is the state's."""
     theirs = AutoModel.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
-    own = {name.removeprefix("model."): tensor for name, tensor in weights.items() if name.startswith("model.")}
+    own = {
+        name.removeprefix("model."): tensor for name, tensor in weights.items() if name.startswith("model.")
+    }
     missing, unexpected = theirs.load_state_dict(own, strict=False)
     assert not unexpected and all(name.startswith("pooler.") for name in missing)
     return theirs
@@ -155,7 +184,10 @@ def plain_model(folder: Path, weights: dict[str, torch.Tensor]) -> PreTrainedMod
 
 def hidden_states(model: PreTrainedModel, batch: PackedBatch) -> list[torch.Tensor]:
     """Hidden states of each sequence alone, unpacked."""
-    return [model(input_ids=ids[None], attention_mask=torch.ones_like(ids)[None])[0][0] for ids in batch.input_ids.split(lengths_of(batch))]
+    return [
+        model(input_ids=ids[None], attention_mask=torch.ones_like(ids)[None])[0][0]
+        for ids in batch.input_ids.split(lengths_of(batch))
+    ]
 
 
 def lengths_of(batch: PackedBatch) -> list[int]:
@@ -168,10 +200,15 @@ def tasks_of(batch: PackedBatch) -> list[str]:
 
 @pytest.mark.parametrize("mode", ["soft", "low_rank"])
 @pytest.mark.parametrize("name", list(CONFIGS))
-def test_a_tasks_encoder_equals_the_plain_model_with_its_merged_weights(folders: dict[str, Path], name: str, mode: str) -> None:
+def test_a_tasks_encoder_equals_the_plain_model_with_its_merged_weights(
+    folders: dict[str, Path], name: str, mode: str
+) -> None:
     sharing = SOFT if mode == "soft" else LOW_RANK
     if mode == "low_rank" and name in ("deberta", "modernbert"):
-        with pytest.raises(ConfigError, match=r"sharing.mode=low_rank: the encoder does not run on packed tokens \(.*\); use soft or hard"):
+        with pytest.raises(
+            ConfigError,
+            match=r"sharing.mode=low_rank: the encoder does not run on packed tokens \(.*\); use soft or hard",
+        ):
             built(folders[name], sharing)
         return
     model, batch = built(folders[name], sharing).eval(), batch_of(DRAWN, sharing)
@@ -208,11 +245,15 @@ def test_shared_encoders_begin_as_the_hard_shared_one(folders: dict[str, Path], 
 
 
 @pytest.mark.parametrize("sharing", [share(TASKS), SOFT, LOW_RANK], ids=["hard", "soft", "low_rank"])
-def test_the_number_of_parameters_is_known_from_the_config(folders: dict[str, Path], sharing: Sharing) -> None:
+def test_the_number_of_parameters_is_known_from_the_config(
+    folders: dict[str, Path], sharing: Sharing
+) -> None:
     with torch.device("meta"):
         sizes = AutoModel.from_config(CONFIGS["bert"])
     built_encoder = built(folders["bert"], sharing).encoder
-    assert num_parameters(sizes, sharing) == sum(parameter.numel() for parameter in built_encoder.parameters())
+    assert num_parameters(sizes, sharing) == sum(
+        parameter.numel() for parameter in built_encoder.parameters()
+    )
 
 
 @pytest.mark.parametrize("drawn", [DRAWN, [(2, 1)], []], ids=["all tasks", "one task", "no example"])
@@ -222,7 +263,11 @@ def test_every_parameter_has_a_gradient_in_every_micro_batch(
 ) -> None:
     model = built(folders["bert"], sharing)
     sum(outputs.sum() for outputs in model(batch_of(drawn, sharing)).values()).backward()
-    assert [name for name, parameter in model.named_parameters() if parameter.requires_grad and parameter.grad is None] == []
+    assert [
+        name
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad and parameter.grad is None
+    ] == []
     if drawn == [(2, 1)]:  # nothing of the other group moves
         still = ".copies.0." if sharing.mode == "soft" else ".delta."
         others = [parameter.grad for name, parameter in model.named_parameters() if still in name]
@@ -237,10 +282,18 @@ def test_recomputed_layers_use_the_groups_of_their_own_micro_batch(folders: dict
         model = built(folders["bert"], LOW_RANK, gradient_checkpointing=checkpointing)
         first, second = model(batch_of(DRAWN, LOW_RANK)), model(batch_of([(2, 0), (0, 0)], LOW_RANK))
         (first["class"].square().sum() + second["class"].sum()).backward()
-        gradients.append({name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None})
+        gradients.append(
+            {
+                name: parameter.grad
+                for name, parameter in model.named_parameters()
+                if parameter.grad is not None
+            }
+        )
     assert gradients[0].keys() == gradients[1].keys()
     for name, gradient in gradients[0].items():
-        torch.testing.assert_close(gradients[1][name], gradient, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(
+            gradients[1][name], gradient, msg=lambda text, name=name: f"{name}: {text}"
+        )
 
 
 def test_copies_add_noise_to_their_own_tokens(folders: dict[str, Path]) -> None:
@@ -255,7 +308,10 @@ def test_poolers_of_copies_have_the_heads_learning_rate(folders: dict[str, Path]
     model = built(folders["bert"], SOFT)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     fast = [
-        names[id(parameter)] for group in parameter_groups(model, 0.01, 10.0) if group["lr_factor"] == 10 for parameter in group["params"]
+        names[id(parameter)]
+        for group in parameter_groups(model, 0.01, 10.0)
+        if group["lr_factor"] == 10
+        for parameter in group["params"]
     ]
     assert sorted(fast) == sorted(
         [
@@ -270,7 +326,9 @@ def test_freezing_the_encoder_leaves_low_rank_changes_and_heads(folders: dict[st
     model = built(folders["bert"], LOW_RANK)
     freeze(model, ["encoder", "pooler"])
     trained = {
-        name.rsplit(".", 1)[1] if ".delta." in name else name for name, parameter in model.named_parameters() if parameter.requires_grad
+        name.rsplit(".", 1)[1] if ".delta." in name else name
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
     }
     assert trained == {"a", "b", "heads.sequence.weight", "heads.sequence.bias"}
 
@@ -279,27 +337,46 @@ def test_a_layer_is_frozen_in_every_copy(folders: dict[str, Path]) -> None:
     model = built(folders["bert"], SOFT)
     freeze(model, ["encoder.layer.0"])
     frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
-    assert {name.split(".layer.0.")[0] for name in frozen} == {"encoder.copies.0.model.encoder", "encoder.copies.1.model.encoder"}
+    assert {name.split(".layer.0.")[0] for name in frozen} == {
+        "encoder.copies.0.model.encoder",
+        "encoder.copies.1.model.encoder",
+    }
 
 
 # Carrying weights from one way of sharing to another
 
 
-def test_a_run_begins_with_what_its_tasks_ran_through_or_with_what_all_shared(folders: dict[str, Path]) -> None:
-    hard, soft, low = (built(folders["bert"], sharing).state_dict() for sharing in (share(TASKS), SOFT, LOW_RANK))
+def test_a_run_begins_with_what_its_tasks_ran_through_or_with_what_all_shared(
+    folders: dict[str, Path],
+) -> None:
+    hard, soft, low = (
+        built(folders["bert"], sharing).state_dict() for sharing in (share(TASKS), SOFT, LOW_RANK)
+    )
     key = "model.encoder.layer.1.output.dense.weight"
     changed = (
         low[f"encoder.{key}"]
-        + low["encoder.model.encoder.layer.1.output.dense.delta.b"][3:].T @ low["encoder.model.encoder.layer.1.output.dense.delta.a"][3:]
+        + low["encoder.model.encoder.layer.1.output.dense.delta.b"][3:].T
+        @ low["encoder.model.encoder.layer.1.output.dense.delta.a"][3:]
     )
 
-    def carried(theirs: Any, their_sharing: Sharing, ours: Any, our_sharing: Sharing, tasks: Sequence[str], copy: str = "") -> torch.Tensor:
+    def carried(
+        theirs: Any,
+        their_sharing: Sharing,
+        ours: Any,
+        our_sharing: Sharing,
+        tasks: Sequence[str],
+        copy: str = "",
+    ) -> torch.Tensor:
         result = carried_encoder(theirs, their_sharing, ours, our_sharing, tasks)
         assert result.keys() == {name for name in ours if name.startswith("encoder.")}
         return result[f"encoder.{copy}{key}"]
 
-    torch.testing.assert_close(carried(hard, share(TASKS), soft, SOFT, TASKS, "copies.1."), hard[f"encoder.{key}"])
-    torch.testing.assert_close(carried(soft, SOFT, hard, share(["cola"]), ["cola"]), soft[f"encoder.copies.1.{key}"])
+    torch.testing.assert_close(
+        carried(hard, share(TASKS), soft, SOFT, TASKS, "copies.1."), hard[f"encoder.{key}"]
+    )
+    torch.testing.assert_close(
+        carried(soft, SOFT, hard, share(["cola"]), ["cola"]), soft[f"encoder.copies.1.{key}"]
+    )
     mean = (soft[f"encoder.copies.0.{key}"] + soft[f"encoder.copies.1.{key}"]) / 2
     torch.testing.assert_close(carried(soft, SOFT, hard, share(TASKS), TASKS), mean)
     torch.testing.assert_close(carried(soft, SOFT, hard, share(["new"]), ["new"]), mean)
@@ -307,9 +384,14 @@ def test_a_run_begins_with_what_its_tasks_ran_through_or_with_what_all_shared(fo
     torch.testing.assert_close(carried(low, LOW_RANK, hard, share(TASKS), TASKS), low[f"encoder.{key}"])
     torch.testing.assert_close(carried(low, LOW_RANK, soft, SOFT, TASKS, "copies.1."), changed)
     swapped = share(["cola", "nli"], mode="low_rank", groups={"one": ["cola"], "two": ["nli"]}, rank=3)
-    theirs, ours = low["encoder.model.encoder.layer.0.output.dense.delta.a"], built(folders["bert"], LOW_RANK, moved=False).state_dict()
+    theirs, ours = (
+        low["encoder.model.encoder.layer.0.output.dense.delta.a"],
+        built(folders["bert"], LOW_RANK, moved=False).state_dict(),
+    )
     result = carried_encoder(low, LOW_RANK, ours, swapped, ["cola", "nli"])
-    torch.testing.assert_close(result["encoder.model.encoder.layer.0.output.dense.delta.a"], torch.cat([theirs[3:], theirs[:3]]))
+    torch.testing.assert_close(
+        result["encoder.model.encoder.layer.0.output.dense.delta.a"], torch.cat([theirs[3:], theirs[:3]])
+    )
 
 
 # The penalty's limits, with plain gradient descent
@@ -318,7 +400,9 @@ def test_a_run_begins_with_what_its_tasks_ran_through_or_with_what_all_shared(fo
 def plain_engine(module: Any, parameters: Iterable[torch.nn.Parameter]) -> SimpleNamespace:
     """What the penalty asks of an engine, without ZeRO."""
     optimizer = SimpleNamespace(param_groups=[{"params": list(parameters)}])
-    return SimpleNamespace(module=module, device=torch.device("cpu"), zero_optimization_stage=lambda: 0, optimizer=optimizer)
+    return SimpleNamespace(
+        module=module, device=torch.device("cpu"), zero_optimization_stage=lambda: 0, optimizer=optimizer
+    )
 
 
 def descend(model: MultiTaskNet, batch: PackedBatch, lr: float, penalty: float, steps: int) -> None:
@@ -337,7 +421,9 @@ def descend(model: MultiTaskNet, batch: PackedBatch, lr: float, penalty: float, 
         tie.pull(lr)
 
 
-def distance(model: MultiTaskNet, other: MultiTaskNet, copies: Callable[[MultiTaskNet], list[PackedEncoder]]) -> float:
+def distance(
+    model: MultiTaskNet, other: MultiTaskNet, copies: Callable[[MultiTaskNet], list[PackedEncoder]]
+) -> float:
     """Largest difference of a weight of any of our encoders from the other model's only one."""
     assert isinstance(other.encoder, PackedEncoder)
     theirs = dict(other.encoder.named_parameters())
@@ -379,7 +465,11 @@ def test_low_rank_sharing_converges_to_hard_sharing_as_the_penalty_grows(folders
         low = built(folders["bert"], LOW_RANK, moved=False)
         descend(low, batch_of(DRAWN, LOW_RANK), lr, penalty, steps)
         distances.append(distance(low, hard, lambda model: [model.encoder]))  # type: ignore[list-item]
-        largest = max(float(parameter.detach().abs().max()) for name, parameter in low.named_parameters() if name.endswith(".delta.b"))
+        largest = max(
+            float(parameter.detach().abs().max())
+            for name, parameter in low.named_parameters()
+            if name.endswith(".delta.b")
+        )
         assert largest < 1e-7 if penalty else largest > 1e-3
     assert distances[0] > 1e-5 and distances[1] < 1e-6
 
@@ -405,16 +495,29 @@ def test_the_penalty_is_half_the_squared_distance_from_the_copies_mean() -> None
 
 def load(folder: Path, tasks: Sequence[str], sharing: dict[str, Any], overrides: dict[str, str]) -> Any:
     path = folder / "recipe.yaml"
-    path.write_text(yaml.safe_dump({"encoder": {"path": "x"}, "tasks": list(tasks), "sharing": sharing, "train": {"steps": 10}}))
+    path.write_text(
+        yaml.safe_dump(
+            {"encoder": {"path": "x"}, "tasks": list(tasks), "sharing": sharing, "train": {"steps": 10}}
+        )
+    )
     return load_recipe(str(path), overrides)
 
 
 @pytest.mark.parametrize(
     ("sharing", "message"),
     [
-        ({"penalty": 1.0}, "sharing.penalty=1.0: has no effect with sharing.mode=hard; remove it, or set sharing.mode to soft or low_rank"),
-        ({"mode": "soft", "rank": 4}, "sharing.rank=4: has no effect with sharing.mode=soft; remove it, or set sharing.mode to low_rank"),
-        ({"mode": "soft", "groups": {"a": ["cola", "rte"]}}, "sharing.mode=soft: with one group there is nothing to share"),
+        (
+            {"penalty": 1.0},
+            "sharing.penalty=1.0: has no effect with sharing.mode=hard; remove it, or set sharing.mode to soft or low_rank",
+        ),
+        (
+            {"mode": "soft", "rank": 4},
+            "sharing.rank=4: has no effect with sharing.mode=soft; remove it, or set sharing.mode to low_rank",
+        ),
+        (
+            {"mode": "soft", "groups": {"a": ["cola", "rte"]}},
+            "sharing.mode=soft: with one group there is nothing to share",
+        ),
         (
             {"mode": "soft", "groups": {"a": ["cola"], "b": ["rtee"]}},
             "sharing.groups.b: there is no task 'rtee' in the run; did you mean 'rte'?",
@@ -437,24 +540,32 @@ def test_contradictory_sharing_is_refused(tmp_path: Path, sharing: dict[str, Any
 
 
 def test_a_flag_for_hard_sharing_drops_what_only_other_modes_have(tmp_path: Path) -> None:
-    recipe = load(tmp_path, ["cola", "rte"], {"mode": "low_rank", "rank": 4, "penalty": 1.0}, {"sharing.mode": "hard"})
+    recipe = load(
+        tmp_path, ["cola", "rte"], {"mode": "low_rank", "rank": 4, "penalty": 1.0}, {"sharing.mode": "hard"}
+    )
     assert recipe.sharing.model_fields_set == {"mode"}
 
 
 def test_copies_of_a_frozen_encoder_are_refused(tmp_path: Path) -> None:
     with pytest.raises(
-        ConfigError, match=r"sharing.mode=soft: copies of a frozen encoder stay equal; set sharing.mode to hard or low_rank"
+        ConfigError,
+        match=r"sharing.mode=soft: copies of a frozen encoder stay equal; set sharing.mode to hard or low_rank",
     ):
         load(tmp_path, ["cola", "rte"], {"mode": "soft"}, {"train.freeze": "encoder"})
 
 
 def test_a_rank_above_the_layers_is_refused(folders: dict[str, Path]) -> None:
-    with pytest.raises(ConfigError, match=r"sharing.rank=33: a linear layer of the encoder has rank 32 at most; set it lower"):
+    with pytest.raises(
+        ConfigError, match=r"sharing.rank=33: a linear layer of the encoder has rank 32 at most; set it lower"
+    ):
         built(folders["bert"], replace(LOW_RANK, rank=33))
 
 
 def test_notes_say_mode_groups_and_size(folders: dict[str, Path]) -> None:
-    assert built(folders["bert"], SOFT).notes[-1] == "soft sharing: 2 copies of the encoder, for pairs, single, each of 0.0 M parameters"
+    assert (
+        built(folders["bert"], SOFT).notes[-1]
+        == "soft sharing: 2 copies of the encoder, for pairs, single, each of 0.0 M parameters"
+    )
     assert (
         built(folders["bert"], LOW_RANK).notes[-1]
         == "low-rank sharing: changes of rank 3 for pairs, single on 12 linear layers, 0.0 M parameters"

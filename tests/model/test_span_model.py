@@ -54,7 +54,9 @@ def test_span_loss_is_the_mean_of_two_cross_entropies() -> None:
     expected = []
     for scores, start, end, term in zip(theirs.split(lengths), starts, ends, terms, strict=True):
         own = scores[:, 2 * term : 2 * term + 2]
-        expected.append((cross_entropy(own[:, 0], torch.tensor(start)) + cross_entropy(own[:, 1], torch.tensor(end))) / 2)
+        expected.append(
+            (cross_entropy(own[:, 0], torch.tensor(start)) + cross_entropy(own[:, 1], torch.tensor(end))) / 2
+        )
     torch.testing.assert_close(losses.double(), torch.stack(expected), atol=1e-5, rtol=1e-5)
     weights = torch.tensor([1.0, 2.0, -1.0])
     (losses * weights).sum().backward()
@@ -63,11 +65,15 @@ def test_span_loss_is_the_mean_of_two_cross_entropies() -> None:
 
 
 def test_a_batch_without_spans_keeps_the_head_in_the_graph() -> None:
-    table = term_table(head_layout([TaskSpec(name="a", kind="span", labels=(), metrics=(), splits={})]), "cpu")
+    table = term_table(
+        head_layout([TaskSpec(name="a", kind="span", labels=(), metrics=(), splits={})]), "cpu"
+    )
     outputs = torch.zeros(0, 2, requires_grad=True)
     none = torch.zeros(0, dtype=torch.int64)
     losses = span_losses(
-        outputs, Targets(rows=none, term_ids=none, labels=torch.zeros(0), groups=none, examples=np.zeros(0, np.int64)), table
+        outputs,
+        Targets(rows=none, term_ids=none, labels=torch.zeros(0), groups=none, examples=np.zeros(0, np.int64)),
+        table,
     )
     assert losses.shape == (0,)
     losses.sum().backward()
@@ -75,7 +81,9 @@ def test_a_batch_without_spans_keeps_the_head_in_the_graph() -> None:
 
 
 @pytest.fixture(scope="module")
-def sets(tiny_encoder: Path, shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[tuple[TaskSpec, ...], list[Any]]:
+def sets(
+    tiny_encoder: Path, shared_data: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[tuple[TaskSpec, ...], list[Any]]:
     """SQuAD 2.0's sample (with questions without an answer) and CoQA's story, in windows of 64 tokens."""
     folder = tmp_path_factory.mktemp("span_model")
     squad = span_task(shared_data / "SQuAD/dev-v2.0-sample.json", null_threshold=0.0)
@@ -116,18 +124,27 @@ def step(model: MultiTaskNet, specs: tuple[TaskSpec, ...], sets: list[Any], cuts
     return total
 
 
-def test_loss_and_gradients_equal_bert_for_question_answering(sets: tuple[tuple[TaskSpec, ...], list[Any]], tiny_encoder: Path) -> None:
+def test_loss_and_gradients_equal_bert_for_question_answering(
+    sets: tuple[tuple[TaskSpec, ...], list[Any]], tiny_encoder: Path
+) -> None:
     specs, examples = sets
     ours = build_model(encoder_path=str(tiny_encoder), specs=specs, layout=head_layout(specs), dropout="none")
     for parameter in ours.parameters():  # away from the small initial values
-        parameter.data += 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(parameter.numel()))
+        parameter.data += 0.05 * torch.randn(
+            parameter.shape, generator=torch.Generator().manual_seed(parameter.numel())
+        )
     theirs = []
     for number, own in enumerate(CHOSEN):
         model = BertForQuestionAnswering.from_pretrained(tiny_encoder, dtype=torch.float32).eval()
-        model.bert.load_state_dict({key: value for key, value in ours.encoder.model.state_dict().items() if "pooler" not in key})
+        model.bert.load_state_dict(
+            {key: value for key, value in ours.encoder.model.state_dict().items() if "pooler" not in key}
+        )
         bank = ours.heads["token"]
         model.qa_outputs.load_state_dict(
-            {"weight": bank.weight[2 * number : 2 * number + 2], "bias": bank.bias[2 * number : 2 * number + 2]}
+            {
+                "weight": bank.weight[2 * number : 2 * number + 2],
+                "bias": bank.bias[2 * number : 2 * number + 2],
+            }
         )
         losses = []
         for window in own:
@@ -141,10 +158,16 @@ def test_loss_and_gradients_equal_bert_for_question_answering(sets: tuple[tuple[
                 output_hidden_states=True,
             )
             losses.append(result.loss)
-            if number == 1:  # transformers has no model with an answer type: BERT's own pooler and a linear layer
+            if (
+                number == 1
+            ):  # transformers has no model with an answer type: BERT's own pooler and a linear layer
                 pooled = ours.encoder.pooler(result.hidden_states[-1][:, :1])
                 head = ours.heads["sequence"]
-                losses.append(cross_entropy(pooled @ head.weight.T + head.bias, torch.tensor([int(gathered.targets[1].labels[0])])))
+                losses.append(
+                    cross_entropy(
+                        pooled @ head.weight.T + head.bias, torch.tensor([int(gathered.targets[1].labels[0])])
+                    )
+                )
         theirs.append((model, torch.stack(losses).sum() / 10))
     expected = theirs[0][1] + theirs[1][1]
     expected.backward()
@@ -155,17 +178,23 @@ def test_loss_and_gradients_equal_bert_for_question_answering(sets: tuple[tuple[
     assert loss == pytest.approx(expected.item(), abs=1e-5)
     for name, parameter in ours.encoder.model.named_parameters():
         gradient = sum(reference[name].grad for reference in references)
-        torch.testing.assert_close(parameter.grad, gradient, atol=1e-5, rtol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(
+            parameter.grad, gradient, atol=1e-5, rtol=1e-5, msg=lambda text, name=name: f"{name}: {text}"
+        )
     heads = torch.cat([model.qa_outputs.weight.grad for model, _ in theirs])
     torch.testing.assert_close(ours.heads["token"].weight.grad, heads, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(ours.heads["sequence"].weight.grad, sequence_gradient, atol=1e-5, rtol=1e-5)
 
 
-def test_a_step_does_not_depend_on_its_micro_batches(sets: tuple[tuple[TaskSpec, ...], list[Any]], tiny_encoder: Path) -> None:
+def test_a_step_does_not_depend_on_its_micro_batches(
+    sets: tuple[tuple[TaskSpec, ...], list[Any]], tiny_encoder: Path
+) -> None:
     specs, examples = sets
     results = []
     for cuts in ([list(range(10))], [[3], [9, 1], [0, 2, 4, 5, 6], [8, 7]]):
-        model = build_model(encoder_path=str(tiny_encoder), specs=specs, layout=head_layout(specs), dropout="none")
+        model = build_model(
+            encoder_path=str(tiny_encoder), specs=specs, layout=head_layout(specs), dropout="none"
+        )
         loss = step(model, specs, examples, cuts)
         results.append((loss, torch.cat([parameter.grad.flatten() for parameter in model.parameters()])))
     assert results[0][0] == pytest.approx(results[1][0], abs=1e-6)
@@ -173,7 +202,9 @@ def test_a_step_does_not_depend_on_its_micro_batches(sets: tuple[tuple[TaskSpec,
 
 
 @pytest.mark.distributed
-def test_a_run_trains_and_scores_squad_and_coqa_on_two_ranks(tiny_encoder: Path, shared_data: Path, tmp_path: Path) -> None:
+def test_a_run_trains_and_scores_squad_and_coqa_on_two_ranks(
+    tiny_encoder: Path, shared_data: Path, tmp_path: Path
+) -> None:
     data = json.loads((shared_data / "SQuAD/dev-v2.0-sample.json").read_text())
     for name, part in (("train", slice(0, 2)), ("dev", slice(2, 3))):
         articles = [{**article, "paragraphs": article["paragraphs"][part]} for article in data["data"]]
@@ -181,7 +212,11 @@ def test_a_run_trains_and_scores_squad_and_coqa_on_two_ranks(tiny_encoder: Path,
     recipe = {
         "encoder": {"path": str(tiny_encoder), "max_length": 96},
         "tasks": {"squad_v2": {"max_answer_tokens": 20}, "coqa": {"history_turns": 1}},
-        "data": {"squad_dir": str(tmp_path), "coqa_dir": str(shared_data / "CoQA"), "cache_dir": str(tmp_path / "cache")},
+        "data": {
+            "squad_dir": str(tmp_path),
+            "coqa_dir": str(shared_data / "CoQA"),
+            "cache_dir": str(tmp_path / "cache"),
+        },
         "batch": {"examples_per_step": 8, "max_tokens_per_micro_batch": 512},
         "mixture": {"rates": "uniform"},
         "optimizer": {"name": "torch_adamw", "lr": 1e-3},
@@ -189,9 +224,18 @@ def test_a_run_trains_and_scores_squad_and_coqa_on_two_ranks(tiny_encoder: Path,
     }
     path = write_json(tmp_path / "recipe.yaml", recipe)
     zero = write_json(tmp_path / "zero3.json", zero_config(3))
-    run_jobs([{"recipe": str(path), "deepspeed_config": str(zero), "output_dir": str(tmp_path / "run")}], tmp_path, world_size=2)
+    run_jobs(
+        [{"recipe": str(path), "deepspeed_config": str(zero), "output_dir": str(tmp_path / "run")}],
+        tmp_path,
+        world_size=2,
+    )
     trained = training_lines(tmp_path / "run")
-    assert len(trained) == 4 and all(math.isfinite(line["loss"]) and math.isfinite(line["grad_norm"]) for line in trained)
+    assert len(trained) == 4 and all(
+        math.isfinite(line["loss"]) and math.isfinite(line["grad_norm"]) for line in trained
+    )
     (evaluated,) = [line["eval"] for line in lines(tmp_path / "run") if "eval" in line]
-    assert {task: sorted(values) for task, values in evaluated.items()} == {"squad_v2": ["exact_match", "token_f1"], "coqa": ["coqa_f1"]}
+    assert {task: sorted(values) for task, values in evaluated.items()} == {
+        "squad_v2": ["exact_match", "token_f1"],
+        "coqa": ["coqa_f1"],
+    }
     assert all(0 <= value <= 1 for values in evaluated.values() for value in values.values())

@@ -29,14 +29,31 @@ def test_text_and_embeddings_are_read_back(finished_run: Path) -> None:
     assert all(line.startswith("    ") for line in text.splitlines()), "a block that Markdown leaves as it is"
     assert yaml.safe_load(text) == yaml.safe_load((finished_run / "recipe.yaml").read_text())
     vectors = np.loadtxt(finished_run / "tensorboard/embeddings.tsv", delimiter="\t")
-    header, *rows = [line.split("\t") for line in (finished_run / "tensorboard/metadata.tsv").read_text().splitlines()]
-    assert vectors.shape == (8 * len(TASKS), 32) and np.isfinite(vectors).all() and len(np.unique(vectors, axis=0)) > 50
-    assert header == ["task", "label", "row"] and [row[0] for row in rows] == [task for task in TASKS for _ in range(8)]
+    header, *rows = [
+        line.split("\t") for line in (finished_run / "tensorboard/metadata.tsv").read_text().splitlines()
+    ]
+    assert (
+        vectors.shape == (8 * len(TASKS), 32)
+        and np.isfinite(vectors).all()
+        and len(np.unique(vectors, axis=0)) > 50
+    )
+    assert header == ["task", "label", "row"] and [row[0] for row in rows] == [
+        task for task in TASKS for _ in range(8)
+    ]
     assert [row[1:] for row in rows if row[0] == "shop"] == [
         [("late", "broken", "fine")[number % 3], str(number + 2)] for number in range(8)
     ]
     assert {row[1] for row in rows if row[0] == "wnut17"} == {"-"}
-    assert [float(row[1]) for row in rows if row[0] == "stsb"] == [5.0, 4.75, 5.0, 2.4, 2.75, 2.615, 5.0, 2.333]  # STS-B's dev.tsv
+    assert [float(row[1]) for row in rows if row[0] == "stsb"] == [
+        5.0,
+        4.75,
+        5.0,
+        2.4,
+        2.75,
+        2.615,
+        5.0,
+        2.333,
+    ]  # STS-B's dev.tsv
 
 
 def test_embeddings_are_the_hidden_states_of_the_first_token(finished_run: Path, shared_data: Path) -> None:
@@ -57,7 +74,11 @@ def test_embeddings_are_the_hidden_states_of_the_first_token(finished_run: Path,
     theirs.load_state_dict(weights)
     text = (shared_data / "glue/CoLA/dev.tsv").read_text().split("\n")[0].split("\t")[3]
     with torch.no_grad():
-        expected = theirs.eval()(**AutoTokenizer.from_pretrained(path)(text, return_tensors="pt")).last_hidden_state[0, 0].numpy()
+        expected = (
+            theirs.eval()(**AutoTokenizer.from_pretrained(path)(text, return_tensors="pt"))
+            .last_hidden_state[0, 0]
+            .numpy()
+        )
     ours = np.loadtxt(finished_run / "tensorboard/embeddings.tsv", delimiter="\t", max_rows=1)
     np.testing.assert_allclose(ours, expected, atol=2e-5)
 
@@ -66,8 +87,20 @@ def test_embeddings_are_the_hidden_states_of_the_first_token(finished_run: Path,
 def board(finished_run: Path) -> Iterator[str]:
     """The address of a TensorBoard on the run, which ends with the module."""
     port = free_port()
-    flags = ["--logdir", str(finished_run), "--host", "127.0.0.1", "--port", str(port), "--load_fast=false", "--reload_interval", "0"]
-    process = subprocess.Popen([sys.executable, "-m", "tensorboard.main", *flags], stderr=subprocess.PIPE, text=True)
+    flags = [
+        "--logdir",
+        str(finished_run),
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--load_fast=false",
+        "--reload_interval",
+        "0",
+    ]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tensorboard.main", *flags], stderr=subprocess.PIPE, text=True
+    )
     try:
         assert process.stderr is not None
         said = []
@@ -84,7 +117,10 @@ def board(finished_run: Path) -> Iterator[str]:
 
 def test_the_board_opens_in_a_browser(board: str, finished_run: Path) -> None:
     layout = json.load(urlopen(f"{board}/data/plugin/custom_scalars/layout"))
-    assert [chart["title"] for chart in layout["category"][0]["chart"]] == ["loss of every task", "main dev metric of every task"]
+    assert [chart["title"] for chart in layout["category"][0]["chart"]] == [
+        "loss of every task",
+        "main dev metric of every task",
+    ]
     with chromium() as browser:
         page = browser.new_page(viewport={"width": 1400, "height": 1400})
         wrong: list[str] = []
@@ -109,5 +145,7 @@ def test_the_board_opens_in_a_browser(board: str, finished_run: Path) -> None:
         projector.get_by_text("1 tensor found").first.wait_for()
         projector.locator(".numDataPoints", has_text="64").first.wait_for()
         assert projector.locator(".dim").first.inner_text() == "32"
-        assert {"SCALARS", "CUSTOM SCALARS", "TEXT", "HPARAMS", "PROJECTOR"} <= set(page.inner_text("body").split("\n"))
+        assert {"SCALARS", "CUSTOM SCALARS", "TEXT", "HPARAMS", "PROJECTOR"} <= set(
+            page.inner_text("body").split("\n")
+        )
         assert wrong == []

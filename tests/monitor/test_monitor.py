@@ -45,7 +45,9 @@ def step_record(step: int, loss: float = 0.5, **changes: object) -> StepRecord:
 
 
 def eval_record(step: int) -> EvalRecord:
-    return EvalRecord(step=step, eval={"rte": {"accuracy": 0.5}, "mrpc": {"f1": 0.75, "accuracy": 0.625}}, average=0.625)
+    return EvalRecord(
+        step=step, eval={"rte": {"accuracy": 0.5}, "mrpc": {"f1": 0.75, "accuracy": 0.625}}, average=0.625
+    )
 
 
 def open_monitor(run_dir: Path, last_step: int = 0, **options: object) -> RunMonitor:
@@ -138,7 +140,9 @@ def test_custom_page_opens_with_all_losses_then_all_main_metrics(tmp_path: Path)
 
 
 @pytest.mark.parametrize(("fails", "status"), [(False, "STATUS_SUCCESS"), (True, "STATUS_FAILURE")])
-def test_hparams_tab_shows_settings_metrics_and_outcome_without_a_second_run(tmp_path: Path, fails: bool, status: str) -> None:
+def test_hparams_tab_shows_settings_metrics_and_outcome_without_a_second_run(
+    tmp_path: Path, fails: bool, status: str
+) -> None:
     from tensorboard.plugins.hparams import api_pb2
 
     def run() -> None:
@@ -155,7 +159,11 @@ def test_hparams_tab_shows_settings_metrics_and_outcome_without_a_second_run(tmp
     data = {}
     for tag, content in board(tmp_path).PluginTagToContent("hparams").items():
         data[tag] = plugin_data_pb2.HParamsPluginData.FromString(content)
-    assert sorted(data) == ["_hparams_/experiment", "_hparams_/session_end_info", "_hparams_/session_start_info"]
+    assert sorted(data) == [
+        "_hparams_/experiment",
+        "_hparams_/session_end_info",
+        "_hparams_/session_start_info",
+    ]
     hparams = data["_hparams_/session_start_info"].session_start_info.hparams
     assert hparams["optimizer.lr"].number_value == 5e-5
     assert hparams["optimizer.betas"].string_value == "[0.9, 0.999]"
@@ -214,7 +222,11 @@ def test_a_torn_last_line_is_moved_aside(tmp_path: Path, torn: bytes) -> None:
         resumed.write(step_record(3))
     assert [line["step"] for line in lines_of(tmp_path / "metrics.jsonl")] == [1, 3]
     assert (tmp_path / "metrics.discarded.jsonl").read_bytes() == torn + b"\n"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.discarded.jsonl", "metrics.jsonl", "tensorboard"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "metrics.discarded.jsonl",
+        "metrics.jsonl",
+        "tensorboard",
+    ]
 
 
 def test_deepspeeds_monitor_gets_the_same_scalars(tmp_path: Path) -> None:
@@ -233,7 +245,9 @@ def test_closing_twice_writes_one_end(tmp_path: Path) -> None:
     assert len(board(tmp_path).Tensors("_hparams_/session_end_info")) == 1
 
 
-def test_missing_tensorboard_is_refused_with_the_command_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_tensorboard_is_refused_with_the_command_to_install_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     check_monitors({})
     monkeypatch.setitem(sys.modules, "tensorboard", None)  # Python's own way to say: not importable
     with pytest.raises(ConfigError, match="pip install tensorboard"):
@@ -242,7 +256,10 @@ def test_missing_tensorboard_is_refused_with_the_command_to_install_it(monkeypat
 
 def test_missing_package_of_a_deepspeed_monitor_is_refused_on_every_rank() -> None:
     check_monitors({"wandb": {"enabled": False}})
-    with pytest.raises(ConfigError, match="enables comet, but the package comet_ml is missing; install it with: pip install comet_ml"):
+    with pytest.raises(
+        ConfigError,
+        match="enables comet, but the package comet_ml is missing; install it with: pip install comet_ml",
+    ):
         check_monitors({"comet": {"enabled": True}})
 
 
@@ -274,7 +291,12 @@ def test_terminal_gets_a_bar_with_notes_above_it() -> None:
     progress.update(step=4, loss=0.5, tokens_per_second=1000.0)
     progress.close()
     shown = terminal.getvalue()
-    assert "evaluating\n" in shown and "2/4" in shown and "4/4" in shown and "loss 0.500, 1,000 tokens/s" in shown
+    assert (
+        "evaluating\n" in shown
+        and "2/4" in shown
+        and "4/4" in shown
+        and "loss 0.500, 1,000 tokens/s" in shown
+    )
 
 
 def test_notes_are_said_once_and_on_rank_0_only() -> None:
@@ -292,9 +314,21 @@ def test_notes_are_said_once_and_on_rank_0_only() -> None:
 def test_results_table_sets_metrics_beside_the_majority_baseline() -> None:
     results = [
         TaskResult(
-            task="mrpc", num_rows=1408, metrics={"f1": 0.875, "accuracy": 0.8125}, majority_baseline=0.8122, best_value=0.88, best_step=1200
+            task="mrpc",
+            num_rows=1408,
+            metrics={"f1": 0.875, "accuracy": 0.8125},
+            majority_baseline=0.8122,
+            best_value=0.88,
+            best_step=1200,
         ),
-        TaskResult(task="stsb", num_rows=9, metrics={"pearson": 0.5}, majority_baseline=None, best_value=None, best_step=None),
+        TaskResult(
+            task="stsb",
+            num_rows=9,
+            metrics={"pearson": 0.5},
+            majority_baseline=None,
+            best_value=None,
+            best_step=None,
+        ),
     ]
     assert format_results(results, 0.6875).splitlines() == [
         "task     dev rows  metric     value  majority    best  at step",
@@ -307,7 +341,8 @@ def test_results_table_sets_metrics_beside_the_majority_baseline() -> None:
 
 
 @pytest.mark.parametrize(
-    ("log_level", "rank", "shown"), [("warning", 0, True), ("warning", 1, False), ("error", 0, False), ("info", 1, True)]
+    ("log_level", "rank", "shown"),
+    [("warning", 0, True), ("warning", 1, False), ("error", 0, False), ("info", 1, True)],
 )
 def test_deepspeed_warnings_reach_the_user_once(log_level: str, rank: int, shown: bool) -> None:
     script = (
@@ -332,7 +367,10 @@ def test_only_libraries_warnings_of_old_names_are_hidden() -> None:
     )
     shown = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stderr
     assert shown.count(" says") == 2
-    assert "UserWarning: torch.distributed.c10d_logger says" in shown and "FutureWarning: users_code says" in shown
+    assert (
+        "UserWarning: torch.distributed.c10d_logger says" in shown
+        and "FutureWarning: users_code says" in shown
+    )
 
 
 def test_logging_may_be_configured_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -352,15 +390,19 @@ def test_flops_of_one_bert_large_layer_by_hand() -> None:
     # D = 1024, F = 4096, L = 128: projections 2*4*1024^2 = 8,388,608; feed-forward 2*2*1024*4096 = 16,777,216;
     # attention 4*128*1024 = 524,288; sum 25,690,112 forward, times 3 = 77,070,336 a token.
     sizes = dict(num_layers=1, hidden_size=1024, intermediate_size=4096)
-    assert encoder_flops(**sizes, num_tokens=128 + 2, sum_squared_lengths=128**2 + 2**2) == 77_070_336 * 128 + 2 * 3 * (
-        25_165_824 + 4 * 2 * 1024
-    )
+    assert encoder_flops(
+        **sizes, num_tokens=128 + 2, sum_squared_lengths=128**2 + 2**2
+    ) == 77_070_336 * 128 + 2 * 3 * (25_165_824 + 4 * 2 * 1024)
 
 
 def test_mfu_by_hand() -> None:
     # 8 devices of 100 FLOP/s for 2 s could do 1600; 400 were useful.
-    assert model_flops_utilisation(flops=400.0, seconds=2.0, num_devices=8, peak_flops_per_second=100.0) == 0.25
-    assert model_flops_utilisation(flops=400.0, seconds=2.0, num_devices=8, peak_flops_per_second=None) is None
+    assert (
+        model_flops_utilisation(flops=400.0, seconds=2.0, num_devices=8, peak_flops_per_second=100.0) == 0.25
+    )
+    assert (
+        model_flops_utilisation(flops=400.0, seconds=2.0, num_devices=8, peak_flops_per_second=None) is None
+    )
 
 
 def test_mfu_of_a_step_by_hand() -> None:
@@ -400,7 +442,12 @@ def test_peaks_are_known_or_said_to_be_unknown(device_name: str, precision: str,
 
 def test_model_states_of_335_million_parameters_by_hand() -> None:
     def device_gb(stage: int, precision: str = "bf16", ranks: int = 8, **options: object) -> float:
-        return model_state_bytes(num_parameters=335_000_000, zero_stage=stage, precision=precision, num_ranks=ranks, **options).device / 1e9  # type: ignore[arg-type]
+        return (
+            model_state_bytes(
+                num_parameters=335_000_000, zero_stage=stage, precision=precision, num_ranks=ranks, **options
+            ).device
+            / 1e9
+        )  # type: ignore[arg-type]
 
     assert device_gb(0) == 5.36  # 16 bytes a parameter
     assert device_gb(0, "fp32") == 5.36
@@ -409,19 +456,30 @@ def test_model_states_of_335_million_parameters_by_hand() -> None:
     assert device_gb(3) == 0.67  # 16/8 = 2
     assert device_gb(0, gradient_bytes=4) == 6.03  # 2 + 4 + 12
     assert device_gb(0, num_optimizer_states=1) == 4.02  # 2 + 2 + 4 + 4
-    offloaded = model_state_bytes(num_parameters=1000, zero_stage=2, precision="bf16", num_ranks=2, offload_optimizer=True)
+    offloaded = model_state_bytes(
+        num_parameters=1000, zero_stage=2, precision="bf16", num_ranks=2, offload_optimizer=True
+    )
     assert (offloaded.device, offloaded.host) == (2000, 7000)  # device 2; host (12 + 2) / 2
     everything = model_state_bytes(
-        num_parameters=1000, zero_stage=3, precision="bf16", num_ranks=2, offload_optimizer=True, offload_parameters=True
+        num_parameters=1000,
+        zero_stage=3,
+        precision="bf16",
+        num_ranks=2,
+        offload_optimizer=True,
+        offload_parameters=True,
     )
     assert (everything.device, everything.host) == (0, 8000)
 
 
 def test_offload_that_a_stage_does_not_have_is_refused() -> None:
     with pytest.raises(ValueError, match="zero_stage 1, 2 or 3"):
-        model_state_bytes(num_parameters=1, zero_stage=0, precision="bf16", num_ranks=1, offload_optimizer=True)
+        model_state_bytes(
+            num_parameters=1, zero_stage=0, precision="bf16", num_ranks=1, offload_optimizer=True
+        )
     with pytest.raises(ValueError, match="zero_stage 3"):
-        model_state_bytes(num_parameters=1, zero_stage=2, precision="bf16", num_ranks=1, offload_parameters=True)
+        model_state_bytes(
+            num_parameters=1, zero_stage=2, precision="bf16", num_ranks=1, offload_parameters=True
+        )
 
 
 def test_activations_are_34_bytes_a_token_layer_and_hidden_unit() -> None:

@@ -74,7 +74,14 @@ def write_data(folder: Path, files: dict[str, str] = FILES) -> Path:
 def import_it(folder: Path, definitions: dict[str, Any], *more: str, files: dict[str, str] = FILES) -> int:
     data = write_data(folder / "canonical_data", files)
     (folder / "task_def.yml").write_text(yaml.safe_dump(definitions, sort_keys=False))
-    words = ["import-task-def", str(folder / "task_def.yml"), "--data", str(data), "--output", str(folder / "recipes/all.yaml")]
+    words = [
+        "import-task-def",
+        str(folder / "task_def.yml"),
+        "--data",
+        str(data),
+        "--output",
+        str(folder / "recipes/all.yaml"),
+    ]
     return main([*words, *more])
 
 
@@ -88,10 +95,26 @@ def imported(tmp_path_factory: pytest.TempPathFactory, tiny_encoder: Path) -> Pa
 def test_every_format_has_its_settings(imported: Path) -> None:
     recipe = load_recipe(str(imported / "recipes/all.yaml"), {})
     specs = {spec.name: spec for spec in resolve_tasks(recipe)}
-    assert list(specs) == ["mtdnn_cola", "mtdnn_mnli", "mtdnn_stsb", "anli", "copa", "qnnli", "record", "ner", "squad-v2", "mlm"]
+    assert list(specs) == [
+        "mtdnn_cola",
+        "mtdnn_mnli",
+        "mtdnn_stsb",
+        "anli",
+        "copa",
+        "qnnli",
+        "record",
+        "ner",
+        "squad-v2",
+        "mlm",
+    ]
     assert recipe.encoder.max_length == 512
     cola, mnli, stsb = (specs[f"mtdnn_{name}"] for name in ("cola", "mnli", "stsb"))
-    assert (cola.kind, cola.labels, cola.metrics, cola.dropout) == ("classification", ("0", "1"), ("accuracy", "matthews"), 0.05)
+    assert (cola.kind, cola.labels, cola.metrics, cola.dropout) == (
+        "classification",
+        ("0", "1"),
+        ("accuracy", "matthews"),
+        0.05,
+    )
     assert (mnli.head, mnli.labels) == ("san", ("contradiction", "neutral", "entailment"))
     assert {split: Path(source.path).name for split, source in mnli.splits.items()} == {
         "train": "mnli_train.tsv",
@@ -101,7 +124,10 @@ def test_every_format_has_its_settings(imported: Path) -> None:
     }
     assert (stsb.kind, stsb.metrics) == ("regression", ("pearson", "spearman"))
     assert specs["ner"].labels == ("O", "B-PER", "I-PER") and specs["ner"].metrics == ("entity_f1",)
-    assert specs["squad-v2"].metrics == ("exact_match", "token_f1") and specs["squad-v2"].options["null_threshold"] == 0.0
+    assert (
+        specs["squad-v2"].metrics == ("exact_match", "token_f1")
+        and specs["squad-v2"].options["null_threshold"] == 0.0
+    )
     assert specs["mlm"].options["next_sentence"] is True
 
 
@@ -129,8 +155,25 @@ def test_rows_are_those_of_the_files(imported: Path) -> None:
 
 def test_it_trains(imported: Path) -> None:
     deepspeed = write_json(imported / "zero2.json", zero_config(2))
-    command = ["-m", "mtdnn_ds", "train", "--recipe", str(imported / "recipes/all.yaml"), "--deepspeed_config", str(deepspeed)]
-    settings = ["--train.steps", "3", "--mixture.mixing", "per_example", "--mixture.rates", "uniform", "--encoder.max_length", "48"]
+    command = [
+        "-m",
+        "mtdnn_ds",
+        "train",
+        "--recipe",
+        str(imported / "recipes/all.yaml"),
+        "--deepspeed_config",
+        str(deepspeed),
+    ]
+    settings = [
+        "--train.steps",
+        "3",
+        "--mixture.mixing",
+        "per_example",
+        "--mixture.rates",
+        "uniform",
+        "--encoder.max_length",
+        "48",
+    ]
     settings += ["--data.cache_dir", str(imported / "cache"), "--optimizer.name", "torch_adamw"]
     done = run_command([*command, "--output_dir", str(imported / "run"), *settings], OMP_NUM_THREADS="1")
     assert done.returncode == 0, done.stderr[-3000:]
@@ -188,13 +231,23 @@ def test_what_is_not_carried_over_is_named(tmp_path: Path, capsys: pytest.Captur
         "path": "google-bert/bert-base-uncased",
         "max_length": 128,
     }
-    assert recipe["tasks"]["boolq"]["metrics"] == ["accuracy"] and recipe["tasks"]["tri"]["metrics"] == ["macro_f1"]
+    assert recipe["tasks"]["boolq"]["metrics"] == ["accuracy"] and recipe["tasks"]["tri"]["metrics"] == [
+        "macro_f1"
+    ]
     assert "# tri.metric_meta=F1: F1 is of two classes" in (tmp_path / "recipes/all.yaml").read_text()
 
 
 def test_wrong_values_are_refused_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     definitions = {
-        "one": {**SINGLE, **CLASSES, "n_class": "x", "dropout_p": 1.5, "labels": 5, "split_names": "train", "enable_san": "no"},
+        "one": {
+            **SINGLE,
+            **CLASSES,
+            "n_class": "x",
+            "dropout_p": 1.5,
+            "labels": 5,
+            "split_names": "train",
+            "enable_san": "no",
+        },
         "two": {"data_format": ["PremiseOnly"], "max_seq_len": 0},
         "three": {"data_format": "PremiseOnly"},
         "four": ["PremiseOnly"],
@@ -224,11 +277,15 @@ def test_every_value_in_use_is_known() -> None:
         "metric_meta": "ACC F1 MCC Pearson Spearman AUC SeqEval EmF1 F1MAC F1MIC CMAT EmF12 SeqEvalList NERACC",
     }.items():
         for value in values.split():
-            _, findings = translate({"t": {**base, key: [value] if key == "metric_meta" else value}}, "task_def.yml")
+            _, findings = translate(
+                {"t": {**base, key: [value] if key == "metric_meta" else value}}, "task_def.yml"
+            )
             assert not [finding for finding in findings if "unknown" in finding.why], (key, value)
 
 
-def test_token_ids_are_decoded_only_when_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str], tiny_encoder: Path) -> None:
+def test_token_ids_are_decoded_only_when_asked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], tiny_encoder: Path
+) -> None:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(tiny_encoder)
@@ -236,12 +293,30 @@ def test_token_ids_are_decoded_only_when_asked(tmp_path: Path, capsys: pytest.Ca
     ranked = [tokenizer("Who came?", each)["input_ids"] for each in ("It rained.", "Ann came.")]
     words = tokenizer.convert_tokens_to_ids(["[CLS]", "love", "##lace", "wrote", "[SEP]"])
     rows = {
-        "snlisample": {"uid": "0", "label": 2, "token_id": pair["input_ids"], "type_id": pair["token_type_ids"]},
-        "copa": {"uid": "1", "label": 1, "token_id": ranked, "type_id": ranked, "ruid": ["1", "2"], "olabel": [0.0, 1.0]},
+        "snlisample": {
+            "uid": "0",
+            "label": 2,
+            "token_id": pair["input_ids"],
+            "type_id": pair["token_type_ids"],
+        },
+        "copa": {
+            "uid": "1",
+            "label": 1,
+            "token_id": ranked,
+            "type_id": ranked,
+            "ruid": ["1", "2"],
+            "olabel": [0.0, 1.0],
+        },
         "ner": {"uid": "2", "label": [4, 1, 3, 0, 5], "token_id": words, "type_id": [0] * 5},
     }
     definitions = {
-        "snlisample": {**PAIR, **CLASSES, "labels": ["contradiction", "neutral", "entailment"], "n_class": 3, "split_names": ["train"]},
+        "snlisample": {
+            **PAIR,
+            **CLASSES,
+            "labels": ["contradiction", "neutral", "entailment"],
+            "n_class": 3,
+            "split_names": ["train"],
+        },
         "copa": {**DEFINITIONS["copa"], "split_names": ["train"]},
         "ner": {**DEFINITIONS["ner"], "split_names": ["train"]},
     }
@@ -251,25 +326,48 @@ def test_token_ids_are_decoded_only_when_asked(tmp_path: Path, capsys: pytest.Ca
     (tmp_path / "task_def.yml").write_text(yaml.safe_dump(definitions, sort_keys=False))
     words_of = ["import_task_def", str(tmp_path / "task_def.yml"), "--data", str(tmp_path / "canonical_data")]
     assert main([*words_of, "--output", str(tmp_path / "a.yaml")]) == 2
-    assert "snlisample_train.json has only token ids, and no texts" in capsys.readouterr().err and not (tmp_path / "a.yaml").exists()
+    assert (
+        "snlisample_train.json has only token ids, and no texts" in capsys.readouterr().err
+        and not (tmp_path / "a.yaml").exists()
+    )
     assert main([*words_of, "--output", str(tmp_path / "b.yaml"), "--decode_with", str(tiny_encoder)]) == 0
-    assert "capitals, spaces and what was cut off are lost; texts are decoded from them" in capsys.readouterr().out
-    made = {name: [json.loads(line) for line in (tmp_path / f"b_rows/{name}_train.jsonl").read_text().splitlines()] for name in rows}
+    assert (
+        "capitals, spaces and what was cut off are lost; texts are decoded from them"
+        in capsys.readouterr().out
+    )
+    made = {
+        name: [
+            json.loads(line) for line in (tmp_path / f"b_rows/{name}_train.jsonl").read_text().splitlines()
+        ]
+        for name in rows
+    }
     assert {key: made["snlisample"][0][key] for key in ("label", "text1", "text2")} == {
         "label": "entailment",
         "text1": "a man eats.",
         "text2": "somebody eats.",
     }
-    assert [(row["candidate"], row["label"]) for row in made["copa"]] == [("it rained.", "other"), ("ann came.", "relevant")]
+    assert [(row["candidate"], row["label"]) for row in made["copa"]] == [
+        ("it rained.", "other"),
+        ("ann came.", "relevant"),
+    ]
     assert (made["ner"][0]["words"], made["ner"][0]["tags"]) == (["lovelace", "wrote"], ["B-PER", "O"])
 
 
-def test_nothing_is_overwritten_and_bad_lines_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_nothing_is_overwritten_and_bad_lines_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     definitions = {"copa": DEFINITIONS["copa"], "ner": DEFINITIONS["ner"]}
-    files = {"copa_train.tsv": "5\t5\t0,1\tpremise\tone\n6\t6,6\t1\tp\tone\ttwo\n", "ner_train.tsv": "0\t__import__('os')\t['a']\n"}
+    files = {
+        "copa_train.tsv": "5\t5\t0,1\tpremise\tone\n6\t6,6\t1\tp\tone\ttwo\n",
+        "ner_train.tsv": "0\t__import__('os')\t['a']\n",
+    }
     assert import_it(tmp_path, definitions, files=files) == 2
     said = capsys.readouterr().err
-    assert "2 lines of task copa cannot be read" in said and "line 1: 5 fields" in said and "line 2: 1 labels for 2 hypotheses" in said
+    assert (
+        "2 lines of task copa cannot be read" in said
+        and "line 1: 5 fields" in said
+        and "line 2: 1 labels for 2 hypotheses" in said
+    )
     assert "ner_train.tsv: line 1: cannot be read (ValueError" in said
     assert list((tmp_path / "recipes").iterdir()) == []
     (tmp_path / "recipes/all.yaml").write_text("mine")

@@ -25,7 +25,12 @@ from mtdnn_ds.runs.model_folder import open_model, save_folder
 from mtdnn_ds.runs.setup import prepare_run_data
 from mtdnn_ds.tasks.resolve import resolve_tasks
 
-TEXTS = ["a red unbelievable horse", "The harbour was closed.", "no", "a dog and a green hat, and " + "so on " * 8]
+TEXTS = [
+    "a red unbelievable horse",
+    "The harbour was closed.",
+    "no",
+    "a dog and a green hat, and " + "so on " * 8,
+]
 PAIRS = [(text, TEXTS[::-1][number]) for number, text in enumerate(TEXTS)]
 
 
@@ -38,7 +43,11 @@ def dev_rows(base: Path, task: str) -> list[Any]:
     """The texts of a task's dev split, read without the project's own readers."""
     if task in COLUMNS:
         folder, columns, *_ = COLUMNS[task]
-        rows = (base / "glue" / folder / "dev.tsv").read_text(encoding="utf-8-sig").splitlines()[0 if task == "cola" else 1 :]
+        rows = (
+            (base / "glue" / folder / "dev.tsv")
+            .read_text(encoding="utf-8-sig")
+            .splitlines()[0 if task == "cola" else 1 :]
+        )
         cells = [row.split("\t") for row in rows if row]
         return [row[columns[0]] if len(columns) == 1 else (row[columns[0]], row[columns[1]]) for row in cells]
     if task == "tags":
@@ -56,22 +65,31 @@ def evaluated(all_kinds_run: Path, model: MultiTaskModel) -> dict[str, Any]:
     """Task -> what evaluation predicts for each row of its dev split."""
     data = prepare_run_data(model.recipe, resolve_tasks(model.recipe), lambda text: None)
     wanted = [(index, "dev") for index, spec in enumerate(data.specs) if spec.kind != "masked_lm"]
-    outputs = predict_split(model.net, wanted, data.specs, data.layout, data.examples, model.settings, model.device)
+    outputs = predict_split(
+        model.net, wanted, data.specs, data.layout, data.examples, model.settings, model.device
+    )
     names = [data.specs[index].name for index, _ in wanted]
     return {
         name: data.examples[name]["dev"].decode(of_split).predictions for name, of_split in zip(names, outputs, strict=True)
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("task", ["cola", "rte", "mrpc", "stsb", "tags", "choice", "ranking", "similar", "colours", "span"])
-def test_answers_are_those_of_evaluation(task: str, all_kinds_run: Path, model: MultiTaskModel, evaluated: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "task", ["cola", "rte", "mrpc", "stsb", "tags", "choice", "ranking", "similar", "colours", "span"]
+)
+def test_answers_are_those_of_evaluation(
+    task: str, all_kinds_run: Path, model: MultiTaskModel, evaluated: dict[str, Any]
+) -> None:
     answers = [each[task] for each in model.predict(dev_rows(all_kinds_run.parent, task), tasks=[task])]
     theirs = evaluated[task]
     labels = next(spec.labels for spec in model.specs if spec.name == task)
     if task in ("cola", "rte", "mrpc", "colours"):
         assert [answer["label"] for answer in answers] == [labels[int(index)] for index in theirs]
         assert all(abs(sum(answer["probabilities"].values()) - 1) < 1e-12 for answer in answers)
-        assert all(max(answer["probabilities"], key=answer["probabilities"].get) == answer["label"] for answer in answers)
+        assert all(
+            max(answer["probabilities"], key=answer["probabilities"].get) == answer["label"]
+            for answer in answers
+        )
     elif task == "tags":
         assert [answer["labels"] for answer in answers] == theirs
     elif task == "choice":
@@ -79,28 +97,49 @@ def test_answers_are_those_of_evaluation(task: str, all_kinds_run: Path, model: 
     elif task == "span":
         assert [answer["text"] for answer in answers] == theirs
         for answer in answers:
-            assert answer["start"] is None if not answer["text"] else CONTEXT[answer["start"] : answer["end"]] == answer["text"]
+            assert (
+                answer["start"] is None
+                if not answer["text"]
+                else CONTEXT[answer["start"] : answer["end"]] == answer["text"]
+            )
     else:
         flat = np.concatenate(theirs) if task == "ranking" else np.asarray(theirs)
         ours = [answer["cosine" if task == "similar" else "score"] for answer in answers]
         np.testing.assert_allclose(ours, flat, atol=2e-5)
 
 
-def test_stsb_answers_are_scores_whose_pearson_is_that_of_the_evaluation(all_kinds_run: Path, model: MultiTaskModel) -> None:
+def test_stsb_answers_are_scores_whose_pearson_is_that_of_the_evaluation(
+    all_kinds_run: Path, model: MultiTaskModel
+) -> None:
     from scipy.stats import pearsonr
 
-    gold = [float(row.split("\t")[-1]) for row in (all_kinds_run.parent / "glue/STS-B/dev.tsv").read_text().splitlines()[1:]]
-    scores = [each["stsb"]["score"] for each in model.predict(dev_rows(all_kinds_run.parent, "stsb"), tasks="stsb")]
+    gold = [
+        float(row.split("\t")[-1])
+        for row in (all_kinds_run.parent / "glue/STS-B/dev.tsv").read_text().splitlines()[1:]
+    ]
+    scores = [
+        each["stsb"]["score"] for each in model.predict(dev_rows(all_kinds_run.parent, "stsb"), tasks="stsb")
+    ]
     evaluation = [line["eval"] for line in lines(all_kinds_run) if "eval" in line][-1]
     assert pearsonr(scores, gold).statistic == pytest.approx(evaluation["stsb"]["pearson"], abs=1e-4)
     assert 1.0 < np.mean(scores) < 5.0  # neither ids nor 0
 
 
-def test_answers_are_those_of_plain_transformers(all_kinds_run: Path, model: MultiTaskModel, tiny_encoder: Path) -> None:
+def test_answers_are_those_of_plain_transformers(
+    all_kinds_run: Path, model: MultiTaskModel, tiny_encoder: Path
+) -> None:
     weights = model.net.state_dict()
     theirs = BertModel.from_pretrained(tiny_encoder).eval()
-    own = {name.removeprefix("encoder.model."): tensor for name, tensor in weights.items() if name.startswith("encoder.model.")}
-    own |= {name.replace("encoder.pooler.", "pooler."): tensor for name, tensor in weights.items() if name.startswith("encoder.pooler.")}
+    own = {
+        name.removeprefix("encoder.model."): tensor
+        for name, tensor in weights.items()
+        if name.startswith("encoder.model.")
+    }
+    own |= {
+        name.replace("encoder.pooler.", "pooler."): tensor
+        for name, tensor in weights.items()
+        if name.startswith("encoder.pooler.")
+    }
     theirs.load_state_dict(own)
     tokenizer = AutoTokenizer.from_pretrained(tiny_encoder)
     terms = {model.specs[term.task].name: term for term in model.layout.terms}
@@ -112,11 +151,20 @@ def test_answers_are_those_of_plain_transformers(all_kinds_run: Path, model: Mul
             states = theirs(**encoded)
         for task in ("cola", "colours"):
             columns = slice(terms[task].columns.start, terms[task].columns.stop)
-            logits = functional.linear(states.pooler_output[0], weights["heads.sequence.weight"], weights["heads.sequence.bias"])[columns]
-            np.testing.assert_allclose(list(answer[task]["probabilities"].values()), logits.softmax(0).numpy(), atol=1e-5)
-        tags = functional.linear(states.last_hidden_state[0], weights["heads.token.weight"], weights["heads.token.bias"])
+            logits = functional.linear(
+                states.pooler_output[0], weights["heads.sequence.weight"], weights["heads.sequence.bias"]
+            )[columns]
+            np.testing.assert_allclose(
+                list(answer[task]["probabilities"].values()), logits.softmax(0).numpy(), atol=1e-5
+            )
+        tags = functional.linear(
+            states.last_hidden_state[0], weights["heads.token.weight"], weights["heads.token.bias"]
+        )
         columns = slice(terms["tags"].columns.start, terms["tags"].columns.stop)
-        first = [encoded.char_to_token(text.index(word) if word != "so" else text.index("so on")) for word in answer["tags"]["words"][:3]]
+        first = [
+            encoded.char_to_token(text.index(word) if word != "so" else text.index("so on"))
+            for word in answer["tags"]["words"][:3]
+        ]
         ids = tags[first][:, columns].argmax(1).tolist()
         assert answer["tags"]["labels"][:3] == [("O", "B-colour", "I-colour")[each] for each in ids]
 
@@ -124,7 +172,11 @@ def test_answers_are_those_of_plain_transformers(all_kinds_run: Path, model: Mul
 def test_all_tasks_cost_the_sequences_of_one(model: MultiTaskModel, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
     forward = model.net.encoder.forward
-    monkeypatch.setattr(model.net.encoder, "forward", lambda batch, *rest: (seen.append(batch.input_ids.numel()), forward(batch, *rest))[1])
+    monkeypatch.setattr(
+        model.net.encoder,
+        "forward",
+        lambda batch, *rest: (seen.append(batch.input_ids.numel()), forward(batch, *rest))[1],
+    )
     alone = model.predict(PAIRS, tasks=["rte"])
     together = model.predict(PAIRS, tasks=["stsb", "rte", "mrpc", "ranking"])
     assert len(seen) == 2 and seen[0] == seen[1] > 0
@@ -132,7 +184,9 @@ def test_all_tasks_cost_the_sequences_of_one(model: MultiTaskModel, monkeypatch:
     close([each["rte"] for each in alone], [each["rte"] for each in together])
 
 
-def test_an_exported_folder_answers_as_its_run(model: MultiTaskModel, all_kinds_run: Path, tmp_path: Path) -> None:
+def test_an_exported_folder_answers_as_its_run(
+    model: MultiTaskModel, all_kinds_run: Path, tmp_path: Path
+) -> None:
     """Without the run's data, and with columns by the names that the tasks were trained on."""
     opened = open_model(str(all_kinds_run), device=torch.device("cpu"))
     save_folder(
@@ -140,21 +194,41 @@ def test_an_exported_folder_answers_as_its_run(model: MultiTaskModel, all_kinds_
         tokenizer=model.tokenizing.tokenizer, source={},
     )  # fmt: skip
     exported = MultiTaskModel.from_pretrained(str(tmp_path))
-    texts = [TEXTS[0], PAIRS[1], {"a": "which?", "c": ["one", "two"]}, {"question": "What?", "context": CONTEXT}, {"words": ["a", "hat"]}]
+    texts = [
+        TEXTS[0],
+        PAIRS[1],
+        {"a": "which?", "c": ["one", "two"]},
+        {"question": "What?", "context": CONTEXT},
+        {"words": ["a", "hat"]},
+    ]
     assert exported.inputs == model.inputs
     for ours, theirs in zip(exported.predict(texts), model.predict(texts), strict=True):
         close(ours, theirs)
 
 
 def test_the_page_about_python_is_true(all_kinds_run: Path) -> None:
-    (code,) = re.findall(r"^```python\n(.*?)^```$", (ROOT / "docs/predict.md").read_text(), flags=re.MULTILINE | re.DOTALL)
+    (code,) = re.findall(
+        r"^```python\n(.*?)^```$", (ROOT / "docs/predict.md").read_text(), flags=re.MULTILINE | re.DOTALL
+    )
     assert code.count('"runs/glue"') == 1 and code.count('["sst2"]') == 1
-    exec(compile(code.replace("runs/glue", str(all_kinds_run)).replace("sst2", "cola"), "docs/predict.md", "exec"), {})
+    exec(
+        compile(
+            code.replace("runs/glue", str(all_kinds_run)).replace("sst2", "cola"), "docs/predict.md", "exec"
+        ),
+        {},
+    )
 
 
 def test_order_and_company_change_nothing(model: MultiTaskModel) -> None:
     """Texts, pairs and choices in one call, cut into tiny micro-batches: each is answered as it is alone."""
-    mixed = [TEXTS[3], PAIRS[0], {"text": "pick", "choices": ["a dog", "red"]}, TEXTS[2], {"words": ["a", "red", "hat"]}, PAIRS[3]]
+    mixed = [
+        TEXTS[3],
+        PAIRS[0],
+        {"text": "pick", "choices": ["a dog", "red"]},
+        TEXTS[2],
+        {"words": ["a", "red", "hat"]},
+        PAIRS[3],
+    ]
     together = model.predict(mixed, max_tokens=16)
     for text, answer in zip(mixed, together, strict=True):
         (alone,) = model.predict([text])
@@ -173,14 +247,20 @@ def test_a_long_context_is_searched_in_windows(model: MultiTaskModel) -> None:
 
 
 def test_entities_are_runs_of_one_type() -> None:
-    text, places = "Ann Lee of New York met Bo", [(0, 3), (4, 7), (8, 10), (11, 14), (15, 19), (20, 23), (24, 26)]
+    text, places = (
+        "Ann Lee of New York met Bo",
+        [(0, 3), (4, 7), (8, 10), (11, 14), (15, 19), (20, 23), (24, 26)],
+    )
     labels = ["B-PER", "I-PER", "O", "I-LOC", "I-LOC", "O", "B-PER"]
     assert entities(text, places, labels) == [
         {"type": "PER", "start": 0, "end": 7, "text": "Ann Lee"},
         {"type": "LOC", "start": 11, "end": 19, "text": "New York"},
         {"type": "PER", "start": 24, "end": 26, "text": "Bo"},
     ]
-    assert [each["text"] for each in entities("a b c d", [(0, 1), (2, 3), (4, 5), (6, 7)], ["B-X", "B-X", "I-Y", "I-X"])] == [
+    assert [
+        each["text"]
+        for each in entities("a b c d", [(0, 1), (2, 3), (4, 5), (6, 7)], ["B-X", "B-X", "I-Y", "I-X"])
+    ] == [
         "a",
         "b",
         "c",
@@ -214,11 +294,17 @@ def test_every_group_of_tasks_has_its_own_encoder(mode: str, all_kinds_run: Path
 
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
 @pytest.mark.parametrize("layer", [-1, 1, 0])
-def test_embeddings_are_those_of_transformers(pooling: str, layer: int, model: MultiTaskModel, tiny_encoder: Path) -> None:
+def test_embeddings_are_those_of_transformers(
+    pooling: str, layer: int, model: MultiTaskModel, tiny_encoder: Path
+) -> None:
     weights = model.net.state_dict()
     theirs = BertModel.from_pretrained(tiny_encoder, add_pooling_layer=False).eval()
     theirs.load_state_dict(
-        {name.removeprefix("encoder.model."): each for name, each in weights.items() if name.startswith("encoder.model.")}
+        {
+            name.removeprefix("encoder.model."): each
+            for name, each in weights.items()
+            if name.startswith("encoder.model.")
+        }
     )
     tokenizer = AutoTokenizer.from_pretrained(tiny_encoder)
     ours = model.embed([*TEXTS, *PAIRS], pooling, layer=layer)  # type: ignore[arg-type]
@@ -243,7 +329,12 @@ def test_embeddings_are_those_of_transformers(pooling: str, layer: int, model: M
         (["fine", 3], "all", DataError, "text 2: is a int; give a text, a pair"),
         (["fine", "  "], "all", DataError, "text 2: column 'text' is empty"),
         ([("a", 4)], "all", DataError, "text 1: column 'text_b' holds 4, not a text"),
-        ([{"text": "a", "choices": ["one"]}], ["choice"], DataError, "text 1: 1 choices; a row needs two at least"),
+        (
+            [{"text": "a", "choices": ["one"]}],
+            ["choice"],
+            DataError,
+            "text 1: 1 choices; a row needs two at least",
+        ),
     ],
 )
 def test_refusals(texts: Any, tasks: Any, error: type[Exception], said: str, model: MultiTaskModel) -> None:
@@ -252,7 +343,9 @@ def test_refusals(texts: Any, tasks: Any, error: type[Exception], said: str, mod
 
 
 def test_layers_and_poolings_that_are_none(model: MultiTaskModel) -> None:
-    with pytest.raises(ConfigError, match=r"--layer 3: the encoder has layers 0 \(embeddings\) to 2, or -3 to -1"):
+    with pytest.raises(
+        ConfigError, match=r"--layer 3: the encoder has layers 0 \(embeddings\) to 2, or -3 to -1"
+    ):
         model.embed(TEXTS, layer=3)
     with pytest.raises(ConfigError, match="--pooling max: must be one of cls, mean"):
         model.embed(TEXTS, "max")  # type: ignore[arg-type]

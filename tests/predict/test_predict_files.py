@@ -24,7 +24,10 @@ from mtdnn_ds.predict.files import Written, predict_file
 from mtdnn_ds.predict.output import PartFile
 from mtdnn_ds.predict.table import open_table
 
-ROWS = [{"id": f"r{n}", "sentence1": f"the {n} ships " * (1 + n % 5), "sentence2": f'a red, "quoted" horse {n}'} for n in range(18)]
+ROWS = [
+    {"id": f"r{n}", "sentence1": f"the {n} ships " * (1 + n % 5), "sentence2": f'a red, "quoted" horse {n}'}
+    for n in range(18)
+]
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +41,12 @@ def write(path: Path, rows: list[dict[str, Any]] = ROWS) -> Path:
     elif path.suffix == ".parquet":
         pq.write_table(pa.Table.from_pylist(rows), path)
     elif path.suffix == ".tsv":
-        path.write_text("\n".join("\t".join(map(str, cells)) for cells in [list(rows[0]), *(row.values() for row in rows)]) + "\n")
+        path.write_text(
+            "\n".join(
+                "\t".join(map(str, cells)) for cells in [list(rows[0]), *(row.values() for row in rows)]
+            )
+            + "\n"
+        )
     else:
         with path.open("w", newline="") as file:
             writer = csv.DictWriter(file, rows[0])
@@ -48,7 +56,13 @@ def write(path: Path, rows: list[dict[str, Any]] = ROWS) -> Path:
 
 
 def run(
-    model: MultiTaskModel, source: Path, output: Path, *, columns: str | None = None, ids: str | None = None, **settings: Any
+    model: MultiTaskModel,
+    source: Path,
+    output: Path,
+    *,
+    columns: str | None = None,
+    ids: str | None = None,
+    **settings: Any,
 ) -> Written:
     table = open_table(str(source), text_columns=columns, id_column=ids)
     return predict_file(model, table, output, **{"asked": None, **settings})
@@ -63,15 +77,22 @@ def test_every_format_keeps_ids_and_order(suffix: str, model: MultiTaskModel, tm
     written = run(model, write(tmp_path / f"in{suffix}"), tmp_path / "out.jsonl", window_rows=5)
     assert written == Written(rows=18, bad=0, truncated=0, went_on=0)
     found = lines(tmp_path / "out.jsonl")
-    expected = model.predict([(row["sentence1"], row["sentence2"]) for row in ROWS], tasks=["mrpc", "ranking", "rte", "similar", "stsb"])
+    expected = model.predict(
+        [(row["sentence1"], row["sentence2"]) for row in ROWS],
+        tasks=["mrpc", "ranking", "rte", "similar", "stsb"],
+    )
     assert [each.pop("id") for each in found] == [row["id"] for row in ROWS]
     assert [list(each) for each in found] == [["mrpc", "ranking", "rte", "similar", "stsb"]] * 18
-    np.testing.assert_allclose([each["stsb"]["score"] for each in found], [each["stsb"]["score"] for each in expected], atol=2e-5)
+    np.testing.assert_allclose(
+        [each["stsb"]["score"] for each in found], [each["stsb"]["score"] for each in expected], atol=2e-5
+    )
     assert [each["mrpc"]["label"] for each in found] == [each["mrpc"]["label"] for each in expected]
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"in{suffix}", "out.jsonl"]
 
 
-def test_official_dev_files_are_answered_as_evaluated(model: MultiTaskModel, all_kinds_run: Path, tmp_path: Path) -> None:
+def test_official_dev_files_are_answered_as_evaluated(
+    model: MultiTaskModel, all_kinds_run: Path, tmp_path: Path
+) -> None:
     """Metrics of the written files, computed here, are those that the run's evaluation has in metrics.jsonl."""
     glue, evaluation = (
         all_kinds_run.parent / "glue",
@@ -79,10 +100,17 @@ def test_official_dev_files_are_answered_as_evaluated(model: MultiTaskModel, all
     )
     found: dict[str, list[Any]] = {}
     for task, folder, columns in (("stsb", "STS-B", None), ("rte", "RTE", None), ("cola", "CoLA", "3")):
-        run(model, glue / folder / "dev.tsv", tmp_path / f"{task}.jsonl", columns=columns, asked=(model.task_names.index(task),))
+        run(
+            model,
+            glue / folder / "dev.tsv",
+            tmp_path / f"{task}.jsonl",
+            columns=columns,
+            asked=(model.task_names.index(task),),
+        )
         found[task] = [each[task] for each in lines(tmp_path / f"{task}.jsonl")]
     gold = {
-        folder: [row.split("\t") for row in (glue / folder / "dev.tsv").read_text().splitlines()] for folder in ("STS-B", "RTE", "CoLA")
+        folder: [row.split("\t") for row in (glue / folder / "dev.tsv").read_text().splitlines()]
+        for folder in ("STS-B", "RTE", "CoLA")
     }
     scores = [answer["score"] for answer in found["stsb"]]
     assert pearsonr(scores, [float(row[-1]) for row in gold["STS-B"][1:]]).statistic == pytest.approx(
@@ -91,7 +119,9 @@ def test_official_dev_files_are_answered_as_evaluated(model: MultiTaskModel, all
     right = [answer["label"] == row[3] for answer, row in zip(found["rte"], gold["RTE"][1:], strict=True)]
     assert np.mean(right) == pytest.approx(evaluation["rte"]["accuracy"])
     classes = [("unacceptable", "acceptable").index(answer["label"]) for answer in found["cola"]]
-    assert matthews_corrcoef([int(row[1]) for row in gold["CoLA"]], classes) == pytest.approx(evaluation["cola"]["matthews"], abs=1e-6)
+    assert matthews_corrcoef([int(row[1]) for row in gold["CoLA"]], classes) == pytest.approx(
+        evaluation["cola"]["matthews"], abs=1e-6
+    )
     assert [each["id"] for each in lines(tmp_path / "rte.jsonl")] == [row[0] for row in gold["RTE"][1:]]
 
 
@@ -116,14 +146,25 @@ def test_csv_has_a_column_for_every_value(model: MultiTaskModel, tmp_path: Path)
     )
     with (tmp_path / "out.csv").open(newline="") as file:
         header, *rows = csv.reader(file)
-    assert header == ["id", "mrpc.label", "mrpc.probabilities.not_equivalent", "mrpc.probabilities.equivalent", "stsb.score"]
-    assert len(rows) == 18 and all(float(row[2]) + float(row[3]) == pytest.approx(1, abs=1e-6) for row in rows)
+    assert header == [
+        "id",
+        "mrpc.label",
+        "mrpc.probabilities.not_equivalent",
+        "mrpc.probabilities.equivalent",
+        "stsb.score",
+    ]
+    assert len(rows) == 18 and all(
+        float(row[2]) + float(row[3]) == pytest.approx(1, abs=1e-6) for row in rows
+    )
 
 
 def test_words_in_jsonl_have_entities(model: MultiTaskModel, tmp_path: Path) -> None:
     write(tmp_path / "in.jsonl", [{"words": ["a", "red", "hat"]}, {"words": ["dogs"]}])
     run(model, tmp_path / "in.jsonl", tmp_path / "out.jsonl")
-    assert [each["tags"]["words"] for each in lines(tmp_path / "out.jsonl")] == [["a", "red", "hat"], ["dogs"]]
+    assert [each["tags"]["words"] for each in lines(tmp_path / "out.jsonl")] == [
+        ["a", "red", "hat"],
+        ["dogs"],
+    ]
 
 
 def test_bad_rows_are_all_named_or_left_out(model: MultiTaskModel, tmp_path: Path) -> None:
@@ -141,21 +182,31 @@ def test_bad_rows_are_all_named_or_left_out(model: MultiTaskModel, tmp_path: Pat
     ]
     assert [path.name for path in tmp_path.iterdir()] == ["in.csv"]
     assert run(model, source, tmp_path / "out.jsonl", skips_bad=True, window_rows=2).bad == 3
-    assert [each["id"] for each in lines(tmp_path / "out.jsonl")] == [f"r{n}" for n in range(18) if n not in (3, 4)]
+    assert [each["id"] for each in lines(tmp_path / "out.jsonl")] == [
+        f"r{n}" for n in range(18) if n not in (3, 4)
+    ]
 
 
-def test_a_killed_run_goes_on_to_the_same_bytes(model: MultiTaskModel, all_kinds_run: Path, tmp_path: Path) -> None:
+def test_a_killed_run_goes_on_to_the_same_bytes(
+    model: MultiTaskModel, all_kinds_run: Path, tmp_path: Path
+) -> None:
     """Killed when the lines of its third window are on the disk, and its record is not: a window has three fsyncs."""
     source, output = write(tmp_path / "in.csv"), tmp_path / "out.jsonl"
     run(model, source, tmp_path / "whole.jsonl", window_rows=4)
-    died = run_command([str(ROOT / "tests/workers/predict_and_die.py"), *map(str, (all_kinds_run, source, output, 7))])
+    died = run_command(
+        [str(ROOT / "tests/workers/predict_and_die.py"), *map(str, (all_kinds_run, source, output, 7))]
+    )
     assert died.returncode == -signal.SIGKILL, died.stderr
     assert not output.exists()
     kept = json.loads((tmp_path / "out.jsonl.progress.json").read_text())
     assert kept["windows"] == 2 and (tmp_path / "out.jsonl.part").stat().st_size > kept["bytes"]
-    with pytest.raises(ConfigError, match=r"\(window_rows was 4 and is 5\); repeat that call to go on, or delete"):
+    with pytest.raises(
+        ConfigError, match=r"\(window_rows was 4 and is 5\); repeat that call to go on, or delete"
+    ):
         run(model, source, output, window_rows=5)
-    assert run(model, source, output, window_rows=4) == Written(rows=18, bad=0, truncated=0, went_on=4 * kept["windows"])
+    assert run(model, source, output, window_rows=4) == Written(
+        rows=18, bad=0, truncated=0, went_on=4 * kept["windows"]
+    )
     assert output.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.csv", "out.jsonl", "whole.jsonl"]
     with pytest.raises(ConfigError, match="is there already; give another name, or delete it"):

@@ -22,7 +22,9 @@ from mtdnn_ds.data.examples import make_examples
 from mtdnn_ds.runs.evaluate import predict as predict_split
 from mtdnn_ds.tasks.spec import Source, TaskSpec
 
-STORY = "The old harbour of Varna was closed in 1905. " * 6 + "Ann saw a red ship there, and went on to Burgas."
+STORY = (
+    "The old harbour of Varna was closed in 1905. " * 6 + "Ann saw a red ship there, and went on to Burgas."
+)
 TALK = [("What was closed?", "the harbour"), ("When?", "1905"), ("Did Ann see a ship?", "yes")]
 OPTIONS = {"stride": None, "max_answer_tokens": 5, "history_turns": 2}
 
@@ -46,7 +48,12 @@ def test_conversations_are_answered_as_evaluation_answers_them(tiny_encoder: Pat
     ]
     data = {"version": "1.0", "data": [{"id": "a", "story": STORY, "questions": asked, "answers": given}]}
     (tmp_path / "dev.json").write_text(json.dumps(data))
-    source = Source(format="conversations", path=str(tmp_path / "dev.json"), text_columns=("question", "story"), label_column="answers")
+    source = Source(
+        format="conversations",
+        path=str(tmp_path / "dev.json"),
+        text_columns=("question", "story"),
+        label_column="answers",
+    )
     spec = task("talk", "conversational_span", splits={"dev": source}, options=OPTIONS)
     model = untrained(tiny_encoder, spec)
     prepared = prepare(
@@ -65,7 +72,9 @@ def test_conversations_are_answered_as_evaluation_answers_them(tiny_encoder: Pat
     assert [answer["text"] for answer in answers] == examples.decode(outputs).predictions
     for answer in answers:
         assert answer["type"] in ("span", "yes", "no", "unknown")
-        assert answer["text"] == (STORY[answer["start"] : answer["end"]] if answer["type"] == "span" else answer["type"])
+        assert answer["text"] == (
+            STORY[answer["start"] : answer["end"]] if answer["type"] == "span" else answer["type"]
+        )
     alone = model.predict([{"question": question, "context": STORY} for question, _ in TALK])
     assert alone[0] == model.predict([("What was closed?", STORY)])[0]
 
@@ -100,13 +109,21 @@ def roberta(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("roberta")
     bpe = ByteLevelBPETokenizer()
     bpe.train_from_iterator(
-        ["a red horse and a dog went to the red harbour"] * 20, 320, special_tokens=["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+        ["a red horse and a dog went to the red harbour"] * 20,
+        320,
+        special_tokens=["<s>", "<pad>", "</s>", "<unk>", "<mask>"],
     )
     bpe.save(str(folder / "bpe.json"))
     tokenizer = RobertaTokenizerFast(tokenizer_object=bpe._tokenizer, add_prefix_space=False)
     tokenizer.save_pretrained(folder)
     torch.manual_seed(0)
-    sizes = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, max_position_embeddings=130)
+    sizes = dict(
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=130,
+    )
     RobertaModel(RobertaConfig(vocab_size=len(tokenizer), pad_token_id=1, **sizes)).save_pretrained(folder)
     return folder
 

@@ -41,7 +41,17 @@ def server(all_kinds_run: Path) -> Iterator[str]:
     """The address of a running `serve`; at the end it must stop cleanly when it is asked to."""
     port = str(free_port())
     process = subprocess.Popen(
-        [sys.executable, "-m", "mtdnn_ds", "serve", str(all_kinds_run), "--port", port, "--max_wait_ms", "20"],
+        [
+            sys.executable,
+            "-m",
+            "mtdnn_ds",
+            "serve",
+            str(all_kinds_run),
+            "--port",
+            port,
+            "--max_wait_ms",
+            "20",
+        ],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -60,15 +70,25 @@ def server(all_kinds_run: Path) -> Iterator[str]:
             process.wait()
 
 
-def test_200_requests_at_once_share_passes_and_are_answered_as_alone(server: str, model: MultiTaskModel) -> None:
-    texts = [(f"a {n} red horse " * (1 + n % 7)) if n % 2 else [f"the {n} ships", f"went to {n} towns " * (1 + n % 5)] for n in range(200)]
+def test_200_requests_at_once_share_passes_and_are_answered_as_alone(
+    server: str, model: MultiTaskModel
+) -> None:
+    texts = [
+        (f"a {n} red horse " * (1 + n % 7))
+        if n % 2
+        else [f"the {n} ships", f"went to {n} towns " * (1 + n % 5)]
+        for n in range(200)
+    ]
     together = threading.Barrier(200)
 
     def ask(text: Any) -> httpx.Response:
         together.wait(timeout=60)
         return client.post(f"{server}/predict", json={"texts": [text]})
 
-    with httpx.Client(timeout=120, limits=httpx.Limits(max_connections=200)) as client, ThreadPoolExecutor(200) as threads:
+    with (
+        httpx.Client(timeout=120, limits=httpx.Limits(max_connections=200)) as client,
+        ThreadPoolExecutor(200) as threads,
+    ):
         replies = list(threads.map(ask, texts))
         health = client.get(f"{server}/health").json()
     assert [reply.status_code for reply in replies] == [200] * 200
@@ -110,8 +130,13 @@ def test_what_is_refused(body: Any, status: int, said: str, model: MultiTaskMode
 
 
 def test_a_bad_request_spoils_no_other_of_its_pass(model: MultiTaskModel) -> None:
-    with TestClient(make_app(model, Limits(max_wait_seconds=0.3))) as client, ThreadPoolExecutor(2) as threads:
-        bad, good = threads.map(lambda text: client.post("/predict", json={"texts": [text]}), ["  ", "a red hat"])
+    with (
+        TestClient(make_app(model, Limits(max_wait_seconds=0.3))) as client,
+        ThreadPoolExecutor(2) as threads,
+    ):
+        bad, good = threads.map(
+            lambda text: client.post("/predict", json={"texts": [text]}), ["  ", "a red hat"]
+        )
     assert (bad.status_code, good.status_code) == (422, 200)
 
 
@@ -149,7 +174,9 @@ def test_closing_answers_what_waits_and_takes_nothing_more(model: MultiTaskModel
         ("--hots", "0.0.0.0", "unknown flag '--hots'; did you mean '--host'?"),
     ],
 )
-def test_wrong_flags(flag: str, value: str, said: str, all_kinds_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_flags(
+    flag: str, value: str, said: str, all_kinds_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         value = str(taken.getsockname()[1]) if value == "TAKEN" else value
         assert main(["serve", str(all_kinds_run), flag, value]) == 2
@@ -159,7 +186,9 @@ def test_wrong_flags(flag: str, value: str, said: str, all_kinds_run: Path, caps
 def test_tasks_are_described(model: MultiTaskModel) -> None:
     with TestClient(make_app(model, Limits(), "runs/some")) as client:
         said = client.get("/tasks").json()
-    assert said["model"] == "runs/some" and [task["name"] for task in said["tasks"]] == sorted([*SINGLE, *PAIR, "choice"])
+    assert said["model"] == "runs/some" and [task["name"] for task in said["tasks"]] == sorted(
+        [*SINGLE, *PAIR, "choice"]
+    )
     assert said["tasks"][0] == {
         "name": "choice",
         "kind": "multiple_choice",
@@ -176,7 +205,11 @@ def test_the_page_answers_in_a_browser(server: str, model: MultiTaskModel) -> No
         pytest.skip(f"needs a browser in {CHROMIUM}")
     from playwright.sync_api import sync_playwright
 
-    first, second, choices = "a red unbelievable horse", "In 1905 the old harbour of Varna was closed.", ["a dog", "red", "seven"]
+    first, second, choices = (
+        "a red unbelievable horse",
+        "In 1905 the old harbour of Varna was closed.",
+        ["a dog", "red", "seven"],
+    )
     expected = model.predict([first, (first, second), {"text": first, "choices": choices}])
     single, pair, choice = expected
     said: list[str] = []
@@ -202,12 +235,18 @@ def test_the_page_answers_in_a_browser(server: str, model: MultiTaskModel) -> No
         texts = {name: each.inner_text() for name, each in shown.items()}
         assert shown["colours"].query_selector(".big").inner_text() == single["colours"]["label"]
         best = max(single["colours"]["probabilities"].values())
-        assert f"{100 * best:.1f} %" in texts["colours"] and len(shown["colours"].query_selector_all(".fill")) == 4
+        assert (
+            f"{100 * best:.1f} %" in texts["colours"]
+            and len(shown["colours"].query_selector_all(".fill")) == 4
+        )
         width = shown["colours"].query_selector(".best.fill").evaluate("each => parseFloat(each.style.width)")
         assert width == pytest.approx(100 * best, abs=0.01)
         assert f"{pair['stsb']['score']:.3f}" in texts["stsb"]
         assert choices[choice["choice"]["choice"]] in texts["choice"]
-        marks = [each.evaluate("each => each.firstChild.textContent") for each in shown["tags"].query_selector_all("mark")]
+        marks = [
+            each.evaluate("each => each.firstChild.textContent")
+            for each in shown["tags"].query_selector_all("mark")
+        ]
         assert marks == [each["text"] for each in single["tags"]["entities"]]
         assert (pair["span"]["text"] or "no answer in this text") in texts["span"]
         for chip in page.query_selector_all(".chip"):

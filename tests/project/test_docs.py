@@ -28,7 +28,12 @@ from mtdnn_ds.tasks.metrics import METRICS
 from mtdnn_ds.tasks.resolve import resolve_tasks
 from tests.conftest import ROOT
 
-PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")))
+PAGES = (
+    "README.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")),
+)
 PLACEHOLDERS = ("runs/", "PATH/")  # the user's own folders
 PROJECT_FOLDERS = ("benchmarks/", "docs/", "ds_configs/", "launchers/", "mtdnn_ds/", "recipes/", "tests/")
 DEEPSPEED_FLAGS = (
@@ -42,8 +47,25 @@ DEEPSPEED_FLAGS = (
     "--node_rank",
     "--no_ssh",
 )
-TORCHRUN_FLAGS = ("--standalone", "--nnodes", "--nproc_per_node", "--max-restarts", "--rdzv_backend", "--rdzv_endpoint", "--rdzv_id")
-SBATCH_FLAGS = ("--nodes", "--gpus-per-node", "--cpus-per-gpu", "--ntasks-per-node", "--time", "--array", "--job-name", "--dependency")
+TORCHRUN_FLAGS = (
+    "--standalone",
+    "--nnodes",
+    "--nproc_per_node",
+    "--max-restarts",
+    "--rdzv_backend",
+    "--rdzv_endpoint",
+    "--rdzv_id",
+)
+SBATCH_FLAGS = (
+    "--nodes",
+    "--gpus-per-node",
+    "--cpus-per-gpu",
+    "--ntasks-per-node",
+    "--time",
+    "--array",
+    "--job-name",
+    "--dependency",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -60,7 +82,9 @@ def blocks(page: str, language: str) -> list[str]:
 
 
 def blocks_of_all_pages(language: str) -> list[Any]:
-    found = [(page, number, block) for page in PAGES for number, block in enumerate(blocks(page, language), 1)]
+    found = [
+        (page, number, block) for page in PAGES for number, block in enumerate(blocks(page, language), 1)
+    ]
     return [pytest.param(page, block, id=f"{page}-{number}") for page, number, block in found]
 
 
@@ -127,7 +151,9 @@ def check_command(words: list[str]) -> None:
         check_verb(VERBS["train"], ["--recipe", *rest[1:]])
     elif program in ("srun", "mpirun"):
         first = words.index("python")
-        assert "=" in words[first - 1] and all(word.startswith("-") or "=" in word or word.isdigit() for word in words[1:first]), words
+        assert "=" in words[first - 1] and all(
+            word.startswith("-") or "=" in word or word.isdigit() for word in words[1:first]
+        ), words
         check_command([*words[first:]])
     elif words[:2] == ["python", "launchers/train.py"]:
         check_verb(VERBS["train"], words[2:])
@@ -136,7 +162,9 @@ def check_command(words: list[str]) -> None:
     elif words[:2] == ["python", "examples/own_data.py"]:
         assert set(flags_with_values([*words[2::2], "end"])[0]) <= {"--encoder", "--output_dir"}, words
     elif program in ("docker", "apptainer"):
-        assert words[1] == "build" and any(word.startswith("containers/") and Path(word).is_file() for word in words), words
+        assert words[1] == "build" and any(
+            word.startswith("containers/") and Path(word).is_file() for word in words
+        ), words
     elif program == "tensorboard":
         assert words[1] == "--logdir" and len(words) == 3, words
     else:
@@ -158,7 +186,9 @@ def check_verb(verb: Verb, arguments: list[str]) -> None:
     recipe = values.get("recipe")
     if recipe is None or recipe.startswith(PLACEHOLDERS):
         return
-    overrides = {name: text for name, text in values["overrides"].items() if not text.startswith(PLACEHOLDERS)}
+    overrides = {
+        name: text for name, text in values["overrides"].items() if not text.startswith(PLACEHOLDERS)
+    }
     for stage in load_runs(recipe, overrides):
         resolve_tasks(stage.recipe)
 
@@ -193,7 +223,9 @@ def test_yaml_examples_load(page: str, block: str, tmp_path: Path) -> None:
     whole = {"encoder": {"path": "bert-base-uncased"}, "tasks": ["cola"], "train": {"steps": 1000}, **example}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(whole), encoding="utf-8")
     for stage in load_runs(str(tmp_path / "recipe.yaml"), {}):
-        assert [spec.name for spec in resolve_tasks(stage.recipe) if not stage.source] == ([] if stage.source else list(whole["tasks"]))
+        assert [spec.name for spec in resolve_tasks(stage.recipe) if not stage.source] == (
+            [] if stage.source else list(whole["tasks"])
+        )
 
 
 def test_the_example_of_an_own_task_is_that_of_the_recipe() -> None:
@@ -210,7 +242,9 @@ def test_json_examples_have_the_fields_of_the_code() -> None:
     training, evaluation = (json.loads(block) for block in blocks("docs/tensorboard.md", "json"))
     assert list(training) == list(step_record().json_fields())
     assert list(evaluation) == list(EvalRecord(step=1, eval={}, average=0.0).json_fields())
-    fields = re.findall(r"`(\w+)`", " ".join(row[0] for row in rows_under("docs/tensorboard.md", "An evaluation line:")))
+    fields = re.findall(
+        r"`(\w+)`", " ".join(row[0] for row in rows_under("docs/tensorboard.md", "An evaluation line:"))
+    )
     assert set(fields) == {*training, *evaluation}
 
 
@@ -222,7 +256,9 @@ def test_the_table_of_settings_is_that_of_the_recipe() -> None:
     expected = [[f"`{doc.name}`", doc.type.replace("|", "\\|"), doc.default] for doc in field_docs()]
     assert [row[:3] for row in table] == expected
     for row, doc in zip(table, field_docs(), strict=True):
-        assert row[3] == doc.description.replace("|", "\\|") if doc.description else row[3], f"the meaning of {doc.name}"
+        assert row[3] == doc.description.replace("|", "\\|") if doc.description else row[3], (
+            f"the meaning of {doc.name}"
+        )
 
 
 def test_the_table_of_train_flags_is_that_of_the_command() -> None:
@@ -238,7 +274,10 @@ def test_the_table_of_tags_is_that_of_the_board() -> None:
 
 
 def test_the_table_of_tasks_is_that_of_the_code() -> None:
-    described = [[f"`{name}`", task.kind, ", ".join(task.labels) or "-", ", ".join(task.metrics)] for name, task in BUILTIN_TASKS.items()]
+    described = [
+        [f"`{name}`", task.kind, ", ".join(task.labels) or "-", ", ".join(task.metrics)]
+        for name, task in BUILTIN_TASKS.items()
+    ]
     assert [row[:4] for row in rows_under("docs/tasks.md", "## Built-in tasks")] == described
     assert [row[0].strip("`") for row in rows_under("docs/tasks.md", "### Metrics")] == list(METRICS)
 
@@ -276,7 +315,9 @@ def test_worked_example_of_loss_scales() -> None:
     for scale, *cells in rows_under("docs/mixing.md", "A step with 24 examples"):
         explicit = yaml.safe_load(scale) if scale.startswith("{") else {}
         factors = [explicit.get(task, 1.0) for task in ("mnli", "sst2", "stsb")]
-        scales = task_scales(counts, "explicit" if explicit else scale, num_classes=(3, 2, 0), explicit=factors)  # type: ignore[arg-type]
+        scales = task_scales(
+            counts, "explicit" if explicit else scale, num_classes=(3, 2, 0), explicit=factors
+        )  # type: ignore[arg-type]
         coefficients = term_coefficients(scales, counts, (0, 1, 2))
         for cell, coefficient, count in zip(cells, coefficients, counts, strict=True):
             share, factor = numbers(cell)
@@ -307,8 +348,12 @@ def test_the_list_of_files_is_complete() -> None:
         pytest.skip("not a git checkout")
     tracked = {name for name in asked.stdout.splitlines() if (ROOT / name).exists()}
     assert sorted(tracked - set(listed)) == [], "missing from the list at the end of README.md"
-    assert [name for name in listed if not (ROOT / name).is_file()] == [], "listed in README.md, but not there"
-    assert len(listed) == len(set(listed)) and all(len(line.split()) > 1 for line in blocks("README.md", "text")[-1].splitlines())
+    assert [name for name in listed if not (ROOT / name).is_file()] == [], (
+        "listed in README.md, but not there"
+    )
+    assert len(listed) == len(set(listed)) and all(
+        len(line.split()) > 1 for line in blocks("README.md", "text")[-1].splitlines()
+    )
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -323,6 +368,13 @@ def test_files_and_links_that_pages_name_exist(page: str) -> None:
 
 
 def test_every_shipped_configuration_and_recipe_is_described() -> None:
-    shipped = {f"`{path.relative_to(ROOT)}`" for folder in ("ds_configs", "recipes") for path in (ROOT / folder).glob("*.*")}
-    described = {row[0] for row in (*rows_under("docs/zero.md", "| file |"), *rows_under("docs/recipes.md", "| recipe |"))}
+    shipped = {
+        f"`{path.relative_to(ROOT)}`"
+        for folder in ("ds_configs", "recipes")
+        for path in (ROOT / folder).glob("*.*")
+    }
+    described = {
+        row[0]
+        for row in (*rows_under("docs/zero.md", "| file |"), *rows_under("docs/recipes.md", "| recipe |"))
+    }
     assert described == shipped

@@ -74,5 +74,8 @@ def test_heavy_packages_stay_in_their_files() -> None:
 
 
 def test_files_stay_small() -> None:
-    lengths = {path.relative_to(ROOT).as_posix(): len(path.read_text().splitlines()) for path in (ROOT / "mtdnn_ds").rglob("*.py")}
+    lengths = {
+        path.relative_to(ROOT).as_posix(): len(path.read_text().splitlines())
+        for path in (ROOT / "mtdnn_ds").rglob("*.py")
+    }
     assert {name: length for name, length in lengths.items() if length > 330} == {}

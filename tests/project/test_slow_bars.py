@@ -14,9 +14,17 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
 
 def test_nine_glue_tasks_learn_together(shared_data: Path, tmp_path: Path) -> None:
-    arguments = ["launchers/train.py", "--recipe", "recipes/glue_small.yaml", "--data.glue_dir", str(shared_data / "glue")]
+    arguments = [
+        "launchers/train.py",
+        "--recipe",
+        "recipes/glue_small.yaml",
+        "--data.glue_dir",
+        str(shared_data / "glue"),
+    ]
     ended = run_command(
-        [*arguments, "--output_dir", str(tmp_path / "run"), "--train.eval_every", "0"], timeout_seconds=3000, OMP_NUM_THREADS="2"
+        [*arguments, "--output_dir", str(tmp_path / "run"), "--train.eval_every", "0"],
+        timeout_seconds=3000,
+        OMP_NUM_THREADS="2",
     )
     assert ended.returncode == 0, ended.stderr
     metrics = [line for line in lines(tmp_path / "run") if "eval" in line][-1]["eval"]
@@ -25,12 +33,24 @@ def test_nine_glue_tasks_learn_together(shared_data: Path, tmp_path: Path) -> No
     assert metrics["stsb"]["pearson"] >= 0.80
 
 
-def test_questions_of_squad_are_learnt_from_half_of_its_development_set(shared_data: Path, tmp_path: Path) -> None:
+def test_questions_of_squad_are_learnt_from_half_of_its_development_set(
+    shared_data: Path, tmp_path: Path
+) -> None:
     """Trained on the articles of part B, scored on those of part A."""
     for name, part in (("train", "B"), ("dev", "A")):
         (tmp_path / f"{name}-v1.1.json").symlink_to(shared_data / f"SQuAD/dev-v1.1-part{part}.json")
-    arguments = ["launchers/train.py", "--recipe", "recipes/squad.yaml", "--data.squad_dir", str(tmp_path), "--encoder.max_length", "256"]
-    ended = run_command([*arguments, "--output_dir", str(tmp_path / "run")], timeout_seconds=3500, OMP_NUM_THREADS="2")
+    arguments = [
+        "launchers/train.py",
+        "--recipe",
+        "recipes/squad.yaml",
+        "--data.squad_dir",
+        str(tmp_path),
+        "--encoder.max_length",
+        "256",
+    ]
+    ended = run_command(
+        [*arguments, "--output_dir", str(tmp_path / "run")], timeout_seconds=3500, OMP_NUM_THREADS="2"
+    )
     assert ended.returncode == 0, ended.stderr
     (metrics,) = [line["eval"]["squad"] for line in lines(tmp_path / "run") if "eval" in line]
     assert metrics["token_f1"] >= 0.40
@@ -39,22 +59,40 @@ def test_questions_of_squad_are_learnt_from_half_of_its_development_set(shared_d
 
 
 def test_named_entities_of_wnut17_are_found(shared_data: Path, tmp_path: Path) -> None:
-    arguments = ["launchers/train.py", "--recipe", "recipes/ner.yaml", "--data.wnut_dir", str(shared_data / "WNUT17")]
-    ended = run_command([*arguments, "--output_dir", str(tmp_path / "run")], timeout_seconds=3000, OMP_NUM_THREADS="1")
+    arguments = [
+        "launchers/train.py",
+        "--recipe",
+        "recipes/ner.yaml",
+        "--data.wnut_dir",
+        str(shared_data / "WNUT17"),
+    ]
+    ended = run_command(
+        [*arguments, "--output_dir", str(tmp_path / "run")], timeout_seconds=3000, OMP_NUM_THREADS="1"
+    )
     assert ended.returncode == 0, ended.stderr
     (evaluation,) = [line["eval"] for line in lines(tmp_path / "run") if "eval" in line]
     assert evaluation["wnut17"]["entity_f1"] >= 0.30
 
 
 def test_bert_large_trains_in_bf16_under_zero2_within_12_gb(tmp_path: Path) -> None:
-    config = write_json(tmp_path / "zero2_bf16.json", {"zero_optimization": {"stage": 2}, "bf16": {"enabled": True}})
+    config = write_json(
+        tmp_path / "zero2_bf16.json", {"zero_optimization": {"stage": 2}, "bf16": {"enabled": True}}
+    )
     # bf16 without hardware support computes a few GFLOP/s: the task with the fewest development rows keeps the test short.
     recipe = yaml.safe_load((ROOT / "recipes/bert_large_smoke.yaml").read_text())
-    recipe["tasks"] = {"support": yaml.safe_load((ROOT / "recipes/own_task.yaml").read_text())["tasks"]["support"]}
+    recipe["tasks"] = {
+        "support": yaml.safe_load((ROOT / "recipes/own_task.yaml").read_text())["tasks"]["support"]
+    }
     recipe["batch"] = {"examples_per_step": 8, "max_tokens_per_micro_batch": 512}
     recipe["train"] = {"steps": 2}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    arguments = ["launchers/train.py", "--recipe", str(tmp_path / "recipe.yaml"), "--deepspeed_config", str(config)]
+    arguments = [
+        "launchers/train.py",
+        "--recipe",
+        str(tmp_path / "recipe.yaml"),
+        "--deepspeed_config",
+        str(config),
+    ]
     arguments += ["--output_dir", str(tmp_path / "run")]
     measured = (
         "import resource, runpy, sys; sys.argv = sys.argv[1:]\n"

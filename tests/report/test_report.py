@@ -31,14 +31,33 @@ def reports(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> dic
     """The report of a run with its predictions; and of that run beside one that was stopped, has a torn line and lost its plan."""
     folder = tmp_path_factory.mktemp("reports")
     other = folder / "other"
-    shutil.copytree(finished_run, other, ignore=shutil.ignore_patterns("checkpoints", "tensorboard", "plan.json"))
+    shutil.copytree(
+        finished_run, other, ignore=shutil.ignore_patterns("checkpoints", "tensorboard", "plan.json")
+    )
     with (other / "metrics.jsonl").open("a") as file:
         file.write('{"step": 13, "loss"')
-    stop = {"time": "2026-01-02T03:04:05+00:00", "step": 5, "reasons": ["rank 0: <b>SIGTERM</b>"], "save_seconds": 1.0}
+    stop = {
+        "time": "2026-01-02T03:04:05+00:00",
+        "step": 5,
+        "reasons": ["rank 0: <b>SIGTERM</b>"],
+        "save_seconds": 1.0,
+    }
     (other / "stops.jsonl").write_text(json.dumps(stop) + "\n")
     (other / "metrics.discarded.jsonl").write_text('{"step": 9, "loss": 1.0}\n{"step": 10, "loss": 1.0}\n')
     assert main(["report", str(finished_run), "--output", str(folder / "one.html")]) == 0
-    assert main(["report", str(finished_run), str(other), "--output", str(folder / "two.html"), "--no_predictions"]) == 0
+    assert (
+        main(
+            [
+                "report",
+                str(finished_run),
+                str(other),
+                "--output",
+                str(folder / "two.html"),
+                "--no_predictions",
+            ]
+        )
+        == 0
+    )
     return {"one": folder / "one.html", "two": folder / "two.html", "other": other}
 
 
@@ -60,7 +79,11 @@ class Page(HTMLParser):
     def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
         given = dict(attributes)
         self.scripts += tag == "script"
-        self.addresses += [value or "" for name, value in attributes if name in ("src", "href", "xlink:href", "srcset", "action", "data")]
+        self.addresses += [
+            value or ""
+            for name, value in attributes
+            if name in ("src", "href", "xlink:href", "srcset", "action", "data")
+        ]
         assert not [name for name, _ in attributes if name.startswith("on")], attributes
         assert tag not in ("img", "iframe", "object", "embed"), tag
         if tag == "figure":
@@ -89,7 +112,9 @@ class Page(HTMLParser):
 def test_the_page_is_complete_in_itself(reports: dict[str, Path]) -> None:
     for name in ("one", "two"):
         page = Page(reports[name])
-        assert page.scripts == 1 and {address for address in page.addresses if not address.startswith("#")} == {"data:,"}
+        assert page.scripts == 1 and {
+            address for address in page.addresses if not address.startswith("#")
+        } == {"data:,"}
         text = reports[name].read_text()
         assert "default-src 'none'" in text and "@import" not in text and "url(" not in text
 
@@ -101,15 +126,30 @@ def test_curves_are_the_logs(reports: dict[str, Path], finished_run: Path) -> No
                          ("health: real tokens a second, all ranks", "tokens_per_second"),
                          ("health: rank imbalance: cost of the busiest rank / mean", "rank_imbalance"),
                          ("health: padding efficiency: real tokens / tokens computed", "padding_efficiency")):  # fmt: skip
-        assert page.charts[title]["series"][0]["y"] == pytest.approx([line[field] for line in lines], rel=1e-5), title
-    together = {series["name"]: series["y"] for series in page.charts["losses: every task, smoothed"]["series"]}
+        assert page.charts[title]["series"][0]["y"] == pytest.approx(
+            [line[field] for line in lines], rel=1e-5
+        ), title
+    together = {
+        series["name"]: series["y"] for series in page.charts["losses: every task, smoothed"]["series"]
+    }
     assert list(together) == TASKS
     for task in TASKS:
-        assert together[task] == pytest.approx([line["task_loss"][task] for line in lines], rel=1e-5)  # 12 steps: nothing to smooth
-    evaluations = [json.loads(line) for line in (finished_run / "metrics.jsonl").read_text().splitlines() if '"eval"' in line]
+        assert together[task] == pytest.approx(
+            [line["task_loss"][task] for line in lines], rel=1e-5
+        )  # 12 steps: nothing to smooth
+    evaluations = [
+        json.loads(line)
+        for line in (finished_run / "metrics.jsonl").read_text().splitlines()
+        if '"eval"' in line
+    ]
     mnli = {series["name"]: series["y"] for series in page.charts["metrics: mnli"]["series"]}
-    assert mnli == {name: pytest.approx([line["eval"]["mnli"][name] for line in evaluations]) for name in ("accuracy", "accuracy_mm")}
-    assert page.charts["losses: stsb"]["series"][0]["y"] == pytest.approx([line["task_loss"]["stsb"] for line in lines], rel=1e-5)
+    assert mnli == {
+        name: pytest.approx([line["eval"]["mnli"][name] for line in evaluations])
+        for name in ("accuracy", "accuracy_mm")
+    }
+    assert page.charts["losses: stsb"]["series"][0]["y"] == pytest.approx(
+        [line["task_loss"]["stsb"] for line in lines], rel=1e-5
+    )
     assert page.charts["metrics: average of the tasks' scores"]["series"][0]["x"] == [4, 8, 12]
     assert page.charts["metrics: average of the tasks' scores"]["series"][0]["y"] == pytest.approx(
         [line["average"] for line in evaluations], rel=1e-5
@@ -119,9 +159,15 @@ def test_curves_are_the_logs(reports: dict[str, Path], finished_run: Path) -> No
     )
 
 
-def test_results_are_the_last_evaluation_and_the_best_weights(reports: dict[str, Path], finished_run: Path) -> None:
+def test_results_are_the_last_evaluation_and_the_best_weights(
+    reports: dict[str, Path], finished_run: Path
+) -> None:
     rows = Page(reports["one"]).rows
-    last = [json.loads(line) for line in (finished_run / "metrics.jsonl").read_text().splitlines() if '"eval"' in line][-1]
+    last = [
+        json.loads(line)
+        for line in (finished_run / "metrics.jsonl").read_text().splitlines()
+        if '"eval"' in line
+    ][-1]
     best = json.loads((finished_run / "best/mrpc/best.json").read_text())
     (row,) = [row for row in rows if row[:2] == ["mrpc", "accuracy"]]
     score = (best["metrics"]["accuracy"] + best["metrics"]["f1"]) / 2
@@ -131,8 +177,12 @@ def test_results_are_the_last_evaluation_and_the_best_weights(reports: dict[str,
 
 def test_the_mixture_is_drawn_beside_the_plan(reports: dict[str, Path], finished_run: Path) -> None:
     plan = json.loads((finished_run / "plan.json").read_text())
-    assert plan["total_steps"] == 12 and plan["steps"] == list(range(1, 13)) and list(plan["examples"]) == TASKS
-    assert {task: counts[-1] for task, counts in plan["examples"].items()} == dict.fromkeys(TASKS, 24)  # 12 steps of 16, 8 tasks alike
+    assert (
+        plan["total_steps"] == 12 and plan["steps"] == list(range(1, 13)) and list(plan["examples"]) == TASKS
+    )
+    assert {task: counts[-1] for task, counts in plan["examples"].items()} == dict.fromkeys(
+        TASKS, 24
+    )  # 12 steps of 16, 8 tasks alike
     drawn: dict[str, int] = {}
     for line in training_lines(finished_run):
         for task, count in line["task_examples"].items():
@@ -144,10 +194,14 @@ def test_the_mixture_is_drawn_beside_the_plan(reports: dict[str, Path], finished
     assert "cola, planned: 12.50 %" in text and "cola, drawn: 12.50 %" in text
 
 
-def test_confusions_and_worst_errors_are_those_of_the_dev_sets(reports: dict[str, Path], finished_run: Path) -> None:
+def test_confusions_and_worst_errors_are_those_of_the_dev_sets(
+    reports: dict[str, Path], finished_run: Path
+) -> None:
     text, page = reports["one"].read_text(), Page(reports["one"])
     accuracy = json.loads((finished_run / "best/shop/best.json").read_text())["metrics"]["accuracy"]
-    cells = re.findall(r"([\d,]+) of ([\d,]+) rows of (late|broken|fine) predicted as (late|broken|fine)", text)
+    cells = re.findall(
+        r"([\d,]+) of ([\d,]+) rows of (late|broken|fine) predicted as (late|broken|fine)", text
+    )
     assert len(cells) == 9 and {cell[1] for cell in cells} == {"8"}
     assert sum(int(cell[0]) for cell in cells if cell[2] == cell[3]) / 24 == pytest.approx(accuracy)
     cola = re.findall(r"([\d,]+) of ([\d,]+) rows of (\w+) predicted as (?:un)?acceptable", text)
@@ -163,7 +217,9 @@ def test_confusions_and_worst_errors_are_those_of_the_dev_sets(reports: dict[str
 def test_hostile_texts_stay_texts(reports: dict[str, Path]) -> None:
     text = reports["one"].read_text()
     assert HOSTILE not in text and "&lt;script&gt;document.title" in text
-    assert any(HOSTILE in cell for row in Page(reports["one"]).rows for cell in row), "and are shown as they are"
+    assert any(HOSTILE in cell for row in Page(reports["one"]).rows for cell in row), (
+        "and are shown as they are"
+    )
     assert "<b>SIGTERM" not in reports["two"].read_text()
 
 
@@ -177,8 +233,12 @@ def test_what_is_missing_is_said_and_stops_are_marked(reports: dict[str, Path]) 
     assert [series["name"] for series in page.charts["losses: objective"]["series"]] == ["run", "other"]
 
 
-def test_a_run_whose_data_are_gone_says_so(finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    shutil.copytree(finished_run, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints", "tensorboard", "best"))
+def test_a_run_whose_data_are_gone_says_so(
+    finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(
+        finished_run, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints", "tensorboard", "best")
+    )
     recipe = (tmp_path / "run/recipe.yaml").read_text()
     (tmp_path / "run/recipe.yaml").write_text(re.sub(r"glue_dir: .*", f"glue_dir: {tmp_path}/gone", recipe))
     assert main(["report", str(tmp_path / "run"), "--output", str(tmp_path / "report.html")]) == 0
@@ -188,7 +248,9 @@ def test_a_run_whose_data_are_gone_says_so(finished_run: Path, tmp_path: Path, c
     )
 
 
-def test_folders_that_are_no_runs_and_pages_that_are_there_are_refused(finished_run: Path, tmp_path: Path) -> None:
+def test_folders_that_are_no_runs_and_pages_that_are_there_are_refused(
+    finished_run: Path, tmp_path: Path
+) -> None:
     with pytest.raises(ConfigError) as error:
         read_runs([str(finished_run), str(tmp_path), str(finished_run)])
     assert [problem.split(": ", 1)[1][:40] for problem in error.value.problems] == [
@@ -219,7 +281,9 @@ def test_the_page_opens_in_a_browser(reports: dict[str, Path]) -> None:
         assert page.title() == "Training report: run"
         charts = page.locator("figure.chart > svg")
         assert charts.count() > 30
-        boxes = page.eval_on_selector_all("figure.chart > svg", "all => all.map(one => [one.clientWidth, one.clientHeight])")
+        boxes = page.eval_on_selector_all(
+            "figure.chart > svg", "all => all.map(one => [one.clientWidth, one.clientHeight])"
+        )
         assert all(wide > 100 and high > 60 for wide, high in boxes)
         for width in (390, 800, 1440):
             page.set_viewport_size({"width": width, "height": 900})
@@ -232,10 +296,17 @@ def test_the_page_opens_in_a_browser(reports: dict[str, Path]) -> None:
         assert tip.is_visible() and re.search(r"step [67]\s*run", tip.inner_text().replace("\n", " "))
         light = page.evaluate("getComputedStyle(document.body).backgroundColor")
         page.locator("#theme").click()
-        assert light == "rgb(255, 255, 255)" and page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(20, 24, 29)"
+        assert (
+            light == "rgb(255, 255, 255)"
+            and page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(20, 24, 29)"
+        )
         key = page.locator("figure", has_text="every task, smoothed").locator(".legend button").first
         key.click()
-        assert not page.locator("figure", has_text="every task, smoothed").locator('g[data-series="0"]').is_visible()
+        assert (
+            not page.locator("figure", has_text="every task, smoothed")
+            .locator('g[data-series="0"]')
+            .is_visible()
+        )
     assert said == [] and asked == [reports["one"].as_uri()]
 
 
@@ -257,7 +328,10 @@ def test_thinning_takes_means_of_neighbours() -> None:
 
 def test_scales_ticks_and_numbers() -> None:
     assert ticks(0, 1, 5) == [0, 0.2, 0.4, 0.6, 0.8, 1.0] and ticks(1, 12) == [2, 4, 6, 8, 10, 12]
-    assert Scale(low=1, high=100, begin=0, end=10, log=True).at(10) == 5 and Scale(low=0, high=4, begin=10, end=0).at(1) == 7.5
+    assert (
+        Scale(low=1, high=100, begin=0, end=10, log=True).at(10) == 5
+        and Scale(low=0, high=4, begin=10, end=0).at(1) == 7.5
+    )
     assert [number(value) for value in (1234.5, 0.81234, 3.2e-05, 1.31e6, 0, None, math.nan)] == [
         "1,234",
         "0.8123",
@@ -272,10 +346,16 @@ def test_scales_ticks_and_numbers() -> None:
 
 def test_charts_without_points_or_with_equal_ones_are_drawn() -> None:
     for ys in ([], [1.0, 1.0], [math.nan, math.nan], [0.0]):
-        chart = line_chart("t", [Series(name="<s>", x=[float(x) for x in range(len(ys))], y=ys, color="var(--s0)")])
+        chart = line_chart(
+            "t", [Series(name="<s>", x=[float(x) for x in range(len(ys))], y=ys, color="var(--s0)")]
+        )
         assert "nan" not in chart.body and "<s>" not in chart.body
     chart = bar_chart("<t>", {"<a>": {"<b>": [0.5, 0.7]}, "c": {}})
-    assert "<b>" not in svg_file(chart) and "&lt;b&gt;, &lt;a&gt;: 0.6" in svg_file(chart) and "var(" not in svg_file(chart)
+    assert (
+        "<b>" not in svg_file(chart)
+        and "&lt;b&gt;, &lt;a&gt;: 0.6" in svg_file(chart)
+        and "var(" not in svg_file(chart)
+    )
 
 
 def test_answers_of_spans_choices_and_entities(tiny_encoder: Path, tmp_path: Path) -> None:
@@ -290,15 +370,25 @@ def test_answers_of_spans_choices_and_entities(tiny_encoder: Path, tmp_path: Pat
 
     context = "The river rises in the north and meets the sea near the old town."
     questions = [
-        {"id": str(row), "question": f"{HOSTILE} where {row}?", "answers": [{"text": answer, "answer_start": context.index(answer)}]}
+        {
+            "id": str(row),
+            "question": f"{HOSTILE} where {row}?",
+            "answers": [{"text": answer, "answer_start": context.index(answer)}],
+        }
         for row, answer in enumerate(["in the north", "the sea", "the old town"])
     ]
-    squad = {"version": "1.1", "data": [{"title": "River", "paragraphs": [{"context": context, "qas": questions}]}]}
+    squad = {
+        "version": "1.1",
+        "data": [{"title": "River", "paragraphs": [{"context": context, "qas": questions}]}],
+    }
     (tmp_path / "squad.json").write_text(json.dumps(squad))
     rows = [{"q": f"{HOSTILE} {row}", "a": "one", "b": "two", "right": row % 2} for row in range(6)]
     (tmp_path / "choice.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
     (tmp_path / "names.conll").write_text("Anna\tB-name\nsleeps\tO\n\nBerlin\tB-place\nis\tO\nbig\tO\n")
-    files = {name: {split: str(tmp_path / name) for split in ("train", "dev")} for name in ("squad.json", "choice.jsonl", "names.conll")}
+    files = {
+        name: {split: str(tmp_path / name) for split in ("train", "dev")}
+        for name in ("squad.json", "choice.jsonl", "names.conll")
+    }
     choice = {"text_columns": ["q"], "choice_columns": ["a", "b"], "label_column": "right"}
     recipe = Recipe.model_validate(
         {
@@ -323,11 +413,16 @@ def test_answers_of_spans_choices_and_entities(tiny_encoder: Path, tmp_path: Pat
     wanted = [(index, "dev") for index in range(3)]
     outputs = predict(model, wanted, specs, data.layout, data.examples, settings, device)
     metrics = scored(wanted, outputs, specs, data.examples).metrics
-    found = {spec.name: task_answers(spec, data.examples[spec.name]["dev"], of_task) for spec, of_task in zip(specs, outputs, strict=True)}
+    found = {
+        spec.name: task_answers(spec, data.examples[spec.name]["dev"], of_task)
+        for spec, of_task in zip(specs, outputs, strict=True)
+    }
 
     assert found["spans"].num_wrong == len(found["spans"].worst) > 0
     f1 = [float(row.how_wrong.removeprefix("F1 ")) for row in found["spans"].worst]
-    assert f1 == sorted(f1) and (sum(f1) + 3 - len(f1)) / 3 == pytest.approx(metrics["spans"]["token_f1"], abs=0.01)
+    assert f1 == sorted(f1) and (sum(f1) + 3 - len(f1)) / 3 == pytest.approx(
+        metrics["spans"]["token_f1"], abs=0.01
+    )
     assert {row.right for row in found["spans"].worst} <= {"in the north", "the sea", "the old town"}
     assert all(HOSTILE in dict(row.texts)["question"] for row in found["spans"].worst)
 

@@ -66,11 +66,19 @@ class Whole:
         best.mkdir(parents=True)
         step.mkdir(parents=True)
         (self.folder / "recipe.yaml").write_text(yaml.safe_dump(self.recipe))
-        (folder / "own.yaml").write_text(yaml.safe_dump({**self.recipe, "init": {"run": str(self.folder), "checkpoint": "best/average"}}))
+        (folder / "own.yaml").write_text(
+            yaml.safe_dump({**self.recipe, "init": {"run": str(self.folder), "checkpoint": "best/average"}})
+        )
         self.settings = load_recipe(str(self.folder / "recipe.yaml"), {})
-        self.plan: StepPlan = build_plan(self.settings, prepare_run_data(self.settings, resolve_tasks(self.settings), lambda text: None))
+        self.plan: StepPlan = build_plan(
+            self.settings, prepare_run_data(self.settings, resolve_tasks(self.settings), lambda text: None)
+        )
         cache = Path(self.settings.data.cache_dir)
-        self.cached = {str(path.relative_to(cache)): path.read_bytes() for path in cache.rglob("*") if path.suffix in (".json", ".arrow")}
+        self.cached = {
+            str(path.relative_to(cache)): path.read_bytes()
+            for path in cache.rglob("*")
+            if path.suffix in (".json", ".arrow")
+        }
         evaluation = Evaluation(metrics={"cats": {"accuracy": 0.5}}, scores={"cats": 0.5}, average=0.5)
         self.state = RunState(
             step=3, recipe=settings_dict(self.settings), plan=self.plan.state_dict(3), topology=TOPOLOGY, evaluation=evaluation, evaluated_at=3,
@@ -135,12 +143,22 @@ def test_run_folders(data: st.DataObject, whole: Whole, tmp_path: Path) -> None:
     event(name)
     victim, step = run / name, run / "checkpoints/step_3"
     content = victim.read_bytes()
-    strategies = [torn([content], YAML_PIECES if name.endswith("yaml") else JSON_PIECES), st.binary(max_size=20)]
+    strategies = [
+        torn([content], YAML_PIECES if name.endswith("yaml") else JSON_PIECES),
+        st.binary(max_size=20),
+    ]
     if name.endswith(".json"):
         strategies += [changed([json.loads(content)]).map(text_of_json)] * 2
     if name.endswith(".yaml"):
-        strategies += [with_settings([whole.recipe]).map(text_of_yaml), changed([whole.recipe]).map(text_of_yaml)]
-    kind = data.draw(st.sampled_from(["content"] if name == "metrics.jsonl" else ["content", "content", "content", "gone", "folder"]))
+        strategies += [
+            with_settings([whole.recipe]).map(text_of_yaml),
+            changed([whole.recipe]).map(text_of_yaml),
+        ]
+    kind = data.draw(
+        st.sampled_from(
+            ["content"] if name == "metrics.jsonl" else ["content", "content", "content", "gone", "folder"]
+        )
+    )
     victim.unlink()
     if kind == "folder":
         victim.mkdir()
@@ -159,19 +177,25 @@ def test_caches(data: st.DataObject, whole: Whole) -> None:
     """A damaged cache is built again."""
     name = data.draw(st.sampled_from(sorted(whole.cached)))
     content = whole.cached[name]
-    strategies = [torn([content], JSON_PIECES)] + ([changed([json.loads(content)]).map(text_of_json)] * 2 if name.endswith(".json") else [])
+    strategies = [torn([content], JSON_PIECES)] + (
+        [changed([json.loads(content)]).map(text_of_json)] * 2 if name.endswith(".json") else []
+    )
     cache = Path(whole.settings.data.cache_dir)
     shutil.rmtree(cache)
     for each, good in whole.cached.items():
         (cache / each).parent.mkdir(parents=True, exist_ok=True)
         (cache / each).write_bytes(data.draw(st.one_of(strategies)) if each == name else good)
     said: list[str] = []
-    read = refused_or_done(lambda: prepare_run_data(whole.settings, resolve_tasks(whole.settings), said.append))
+    read = refused_or_done(
+        lambda: prepare_run_data(whole.settings, resolve_tasks(whole.settings), said.append)
+    )
     assert read.train_sizes == {"cats": 7}
     event("built again" if any("building it again" in text for text in said) else "used")
 
 
-@pytest.mark.parametrize("change", [{"skipped": 3}, {"skipped": {"a reason": "x"}}, {"num_texts": None}, {"rows": -7}])
+@pytest.mark.parametrize(
+    "change", [{"skipped": 3}, {"skipped": {"a reason": "x"}}, {"num_texts": None}, {"rows": -7}]
+)
 def test_a_cache_with_broken_counts_is_built_again(change: dict[str, Any], whole: Whole) -> None:
     """The first two were a traceback."""
     cache = Path(whole.settings.data.cache_dir)

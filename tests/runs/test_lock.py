@@ -61,7 +61,9 @@ def holder(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], list[int]]]:
         os.kill(child, signal.SIGKILL)
 
 
-def test_the_second_is_told_who_holds_the_folder(tmp_path: Path, said: list[str], holder: tuple[subprocess.Popen[str], list[int]]) -> None:
+def test_the_second_is_told_who_holds_the_folder(
+    tmp_path: Path, said: list[str], holder: tuple[subprocess.Popen[str], list[int]]
+) -> None:
     process, _ = holder
     with pytest.raises(ConfigError) as error, locked(tmp_path / "run", said.append):
         pass
@@ -90,21 +92,29 @@ def test_a_lock_dies_with_its_holder_and_not_with_its_holder_s_children(
 @pytest.mark.parametrize("text", ["", "{", '{"host": "elsewhere", "process": "1"}', "\0" * 5000])
 def test_a_file_that_lies_there_refuses_nobody(tmp_path: Path, said: list[str], text: str) -> None:
     (tmp_path / ".lock").write_text(text)
-    with locked(tmp_path, said.append), pytest.raises(ConfigError, match="another run is at work"), locked(tmp_path, said.append):
+    with (
+        locked(tmp_path, said.append),
+        pytest.raises(ConfigError, match="another run is at work"),
+        locked(tmp_path, said.append),
+    ):
         pass
     with locked(tmp_path, said.append):
         pass
     assert said == []
 
 
-def test_a_file_system_without_locks_is_said_and_used(tmp_path: Path, said: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_system_without_locks_is_said_and_used(
+    tmp_path: Path, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     def answer(descriptor: int, operation: int) -> None:  # what the kernel answers there
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     monkeypatch.setattr(fcntl, "flock", answer)
     with locked(tmp_path, said.append):
         pass
-    assert said == [f"{tmp_path}: its file system has no locks (No locks available), so nothing keeps a second run out of this folder"]
+    assert said == [
+        f"{tmp_path}: its file system has no locks (No locks available), so nothing keeps a second run out of this folder"
+    ]
 
 
 def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path, said: list[str]) -> None:
@@ -116,7 +126,9 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path, said: list[s
         pass
 
 
-def test_a_new_folder_is_private_an_old_one_keeps_its_mode_and_an_unused_one_goes(tmp_path: Path, said: list[str]) -> None:
+def test_a_new_folder_is_private_an_old_one_keeps_its_mode_and_an_unused_one_goes(
+    tmp_path: Path, said: list[str]
+) -> None:
     old, new = tmp_path / "old", tmp_path / "deep" / "new"
     old.mkdir(mode=0o755)
     assert not create_private(old)
@@ -135,10 +147,15 @@ def base(tmp_path_factory: pytest.TempPathFactory, shared_data: Path, tiny_encod
 @pytest.fixture(scope="module")
 def outcomes(base: Path) -> dict[str, Outcome]:
     """A run that waits before step 8; a second one in its folder; rank 0 of the first killed with -9, rank 1 not; started again."""
-    first = {"run": {**scenario(base, "run", (0, "step_8", "hang")), "seconds": 240}, "straight": scenario(base, "straight")}
+    first = {
+        "run": {**scenario(base, "run", (0, "step_8", "hang")), "seconds": 240},
+        "straight": scenario(base, "straight"),
+    }
     files = [str(write_json(base / "first.json", first)), str(base / "first_results.json")]
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen([sys.executable, str(ROOT / "tests/workers/forked_ranks.py"), *files], env=environment, cwd=ROOT)
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "tests/workers/forked_ranks.py"), *files], env=environment, cwd=ROOT
+    )
     try:
         until = time.monotonic() + 120
         while not list(base.glob("acted_*")):
@@ -153,15 +170,23 @@ def outcomes(base: Path) -> dict[str, Outcome]:
     finally:
         process.kill()
         process.wait()
-    results = {name: Outcome(**values) for name, values in json.loads((base / "first_results.json").read_text()).items()}
+    results = {
+        name: Outcome(**values)
+        for name, values in json.loads((base / "first_results.json").read_text()).items()
+    }
     return {**second, **again, **results}
 
 
 @pytest.mark.distributed
-def test_two_runs_in_one_folder_the_second_is_refused_and_changes_nothing(base: Path, outcomes: dict[str, Outcome]) -> None:
+def test_two_runs_in_one_folder_the_second_is_refused_and_changes_nothing(
+    base: Path, outcomes: dict[str, Outcome]
+) -> None:
     ended = outcomes["second"]
     assert ended.codes == [2], ended.said
-    assert f"error: --output_dir {base / 'run'}: another run is at work there (host {platform.node()}, process " in ended.said[0]
+    assert (
+        f"error: --output_dir {base / 'run'}: another run is at work there (host {platform.node()}, process "
+        in ended.said[0]
+    )
     assert "resuming" not in ended.said[0]
 
 

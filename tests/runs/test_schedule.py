@@ -7,8 +7,21 @@ import pytest
 from mtdnn_ds.runs.schedule import Name, learning_rate, num_warmup_steps
 
 
-def rates(name: Name, *, total_steps: int = 6, warmup_steps: int = 2, final_lr_ratio: float = 0.0, power: float = 2.0) -> list[float]:
-    settings = {"peak": 8.0, "total_steps": total_steps, "warmup_steps": warmup_steps, "final_lr_ratio": final_lr_ratio, "power": power}
+def rates(
+    name: Name,
+    *,
+    total_steps: int = 6,
+    warmup_steps: int = 2,
+    final_lr_ratio: float = 0.0,
+    power: float = 2.0,
+) -> list[float]:
+    settings = {
+        "peak": 8.0,
+        "total_steps": total_steps,
+        "warmup_steps": warmup_steps,
+        "final_lr_ratio": final_lr_ratio,
+        "power": power,
+    }
     return [learning_rate(step, name=name, **settings) for step in range(1, total_steps + 1)]  # type: ignore[arg-type]
 
 
@@ -36,7 +49,8 @@ def test_final_lr_ratio_is_the_floor() -> None:
 
 
 @pytest.mark.parametrize(
-    ("warmup", "total", "steps"), [(0.1, 500, 50), (0.07, 100, 7), (0.1, 15, 2), (0, 10, 0), (1, 10, 1), (25, 100, 25)]
+    ("warmup", "total", "steps"),
+    [(0.1, 500, 50), (0.07, 100, 7), (0.1, 15, 2), (0, 10, 0), (1, 10, 1), (25, 100, 25)],
 )
 def test_warmup_below_one_is_a_fraction(warmup: float, total: int, steps: int) -> None:
     assert num_warmup_steps(warmup, total) == steps

@@ -32,7 +32,13 @@ def test_f1_of_two_texts(prediction: str, answer: str, expected: float) -> None:
 
 def test_squad_scores_take_the_best_human_answer_and_know_no_answer() -> None:
     predictions = ["Santa Clara", "the stadium", "", "gold", ""]
-    references = [["Santa Clara, California", "Santa Clara"], ["Levi's Stadium", "Levi's Stadium in Santa Clara"], [], [], ["gold"]]
+    references = [
+        ["Santa Clara, California", "Santa Clara"],
+        ["Levi's Stadium", "Levi's Stadium in Santa Clara"],
+        [],
+        [],
+        ["gold"],
+    ]
     # Exact: yes, no, right to say nothing, wrong to answer, wrong to say nothing.
     assert exact_match(predictions, references) == pytest.approx(2 / 5)
     # "stadium" against "levis stadium": precision 1, recall 1/2.
@@ -44,7 +50,10 @@ def test_squad_scores_take_the_best_human_answer_and_know_no_answer() -> None:
 
 
 def test_a_human_answer_that_is_an_article_counts_as_no_answer() -> None:
-    assert (exact_match(["", "b"], [["A"], ["A", "b"]]), token_f1(["", "b"], [["A"], ["A", "b"]])) == (1.0, 1.0)
+    assert (exact_match(["", "b"], [["A"], ["A", "b"]]), token_f1(["", "b"], [["A"], ["A", "b"]])) == (
+        1.0,
+        1.0,
+    )
 
 
 def test_coqa_leaves_each_person_out_in_turn() -> None:
@@ -76,8 +85,14 @@ def test_the_closest_span_to_a_free_answer() -> None:
 
     assert closest("A white kitten!") == "white kitten"
     assert closest("the kitten was white") == "white kitten"  # 4/5; "kitten ... white" is longer
-    assert closest("white") == "white" and best_span(story, "white", 0, len(story)) == (20, 25)  # the first of three
-    assert closest("white", 40, len(story)) == "white" and best_span(story, "white", 40, len(story)) == (41, 46)
+    assert closest("white") == "white" and best_span(story, "white", 0, len(story)) == (
+        20,
+        25,
+    )  # the first of three
+    assert closest("white", 40, len(story)) == "white" and best_span(story, "white", 40, len(story)) == (
+        41,
+        46,
+    )
     assert closest("kitten") == "kitten"  # without the marks around it
     assert closest("seven") is None
     assert trimmed("  a b ", 0, 6) == (2, 5)

@@ -14,7 +14,9 @@ from mtdnn_ds.tasks.spec import TaskSpec
 
 
 def recipe(tasks: Any, **sections: Any) -> Recipe:
-    return Recipe.model_validate({"encoder": {"path": "x"}, "train": {"steps": 1}, "tasks": tasks, **sections})
+    return Recipe.model_validate(
+        {"encoder": {"path": "x"}, "train": {"steps": 1}, "tasks": tasks, **sections}
+    )
 
 
 def spec_of(task: dict[str, Any], **sections: Any) -> TaskSpec:
@@ -47,7 +49,10 @@ def tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str
 
 def test_conll_files_need_no_columns_and_test_sets_have_no_tags(tasks: dict[str, dict[str, Any]]) -> None:
     spec = spec_of(tasks["ner"])
-    assert {split: (source.format, source.text_columns, source.label_column) for split, source in spec.splits.items()} == {
+    assert {
+        split: (source.format, source.text_columns, source.label_column)
+        for split, source in spec.splits.items()
+    } == {
         "train": ("conll", ("0",), "-1"),
         "test": ("conll", ("0",), None),
     }
@@ -59,13 +64,21 @@ def test_conll_files_need_no_columns_and_test_sets_have_no_tags(tasks: dict[str,
 def test_columns_of_choices_and_groups_reach_the_source(tasks: dict[str, dict[str, Any]]) -> None:
     assert spec_of(tasks["choice"]).splits["train"].more_columns == ("a", "b")
     ranking = spec_of({**tasks["ranking"], "group_column": "id", "objective": "pairwise"})
-    assert (ranking.splits["train"].more_columns, ranking.objective, ranking.metrics) == (("id",), "pairwise", ("accuracy", "mrr"))
+    assert (ranking.splits["train"].more_columns, ranking.objective, ranking.metrics) == (
+        ("id",),
+        "pairwise",
+        ("accuracy", "mrr"),
+    )
     assert spec_of(tasks["ranking"]).objective == "softmax"
 
 
 def test_a_similarity_has_no_head_and_so_no_dropout(tasks: dict[str, dict[str, Any]]) -> None:
     spec = spec_of({**tasks["similarity"], "score_range": [0, 5]})
-    assert (spec.objective, spec.metrics, list(spec.options["score_range"])) == ("cosine", ("pearson", "spearman"), [0, 5])
+    assert (spec.objective, spec.metrics, list(spec.options["score_range"])) == (
+        "cosine",
+        ("pearson", "spearman"),
+        [0, 5],
+    )
 
 
 def test_builtin_tasks_of_these_kinds() -> None:
@@ -75,19 +88,29 @@ def test_builtin_tasks_of_these_kinds() -> None:
         "O", "B-corporation", "I-corporation", "B-creative-work", "I-creative-work", "B-group", "I-group", "B-location", "I-location",
         "B-person", "I-person", "B-product", "I-product",
     )  # fmt: skip
-    assert {split: (source.path, source.split, source.text_columns, source.label_column) for split, source in wnut.splits.items()} == {
+    assert {
+        split: (source.path, source.split, source.text_columns, source.label_column)
+        for split, source in wnut.splits.items()
+    } == {
         "train": ("leondz/wnut_17", "train", ("tokens",), "ner_tags"),
         "dev": ("leondz/wnut_17", "validation", ("tokens",), "ner_tags"),
         "test": ("leondz/wnut_17", "test", ("tokens",), "ner_tags"),
     }
-    assert (ranking.kind, ranking.labels, ranking.objective) == ("ranking", ("entailment", "not_entailment"), "softmax")
+    assert (ranking.kind, ranking.labels, ranking.objective) == (
+        "ranking",
+        ("entailment", "not_entailment"),
+        "softmax",
+    )
     assert ranking.options["relevant_label"] == "entailment"
     assert ranking.splits["train"].text_columns == ("question", "sentence")
 
 
 def test_wnut_dir_takes_the_files_that_are_there(shared_data: Path) -> None:
     (spec,) = resolve_tasks(recipe(["wnut17"], data={"wnut_dir": str(shared_data / "WNUT17")}))
-    assert {split: (Path(source.path).name, source.format, source.label_column) for split, source in spec.splits.items()} == {
+    assert {
+        split: (Path(source.path).name, source.format, source.label_column)
+        for split, source in spec.splits.items()
+    } == {
         "train": ("train.conll", "conll", "-1"),
         "dev": ("dev.conll", "conll", "-1"),
         "test": ("test.conll", "conll", "-1"),
@@ -100,13 +123,21 @@ CASES: dict[str, tuple[str, dict[str, Any], list[str]]] = {
         {"labels": ["O", "per"]},
         ["labels: 'per' is no BIO label; they are O, and B-NAME and I-NAME for each kind of entity"],
     ),
-    "no O": ("ner", {"labels": ["B-per", "I-per"]}, ["labels: O is missing, the label of words outside every entity"]),
+    "no O": (
+        "ner",
+        {"labels": ["B-per", "I-per"]},
+        ["labels: O is missing, the label of words outside every entity"],
+    ),
     "half a pair": (
         "ner",
         {"labels": ["O", "B-per", "I-loc"]},
         ["labels: I-per, B-loc are missing; every kind of entity has B-NAME and I-NAME"],
     ),
-    "no labels": ("ner", {"labels": None}, ["labels: missing; a token_classification lists its label names, in class-id order"]),
+    "no labels": (
+        "ner",
+        {"labels": None},
+        ["labels: missing; a token_classification lists its label names, in class-id order"],
+    ),
     "named columns of a .conll file": (
         "ner",
         {"text_columns": ["tokens"], "label_column": "tags"},
@@ -123,7 +154,10 @@ CASES: dict[str, tuple[str, dict[str, Any], list[str]]] = {
     "lists without columns": (
         "lists",
         {"text_columns": None, "label_column": None},
-        ["text_columns: missing; every task of your own needs it", "label_column: missing; every task of your own needs it"],
+        [
+            "text_columns: missing; every task of your own needs it",
+            "label_column: missing; every task of your own needs it",
+        ],
     ),
     "metric of another kind": (
         "ner",
@@ -133,14 +167,25 @@ CASES: dict[str, tuple[str, dict[str, Any], list[str]]] = {
             "use entity_f1, entity_precision, entity_recall"
         ],
     ),
-    "no choices": ("choice", {"choice_columns": None}, ["choice_columns: missing; a multiple_choice needs it"]),
+    "no choices": (
+        "choice",
+        {"choice_columns": None},
+        ["choice_columns: missing; a multiple_choice needs it"],
+    ),
     "a choice twice": ("choice", {"choice_columns": ["a", "a"]}, ["choice_columns: 'a' stands twice"]),
     "a choice that is another column": (
         "choice",
         {"choice_columns": ["y", "s2"]},
-        ["choice_columns: 'y' is the column of the label too", "choice_columns: 's2' is the column of a text too"],
+        [
+            "choice_columns: 'y' is the column of the label too",
+            "choice_columns: 's2' is the column of a text too",
+        ],
     ),
-    "labels of a multiple_choice": ("choice", {"labels": ["A", "B"]}, ["labels: a multiple_choice has no label names; remove the key"]),
+    "labels of a multiple_choice": (
+        "choice",
+        {"labels": ["A", "B"]},
+        ["labels: a multiple_choice has no label names; remove the key"],
+    ),
     "unknown relevant label": (
         "ranking",
         {"relevant_label": "yse"},
@@ -149,10 +194,16 @@ CASES: dict[str, tuple[str, dict[str, Any], list[str]]] = {
     "group of candidates": (
         "ranking",
         {"group_column": "c"},
-        ["group_column: 'c' is a text or the label already; name another column, or remove it to group by the first text"],
+        [
+            "group_column: 'c' is a text or the label already; name another column, or remove it to group by the first text"
+        ],
     ),
     "one text": ("ranking", {"text_columns": ["q"]}, ["text_columns: a ranking has 2, not 1"]),
-    "objective of another kind": ("ranking", {"objective": "cosine"}, ["objective=cosine: a ranking has softmax, pairwise"]),
+    "objective of another kind": (
+        "ranking",
+        {"objective": "cosine"},
+        ["objective=cosine: a ranking has softmax, pairwise"],
+    ),
     "range of a contrastive": (
         "similarity",
         {"objective": "contrastive", "score_range": [0, 5]},

@@ -46,24 +46,39 @@ def test_correlations_equal_values_by_hand() -> None:
 
 @pytest.mark.parametrize("predictions", [[2.5, 2.5, 2.5], [0.1 + 0.2, 0.3, 0.3]])
 def test_correlation_of_constant_predictions_is_zero(predictions: list[float]) -> None:
-    assert compute_metrics(["pearson", "spearman"], predictions, [0.0, 1.0, 5.0]) == {"pearson": 0.0, "spearman": 0.0}
+    assert compute_metrics(["pearson", "spearman"], predictions, [0.0, 1.0, 5.0]) == {
+        "pearson": 0.0,
+        "spearman": 0.0,
+    }
 
 
 def test_correlation_with_constant_labels_or_one_row_is_zero() -> None:
-    assert compute_metrics(["pearson", "spearman"], [0.0, 1.0], [3.0, 3.0]) == {"pearson": 0.0, "spearman": 0.0}
+    assert compute_metrics(["pearson", "spearman"], [0.0, 1.0], [3.0, 3.0]) == {
+        "pearson": 0.0,
+        "spearman": 0.0,
+    }
     assert compute_metrics(["pearson", "spearman"], [0.0], [0.0]) == {"pearson": 0.0, "spearman": 0.0}
     assert compute_metrics(["matthews"], [1, 1, 1], [0, 1, 0]) == {"matthews": 0.0}
 
 
 def test_predictions_that_are_not_finite_are_refused() -> None:
-    with pytest.raises(TrainingError, match=r"^2 of 3 predictions are not finite: the model has diverged; lower optimizer.lr$"):
+    with pytest.raises(
+        TrainingError,
+        match=r"^2 of 3 predictions are not finite: the model has diverged; lower optimizer.lr$",
+    ):
         compute_metrics(["pearson"], [np.nan, 1.0, np.inf], [1.0, 2.0, 3.0])
 
 
 def test_majority_baseline_is_the_constant_predictor() -> None:
-    assert majority_baseline("classification", ["accuracy", "f1"], [1, 1, 1, 0]) == {"accuracy": 0.75, "f1": pytest.approx(6 / 7)}
+    assert majority_baseline("classification", ["accuracy", "f1"], [1, 1, 1, 0]) == {
+        "accuracy": 0.75,
+        "f1": pytest.approx(6 / 7),
+    }
     assert majority_baseline("classification", ["accuracy"], [0, 1]) == {"accuracy": 0.5}
-    assert majority_baseline("regression", ["pearson", "spearman"], [0.0, 1.0, 5.0]) == {"pearson": 0.0, "spearman": 0.0}
+    assert majority_baseline("regression", ["pearson", "spearman"], [0.0, 1.0, 5.0]) == {
+        "pearson": 0.0,
+        "spearman": 0.0,
+    }
 
 
 def test_score_and_average_weigh_metrics_and_tasks_alike() -> None:
@@ -73,7 +88,10 @@ def test_score_and_average_weigh_metrics_and_tasks_alike() -> None:
 
 
 def test_misfits_name_what_fits() -> None:
-    assert metric_misfit("f1", "classification", 3) == "metric 'f1' needs exactly 2 labels, this task has 3; use macro_f1"
+    assert (
+        metric_misfit("f1", "classification", 3)
+        == "metric 'f1' needs exactly 2 labels, this task has 3; use macro_f1"
+    )
     assert (
         metric_misfit("accuracy", "regression", 0)
         == "metric 'accuracy' is for classification, multiple_choice, ranking; this task is regression, use pearson, spearman"
@@ -87,7 +105,5 @@ def test_misfits_name_what_fits() -> None:
 
 def test_metric_table_imports_neither_sklearn_nor_scipy() -> None:
     assert len(METRICS) == 16
-    program = (
-        "import sys, mtdnn_ds.tasks.metrics, mtdnn_ds.tasks.resolve; sys.exit(any(m in sys.modules for m in ('sklearn', 'scipy', 'torch')))"
-    )
+    program = "import sys, mtdnn_ds.tasks.metrics, mtdnn_ds.tasks.resolve; sys.exit(any(m in sys.modules for m in ('sklearn', 'scipy', 'torch')))"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

@@ -72,7 +72,10 @@ def test_the_shipped_kind_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_several_kinds_of_one_file_and_no_leftovers_beside_it(tmp_path: Path) -> None:
     file = tmp_path / "two.py"
-    file.write_text(KIND_LINES.replace("KIND = ", "ONE = ") + "import dataclasses\nKINDS = [ONE, dataclasses.replace(ONE, name='moons')]\n")
+    file.write_text(
+        KIND_LINES.replace("KIND = ", "ONE = ")
+        + "import dataclasses\nKINDS = [ONE, dataclasses.replace(ONE, name='moons')]\n"
+    )
     assert list(load_plugins([str(file), str(file)])) == ["stars", "moons"]
     assert [path.name for path in tmp_path.iterdir()] == ["two.py"]
 
@@ -117,7 +120,9 @@ def test_what_is_wrong_with_a_file_is_said_with_its_line(case: str, tmp_path: Pa
     file.write_text(text)
     (problem,) = refused([str(file)])
     if expected is None:
-        assert problem.startswith(f"plugins: {file}: KINDS must be a list of CustomKind(...), not CustomKind(name='stars'")
+        assert problem.startswith(
+            f"plugins: {file}: KINDS must be a list of CustomKind(...), not CustomKind(name='stars'"
+        )
     else:
         assert problem == expected.format(file=file)
 
@@ -181,10 +186,22 @@ def own(tmp_path: Path) -> dict[str, Any]:
 
 def test_a_task_of_an_own_kind_is_resolved(own: dict[str, Any]) -> None:
     (spec,) = resolve_tasks(Recipe.model_validate(own))
-    assert (spec.kind, spec.metrics, spec.head, spec.objective, dict(spec.options)) == ("stars", ("closeness",), "linear", None, {})
+    assert (spec.kind, spec.metrics, spec.head, spec.objective, dict(spec.options)) == (
+        "stars",
+        ("closeness",),
+        "linear",
+        None,
+        {},
+    )
     assert spec.custom is not None and spec.custom.name == "stars"
     (term,) = head_layout([spec]).terms
-    assert (term.form, term.head, term.reads, term.unit, term.num_outputs) == ("stars", "sequence", "sequence", "row", 1)
+    assert (term.form, term.head, term.reads, term.unit, term.num_outputs) == (
+        "stars",
+        "sequence",
+        "sequence",
+        "row",
+        1,
+    )
 
 
 def test_refusals_of_a_task_of_an_own_kind(own: dict[str, Any]) -> None:
@@ -201,14 +218,18 @@ def test_refusals_of_a_task_of_an_own_kind(own: dict[str, Any]) -> None:
         "tasks.mine.head=san: is for classification of pairs, this task is a stars; remove it",
     )
     (unknown,) = problems(kind="star")
-    assert unknown.startswith("tasks.mine.kind=star: unknown kind; did you mean 'stars'? (known: classification, ")
+    assert unknown.startswith(
+        "tasks.mine.kind=star: unknown kind; did you mean 'stars'? (known: classification, "
+    )
     assert unknown.endswith("; a kind of your own comes from a file that plugins names")
 
 
 def test_wrong_plugins_are_said_once(own: dict[str, Any]) -> None:
     with pytest.raises(ConfigError) as raised:
         resolve_tasks(Recipe.model_validate({**own, "plugins": ["gone.py"]}))
-    assert [problem.split(" (")[0] for problem in raised.value.problems] == ["plugins: gone.py: cannot be read"]
+    assert [problem.split(" (")[0] for problem in raised.value.problems] == [
+        "plugins: gone.py: cannot be read"
+    ]
 
 
 def test_a_wrong_number_of_outputs_is_refused(own: dict[str, Any]) -> None:
@@ -231,10 +252,14 @@ def test_the_recipe_keeps_its_plugins_and_the_flag_replaces_them(own: dict[str, 
     assert "plugins" not in dump_recipe(Recipe.model_validate({**own, "plugins": [], "tasks": ["rte"]}))
 
 
-def test_rows_are_read_anew_when_the_file_changes(own: dict[str, Any], tmp_path: Path, tiny_encoder: Path) -> None:
+def test_rows_are_read_anew_when_the_file_changes(
+    own: dict[str, Any], tmp_path: Path, tiny_encoder: Path
+) -> None:
     def labels() -> list[float]:
         specs = resolve_tasks(Recipe.model_validate(own))
-        prepared = prepare(specs, tokenizer_path=str(tiny_encoder), cache_dir=str(tmp_path / "cache"), say=lambda text: None)
+        prepared = prepare(
+            specs, tokenizer_path=str(tiny_encoder), cache_dir=str(tmp_path / "cache"), say=lambda text: None
+        )
         return prepared["mine"]["train"].labels.tolist()
 
     assert labels() == [4.0, 1.0, 2.5]
@@ -246,14 +271,20 @@ def test_bad_labels_are_said_with_their_rows(own: dict[str, Any], tmp_path: Path
     (tmp_path / "train.csv").write_text("text,stars\nfine,4\nbad,many\nodd,nan\n")
     specs = resolve_tasks(Recipe.model_validate(own))
     with pytest.raises(DataError) as raised:
-        prepare(specs, tokenizer_path=str(tiny_encoder), cache_dir=str(tmp_path / "cache"), say=lambda text: None)
+        prepare(
+            specs, tokenizer_path=str(tiny_encoder), cache_dir=str(tmp_path / "cache"), say=lambda text: None
+        )
     assert str(raised.value).splitlines()[1:] == [
         "  line 3: label 'many': could not convert string to float: 'many'",
         "  line 4: label 'nan': parse_label of kind stars gave nan",
     ]
-    specs = resolve_tasks(Recipe.model_validate(own), own_kinds={"stars": kind(parse_label=lambda cell, spec: {"4": 4}[cell])})
+    specs = resolve_tasks(
+        Recipe.model_validate(own), own_kinds={"stars": kind(parse_label=lambda cell, spec: {"4": 4}[cell])}
+    )
     with pytest.raises(DataError, match=r"line 3: label 'many': KeyError: 'many'"):
-        prepare(specs, tokenizer_path=str(tiny_encoder), cache_dir=str(tmp_path / "cache"), say=lambda text: None)
+        prepare(
+            specs, tokenizer_path=str(tiny_encoder), cache_dir=str(tmp_path / "cache"), say=lambda text: None
+        )
 
 
 # What a kind computes is checked
@@ -264,7 +295,13 @@ def test_a_loss_that_is_not_one_number_a_row_is_refused(own: dict[str, Any]) -> 
     from mtdnn_ds.losses.sums import term_table
 
     every = torch.arange(3)
-    targets = Targets(rows=every, term_ids=torch.zeros(3, dtype=torch.int64), labels=torch.ones(3), groups=every, examples=np.arange(3))
+    targets = Targets(
+        rows=every,
+        term_ids=torch.zeros(3, dtype=torch.int64),
+        labels=torch.ones(3),
+        groups=every,
+        examples=np.arange(3),
+    )
     for loss, got in (
         (lambda outputs, labels: ((outputs[:, 0] - labels) ** 2).mean(), "()"),
         (lambda outputs, labels: outputs, "(3, 1)"),
@@ -284,8 +321,16 @@ def test_predictions_and_metrics_are_numbers() -> None:
     with pytest.raises(TrainingError, match=r"^kind stars: predict made float32 of shape \(1,\) of outputs of shape \(3, 1\); it must give \(3,\), one number for each row$"):  # fmt: skip
         kind(predict=lambda outputs: outputs[:1, 0]).predictions(np.zeros((3, 1), dtype=np.float32))
     for value in (math.nan, math.inf):
-        with pytest.raises(TrainingError, match=rf"^kind stars: metric 'm' of 2 predictions is {value}; it must be a finite number$"):
-            compute_metrics(["m"], np.ones(2), np.ones(2), kind(metrics={"m": lambda predictions, labels, value=value: value}))
+        with pytest.raises(
+            TrainingError,
+            match=rf"^kind stars: metric 'm' of 2 predictions is {value}; it must be a finite number$",
+        ):
+            compute_metrics(
+                ["m"],
+                np.ones(2),
+                np.ones(2),
+                kind(metrics={"m": lambda predictions, labels, value=value: value}),
+            )
 
 
 def test_heads_of_tasks_are_their_own_and_drawn_from_seed_and_task() -> None:
@@ -304,13 +349,17 @@ def test_heads_of_tasks_are_their_own_and_drawn_from_seed_and_task() -> None:
         assert not outputs[row, 2 - 2 * task : 4 - 2 * task].any(), "columns of the other task are 0"
     both(states[:0], torch.zeros(0, dtype=torch.int64), [0, 0]).sum().backward()
     assert all(parameter.grad is not None and not parameter.grad.any() for parameter in both.parameters())
-    with pytest.raises(ConfigError, match=r"^kind k: its head made a list; it must return a torch.nn.Module$"):
+    with pytest.raises(
+        ConfigError, match=r"^kind k: its head made a list; it must return a torch.nn.Module$"
+    ):
         build(("a",), make=lambda size, num: [])
     with pytest.raises(ConfigError, match=r"^kind k: its head turns states of shape \(2, 4\) into \(2, 3\) and must give \(2, 2\), a row of outputs for each row$"):  # fmt: skip
         build(("a",), make=lambda size, num: torch.nn.Linear(size, num + 1))
 
 
-def test_dropout_of_task_and_head_is_switched_off_with_the_rest(own: dict[str, Any], tiny_encoder: Path) -> None:
+def test_dropout_of_task_and_head_is_switched_off_with_the_rest(
+    own: dict[str, Any], tiny_encoder: Path
+) -> None:
     def make(size: int, num: int) -> torch.nn.Module:
         return torch.nn.Sequential(torch.nn.Dropout(0.5), torch.nn.Linear(size, num))
 
@@ -318,7 +367,9 @@ def test_dropout_of_task_and_head_is_switched_off_with_the_rest(own: dict[str, A
     specs = (dataclasses.replace(specs[0], dropout=0.4),)
     states = torch.ones(5, 32)
     for dropout in ("model", "none"):
-        head = build_model(encoder_path=str(tiny_encoder), specs=specs, layout=head_layout(specs), dropout=dropout).heads["stars_head"]  # type: ignore[arg-type]
+        head = build_model(
+            encoder_path=str(tiny_encoder), specs=specs, layout=head_layout(specs), dropout=dropout
+        ).heads["stars_head"]  # type: ignore[arg-type]
         assert head.dropout_M.tolist() == pytest.approx([0.4 if dropout == "model" else 0.0])
         arguments = (states, torch.zeros(5, dtype=torch.int64), [5])
         assert torch.equal(head(*arguments), head(*arguments)) == (dropout == "none")
@@ -327,15 +378,23 @@ def test_dropout_of_task_and_head_is_switched_off_with_the_rest(own: dict[str, A
 # Commands
 
 
-def test_the_command_tasks_lists_kinds(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_tasks_lists_kinds(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     from mtdnn_ds.cli import main
 
     monkeypatch.chdir(ROOT)
     assert main(["tasks", "--plugins", EXAMPLE]) == 0
     said = capsys.readouterr().out
-    assert "kinds of your own" in said and "ordinal   sequence   its own   listed by the task   accuracy, within_one" in said
+    assert (
+        "kinds of your own" in said
+        and "ordinal   sequence   its own   listed by the task   accuracy, within_one" in said
+    )
     assert main(["tasks", "--recipe", "recipes/own_kind.yaml"]) == 0
     assert "reviews                ordinal          poor, fair, good, excellent   accuracy, within_one   train 24, dev 8" in capsys.readouterr().out  # fmt: skip
     assert main(["tasks", "--plugins", "gone.py"]) == 2
     assert main(["evaluate", "runs/x", "--plugins", EXAMPLE]) == 2
-    assert "--plugins: evaluate takes no settings; they come from the run's recipe.yaml" in capsys.readouterr().err
+    assert (
+        "--plugins: evaluate takes no settings; they come from the run's recipe.yaml"
+        in capsys.readouterr().err
+    )

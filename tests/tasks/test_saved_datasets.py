@@ -33,11 +33,23 @@ FEATURES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 ROWS: dict[str, dict[str, Any]] = {
     "nli": {"sentence1": "A man eats.", "sentence2": "Nobody eats.", "labels": 2},
-    "choices": {"inputs": "It rains.", "choice0": "Dry.", "choice1": "Wet.", "choice2": "Hot.", "choice10": None, "labels": 1},
+    "choices": {
+        "inputs": "It rains.",
+        "choice0": "Dry.",
+        "choice1": "Wet.",
+        "choice2": "Hot.",
+        "choice10": None,
+        "labels": 1,
+    },
     "entities": {"tokens": ["Ada", "ran"], "labels": [1, 0]},
     "likeness": {"idx": 1, "sentence1": "A dog.", "sentence2": "A hound.", "label": 4.5},
     "reviews": {"text": "Fine.", "label": 1},
-    "questions": {"id": "a", "question": "What runs?", "context": "The river runs.", "answers": {"text": ["river"], "answer_start": [4]}},
+    "questions": {
+        "id": "a",
+        "question": "What runs?",
+        "context": "The river runs.",
+        "answers": {"text": ["river"], "answer_start": [4]},
+    },
 }
 SPLITS = ("train", "validation_matched", "validation_mismatched", "test")
 
@@ -47,7 +59,9 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     root = tmp_path_factory.mktemp("saved")
     for name, features in FEATURES.items():
         one = datasets.Dataset.from_list([ROWS[name]], features=datasets.Features(features))
-        datasets.DatasetDict(dict.fromkeys(SPLITS if name == "nli" else ("train", "validation"), one)).save_to_disk(str(root / name))
+        datasets.DatasetDict(
+            dict.fromkeys(SPLITS if name == "nli" else ("train", "validation"), one)
+        ).save_to_disk(str(root / name))
     return {name: str(root / name) for name in FEATURES}
 
 
@@ -72,7 +86,10 @@ def test_a_folder_alone_is_a_task(folders: dict[str, str]) -> None:
         "dev_mismatched": "validation_mismatched",
         "test": "test",
     }
-    assert specs["nli"].labels == ("entailment", "neutral", "contradiction") and specs["reviews"].labels == ("bad", "good")
+    assert specs["nli"].labels == ("entailment", "neutral", "contradiction") and specs["reviews"].labels == (
+        "bad",
+        "good",
+    )
     assert specs["entities"].labels == ("O", "B-PER", "I-PER")
     assert {name: next(iter(iterate_rows(spec.splits["train"])))[1] for name, spec in specs.items()} == {
         "nli": ("A man eats.", "Nobody eats.", "contradiction"),
@@ -92,9 +109,14 @@ def test_what_a_recipe_says_is_kept(folders: dict[str, str]) -> None:
         "splits": {"train": "test"},
     }
     spec = specs_of({"nli": own})["nli"]
-    assert (spec.splits["train"].text_columns, spec.labels) == (("sentence2",), ("neutral", "contradiction", "entailment"))
+    assert (spec.splits["train"].text_columns, spec.labels) == (
+        ("sentence2",),
+        ("neutral", "contradiction", "entailment"),
+    )
     assert {split: source.split for split, source in spec.splits.items()} == {"train": "test"}
-    similar = specs_of({"likeness": {"dataset": folders["likeness"], "kind": "similarity", "score_range": [0, 5]}})["likeness"]
+    similar = specs_of(
+        {"likeness": {"dataset": folders["likeness"], "kind": "similarity", "score_range": [0, 5]}}
+    )["likeness"]
     assert (similar.kind, similar.splits["dev"].text_columns) == ("similarity", ("sentence1", "sentence2"))
 
 
@@ -115,7 +137,12 @@ def test_choices_are_said_and_rows_are_prepared(
     folders: dict[str, str], tmp_path: Path, tiny_encoder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tasks = {name: {"dataset": folder} for name, folder in folders.items()}
-    recipe = {"encoder": {"path": str(tiny_encoder)}, "tasks": tasks, "train": {"steps": 1}, "data": {"cache_dir": str(tmp_path / "cache")}}
+    recipe = {
+        "encoder": {"path": str(tiny_encoder)},
+        "tasks": tasks,
+        "train": {"steps": 1},
+        "data": {"cache_dir": str(tmp_path / "cache")},
+    }
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     for verb in ("prepare", "tasks"):
         assert main([verb, str(tmp_path / "recipe.yaml")]) == 0
@@ -125,5 +152,8 @@ def test_choices_are_said_and_rows_are_prepared(
             "dev_mismatched = validation_mismatched, test = test; text_columns: sentence1, sentence2; label_column: labels; "
             "labels: entailment, neutral, contradiction\n"
         ) in said
-        assert "text_columns: inputs; label_column: labels; choice_columns: choice0, choice1, choice2, choice10\n" in said
+        assert (
+            "text_columns: inputs; label_column: labels; choice_columns: choice0, choice1, choice2, choice10\n"
+            in said
+        )
     assert len(list((tmp_path / "cache").glob("*/tokens.arrow"))) == 14  # no two splits share a folder

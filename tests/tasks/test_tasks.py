@@ -18,7 +18,9 @@ from mtdnn_ds.tasks.spec import TaskSpec
 
 
 def recipe(tasks: Any, **sections: Any) -> Recipe:
-    return Recipe.model_validate({"encoder": {"path": "x"}, "train": {"steps": 1}, "tasks": tasks, **sections})
+    return Recipe.model_validate(
+        {"encoder": {"path": "x"}, "train": {"steps": 1}, "tasks": tasks, **sections}
+    )
 
 
 def problems(tasks: Any, **sections: Any) -> tuple[str, ...]:
@@ -43,7 +45,10 @@ def test_table_rows_are_consistent() -> None:
     assert len(BUILTIN_TASKS) == 23
     for task in BUILTIN_TASKS.values():
         assert KINDS[task.kind].has_classes == bool(task.labels)
-        assert all(metric in METRICS and metric_misfit(metric, task.kind, len(task.labels)) is None for metric in task.metrics)
+        assert all(
+            metric in METRICS and metric_misfit(metric, task.kind, len(task.labels)) is None
+            for metric in task.metrics
+        )
         if task.folder_setting:
             assert task.folder.keys() == task.remote.keys()
             assert {len(source.text_columns) for source in task.folder.values()} == {
@@ -53,7 +58,9 @@ def test_table_rows_are_consistent() -> None:
 
 def test_official_ids_are_class_ids() -> None:
     # ClassLabel names of nyu-mll/glue and stanfordnlp/snli on the Hugging Face hub
-    assert {name: task.labels for name, task in BUILTIN_TASKS.items() if not name.startswith("quickstart")} == {
+    assert {
+        name: task.labels for name, task in BUILTIN_TASKS.items() if not name.startswith("quickstart")
+    } == {
         "cola": ("unacceptable", "acceptable"),
         "sst2": ("negative", "positive"),
         "mrpc": ("not_equivalent", "equivalent"),
@@ -89,7 +96,8 @@ def test_official_ids_are_class_ids() -> None:
 def test_builtin_without_folder_comes_from_the_hub() -> None:
     (mnli,) = resolve_tasks(recipe(["mnli"]))
     assert {
-        split: (source.format, source.path, source.config, source.split, source.label_column) for split, source in mnli.splits.items()
+        split: (source.format, source.path, source.config, source.split, source.label_column)
+        for split, source in mnli.splits.items()
     } == {
         "train": ("hub", "nyu-mll/glue", "mnli", "train", "label"),
         "dev": ("hub", "nyu-mll/glue", "mnli", "validation_matched", "label"),
@@ -103,24 +111,42 @@ def test_builtin_without_folder_comes_from_the_hub() -> None:
 def test_glue_dir_takes_the_files_that_are_there(shared_data: Path) -> None:
     glue = str(shared_data / "glue")
     specs = resolve_tasks(recipe(["cola", "sst2", "mnli"], data={"glue_dir": glue}))
-    assert [tuple(spec.splits) for spec in specs] == [("train", "dev", "test"), ("train", "dev"), ("train", "dev", "dev_mm")]
+    assert [tuple(spec.splits) for spec in specs] == [
+        ("train", "dev", "test"),
+        ("train", "dev"),
+        ("train", "dev", "dev_mm"),
+    ]
     assert specs[0].splits["train"].path == f"{glue}/CoLA/train.tsv"
     assert not specs[0].splits["train"].header and specs[0].splits["test"].header
 
 
 def test_settings_reach_the_spec(user_task: dict[str, Any]) -> None:
     mnli, mine = resolve_tasks(
-        recipe({"mnli": {"dropout": 0.3, "metrics": ["macro_f1"]}, "mine": user_task}, loss={"scale": {"mine": 2.5}})
+        recipe(
+            {"mnli": {"dropout": 0.3, "metrics": ["macro_f1"]}, "mine": user_task},
+            loss={"scale": {"mine": 2.5}},
+        )
     )
     assert (mnli.dropout, mnli.loss_scale, mnli.metrics) == (0.3, 1.0, ("macro_f1",))
-    assert (mine.dropout, mine.loss_scale, mine.metrics, mine.labels) == (None, 2.5, ("accuracy",), ("no", "yes"))
-    assert (mine.splits["train"].format, mine.splits["train"].quoted, mine.splits["train"].header) == ("csv", True, True)
+    assert (mine.dropout, mine.loss_scale, mine.metrics, mine.labels) == (
+        None,
+        2.5,
+        ("accuracy",),
+        ("no", "yes"),
+    )
+    assert (mine.splits["train"].format, mine.splits["train"].quoted, mine.splits["train"].header) == (
+        "csv",
+        True,
+        True,
+    )
 
 
 def test_numbered_columns_mean_a_file_without_header(tmp_path: Path) -> None:
     (tmp_path / "t.tsv").touch()
     files = {"train": str(tmp_path / "t.tsv"), "test": str(tmp_path / "t.tsv")}
-    (task,) = resolve_tasks(recipe({"r": {"kind": "regression", "text_columns": ["0"], "label_column": "-1", "files": files}}))
+    (task,) = resolve_tasks(
+        recipe({"r": {"kind": "regression", "text_columns": ["0"], "label_column": "-1", "files": files}})
+    )
     source = task.splits["train"]
     assert (source.header, source.quoted, source.label_column) == (False, False, "-1")
     assert task.splits["test"].label_column is None
@@ -175,14 +201,26 @@ def test_names_in_mappings_are_checked() -> None:
 
 USER_CASES: dict[str, tuple[dict[str, Any], str]] = {
     "no kind": ({"kind": None}, "tasks.mine.kind: missing; every task of your own needs it"),
-    "no columns": ({"text_columns": None}, "tasks.mine.text_columns: missing; every task of your own needs it"),
-    "no label column": ({"label_column": None}, "tasks.mine.label_column: missing; every task of your own needs it"),
-    "no labels": ({"labels": None}, "tasks.mine.labels: missing; a classification lists its label names, in class-id order"),
+    "no columns": (
+        {"text_columns": None},
+        "tasks.mine.text_columns: missing; every task of your own needs it",
+    ),
+    "no label column": (
+        {"label_column": None},
+        "tasks.mine.label_column: missing; every task of your own needs it",
+    ),
+    "no labels": (
+        {"labels": None},
+        "tasks.mine.labels: missing; a classification lists its label names, in class-id order",
+    ),
     "labels of a regression": (
         {"kind": "regression"},
         "tasks.mine.labels: a regression has no label names, its label_column holds numbers; remove the key",
     ),
-    "label twice": ({"labels": ["a", "b", "a"]}, "tasks.mine.labels: 'a' stands twice; every class has its own name"),
+    "label twice": (
+        {"labels": ["a", "b", "a"]},
+        "tasks.mine.labels: 'a' stands twice; every class has its own name",
+    ),
     "empty label": ({"labels": ["a", ""]}, "tasks.mine.labels: a label name is empty"),
     "unknown metric": (
         {"metrics": ["acuracy"]},
@@ -197,7 +235,10 @@ USER_CASES: dict[str, tuple[dict[str, Any], str]] = {
         "tasks.mine.metrics: a metric stands twice, which would count it twice in the task's score",
     ),
     "no rows": ({"files": None}, "tasks.mine: no rows; give exactly one of files, dataset, hub"),
-    "two sources": ({"hub": "a/b"}, "tasks.mine: files and hub are both given; give exactly one of files, dataset, hub"),
+    "two sources": (
+        {"hub": "a/b"},
+        "tasks.mine: files and hub are both given; give exactly one of files, dataset, hub",
+    ),
     "splits beside files": (
         {"splits": {"train": "train"}},
         "tasks.mine.splits: has no effect beside files, whose keys already name the splits; remove it",
@@ -210,8 +251,14 @@ USER_CASES: dict[str, tuple[dict[str, Any], str]] = {
         {"files": None, "hub": "a/b", "splits": {"dev": "x"}},
         "tasks.mine.splits: has no train split; a task of a run is trained",
     ),
-    "label among texts": ({"label_column": "b"}, "tasks.mine.label_column: 'b' is a text column too, so the model would read its answer"),
-    "text twice": ({"text_columns": ["a", "a"]}, "tasks.mine.text_columns: 'a' stands twice; a task with one text names one column"),
+    "label among texts": (
+        {"label_column": "b"},
+        "tasks.mine.label_column: 'b' is a text column too, so the model would read its answer",
+    ),
+    "text twice": (
+        {"text_columns": ["a", "a"]},
+        "tasks.mine.text_columns: 'a' stands twice; a task with one text names one column",
+    ),
     "numbers and names": (
         {"text_columns": ["0", "1"]},
         "tasks.mine: columns are given both by number and by name; numbers (0, 1, -1 ...) are for files without a header, names for files with one",
@@ -227,7 +274,11 @@ def test_user_task_refusals(case: str, user_task: dict[str, Any]) -> None:
 
 def test_user_file_refusals(user_task: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "rows.txt").touch()
-    files = {"dev": str(tmp_path / "rows.txt"), "devel": user_task["files"]["train"], "test": str(tmp_path / "gone.csv")}
+    files = {
+        "dev": str(tmp_path / "rows.txt"),
+        "devel": user_task["files"]["train"],
+        "test": str(tmp_path / "gone.csv"),
+    }
     assert problems({"mine": {**user_task, "files": files}}) == (
         f"tasks.mine.files.dev={tmp_path}/rows.txt: unknown file type '.txt'; use .csv, .tsv, .jsonl, .parquet",
         f"tasks.mine.files.test={tmp_path}/gone.csv: no such file (looked for {tmp_path}/gone.csv)",
@@ -259,7 +310,9 @@ def test_saved_dataset_folders(user_task: dict[str, Any], tmp_path: Path) -> Non
     assert problems({"mine": {**user_task, "dataset": str(single), "splits": {"train": "train"}}}) == (
         f"tasks.mine.splits: {single} holds one Dataset without splits, which becomes train; remove the key",
     )
-    assert problems({"mine": {**user_task, "dataset": str(several), "splits": {"train": "train", "dev": "validatoin"}}}) == (
+    assert problems(
+        {"mine": {**user_task, "dataset": str(several), "splits": {"train": "train", "dev": "validatoin"}}}
+    ) == (
         f"tasks.mine.splits.dev=validatoin: {several} has no split 'validatoin'; did you mean 'validation'? (known: train, validation)",
     )
     assert problems({"mine": {**user_task, "dataset": str(unnamed)}}) == (
@@ -267,7 +320,9 @@ def test_saved_dataset_folders(user_task: dict[str, Any], tmp_path: Path) -> Non
     )
     (task,) = resolve_tasks(recipe({"mine": {**user_task, "dataset": str(single)}}))
     assert (task.splits["train"].format, task.splits["train"].split) == ("datasets", None)
-    (task,) = resolve_tasks(recipe({"mine": {**user_task, "hub": "a/b:c", "splits": {"train": "t", "dev_x": "v"}}}))
+    (task,) = resolve_tasks(
+        recipe({"mine": {**user_task, "hub": "a/b:c", "splits": {"train": "t", "dev_x": "v"}}})
+    )
     assert {split: (source.path, source.config, source.split) for split, source in task.splits.items()} == {
         "train": ("a/b", "c", "t"),
         "dev_x": ("a/b", "c", "v"),

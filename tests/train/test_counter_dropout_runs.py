@@ -84,16 +84,25 @@ def folder(tmp_path_factory: pytest.TempPathFactory, shared_data: Path, minilm: 
     shutil.copytree(folder / "killed", folder / "elsewhere")
     elsewhere = job_of(folder, "plain.2_zero1", output_dir=str(folder / "elsewhere"))
     for ranks, job in ((1, killed), (2, elsewhere)):
-        jobs = [{**job, "resume": "auto"}, *(job_of(folder, name) for name, run in RUNS.items() if run[0] == ranks)]
+        jobs = [
+            {**job, "resume": "auto"},
+            *(job_of(folder, name) for name, run in RUNS.items() if run[0] == ranks),
+        ]
         said = run_jobs(jobs, folder, ranks)[Path(job["output_dir"]).name]
-        assert f"resuming after step 2 of {STEPS}" in said and ("2 ranks instead of 1" in said) == (ranks == 2)
+        assert f"resuming after step 2 of {STEPS}" in said and ("2 ranks instead of 1" in said) == (
+            ranks == 2
+        )
     return folder
 
 
 def job_of(folder: Path, name: str, **changes: Any) -> dict[str, Any]:
     _, stage, overrides = RUNS[name]
     recipe = "shared" if "sharing.mode" in overrides else "recipe"
-    job = {"recipe": f"{folder}/{recipe}.yaml", "deepspeed_config": f"{folder}/zero{stage}.json", "output_dir": str(folder / name)}
+    job = {
+        "recipe": f"{folder}/{recipe}.yaml",
+        "deepspeed_config": f"{folder}/zero{stage}.json",
+        "output_dir": str(folder / name),
+    }
     return {**job, "overrides": overrides, **changes}
 
 
@@ -102,8 +111,12 @@ def assert_same(ours: Path, theirs: Path, tolerance: float = TOLERANCE) -> None:
     assert [line["step"] for line in mine] == list(range(1, STEPS + 1)) == [line["step"] for line in expected]
     for line, other in zip(mine, expected, strict=True):
         for field in ("loss", "grad_norm", *(("regularizer",) if "regularizer" in other else ())):
-            assert line[field] == pytest.approx(other[field], rel=tolerance), f"{ours.name} {field} of step {line['step']}"
-        assert line["task_loss"] == pytest.approx(other["task_loss"], rel=tolerance, abs=tolerance), f"{ours.name} step {line['step']}"
+            assert line[field] == pytest.approx(other[field], rel=tolerance), (
+                f"{ours.name} {field} of step {line['step']}"
+            )
+        assert line["task_loss"] == pytest.approx(other["task_loss"], rel=tolerance, abs=tolerance), (
+            f"{ours.name} step {line['step']}"
+        )
 
 
 @pytest.mark.distributed
@@ -116,7 +129,10 @@ def test_dropout_does_not_depend_on_how_the_step_is_cut(folder: Path, name: str)
 def test_there_is_dropout_and_the_runs_are_really_cut_differently(folder: Path) -> None:
     first = {name: training_lines(folder / run)[0] for name, run in FIRST.items()}
     for name in ("none", "other_seed"):
-        losses = [abs(first["plain"]["task_loss"][task] / loss - 1) for task, loss in first[name]["task_loss"].items()]
+        losses = [
+            abs(first["plain"]["task_loss"][task] / loss - 1)
+            for task, loss in first[name]["task_loss"].items()
+        ]
         assert sorted(losses)[2] > 10 * TOLERANCE, f"{name}: tasks' losses hardly change: {losses}"
         assert abs(first["plain"]["grad_norm"] / first[name]["grad_norm"] - 1) > 100 * TOLERANCE
     assert first["r_drop"]["regularizer"] > 0.005, "two passes with masks of their own differ"
@@ -130,7 +146,9 @@ def test_resume_is_bitwise(folder: Path) -> None:
     assert [{field: line[field] for field in EXACT_FIELDS} for line in ours] == [
         {field: line[field] for field in EXACT_FIELDS} for line in straight
     ]
-    evaluations = [[line["eval"] for line in lines(folder / name) if "eval" in line] for name in ("killed", KILLED)]
+    evaluations = [
+        [line["eval"] for line in lines(folder / name) if "eval" in line] for name in ("killed", KILLED)
+    ]
     assert evaluations[0] == evaluations[1] and len(evaluations[0]) == 1
 
 

@@ -48,7 +48,12 @@ SPECS = (
 LAYOUT = head_layout(SPECS)
 
 
-def targets_of(term_ids: list[int], labels: list[float], groups: list[int] | None = None, soft: list[list[float]] | None = None) -> Targets:
+def targets_of(
+    term_ids: list[int],
+    labels: list[float],
+    groups: list[int] | None = None,
+    soft: list[list[float]] | None = None,
+) -> Targets:
     groups = list(range(len(labels))) if groups is None else groups
     return Targets(
         rows=torch.arange(len(labels)),
@@ -61,7 +66,11 @@ def targets_of(term_ids: list[int], labels: list[float], groups: list[int] | Non
 
 
 def losses_of(form: str, outputs: Tensor, targets: Targets, distillation: Distillation | None) -> Tensor:
-    return build_losses(LAYOUT, SPECS, "cpu", distillation).of_batch({form: outputs}, {form: targets})[form].losses
+    return (
+        build_losses(LAYOUT, SPECS, "cpu", distillation)
+        .of_batch({form: outputs}, {form: targets})[form]
+        .losses
+    )
 
 
 def outputs_for(head: str, rows: int) -> Tensor:
@@ -69,7 +78,9 @@ def outputs_for(head: str, rows: int) -> Tensor:
     return (3 * torch.randn(rows, LAYOUT.num_columns(head))).requires_grad_()
 
 
-def assert_agree(form: str, outputs: Tensor, targets: Targets, distillation: Distillation, theirs: list[Tensor]) -> None:
+def assert_agree(
+    form: str, outputs: Tensor, targets: Targets, distillation: Distillation, theirs: list[Tensor]
+) -> None:
     """Every unit's loss, and the gradient of a weighted sum of them."""
     ours, expected = losses_of(form, outputs, targets, distillation), torch.stack(theirs)
     torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-6)
@@ -86,7 +97,10 @@ def test_class_losses_are_cross_entropy_and_kl_div_times_the_squared_temperature
     targets = targets_of([0, 1, 0], [2, 1, 0], soft=soft)
     own = [outputs[0, 0:3], outputs[1, 3:5], outputs[2, 0:3]]
     hard = [cross_entropy(scores, torch.tensor(label)) for scores, label in zip(own, (2, 1, 0), strict=True)]
-    kl = [kl_div((own[row] / 3).log_softmax(0), torch.tensor(soft[row][: len(own[row])]), reduction="sum") for row in (0, 1)]
+    kl = [
+        kl_div((own[row] / 3).log_softmax(0), torch.tensor(soft[row][: len(own[row])]), reduction="sum")
+        for row in (0, 1)
+    ]
     theirs = [0.6 * 9 * kl[0] + 0.4 * hard[0], 0.6 * 9 * kl[1] + 0.4 * hard[1], hard[2]]
     assert_agree("class", outputs, targets, Distillation(temperature=3.0, weight=0.6), theirs)
 
@@ -97,7 +111,10 @@ def test_log_probabilities_of_san_are_distilled_as_they_are() -> None:
     outputs = scores.log_softmax(1)
     hard = [-outputs[0, 0], -outputs[1, 1]]
     # (log q) / T and (scores) / T differ by a constant, which a softmax does not see.
-    kl = [kl_div((scores[row] / 2).log_softmax(0), targets.extra["soft"][row], reduction="sum") for row in (0, 1)]
+    kl = [
+        kl_div((scores[row] / 2).log_softmax(0), targets.extra["soft"][row], reduction="sum")
+        for row in (0, 1)
+    ]
     ours = losses_of("san", outputs, targets, Distillation(temperature=2.0, weight=0.5))
     torch.testing.assert_close(ours, torch.stack([0.5 * 4 * kl[row] + 0.5 * hard[row] for row in (0, 1)]))
 
@@ -144,8 +161,12 @@ def test_scores_learn_the_teachers_score_and_the_label() -> None:
     assert_agree("score", outputs, targets, Distillation(temperature=5.0, weight=0.25), theirs)
 
 
-@pytest.mark.parametrize(("form", "term", "soft"), [("class", 1, [[0.9, 0.1], [0.5, 0.5]]), ("score", 3, [[0.3], [2.0]])])
-def test_weight_0_is_plain_training_and_weight_1_ignores_labels(form: str, term: int, soft: list[list[float]]) -> None:
+@pytest.mark.parametrize(
+    ("form", "term", "soft"), [("class", 1, [[0.9, 0.1], [0.5, 0.5]]), ("score", 3, [[0.3], [2.0]])]
+)
+def test_weight_0_is_plain_training_and_weight_1_ignores_labels(
+    form: str, term: int, soft: list[list[float]]
+) -> None:
     outputs = outputs_for("sequence", 2)
     plain, taught, other = (
         targets_of([term] * 2, [1, 0]),
@@ -154,7 +175,9 @@ def test_weight_0_is_plain_training_and_weight_1_ignores_labels(form: str, term:
     )
     nothing, everything = Distillation(temperature=2.0, weight=0.0), Distillation(temperature=2.0, weight=1.0)
     assert torch.equal(losses_of(form, outputs, taught, nothing), losses_of(form, outputs, plain, None))
-    assert torch.equal(losses_of(form, outputs, taught, everything), losses_of(form, outputs, other, everything))
+    assert torch.equal(
+        losses_of(form, outputs, taught, everything), losses_of(form, outputs, other, everything)
+    )
 
 
 @pytest.mark.parametrize("form", ["class", "score", "choice", "tag"])
@@ -163,7 +186,9 @@ def test_a_micro_batch_without_soft_targets_or_without_rows_keeps_its_losses(for
     term = next(index for index, term in enumerate(LAYOUT.terms) if term.form == form)
     settings = Distillation(temperature=2.0, weight=0.5)
     one = targets_of([term], [0.0 if form != "choice" else 1.0])
-    assert torch.equal(losses_of(form, outputs_for(head, 1), one, settings), losses_of(form, outputs_for(head, 1), one, None))
+    assert torch.equal(
+        losses_of(form, outputs_for(head, 1), one, settings), losses_of(form, outputs_for(head, 1), one, None)
+    )
     empty = replace(
         targets_of([], []),
         term_ids=torch.zeros(0, dtype=torch.int64),
@@ -184,18 +209,26 @@ def rows(values: list[list[float]], offsets: list[int]) -> RowsByExample:
 def test_probabilities_of_several_teachers_are_averaged_at_the_temperature() -> None:
     log3 = float(np.log(3))
     first, second = rows([[2 * log3, 0.0]], [0, 1]), rows([[0.0, 0.0]], [0, 1])
-    np.testing.assert_allclose(soft_targets("classes", [first, second], 2.0).values, [[(0.75 + 0.5) / 2, (0.25 + 0.5) / 2]], rtol=1e-6)
+    np.testing.assert_allclose(
+        soft_targets("classes", [first, second], 2.0).values,
+        [[(0.75 + 0.5) / 2, (0.25 + 0.5) / 2]],
+        rtol=1e-6,
+    )
     np.testing.assert_allclose(soft_targets("classes", [first], 1.0).values, [[0.9, 0.1]], rtol=1e-6)
 
 
 def test_probabilities_over_the_rows_of_an_example() -> None:
     log3 = float(np.log(3))
     teacher = rows([[log3], [0.0], [0.0], [0.0], [log3 + 500]], [0, 2, 5])
-    np.testing.assert_allclose(soft_targets("rows", [teacher], 1.0).values[:, 0], [0.75, 0.25, 0, 0, 1], rtol=1e-6, atol=1e-12)
+    np.testing.assert_allclose(
+        soft_targets("rows", [teacher], 1.0).values[:, 0], [0.75, 0.25, 0, 0, 1], rtol=1e-6, atol=1e-12
+    )
 
 
 def test_scores_are_averaged_whatever_the_temperature() -> None:
-    assert soft_targets("number", [rows([[1.0], [4.0]], [0, 1, 2]), rows([[2.0], [0.0]], [0, 1, 2])], 7.0).values.tolist() == [[1.5], [2.0]]
+    assert soft_targets(
+        "number", [rows([[1.0], [4.0]], [0, 1, 2]), rows([[2.0], [0.0]], [0, 1, 2])], 7.0
+    ).values.tolist() == [[1.5], [2.0]]
 
 
 def test_teachers_that_read_fewer_tokens_teach_those() -> None:
@@ -221,7 +254,9 @@ class FixedExamples:
         owner = np.repeat(np.arange(len(examples_B)), examples_B + 1)
         number = np.concatenate([np.arange(example + 1) for example in examples_B])
         ids = np.repeat(examples_B, 4)
-        targets = TargetRows(rows=4 * owner + number, labels=examples_B[owner].astype(np.float32), examples=owner)
+        targets = TargetRows(
+            rows=4 * owner + number, labels=examples_B[owner].astype(np.float32), examples=owner
+        )
         return Gathered(
             input_ids=ids,
             token_type_ids=0 * ids,
@@ -237,14 +272,21 @@ class FixedExamples:
 
 
 def test_soft_targets_go_with_their_example_and_row() -> None:
-    soft = rows([[0.1], [0.2], [0.3], [0.4]], [0, 1, 2, 4])  # example 1 lacks its second row, example 2 its third
+    soft = rows(
+        [[0.1], [0.2], [0.3], [0.4]], [0, 1, 2, 4]
+    )  # example 1 lacks its second row, example 2 its third
     (targets,) = DistilledExamples(FixedExamples(1), soft).gather(np.array([2, 0, 1]), np.zeros(3)).targets
-    np.testing.assert_array_equal(targets.extra["soft"][:, 0], np.array([0.3, 0.4, NAN, 0.1, 0.2, NAN], dtype=np.float32))
+    np.testing.assert_array_equal(
+        targets.extra["soft"][:, 0], np.array([0.3, 0.4, NAN, 0.1, 0.2, NAN], dtype=np.float32)
+    )
 
 
 def test_tasks_with_and_without_teachers_share_a_micro_batch() -> None:
     """Two classes taught, three classes taught, and two classes not taught: what a task lacks is NaN."""
-    specs = [spec(name, "token_classification", labels) for name, labels in (("x", ("O", "B")), ("y", ("O", "B", "I")), ("z", ("O", "B")))]
+    specs = [
+        spec(name, "token_classification", labels)
+        for name, labels in (("x", ("O", "B")), ("y", ("O", "B", "I")), ("z", ("O", "B")))
+    ]
     sets = [
         DistilledExamples(FixedExamples(2), rows([[0.1, 0.9]] * 6, [0, 1, 3, 6])),
         DistilledExamples(FixedExamples(3), rows([[0.2, 0.3, 0.5]] * 6, [0, 1, 3, 6])),
@@ -262,10 +304,17 @@ def test_tasks_with_and_without_teachers_share_a_micro_batch() -> None:
     targets = batch.targets["tag"]
     assert targets.term_ids.tolist() == [0, 1, 2, 2]
     np.testing.assert_array_equal(
-        targets.extra["soft"].numpy(), np.array([[0.1, 0.9, NAN], [0.2, 0.3, 0.5], [NAN] * 3, [NAN] * 3], dtype=np.float32)
+        targets.extra["soft"].numpy(),
+        np.array([[0.1, 0.9, NAN], [0.2, 0.3, 0.5], [NAN] * 3, [NAN] * 3], dtype=np.float32),
     )
     plain = collate(
-        np.array([2]), np.array([1]), np.zeros(1, dtype=np.int64), sets, layout=head_layout(specs), tasks=range(3), filler_ids=np.zeros(0)
+        np.array([2]),
+        np.array([1]),
+        np.zeros(1, dtype=np.int64),
+        sets,
+        layout=head_layout(specs),
+        tasks=range(3),
+        filler_ids=np.zeros(0),
     )
     assert plain.targets["tag"].extra == {}
 
@@ -324,7 +373,12 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def write_recipe(path: Path, tasks: dict[str, Any], distillation: dict[str, Any] | None = None) -> str:
     own = {name: {"files": {"train": "rows.csv"}, **TABLE, **task} for name, task in tasks.items()}
-    recipe = {"encoder": {"path": "bert-base-uncased"}, "tasks": own, "train": {"steps": 3}, "distillation": distillation or {}}
+    recipe = {
+        "encoder": {"path": "bert-base-uncased"},
+        "tasks": own,
+        "train": {"steps": 3},
+        "distillation": distillation or {},
+    }
     path.write_text(yaml.safe_dump(recipe))
     return str(path)
 
@@ -353,7 +407,9 @@ def test_other_labels_or_another_order_are_refused_with_both(folder: Path) -> No
 
 def test_kinds_that_cannot_be_distilled_are_refused(folder: Path) -> None:
     ranking = {"kind": "ranking", "text_columns": ["text", "other"], "objective": "pairwise"}
-    write_teacher(folder / "run", {"ranked": ranking, "mine": {}, "score": {"kind": "regression", "labels": None}})
+    write_teacher(
+        folder / "run", {"ranked": ranking, "mine": {}, "score": {"kind": "regression", "labels": None}}
+    )
     assert refusal(folder, {"ranked": ranking, "mine": {}, "score": {}}, {"teachers": ["run"]}) == [
         "distillation.teachers: run: task 'ranked': a ranking with objective=pairwise cannot be distilled, only tasks that score classes, "
         "choices or numbers; leave the task out of distillation.tasks",
@@ -364,7 +420,9 @@ def test_kinds_that_cannot_be_distilled_are_refused(folder: Path) -> None:
 
 def test_teachers_that_are_not_there_are_refused_all_at_once(folder: Path) -> None:
     write_teacher(folder / "run", {"mine": {}})
-    assert refusal(folder, {"mine": {}}, {"teachers": ["none", "run", "./run"], "checkpoint": "best/mine"}) == [
+    assert refusal(
+        folder, {"mine": {}}, {"teachers": ["none", "run", "./run"], "checkpoint": "best/mine"}
+    ) == [
         "distillation.teachers: none: not a run folder (recipe.yaml is missing); give the --output_dir of a training run",
         "distillation.checkpoint best/mine: not in run; (known: best/average, latest)",
         "distillation.teachers: ./run stands twice, which would count it twice; name it once",
@@ -379,7 +437,9 @@ def test_tasks_without_a_teacher_are_refused_where_they_are_named(folder: Path) 
     assert refusal(folder, {"other": {}}, {"teachers": ["run"]}) == [
         "distillation.teachers: they have none of the run's tasks (they have mine); name other runs"
     ]
-    recipe = load_recipe(write_recipe(folder / "student.yaml", {"mine": {}, "other": {}}, {"teachers": ["run"]}), {})
+    recipe = load_recipe(
+        write_recipe(folder / "student.yaml", {"mine": {}, "other": {}}, {"teachers": ["run"]}), {}
+    )
     (teacher,) = find_teachers(recipe, resolve_tasks(recipe))
     assert [task.name for task in teacher.specs] == ["mine"]
 
@@ -398,7 +458,9 @@ def test_settings_without_teachers_have_no_effect_and_are_refused(folder: Path) 
 def test_a_resolved_recipe_without_teachers_has_no_distillation(folder: Path) -> None:
     recipe = load_recipe(write_recipe(folder / "student.yaml", {"mine": {}}), {})
     assert "distillation" not in yaml.safe_load(dump_recipe(recipe))
-    with_teachers = load_recipe(write_recipe(folder / "student.yaml", {"mine": {}}, {"teachers": ["run"]}), {})
+    with_teachers = load_recipe(
+        write_recipe(folder / "student.yaml", {"mine": {}}, {"teachers": ["run"]}), {}
+    )
     assert yaml.safe_load(dump_recipe(with_teachers))["distillation"] == {
         "teachers": ["run"], "checkpoint": "best/average", "temperature": 2.0, "weight": 0.5,
     }  # fmt: skip

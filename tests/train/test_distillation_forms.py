@@ -28,7 +28,11 @@ QUESTIONS = [
     ("what do birds do", ["they swim in rivers", "fly"], 1),
     ("where is the house", ["on the hill over there", "in music", "slow", "never"], 0),
 ]
-SENTENCES = [["Paris", "is", "old"], ["the", "river", "near", "London", "runs", "fast", "and", "deep"], ["music"]]
+SENTENCES = [
+    ["Paris", "is", "old"],
+    ["the", "river", "near", "London", "runs", "fast", "and", "deep"],
+    ["music"],
+]
 TAGS = [["B-LOC", "O", "O"], ["O", "O", "O", "B-LOC", "O", "O", "O", "O"], ["O"]]
 LABELS = ["O", "B-LOC", "I-LOC"]
 TEMPERATURE = 3.0
@@ -45,20 +49,38 @@ def recipe(tmp_path_factory: pytest.TempPathFactory, tiny_encoder: Path) -> Reci
     folder = tmp_path_factory.mktemp("forms")
     questions = [{"question": text, "choices": choices, "right": right} for text, choices, right in QUESTIONS]
     (folder / "choice.jsonl").write_text("".join(json.dumps(row) + "\n" for row in questions))
-    sentences = ["".join(f"{word} {tag}\n" for word, tag in zip(*pair, strict=True)) for pair in zip(SENTENCES, TAGS, strict=True)]
+    sentences = [
+        "".join(f"{word} {tag}\n" for word, tag in zip(*pair, strict=True))
+        for pair in zip(SENTENCES, TAGS, strict=True)
+    ]
     (folder / "ner.conll").write_text("\n".join(sentences))
     tasks: dict[str, Any] = {
-        "choice": {"kind": "multiple_choice", "text_columns": ["question"], "choice_columns": ["choices"], "label_column": "right"},
+        "choice": {
+            "kind": "multiple_choice",
+            "text_columns": ["question"],
+            "choice_columns": ["choices"],
+            "label_column": "right",
+        },
         "ner": {"kind": "token_classification", "labels": LABELS},
     }
-    tasks["choice"]["files"], tasks["ner"]["files"] = {"train": str(folder / "choice.jsonl")}, {"train": str(folder / "ner.conll")}
-    teacher = {"encoder": {"path": str(tiny_encoder), "max_length": TEACHER_LENGTH}, "tasks": tasks, "train": {"steps": 1, "seed": 5}}
+    tasks["choice"]["files"], tasks["ner"]["files"] = (
+        {"train": str(folder / "choice.jsonl")},
+        {"train": str(folder / "ner.conll")},
+    )
+    teacher = {
+        "encoder": {"path": str(tiny_encoder), "max_length": TEACHER_LENGTH},
+        "tasks": tasks,
+        "train": {"steps": 1, "seed": 5},
+    }
     (folder / "teacher" / "best" / "average").mkdir(parents=True)
     (folder / "teacher" / "recipe.yaml").write_text(yaml.safe_dump(teacher))
     read = load_recipe(str(folder / "teacher" / "recipe.yaml"), {})
     specs = resolve_tasks(read)
     model = run_model(
-        read, RunData(specs=specs, layout=head_layout(specs), examples={}), device=torch.device("cpu"), compute_dtype=torch.float32
+        read,
+        RunData(specs=specs, layout=head_layout(specs), examples={}),
+        device=torch.device("cpu"),
+        compute_dtype=torch.float32,
     )
     with torch.no_grad():
         for head in model.heads.values():
@@ -78,10 +100,15 @@ def recipe(tmp_path_factory: pytest.TempPathFactory, tiny_encoder: Path) -> Reci
 def soft_targets_of(recipe: Recipe) -> dict[str, list[np.ndarray]]:
     """Soft targets of each example of each task, as a micro-batch gets them."""
     data = prepare_run_data(recipe, resolve_tasks(recipe), quiet)
-    with_answers = taught(recipe, data, find_lessons(recipe, data, quiet), device=torch.device("cpu"), say=quiet)
+    with_answers = taught(
+        recipe, data, find_lessons(recipe, data, quiet), device=torch.device("cpu"), say=quiet
+    )
     result = {}
     for spec, examples in zip(with_answers.specs, with_answers.train_sets, strict=True):
-        gathered = [examples.gather(np.array([index]), np.zeros(1)).targets[0] for index in range(examples.num_examples)]
+        gathered = [
+            examples.gather(np.array([index]), np.zeros(1)).targets[0]
+            for index in range(examples.num_examples)
+        ]
         result[spec.name] = [targets.extra["soft"] for targets in gathered]
     return result
 
@@ -89,10 +116,16 @@ def soft_targets_of(recipe: Recipe) -> dict[str, list[np.ndarray]]:
 def with_teachers_weights(model: Any, recipe: Recipe, head: str) -> Any:
     assert recipe.distillation.teachers is not None
     weights = load_file(Path(recipe.distillation.teachers[0]) / "best" / "average" / "model.safetensors")
-    state = {f"bert.{name.removeprefix('encoder.model.')}": value for name, value in weights.items() if name.startswith("encoder.model.")}
+    state = {
+        f"bert.{name.removeprefix('encoder.model.')}": value
+        for name, value in weights.items()
+        if name.startswith("encoder.model.")
+    }
     if model.bert.pooler is not None:
         state |= {
-            f"bert.pooler.{name.removeprefix('encoder.pooler.')}": value for name, value in weights.items() if "encoder.pooler." in name
+            f"bert.pooler.{name.removeprefix('encoder.pooler.')}": value
+            for name, value in weights.items()
+            if "encoder.pooler." in name
         }
     state |= {f"classifier.{part}": weights[f"heads.{head}.{part}"] for part in ("weight", "bias")}
     assert model.load_state_dict(state, strict=False).missing_keys == []
@@ -101,25 +134,38 @@ def with_teachers_weights(model: Any, recipe: Recipe, head: str) -> Any:
 
 @torch.no_grad()
 def test_soft_choices_equal_hugging_faces_multiple_choice_model(recipe: Recipe) -> None:
-    model = with_teachers_weights(BertForMultipleChoice.from_pretrained(recipe.encoder.path), recipe, "sequence")
+    model = with_teachers_weights(
+        BertForMultipleChoice.from_pretrained(recipe.encoder.path), recipe, "sequence"
+    )
     tokenizer = AutoTokenizer.from_pretrained(recipe.encoder.path)
     ours = soft_targets_of(recipe)["choice"]
     for soft, (question, choices, _) in zip(ours, QUESTIONS, strict=True):
         inputs = tokenizer(
-            [question] * len(choices), choices, padding=True, truncation=True, max_length=TEACHER_LENGTH, return_tensors="pt"
+            [question] * len(choices),
+            choices,
+            padding=True,
+            truncation=True,
+            max_length=TEACHER_LENGTH,
+            return_tensors="pt",
         )
         logits = model(**{name: values[None] for name, values in inputs.items()}).logits[0]
         np.testing.assert_allclose(soft[:, 0], (logits / TEMPERATURE).softmax(0).numpy(), rtol=0, atol=1e-5)
 
 
 @torch.no_grad()
-def test_soft_tags_equal_hugging_faces_token_classifier_and_end_where_the_teacher_stops_reading(recipe: Recipe) -> None:
-    model = with_teachers_weights(BertForTokenClassification.from_pretrained(recipe.encoder.path, num_labels=3), recipe, "token")
+def test_soft_tags_equal_hugging_faces_token_classifier_and_end_where_the_teacher_stops_reading(
+    recipe: Recipe,
+) -> None:
+    model = with_teachers_weights(
+        BertForTokenClassification.from_pretrained(recipe.encoder.path, num_labels=3), recipe, "token"
+    )
     tokenizer = AutoTokenizer.from_pretrained(recipe.encoder.path)
     ours = soft_targets_of(recipe)["ner"]
     assert [len(soft) for soft in ours] == [3, 8, 1]
     for soft, words in zip(ours, SENTENCES, strict=True):
-        inputs = tokenizer([words], is_split_into_words=True, truncation=True, max_length=TEACHER_LENGTH, return_tensors="pt")
+        inputs = tokenizer(
+            [words], is_split_into_words=True, truncation=True, max_length=TEACHER_LENGTH, return_tensors="pt"
+        )
         word_of_token = inputs.word_ids(0)
         first = [word_of_token.index(word) for word in range(len(words)) if word in word_of_token]
         theirs = (model(**inputs).logits[0, first] / TEMPERATURE).softmax(1).numpy()

@@ -37,7 +37,24 @@ from mtdnn_ds.train.distillation.teacher_outputs import find_lessons, fingerprin
 
 RANKS = 2
 LABELS = {"pair": ["no", "maybe", "yes"], "one": ["neg", "pos"], "score": None}
-WORDS = ("red", "blue", "Green", "small", "Large", "old", "new", "fast", "slow", "cat", "Dog", "bird", "house", "car", "Paris", "music")
+WORDS = (
+    "red",
+    "blue",
+    "Green",
+    "small",
+    "Large",
+    "old",
+    "new",
+    "fast",
+    "slow",
+    "cat",
+    "Dog",
+    "bird",
+    "house",
+    "car",
+    "Paris",
+    "music",
+)
 EXACT_FIELDS = ("step", "loss", "task_loss", "lr", "grad_norm", "micro_batches")
 
 
@@ -48,7 +65,9 @@ class Runs:
 
 
 def _rows(task: str, number: int, source: random.Random) -> list[list[str]]:
-    texts = [[" ".join(source.choices(WORDS, k=source.randint(2, 14))) for _ in range(2)] for _ in range(number)]
+    texts = [
+        [" ".join(source.choices(WORDS, k=source.randint(2, 14))) for _ in range(2)] for _ in range(number)
+    ]
     labels = LABELS[task]
     return [[*pair, source.choice(labels) if labels else f"{source.random() * 5:.2f}"] for pair in texts]
 
@@ -82,7 +101,11 @@ def runs(tmp_path_factory: pytest.TempPathFactory, tiny_encoder: Path, minilm: P
         "data": {"cache_dir": str(folder / "cache")},
     }
     recipes = {
-        "wide": {"encoder": {"path": str(tiny_encoder), "max_length": 32}, "tasks": tasks, "train": {"steps": 2}},
+        "wide": {
+            "encoder": {"path": str(tiny_encoder), "max_length": 32},
+            "tasks": tasks,
+            "train": {"steps": 2},
+        },
         "cased": {
             "encoder": {"path": str(_cased_encoder(folder / "encoder", minilm)), "max_length": 20},
             "tasks": {"one": tasks["one"], "pair": tasks["pair"]},
@@ -92,14 +115,22 @@ def runs(tmp_path_factory: pytest.TempPathFactory, tiny_encoder: Path, minilm: P
             "encoder": {"path": str(tiny_encoder), "max_length": 24},
             "tasks": tasks,
             "train": {"steps": 6, "save_every": 3, "seed": 2},
-            "distillation": {"teachers": [str(folder / "wide"), str(folder / "cased")], "temperature": 2.0, "weight": 0.7},
+            "distillation": {
+                "teachers": [str(folder / "wide"), str(folder / "cased")],
+                "temperature": 2.0,
+                "weight": 0.7,
+            },
         },
     }
     for name, recipe in recipes.items():
         (folder / f"{name}.yaml").write_text(yaml.safe_dump({**common, **recipe}, sort_keys=False))
     write_json(folder / "zero2.json", zero_config(2))
     said = run_jobs([_job(folder, name) for name in recipes], folder, RANKS)
-    resumed = {**_job(folder, "student"), "output_dir": str(folder / "resumed"), "resume": str(folder / "student/checkpoints/step_3")}
+    resumed = {
+        **_job(folder, "student"),
+        "output_dir": str(folder / "resumed"),
+        "resume": str(folder / "student/checkpoints/step_3"),
+    }
     return Runs(folder=folder, said={**said, **run_jobs([resumed], folder, RANKS)})
 
 
@@ -119,25 +150,38 @@ def _student_data(folder: Path) -> tuple[Any, RunData]:
 def _stored(runs: Runs, teacher: str, task: str) -> dict[str, np.ndarray]:
     """Outputs of one teacher as its lesson names them."""
     recipe, data = _student_data(runs.folder)
-    lessons = {lesson.teacher.found.folder.path.name: lesson for lesson in find_lessons(recipe, data, lambda text: None)}
-    return load_file(runs.folder / "cache" / f"{task}-train-{lessons[teacher].keys[task][:16]}.soft.safetensors")
+    lessons = {
+        lesson.teacher.found.folder.path.name: lesson
+        for lesson in find_lessons(recipe, data, lambda text: None)
+    }
+    return load_file(
+        runs.folder / "cache" / f"{task}-train-{lessons[teacher].keys[task][:16]}.soft.safetensors"
+    )
 
 
-def _hugging_face_outputs(runs: Runs, teacher: str, task: str, first_column: int, encoder: Path, max_length: int) -> np.ndarray:
+def _hugging_face_outputs(
+    runs: Runs, teacher: str, task: str, first_column: int, encoder: Path, max_length: int
+) -> np.ndarray:
     """Padded inputs through BertForSequenceClassification with the teacher's weights."""
     weights = load_weights(runs.folder / teacher / "best" / "average" / "model.safetensors")
     labels = LABELS[task]
     num_outputs = len(labels) if labels else 1
     model = BertForSequenceClassification.from_pretrained(encoder, num_labels=num_outputs).eval()
     columns = slice(first_column, first_column + num_outputs)
-    state = {f"bert.{name.removeprefix('encoder.model.')}": value for name, value in weights.items() if name.startswith("encoder.model.")}
+    state = {
+        f"bert.{name.removeprefix('encoder.model.')}": value
+        for name, value in weights.items()
+        if name.startswith("encoder.model.")
+    }
     state |= {
         f"bert.pooler.{name.removeprefix('encoder.pooler.')}": value
         for name, value in weights.items()
         if name.startswith("encoder.pooler.")
     }
     state |= {f"classifier.{part}": weights[f"heads.sequence.{part}"][columns] for part in ("weight", "bias")}
-    missing, unexpected = model.load_state_dict({name: value.float() for name, value in state.items()}, strict=False)
+    missing, unexpected = model.load_state_dict(
+        {name: value.float() for name, value in state.items()}, strict=False
+    )
     assert (missing, unexpected) == ([], [])
     with (runs.folder / f"{task}_train.csv").open(newline="") as stream:
         rows = list(csv.DictReader(stream))
@@ -151,7 +195,13 @@ def _hugging_face_outputs(runs: Runs, teacher: str, task: str, first_column: int
 @pytest.mark.distributed
 @pytest.mark.parametrize(
     ("teacher", "task", "first_column", "max_length"),
-    [("wide", "pair", 0, 32), ("wide", "one", 3, 32), ("wide", "score", 5, 32), ("cased", "one", 0, 20), ("cased", "pair", 2, 20)],
+    [
+        ("wide", "pair", 0, 32),
+        ("wide", "one", 3, 32),
+        ("wide", "score", 5, 32),
+        ("cased", "one", 0, 20),
+        ("cased", "pair", 2, 20),
+    ],
 )
 def test_stored_outputs_equal_a_padded_hugging_face_forward(
     runs: Runs, tiny_encoder: Path, teacher: str, task: str, first_column: int, max_length: int
@@ -166,14 +216,18 @@ def test_stored_outputs_equal_a_padded_hugging_face_forward(
 
 @pytest.mark.distributed
 def test_the_two_teachers_really_read_other_tokens(runs: Runs, tiny_encoder: Path) -> None:
-    ids = [AutoTokenizer.from_pretrained(path)("Green Dog in Paris")["input_ids"] for path in (tiny_encoder, runs.folder / "encoder")]
+    ids = [
+        AutoTokenizer.from_pretrained(path)("Green Dog in Paris")["input_ids"]
+        for path in (tiny_encoder, runs.folder / "encoder")
+    ]
     assert ids[0] != ids[1]
 
 
 @pytest.mark.distributed
 def test_resume_is_bitwise_with_distillation(runs: Runs) -> None:
     student, resumed = (
-        [{field: line[field] for field in EXACT_FIELDS} for line in training_lines(runs.folder / name)] for name in ("student", "resumed")
+        [{field: line[field] for field in EXACT_FIELDS} for line in training_lines(runs.folder / name)]
+        for name in ("student", "resumed")
     )
     assert len(student) == 6 and resumed == student[3:]
     assert "resuming after step 3 of 6" in runs.said["resumed"]
@@ -182,7 +236,10 @@ def test_resume_is_bitwise_with_distillation(runs: Runs) -> None:
 @pytest.mark.distributed
 def test_answers_are_computed_once(runs: Runs) -> None:
     said = runs.said["student"]
-    assert "wide/best/average: answered 78 examples in" in said and "cased/best/average: answered 52 examples in" in said
+    assert (
+        "wide/best/average: answered 78 examples in" in said
+        and "cased/best/average: answered 52 examples in" in said
+    )
     assert "answered" not in runs.said["resumed"]
     assert len(list((runs.folder / "cache").glob("*.soft.safetensors"))) == 5
     assert list((runs.folder / "cache").glob("*.building-*")) == []
@@ -196,11 +253,19 @@ def test_every_example_learns_its_own_answers(runs: Runs, tiny_encoder: Path) ->
     with_answers = taught(recipe, data, find_lessons(recipe, data, quiet), device=device, say=quiet)
     step = build_plan(recipe, data).step(1)
     batch = collate(
-        step.task_ids, step.rows, step.epochs, with_answers.train_sets, layout=data.layout, tasks=range(3), filler_ids=np.zeros(0)
+        step.task_ids,
+        step.rows,
+        step.epochs,
+        with_answers.train_sets,
+        layout=data.layout,
+        tasks=range(3),
+        filler_ids=np.zeros(0),
     )
     model = run_model(recipe, data, device=device, compute_dtype=torch.float32).eval()
     outputs = model(batch)
-    ours = build_losses(data.layout, data.specs, device, Distillation(temperature=2.0, weight=0.7)).of_batch(outputs, batch.targets)
+    ours = build_losses(data.layout, data.specs, device, Distillation(temperature=2.0, weight=0.7)).of_batch(
+        outputs, batch.targets
+    )
 
     heads = {"pair": slice(0, 3), "one": slice(3, 5), "score": slice(5, 6)}
     teachers = {
@@ -209,7 +274,10 @@ def test_every_example_learns_its_own_answers(runs: Runs, tiny_encoder: Path) ->
         "score": [("wide", 5, tiny_encoder, 32)],
     }
     answers = {
-        task: [torch.tensor(_hugging_face_outputs(runs, name, task, first, encoder, most)) for name, first, encoder, most in named]
+        task: [
+            torch.tensor(_hugging_face_outputs(runs, name, task, first, encoder, most))
+            for name, first, encoder, most in named
+        ]
         for task, named in teachers.items()
     }
     seen = set()
@@ -218,12 +286,14 @@ def test_every_example_learns_its_own_answers(runs: Runs, tiny_encoder: Path) ->
             task, number = list(heads)[batch.example_tasks[example]], int(batch.example_rows[example])
             own = outputs[form][row, heads[task]]
             if task == "score":
-                expected = 0.7 * (own - answers[task][0][number]) ** 2 + 0.3 * (own - targets.labels[row]) ** 2
+                expected = (
+                    0.7 * (own - answers[task][0][number]) ** 2 + 0.3 * (own - targets.labels[row]) ** 2
+                )
             else:
                 soft = torch.stack([(of_one[number] / 2).softmax(0) for of_one in answers[task]]).mean(0)
-                expected = 0.7 * 4 * kl_div((own / 2).log_softmax(0), soft, reduction="sum") + 0.3 * cross_entropy(
-                    own, targets.labels[row].long()
-                )
+                expected = 0.7 * 4 * kl_div(
+                    (own / 2).log_softmax(0), soft, reduction="sum"
+                ) + 0.3 * cross_entropy(own, targets.labels[row].long())
             torch.testing.assert_close(ours[form].losses[row], expected.squeeze(), rtol=0, atol=1e-5)
             seen.add((task, number))
     assert len(seen) == 12 and {task for task, _ in seen} == set(heads)
@@ -236,9 +306,17 @@ def test_other_teacher_weights_are_noticed_and_refused_when_a_run_goes_on(runs: 
     plan = build_plan(recipe, data)
 
     def state(teachers: list[str]) -> RunState:
-        changed = load_recipe(str(runs.folder / "student.yaml"), {"distillation.teachers": ",".join(teachers)})
+        changed = load_recipe(
+            str(runs.folder / "student.yaml"), {"distillation.teachers": ",".join(teachers)}
+        )
         prints = fingerprints(find_lessons(changed, data, lambda text: None))
-        return RunState(step=0, recipe=settings_dict(changed), plan=plan.state_dict(0), topology=saved["topology"], teachers=prints)
+        return RunState(
+            step=0,
+            recipe=settings_dict(changed),
+            plan=plan.state_dict(0),
+            topology=saved["topology"],
+            teachers=prints,
+        )
 
     def copy(name: str) -> Path:
         folder = tmp_path / name
@@ -252,18 +330,24 @@ def test_other_teacher_weights_are_noticed_and_refused_when_a_run_goes_on(runs: 
     save_file(weights, copy("changed") / "best" / "average" / "model.safetensors")
 
     cased = str(runs.folder / "cased")
-    check_fit("step_3", saved, state([cased, str(tmp_path / "moved")]), plan)  # the same weights elsewhere, named in another order
+    check_fit(
+        "step_3", saved, state([cased, str(tmp_path / "moved")]), plan
+    )  # the same weights elsewhere, named in another order
     with pytest.raises(CheckpointError) as caught:
         check_fit("step_3", saved, state([str(tmp_path / "changed"), cased]), plan)
     assert [problem.split(" were ")[0] for problem in caught.value.problems[:-1]] == [
         "step_3: the teachers of 'one'", "step_3: the teachers of 'pair'", "step_3: the teachers of 'score'",
     ]  # fmt: skip
-    assert caught.value.problems[0].endswith("now: their weights, or how they read the examples, have changed")
+    assert caught.value.problems[0].endswith(
+        "now: their weights, or how they read the examples, have changed"
+    )
 
 
 @pytest.mark.distributed
 def test_the_verb_stores_answers_and_scores_every_teacher(runs: Runs, tmp_path: Path) -> None:
-    done = run_command(["-m", "mtdnn_ds", "distill", str(runs.folder / "student.yaml"), "--data.cache_dir", str(tmp_path)])
+    done = run_command(
+        ["-m", "mtdnn_ds", "distill", str(runs.folder / "student.yaml"), "--data.cache_dir", str(tmp_path)]
+    )
     assert done.returncode == 0, done.stderr
     titles = [line for line in done.stdout.splitlines() if line.startswith("dev metrics of ")]
     assert titles == [
@@ -275,7 +359,9 @@ def test_the_verb_stores_answers_and_scores_every_teacher(runs: Runs, tmp_path: 
     ours, theirs = (sorted(folder.glob("*.soft.safetensors")) for folder in (tmp_path, runs.folder / "cache"))
     assert [file.name for file in ours] == [file.name for file in theirs] and len(ours) == 5
     for one_rank, two_ranks in zip(ours, theirs, strict=True):
-        np.testing.assert_allclose(load_file(one_rank)["outputs"], load_file(two_ranks)["outputs"], rtol=0, atol=1e-5)
+        np.testing.assert_allclose(
+            load_file(one_rank)["outputs"], load_file(two_ranks)["outputs"], rtol=0, atol=1e-5
+        )
     last_evaluation = [line for line in lines(runs.folder / "wide") if "eval" in line][-1]
     shown = float(done.stdout.split("dev metrics of ")[1].split("average  ")[1].split()[0])
     assert shown == pytest.approx(last_evaluation["average"], abs=1e-3)

@@ -70,7 +70,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory, shared_data: Path, tiny_encod
                 "recipe": str(folder / "recipe.yaml"),
                 "deepspeed_config": str(folder / f"zero{setting.stage}.json"),
                 "output_dir": str(folder / setting.name),
-                "overrides": {"batch.max_tokens_per_micro_batch": str(setting.max_tokens), "mixture.mixing": setting.mixing},
+                "overrides": {
+                    "batch.max_tokens_per_micro_batch": str(setting.max_tokens),
+                    "mixture.mixing": setting.mixing,
+                },
             }
             for setting in SETTINGS
             if setting.world_size == world_size
@@ -93,12 +96,18 @@ def _reference(folder: Path, glue: Path, encoder: Path) -> list[tuple[float, flo
     for number in range(1, STEPS + 1):
         examples = plan.step(number)
         steps.append(
-            [read_example(glue, names[task], int(rows[task][row])) for task, row in zip(examples.task_ids, examples.rows, strict=True)]
+            [
+                read_example(glue, names[task], int(rows[task][row]))
+                for task, row in zip(examples.task_ids, examples.rows, strict=True)
+            ]
         )
     model = run_model(recipe, data, device=torch.device("cpu"), compute_dtype=torch.float32)
     bank = model.heads["sequence"]
     columns = [slice(term.first_column, term.first_column + term.num_outputs) for term in data.layout.terms]
-    heads = {name: (bank.weight.detach()[own], bank.bias.detach()[own]) for name, own in zip(names, columns, strict=True)}
+    heads = {
+        name: (bank.weight.detach()[own], bank.bias.detach()[own])
+        for name, own in zip(names, columns, strict=True)
+    }
     return reference_training(
         encoder,
         steps,
@@ -127,9 +136,14 @@ def test_losses_and_gradients_equal_a_hand_written_padded_loop(runs: Runs, setti
 
 @pytest.mark.distributed
 def test_settings_really_cut_steps_differently(runs: Runs) -> None:
-    counts = {setting.name: {line["micro_batches"] for line in training_lines(runs.folder / setting.name)} for setting in SETTINGS}
+    counts = {
+        setting.name: {line["micro_batches"] for line in training_lines(runs.folder / setting.name)}
+        for setting in SETTINGS
+    }
     assert counts["ranks1_zero2"] == {1}
-    assert len(counts["ranks1_zero2_tokens128"]) > 1, "the number of micro-batches should differ from step to step"
+    assert len(counts["ranks1_zero2_tokens128"]) > 1, (
+        "the number of micro-batches should differ from step to step"
+    )
     assert min(counts["ranks2_zero3_tokens256"]) >= 2
     assert all(line["padding_efficiency"] == 1.0 for line in training_lines(runs.folder / "ranks2_zero1"))
 
@@ -138,7 +152,10 @@ def test_settings_really_cut_steps_differently(runs: Runs) -> None:
 @pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.name)
 def test_every_setting_evaluates_the_same(runs: Runs, setting: Setting) -> None:
     """Every dev row is scored exactly once, whatever the number of ranks; equal models then get equal metrics."""
-    ours, theirs = ([line for line in lines(runs.folder / name) if "eval" in line] for name in (setting.name, SETTINGS[0].name))
+    ours, theirs = (
+        [line for line in lines(runs.folder / name) if "eval" in line]
+        for name in (setting.name, SETTINGS[0].name)
+    )
     assert [line["step"] for line in ours] == [STEPS]
     assert sorted(ours[0]["eval"]) == sorted(COLUMNS)
     assert list(ours[0]["eval"]["mnli"]) == ["accuracy", "accuracy_mm"]

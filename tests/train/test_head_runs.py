@@ -42,7 +42,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory, shared_data: Path, tiny_encod
     folder = tmp_path_factory.mktemp("head_runs")
     glue = cut_glue(shared_data / "glue", folder / "glue", train_rows=40, dev_rows=12)
     (folder / "lengths.py").write_text(WORD_LENGTHS)
-    sentences = [line.split(",")[0].split() for line in (ROOT / "recipes/own_kind/train.csv").read_text().splitlines()[1:]]
+    sentences = [
+        line.split(",")[0].split()
+        for line in (ROOT / "recipes/own_kind/train.csv").read_text().splitlines()[1:]
+    ]
     rows = [{"words": words, "sizes": [len(word) for word in words]} for words in sentences]
     (folder / "words.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     words = {"kind": "lengths", "text_columns": ["words"], "label_column": "sizes"}
@@ -67,7 +70,11 @@ def runs(tmp_path_factory: pytest.TempPathFactory, shared_data: Path, tiny_encod
 
     def job(name: str, stage: int, precision: str = "fp32", **overrides: str) -> dict[str, Any]:
         config = write_json(folder / f"{name}.json", zero_config(stage, precision))
-        common = {"recipe": str(folder / "recipe.yaml"), "deepspeed_config": str(config), "output_dir": str(folder / name)}
+        common = {
+            "recipe": str(folder / "recipe.yaml"),
+            "deepspeed_config": str(config),
+            "output_dir": str(folder / name),
+        }
         return {**common, "overrides": overrides}
 
     run_jobs([job("one", 0)], folder, 1)
@@ -80,15 +87,21 @@ def runs(tmp_path_factory: pytest.TempPathFactory, shared_data: Path, tiny_encod
 @pytest.mark.distributed
 def test_losses_and_gradients_are_those_of_one_rank(runs: Runs) -> None:
     one, sharded = (training_lines(runs.folder / name) for name in ("one", "sharded"))
-    assert {line["micro_batches"] for line in one} == {1} and max(line["micro_batches"] for line in sharded) > 1
+    assert {line["micro_batches"] for line in one} == {1} and max(
+        line["micro_batches"] for line in sharded
+    ) > 1
     for ours, theirs in zip(sharded, one, strict=True):
-        assert [ours["loss"], ours["grad_norm"]] == pytest.approx([theirs["loss"], theirs["grad_norm"]], rel=1e-4)
+        assert [ours["loss"], ours["grad_norm"]] == pytest.approx(
+            [theirs["loss"], theirs["grad_norm"]], rel=1e-4
+        )
         assert ours["task_loss"] == pytest.approx(theirs["task_loss"], rel=1e-4)
 
 
 @pytest.mark.distributed
 def test_bf16_with_dropout_trains(runs: Runs) -> None:
-    assert all(math.isfinite(line["loss"]) and line["grad_norm"] > 0 for line in training_lines(runs.folder / "half"))
+    assert all(
+        math.isfinite(line["loss"]) and line["grad_norm"] > 0 for line in training_lines(runs.folder / "half")
+    )
 
 
 @pytest.mark.distributed

@@ -25,10 +25,20 @@ from mtdnn_ds.runs.setup import loader_settings, prepare_run_data, run_model
 from mtdnn_ds.tasks.resolve import resolve_tasks
 from mtdnn_ds.train.init.from_hf_heads import begin_with_heads, head_problems
 
-SIZES = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, max_position_embeddings=80)
+SIZES = dict(
+    hidden_size=32,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    intermediate_size=64,
+    max_position_embeddings=80,
+)
 THEIRS = {0: "CONTRADICTION", 1: "entailment", 2: "Neutral"}
 OURS = ["entailment", "neutral", "contradiction"]
-PAIRS = [("A man eats.", "Somebody eats."), ("It rains today.", "The sun shines."), ("Two dogs run.", "Dogs.")]
+PAIRS = [
+    ("A man eats.", "Somebody eats."),
+    ("It rains today.", "The sun shines."),
+    ("Two dogs run.", "Dogs."),
+]
 WORDS = [["Ada", "Lovelace", "wrote", "programs"], ["It", "rains", "in", "London"]]
 
 
@@ -46,7 +56,9 @@ def write_checkpoint(folder: Path, tokenizer_from: Path, name: str, **config: An
     return folder
 
 
-def write_recipe(folder: Path, encoder: Path, tasks: dict[str, Any], heads: dict[str, str], **more: Any) -> Path:
+def write_recipe(
+    folder: Path, encoder: Path, tasks: dict[str, Any], heads: dict[str, str], **more: Any
+) -> Path:
     recipe = {
         "encoder": {"path": str(encoder), "max_length": 64}, "tasks": tasks, "heads": heads, "train": {"steps": 2, "dropout": "none"},
         "optimizer": {"name": "torch_adamw"}, "data": {"cache_dir": str(folder / "cache")}, **more,
@@ -59,18 +71,37 @@ def write_recipe(folder: Path, encoder: Path, tasks: dict[str, Any], heads: dict
 def tasks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("rows")
     rows = {
-        "nli": [{"a": first, "b": second, "label": OURS[place]} for place, (first, second) in enumerate(PAIRS)],
-        "score": [{"a": first, "b": second, "label": 1.5 + place} for place, (first, second) in enumerate(PAIRS)],
+        "nli": [
+            {"a": first, "b": second, "label": OURS[place]} for place, (first, second) in enumerate(PAIRS)
+        ],
+        "score": [
+            {"a": first, "b": second, "label": 1.5 + place} for place, (first, second) in enumerate(PAIRS)
+        ],
         "ner": [{"words": words, "tags": ["O"] * len(words)} for words in WORDS],
         "qa": [{"q": "Who wrote?", "c": "Ada wrote it.", "answers": {"text": ["Ada"], "answer_start": [0]}}],
         "choice": [{"q": "It rains.", "one": "It is wet.", "two": "It is dry.", "label": 0}],
     }
     settings: dict[str, Any] = {
-        "nli": {"kind": "classification", "text_columns": ["a", "b"], "label_column": "label", "labels": OURS},
+        "nli": {
+            "kind": "classification",
+            "text_columns": ["a", "b"],
+            "label_column": "label",
+            "labels": OURS,
+        },
         "score": {"kind": "regression", "text_columns": ["a", "b"], "label_column": "label"},
-        "ner": {"kind": "token_classification", "text_columns": ["words"], "label_column": "tags", "labels": ["O", "B-PER", "I-PER"]},
+        "ner": {
+            "kind": "token_classification",
+            "text_columns": ["words"],
+            "label_column": "tags",
+            "labels": ["O", "B-PER", "I-PER"],
+        },
         "qa": {"kind": "span", "text_columns": ["q", "c"], "label_column": "answers"},
-        "choice": {"kind": "multiple_choice", "text_columns": ["q"], "choice_columns": ["one", "two"], "label_column": "label"},
+        "choice": {
+            "kind": "multiple_choice",
+            "text_columns": ["q"],
+            "choice_columns": ["one", "two"],
+            "label_column": "label",
+        },
     }
     for name, of_task in rows.items():
         path = folder / f"{name}.jsonl"
@@ -98,27 +129,51 @@ def their_logits(checkpoint: Path, name: str, texts: list[Any], **tokenizing: An
     model = getattr(transformers, name).from_pretrained(checkpoint).eval()
     with torch.no_grad():
         batch = (
-            tokenizer(*zip(*texts, strict=True), return_tensors="pt", padding=True) if not tokenizing else tokenizer(texts, **tokenizing)
+            tokenizer(*zip(*texts, strict=True), return_tensors="pt", padding=True)
+            if not tokenizing
+            else tokenizer(texts, **tokenizing)
         )
-        known = {key: value for key, value in batch.items() if key in ("input_ids", "attention_mask", "token_type_ids")}
+        known = {
+            key: value
+            for key, value in batch.items()
+            if key in ("input_ids", "attention_mask", "token_type_ids")
+        }
         return model(**known).logits
 
 
 FAMILIES = {
     "BertForSequenceClassification": {},
-    "RobertaForSequenceClassification": {"pad_token_id": 0, "vocab_size": 30522, "type_vocab_size": 2, "max_position_embeddings": 81},
+    "RobertaForSequenceClassification": {
+        "pad_token_id": 0,
+        "vocab_size": 30522,
+        "type_vocab_size": 2,
+        "max_position_embeddings": 81,
+    },
     "ElectraForSequenceClassification": {"embedding_size": 16},
-    "DebertaV2ForSequenceClassification": {"vocab_size": 30522, "type_vocab_size": 2, "pooler_hidden_size": 32},
+    "DebertaV2ForSequenceClassification": {
+        "vocab_size": 30522,
+        "type_vocab_size": 2,
+        "pooler_hidden_size": 32,
+    },
 }
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_task_begins_with_the_checkpoints_logits(name: str, tmp_path: Path, minilm: Path, tasks: dict[str, Any]) -> None:
+def test_a_task_begins_with_the_checkpoints_logits(
+    name: str, tmp_path: Path, minilm: Path, tasks: dict[str, Any]
+) -> None:
     checkpoint = write_checkpoint(
-        tmp_path / "theirs", minilm, name, id2label=THEIRS, label2id={label: i for i, label in THEIRS.items()}, **FAMILIES[name]
+        tmp_path / "theirs",
+        minilm,
+        name,
+        id2label=THEIRS,
+        label2id={label: i for i, label in THEIRS.items()},
+        **FAMILIES[name],
     )
     # Beside another task, so that its columns are not the bank's first ones.
-    recipe = write_recipe(tmp_path, checkpoint, {"score": tasks["score"], "nli": tasks["nli"]}, {"nli": str(checkpoint)})
+    recipe = write_recipe(
+        tmp_path, checkpoint, {"score": tasks["score"], "nli": tasks["nli"]}, {"nli": str(checkpoint)}
+    )
     outputs, (note,) = our_outputs(recipe)
     theirs = their_logits(checkpoint, name, PAIRS)[:, [1, 2, 0]]  # entailment, neutral, contradiction
     np.testing.assert_allclose(outputs["nli"], theirs.numpy(), rtol=0, atol=1e-5)
@@ -136,14 +191,20 @@ def test_words_spans_choices_and_scores(tmp_path: Path, minilm: Path, tasks: dic
     }
     checkpoints = {
         task: write_checkpoint(
-            tmp_path / task, minilm, name, id2label=labels[task], label2id={label: i for i, label in labels[task].items()}
+            tmp_path / task,
+            minilm,
+            name,
+            id2label=labels[task],
+            label2id={label: i for i, label in labels[task].items()},
         )
         for task, name in names.items()
     }
     for task, checkpoint in checkpoints.items():  # each on its own encoder
         folder = tmp_path / f"run_{task}"
         folder.mkdir()
-        outputs, _ = our_outputs(write_recipe(folder, checkpoint, {task: tasks[task]}, {task: str(checkpoint)}))
+        outputs, _ = our_outputs(
+            write_recipe(folder, checkpoint, {task: tasks[task]}, {task: str(checkpoint)})
+        )
         ours = torch.tensor(outputs[task])
         tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoint)
         model = getattr(transformers, names[task]).from_pretrained(checkpoint).eval()
@@ -155,7 +216,9 @@ def test_words_spans_choices_and_scores(tmp_path: Path, minilm: Path, tasks: dic
                 for words in WORDS:
                     batch = tokenizer(words, is_split_into_words=True, return_tensors="pt")
                     ids = batch.word_ids(0)
-                    firsts = [place for place, word in enumerate(ids) if word is not None and word != ids[place - 1]]
+                    firsts = [
+                        place for place, word in enumerate(ids) if word is not None and word != ids[place - 1]
+                    ]
                     parts.append(model(**batch).logits[0, firsts][:, [1, 2, 0]])  # O, B-PER, I-PER
                 theirs = torch.cat(parts)
             elif task == "choice":
@@ -165,14 +228,21 @@ def test_words_spans_choices_and_scores(tmp_path: Path, minilm: Path, tasks: dic
                 answer = model(**tokenizer("Who wrote?", "Ada wrote it.", return_tensors="pt"))
                 theirs = torch.stack([answer.start_logits[0], answer.end_logits[0]], dim=-1)
         if task == "qa":  # ours scores [CLS] and the context's tokens
-            rows = [next(i for i in range(len(theirs)) if torch.allclose(theirs[i], row, rtol=0, atol=1e-5)) for row in ours]
+            rows = [
+                next(i for i in range(len(theirs)) if torch.allclose(theirs[i], row, rtol=0, atol=1e-5))
+                for row in ours
+            ]
             assert rows == sorted(rows) and len(rows) >= 4
         else:
             assert ours.shape == theirs.shape and float((ours - theirs).abs().max()) < 1e-5, task
 
 
-def test_a_run_says_what_it_begins_with(tmp_path: Path, minilm: Path, tiny_encoder: Path, tasks: dict[str, Any]) -> None:
-    checkpoint = write_checkpoint(tmp_path / "theirs", minilm, "BertForSequenceClassification", id2label=THEIRS)
+def test_a_run_says_what_it_begins_with(
+    tmp_path: Path, minilm: Path, tiny_encoder: Path, tasks: dict[str, Any]
+) -> None:
+    checkpoint = write_checkpoint(
+        tmp_path / "theirs", minilm, "BertForSequenceClassification", id2label=THEIRS
+    )
     recipe = write_recipe(tmp_path, tiny_encoder, {"nli": tasks["nli"]}, {"nli": str(checkpoint)})
     deepspeed = write_json(tmp_path / "zero2.json", zero_config(2))
     words = [
@@ -188,19 +258,33 @@ def test_a_run_says_what_it_begins_with(tmp_path: Path, minilm: Path, tiny_encod
     ]
     done = run_command([*words, "--optimizer.lr", "1e-12"], OMP_NUM_THREADS="1")
     assert done.returncode == 0, done.stderr[-2000:]
-    assert f"the encoder is {tiny_encoder}, so its answers are not that checkpoint's before training" in done.stdout + done.stderr
+    assert (
+        f"the encoder is {tiny_encoder}, so its answers are not that checkpoint's before training"
+        in done.stdout + done.stderr
+    )
     from safetensors.torch import load_file
 
-    trained, theirs = load_file(tmp_path / "run/best/average/model.safetensors"), load_file(checkpoint / "model.safetensors")
-    torch.testing.assert_close(trained["heads.sequence.weight"].float(), theirs["classifier.weight"][[1, 2, 0]], rtol=0, atol=1e-6)
+    trained, theirs = (
+        load_file(tmp_path / "run/best/average/model.safetensors"),
+        load_file(checkpoint / "model.safetensors"),
+    )
+    torch.testing.assert_close(
+        trained["heads.sequence.weight"].float(), theirs["classifier.weight"][[1, 2, 0]], rtol=0, atol=1e-6
+    )
     assert load_recipe(str(tmp_path / "run/recipe.yaml"), {}).heads == {"nli": str(checkpoint)}
 
 
 def test_what_does_not_fit_is_refused(
-    tmp_path: Path, minilm: Path, tiny_encoder: Path, tasks: dict[str, Any], capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    minilm: Path,
+    tiny_encoder: Path,
+    tasks: dict[str, Any],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     unnamed = write_checkpoint(tmp_path / "unnamed", minilm, "BertForSequenceClassification", num_labels=3)
-    other = write_checkpoint(tmp_path / "other", minilm, "BertForTokenClassification", id2label={0: "O", 1: "B-LOC", 2: "I-LOC"})
+    other = write_checkpoint(
+        tmp_path / "other", minilm, "BertForTokenClassification", id2label={0: "O", 1: "B-LOC", 2: "I-LOC"}
+    )
     san = {**tasks["nli"], "head": "san"}
     refused = {
         "nli": f"heads.nli={unnamed}: its labels are LABEL_0, LABEL_1, LABEL_2, and those of the task are entailment, neutral, contradiction; "
@@ -222,33 +306,60 @@ def test_what_does_not_fit_is_refused(
         "answers": unnamed,
         "gone": "no/such/folder",
     }
-    recipe = write_recipe(tmp_path, tiny_encoder, all_tasks, {name: str(path) for name, path in heads.items()})
+    recipe = write_recipe(
+        tmp_path, tiny_encoder, all_tasks, {name: str(path) for name, path in heads.items()}
+    )
     assert main(["plan", str(recipe)]) == 2
     said = capsys.readouterr().err
-    assert sorted(line for line in said.splitlines() if line.startswith("error: ")) == sorted(f"error: {line}" for line in refused.values())
-    with pytest.raises(ConfigError, match=r"heads\.nil: there is no task 'nil' in the run; did you mean 'nli'"):
+    assert sorted(line for line in said.splitlines() if line.startswith("error: ")) == sorted(
+        f"error: {line}" for line in refused.values()
+    )
+    with pytest.raises(
+        ConfigError, match=r"heads\.nil: there is no task 'nil' in the run; did you mean 'nli'"
+    ):
         load_recipe(str(write_recipe(tmp_path, tiny_encoder, {"nli": tasks["nli"]}, {"nil": "x"})), {})
 
 
-def test_two_dense_layers_or_another_activation_are_refused(tmp_path: Path, minilm: Path, tasks: dict[str, Any]) -> None:
+def test_two_dense_layers_or_another_activation_are_refused(
+    tmp_path: Path, minilm: Path, tasks: dict[str, Any]
+) -> None:
     extra = FAMILIES["RobertaForSequenceClassification"]
-    first = write_checkpoint(tmp_path / "first", minilm, "RobertaForSequenceClassification", id2label=THEIRS, **extra)
+    first = write_checkpoint(
+        tmp_path / "first", minilm, "RobertaForSequenceClassification", id2label=THEIRS, **extra
+    )
     second = write_checkpoint(
-        tmp_path / "second", minilm, "RobertaForSequenceClassification", id2label={0: "LABEL_0"}, **{**extra, "layer_norm_eps": 1e-5}
+        tmp_path / "second",
+        minilm,
+        "RobertaForSequenceClassification",
+        id2label={0: "LABEL_0"},
+        **{**extra, "layer_norm_eps": 1e-5},
     )
     weights = {"classifier.dense.weight": torch.zeros(32, 32)}
     from safetensors.torch import load_file, save_file
 
-    save_file({**load_file(second / "model.safetensors"), **weights}, second / "model.safetensors", metadata={"format": "pt"})
+    save_file(
+        {**load_file(second / "model.safetensors"), **weights},
+        second / "model.safetensors",
+        metadata={"format": "pt"},
+    )
     both = {"score": tasks["score"], "nli": tasks["nli"]}
-    with pytest.raises(ConfigError, match=r"heads\.score=.*: has another dense layer than heads\.nli, and tasks share one pooler"):
+    with pytest.raises(
+        ConfigError,
+        match=r"heads\.score=.*: has another dense layer than heads\.nli, and tasks share one pooler",
+    ):
         our_outputs(write_recipe(tmp_path, first, both, {"nli": str(first), "score": str(second)}))
-    electra = write_checkpoint(tmp_path / "electra", minilm, "ElectraForSequenceClassification", id2label=THEIRS, embedding_size=32)
-    with pytest.raises(ConfigError, match=r"has GELUActivation after its dense layer, and the run's pooler has Tanh"):
+    electra = write_checkpoint(
+        tmp_path / "electra", minilm, "ElectraForSequenceClassification", id2label=THEIRS, embedding_size=32
+    )
+    with pytest.raises(
+        ConfigError, match=r"has GELUActivation after its dense layer, and the run's pooler has Tanh"
+    ):
         our_outputs(write_recipe(tmp_path, first, both, {"nli": str(electra)}))
 
 
-def test_heads_are_for_the_first_stage_and_for_tasks_of_the_run(tmp_path: Path, tiny_encoder: Path, tasks: dict[str, Any]) -> None:
+def test_heads_are_for_the_first_stage_and_for_tasks_of_the_run(
+    tmp_path: Path, tiny_encoder: Path, tasks: dict[str, Any]
+) -> None:
     both = {"nli": tasks["nli"], "score": tasks["score"]}
     stages = [
         {"name": "first"},

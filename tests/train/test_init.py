@@ -81,7 +81,9 @@ def new_model(recipe: Recipe) -> MultiTaskNet:
     return build_model(encoder_path=recipe.encoder.path, specs=specs, layout=head_layout(specs), seed=7)
 
 
-def begun(base: Path, tasks: str, **overrides: str) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], str]:
+def begun(
+    base: Path, tasks: str, **overrides: str
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], str]:
     """A new model's weights before and after it begins with the source run, and what is said of it."""
     recipe = load_recipe(str(base / "recipe.yaml"), {"tasks": tasks, **overrides})
     model, source = new_model(recipe), find_source(recipe)
@@ -99,19 +101,25 @@ def begun(base: Path, tasks: str, **overrides: str) -> tuple[dict[str, torch.Ten
 @pytest.mark.parametrize("checkpoint", ["latest", "step_4", "best/average", "best/rte"])
 def test_encoder_and_matching_heads_are_those_of_the_run(base: Path, stage: int, checkpoint: str) -> None:
     theirs = best(base / f"source_{stage}")
-    before, after, said = begun(base, "rte,mrpc,cola", **{"init.run": str(base / f"source_{stage}"), "init.checkpoint": checkpoint})
+    before, after, said = begun(
+        base, "rte,mrpc,cola", **{"init.run": str(base / f"source_{stage}"), "init.checkpoint": checkpoint}
+    )
     encoder = [name for name in after if name.startswith("encoder.")]
     assert len(encoder) > 20 and all(torch.equal(after[name], theirs[name]) for name in encoder)
     # Columns there: cola 0 and 1, stsb 2, rte 3 and 4. Columns here: rte 0 and 1, mrpc 2 and 3, cola 4 and 5.
     for bank in ("heads.sequence.weight", "heads.sequence.bias"):
         assert torch.equal(after[bank][[0, 1, 4, 5]], theirs[bank][[3, 4, 0, 1]])
         assert torch.equal(after[bank][[2, 3]], before[bank][[2, 3]])
-    assert said.endswith(": encoder and pooler carried; heads of rte, cola carried; drawn from the seed: mrpc (no such task there)")
+    assert said.endswith(
+        ": encoder and pooler carried; heads of rte, cola carried; drawn from the seed: mrpc (no such task there)"
+    )
 
 
 @pytest.mark.distributed
 def test_new_heads_where_they_are_wanted_or_do_not_match(base: Path) -> None:
-    before, after, said = begun(base, "cola,rte", **{"init.run": str(base / "source_2"), "init.heads": "none"})
+    before, after, said = begun(
+        base, "cola,rte", **{"init.run": str(base / "source_2"), "init.heads": "none"}
+    )
     assert torch.equal(after["heads.sequence.weight"], before["heads.sequence.weight"])
     assert not torch.equal(after["encoder.pooler.dense.weight"], before["encoder.pooler.dense.weight"])
     assert said.endswith("all heads drawn from the seed (init.heads=none)")
@@ -121,7 +129,12 @@ def test_new_heads_where_they_are_wanted_or_do_not_match(base: Path) -> None:
 def test_a_task_with_other_outputs_or_labels_gets_a_new_head(base: Path) -> None:
     rows = base / "rows.csv"
     rows.write_text("text,label\na,x\nb,y\nc,z\n")
-    own = {"kind": "classification", "files": {"train": str(rows)}, "text_columns": ["text"], "label_column": "label"}
+    own = {
+        "kind": "classification",
+        "files": {"train": str(rows)},
+        "text_columns": ["text"],
+        "label_column": "label",
+    }
     run = base / "source_2"
     said = []
     for there, here in ((["x", "y"], ["x", "y", "z"]), (["x", "y"], ["y", "x"]), (None, ["x", "y"])):
@@ -134,7 +147,9 @@ def test_a_task_with_other_outputs_or_labels_gets_a_new_head(base: Path) -> None
         theirs.mkdir(exist_ok=True)
         (theirs / "recipe.yaml").write_text(yaml.safe_dump(recipes[0]))
         shutil.copytree(run / "best", theirs / "best", dirs_exist_ok=True)
-        ours.write_text(yaml.safe_dump({**recipes[1], "init": {"run": str(theirs), "checkpoint": "best/average"}}))
+        ours.write_text(
+            yaml.safe_dump({**recipes[1], "init": {"run": str(theirs), "checkpoint": "best/average"}})
+        )
         loaded = load_recipe(str(ours), {})
         source = find_source(loaded)
         assert source is not None
@@ -149,11 +164,16 @@ def test_heads_with_parameters_per_term_are_carried_term_by_term(base: Path, tmp
     """SAN. There mrpc is term 0 with columns 0 and 1, rte term 1 with 2 and 3; here mnli is term 0, rte term 1, and mrpc has another head."""
     recipe = yaml.safe_load((base / "recipe.yaml").read_text())
     (tmp_path / "run/best/average").mkdir(parents=True)
-    (tmp_path / "run/recipe.yaml").write_text(yaml.safe_dump({**recipe, "tasks": {"mrpc": {"head": "san"}, "rte": {"head": "san"}}}))
+    (tmp_path / "run/recipe.yaml").write_text(
+        yaml.safe_dump({**recipe, "tasks": {"mrpc": {"head": "san"}, "rte": {"head": "san"}}})
+    )
     written = load_recipe(str(tmp_path / "run/recipe.yaml"), {})
     assert list(written.tasks) == ["mrpc", "rte"]
     there = build_model(
-        encoder_path=recipe["encoder"]["path"], specs=resolve_tasks(written), layout=head_layout(resolve_tasks(written)), seed=5
+        encoder_path=recipe["encoder"]["path"],
+        specs=resolve_tasks(written),
+        layout=head_layout(resolve_tasks(written)),
+        seed=5,
     )
     save_file(there.state_dict(), tmp_path / "run/best/average/model.safetensors")
     init = {"run": str(tmp_path / "run"), "checkpoint": "best/average"}
@@ -183,7 +203,9 @@ def test_a_task_begins_with_the_head_of_a_task_of_another_name(base: Path) -> No
     model, source = new_model(ours), find_source(ours)
     assert source is not None
     said = begin_with(model, resolve_tasks(ours), source)
-    assert torch.equal(model.heads["sequence"].weight.detach()[:2], best(base / "source_2")["heads.sequence.weight"][[3, 4]])
+    assert torch.equal(
+        model.heads["sequence"].weight.detach()[:2], best(base / "source_2")["heads.sequence.weight"][[3, 4]]
+    )
     assert said.endswith("; heads of qnli, cola carried")
 
 
@@ -198,7 +220,9 @@ HEADS = {
 @pytest.mark.parametrize(("changes", "message"), HEADS.values(), ids=list(HEADS))
 def test_heads_that_cannot_be_taken_are_refused(base: Path, changes: dict[str, str], message: str) -> None:
     with pytest.raises(ConfigError) as raised:
-        recipe = load_recipe(str(base / "recipe.yaml"), {"tasks": "qnli,cola", "init.run": str(base / "source_2"), **changes})
+        recipe = load_recipe(
+            str(base / "recipe.yaml"), {"tasks": "qnli,cola", "init.run": str(base / "source_2"), **changes}
+        )
         preflight(recipe, resolve_tasks(recipe), goes_on=False)
     assert message in str(raised.value)
 
@@ -208,15 +232,25 @@ def test_heads_of_the_users_own_are_carried_task_by_task() -> None:
         columns, first = {}, 0
         for term, number in enumerate(outputs):
             columns[term], first = range(first, first + number), first + number
-        return CustomHeads([torch.nn.Linear(4, number) for number in outputs], columns=columns, dropout_M=[0.0] * len(outputs))
+        return CustomHeads(
+            [torch.nn.Linear(4, number) for number in outputs],
+            columns=columns,
+            dropout_M=[0.0] * len(outputs),
+        )
 
     def slot(index: int, outputs: int) -> _Slot:
         return _Slot(form="own", labels=(), num_outputs=outputs, first_column=0, index=index)
 
     theirs, ours = heads(2, 3), heads(3, 5)
-    expected = {**ours.state_dict(), "of_tasks.0.weight": theirs.of_tasks[1].weight, "of_tasks.0.bias": theirs.of_tasks[1].bias}
+    expected = {
+        **ours.state_dict(),
+        "of_tasks.0.weight": theirs.of_tasks[1].weight,
+        "of_tasks.0.bias": theirs.of_tasks[1].bias,
+    }
     carried = _carry(ours, theirs.state_dict(), [(slot(0, 3), slot(1, 3))])
-    assert carried.keys() == expected.keys() and all(torch.equal(carried[name], expected[name]) for name in expected)
+    assert carried.keys() == expected.keys() and all(
+        torch.equal(carried[name], expected[name]) for name in expected
+    )
 
 
 @pytest.mark.distributed
@@ -237,7 +271,10 @@ def resumed(base: Path) -> dict[str, str]:
         shutil.copytree(base / name, base / f"resumed_{name}")
         shutil.rmtree(base / f"resumed_{name}/checkpoints/step_4")
     moved = {**second(base), "init.run": "moved/source_2"}
-    jobs = [job(base, "resumed_second", 3, "auto", **moved), job(base, "resumed_frozen_2", 2, "auto", **FREEZING)]
+    jobs = [
+        job(base, "resumed_second", 3, "auto", **moved),
+        job(base, "resumed_frozen_2", 2, "auto", **FREEZING),
+    ]
     return run_jobs(jobs, base, 2)
 
 
@@ -247,7 +284,10 @@ def test_a_resumed_run_does_not_begin_again(base: Path, resumed: dict[str, str],
     """It goes on from its own checkpoint, frozen parts and all, and gives the same losses."""
     said = resumed[f"resumed_{name}"]
     assert "resuming after step 2 of 4" in said and "starting from" not in said
-    kept, expected = ([{key: line[key] for key in EXACT} for line in training_lines(base / run)] for run in (f"resumed_{name}", name))
+    kept, expected = (
+        [{key: line[key] for key in EXACT} for line in training_lines(base / run)]
+        for run in (f"resumed_{name}", name)
+    )
     assert kept == expected
 
 
@@ -260,16 +300,28 @@ def test_frozen_parts_stay_and_the_others_train(base: Path, tiny_encoder: Path, 
     pretrained, ours = load_file(tiny_encoder / "model.safetensors"), best(base / f"frozen_{stage}")
     encoder = {name: tensor for name, tensor in ours.items() if name.startswith("encoder.")}
     assert {name for name in encoder if name.startswith(FROZEN)} == {
-        name for name in encoder if torch.equal(encoder[name], pretrained[name.removeprefix("encoder.").removeprefix("model.")])
+        name
+        for name in encoder
+        if torch.equal(encoder[name], pretrained[name.removeprefix("encoder.").removeprefix("model.")])
     }
     assert any("layer.1." in name for name in encoder)
-    assert training_lines(base / f"frozen_{stage}")[3]["loss"] == pytest.approx(training_lines(base / "frozen_0")[3]["loss"], rel=1e-4)
+    assert training_lines(base / f"frozen_{stage}")[3]["loss"] == pytest.approx(
+        training_lines(base / "frozen_0")[3]["loss"], rel=1e-4
+    )
 
 
 def test_parts_are_what_their_names_say(tiny_encoder: Path, base: Path) -> None:
     recipe = load_recipe(str(base / "recipe.yaml"), {})
     sizes = {}
-    for part in ("embeddings", "encoder.layer.1", "encoder.layer.0-1", "encoder", "pooler", "heads", "heads.sequence"):
+    for part in (
+        "embeddings",
+        "encoder.layer.1",
+        "encoder.layer.0-1",
+        "encoder",
+        "pooler",
+        "heads",
+        "heads.sequence",
+    ):
         model = new_model(recipe)
         (note,) = freeze(model, [part])
         sizes[part] = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
@@ -306,15 +358,24 @@ def test_parts_are_what_their_names_say(tiny_encoder: Path, base: Path) -> None:
     ],
     ids=lambda value: " ".join(value) if isinstance(value, dict) else "",
 )  # fmt: skip
-def test_what_is_refused(base: Path, minilm: Path, overrides: dict[str, str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_refused(
+    base: Path, minilm: Path, overrides: dict[str, str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     for name, encoder in (("empty", None), ("wide", base / "wide_encoder")):
         if not (base / name).exists():
             recipe = yaml.safe_load((base / "recipe.yaml").read_text())
             shutil.copytree(base / "source_2/best", base / name / ("best" if encoder else "not_best"))
-            recipe["encoder"]["path"] = str((encoder and write_tiny_encoder(encoder, minilm, hidden_size=48)) or recipe["encoder"]["path"])
+            recipe["encoder"]["path"] = str(
+                (encoder and write_tiny_encoder(encoder, minilm, hidden_size=48)) or recipe["encoder"]["path"]
+            )
             (base / name / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    flags = [word for name, text in overrides.items() for word in (f"--{name}", text.replace("BASE", str(base)))]
-    assert main(["train", "--recipe", str(base / "recipe.yaml"), "--output_dir", str(base / "refused"), *flags]) == 2
+    flags = [
+        word for name, text in overrides.items() for word in (f"--{name}", text.replace("BASE", str(base)))
+    ]
+    assert (
+        main(["train", "--recipe", str(base / "recipe.yaml"), "--output_dir", str(base / "refused"), *flags])
+        == 2
+    )
     assert message.replace("BASE", str(base)) in capsys.readouterr().err
     assert not (base / "refused").exists()
 
@@ -325,13 +386,16 @@ def test_weights_that_do_not_fit_are_refused_with_both_shapes(base: Path, tmp_pa
     recipe["encoder"]["path"] = str(tmp_path / "gone")
     shutil.copytree(base / "source_2/best", tmp_path / "run/best")
     (tmp_path / "run/recipe.yaml").write_text(yaml.safe_dump(recipe))
-    loaded = load_recipe(str(base / "recipe.yaml"), {"init.run": str(tmp_path / "run"), "init.checkpoint": "best/average"})
+    loaded = load_recipe(
+        str(base / "recipe.yaml"), {"init.run": str(tmp_path / "run"), "init.checkpoint": "best/average"}
+    )
     model = new_model(loaded)
     model.encoder.pooler.dense = torch.nn.Linear(32, 16)
     source = find_source(loaded)
     assert source is not None
     with pytest.raises(
-        CheckpointError, match=r"encoder\.pooler\.dense\.bias is \(32,\) there and \(16,\) here; init needs a run with this"
+        CheckpointError,
+        match=r"encoder\.pooler\.dense\.bias is \(32,\) there and \(16,\) here; init needs a run with this",
     ):
         begin_with(model, resolve_tasks(loaded), source)
 
@@ -356,5 +420,7 @@ def test_a_changed_source_is_refused_and_a_moved_one_is_not(base: Path) -> None:
     place = {"world_size": 1, "zero_stage": 0, "precision": "fp32"}
     saved = {"recipe": recipe, "topology": place, "plan": {"step": 2}, "step": 2}
     check_fit("C", saved, RunState(step=0, recipe=moved, plan={}, topology=place), Plan())  # type: ignore[arg-type]
-    with pytest.raises(CheckpointError, match=r"C: init\.run was 'runs/a' when it was saved and is 'runs/b' now"):
+    with pytest.raises(
+        CheckpointError, match=r"C: init\.run was 'runs/a' when it was saved and is 'runs/b' now"
+    ):
         check_fit("C", saved, RunState(step=0, recipe=changed, plan={}, topology=place), Plan())  # type: ignore[arg-type]

@@ -17,10 +17,16 @@ STEPS = 12
 def write_rows(folder: Path) -> dict[str, Any]:
     """Easy rows: what is asked for stands in the texts. The dev rows are the training rows."""
     colour_and_animal = [(colour, animal) for colour in COLOURS for animal in ANIMALS]
-    sentences = "\n\n".join(f"a\tO\n{colour}\tB-colour\nunbelievable\tI-colour\n{animal}\tO" for colour, animal in colour_and_animal)
+    sentences = "\n\n".join(
+        f"a\tO\n{colour}\tB-colour\nunbelievable\tI-colour\n{animal}\tO"
+        for colour, animal in colour_and_animal
+    )
     (folder / "tags.conll").write_text(sentences + "\n")
     rows: dict[str, list[dict[str, Any]]] = {
-        "class": [{"a": f"a {animal} and a {colour} hat", "y": COLOURS.index(colour) % 2} for colour, animal in colour_and_animal],
+        "class": [
+            {"a": f"a {animal} and a {colour} hat", "y": COLOURS.index(colour) % 2}
+            for colour, animal in colour_and_animal
+        ],
         "choice": [
             {"a": "which is a colour?", "c": [animal, colour, "seven"][: 2 + n % 2], "y": 1}
             for n, (colour, animal) in enumerate(colour_and_animal)
@@ -30,7 +36,10 @@ def write_rows(folder: Path) -> dict[str, Any]:
             for n, (colour, animal) in enumerate(colour_and_animal)
             for word in (animal, colour, f"{animal} {animal} and {animal}")
         ],
-        "similarity": [{"a": colour, "b": (animal, colour)[n % 2], "y": n % 2} for n, (colour, animal) in enumerate(colour_and_animal)],
+        "similarity": [
+            {"a": colour, "b": (animal, colour)[n % 2], "y": n % 2}
+            for n, (colour, animal) in enumerate(colour_and_animal)
+        ],
     }
     for name, of_task in rows.items():
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in of_task))
@@ -79,7 +88,9 @@ def test_two_ranks_train_all_of_them_as_one_does(tmp_path: Path, tiny_encoder: P
         assert ours["task_loss"] == pytest.approx(theirs["task_loss"], rel=1e-2, abs=1e-4), ours["step"]
     first, last = one[0]["task_loss"], one[-1]["task_loss"]
     assert all(last[name] < first[name] for name in recipe["tasks"]), (first, last)
-    evaluations = [[line["eval"] for line in lines(tmp_path / name) if "eval" in line][-1] for name in settings]
+    evaluations = [
+        [line["eval"] for line in lines(tmp_path / name) if "eval" in line][-1] for name in settings
+    ]
     assert {name: list(metrics) for name, metrics in evaluations[0].items()} == {
         "class": ["accuracy"],
         "tags": ["entity_f1"],

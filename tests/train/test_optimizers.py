@@ -45,7 +45,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory, shared_data: Path, tiny_encod
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     for file in glue.glob("*/dev.tsv"):
         (folder / "no_dev" / file.parent.name).mkdir(parents=True)
-        (folder / "no_dev" / file.parent.name / "train.tsv").write_bytes((file.parent / "train.tsv").read_bytes())
+        (folder / "no_dev" / file.parent.name / "train.tsv").write_bytes(
+            (file.parent / "train.tsv").read_bytes()
+        )
     jobs = [
         {
             "recipe": str(folder / "recipe.yaml"),
@@ -55,9 +57,18 @@ def runs(tmp_path_factory: pytest.TempPathFactory, shared_data: Path, tiny_encod
         }
         for name, (optimizer, config, _) in RUNS.items()
     ]
-    csv = {**zero_config(1), "csv_monitor": {"enabled": True, "output_path": str(folder / "csv"), "job_name": "monitored"}}
+    csv = {
+        **zero_config(1),
+        "csv_monitor": {"enabled": True, "output_path": str(folder / "csv"), "job_name": "monitored"},
+    }
     first = jobs[0]
-    jobs.append({**first, "output_dir": str(folder / "monitored"), "deepspeed_config": str(write_json(folder / "csv.json", csv))})
+    jobs.append(
+        {
+            **first,
+            "output_dir": str(folder / "monitored"),
+            "deepspeed_config": str(write_json(folder / "csv.json", csv)),
+        }
+    )
     jobs.append(
         {
             **first,
@@ -75,7 +86,9 @@ def test_every_optimizer_trains_as_pytorchs_own_without_zero(runs: Path, name: s
     ours, theirs = training_lines(runs / name), training_lines(runs / RUNS[name][2])
     assert len(ours) == 5
     for field in ("loss", "grad_norm"):
-        assert [line[field] for line in ours] == pytest.approx([line[field] for line in theirs], rel=1e-4), field
+        assert [line[field] for line in ours] == pytest.approx([line[field] for line in theirs], rel=1e-4), (
+            field
+        )
 
 
 @pytest.mark.distributed
@@ -88,7 +101,10 @@ def test_optimizers_differ(runs: Path) -> None:
 @pytest.mark.distributed
 def test_a_run_without_dev_splits_ends_well_and_says_so(runs: Path) -> None:
     assert [line["step"] for line in lines(runs / "train_only")] == [1, 2, 3, 4, 5]
-    assert "no task has a dev split: nothing is evaluated" in json.loads((runs / "said.json").read_text())["train_only"]
+    assert (
+        "no task has a dev split: nothing is evaluated"
+        in json.loads((runs / "said.json").read_text())["train_only"]
+    )
     assert (runs / "train_only" / "checkpoints" / "step_5" / "manifest.json").is_file()
 
 
@@ -96,5 +112,8 @@ def test_a_run_without_dev_splits_ends_well_and_says_so(runs: Path) -> None:
 def test_deepspeeds_own_monitor_gets_every_scalar(runs: Path) -> None:
     files = {path.name for path in (runs / "csv" / "monitored").glob("*.csv")}
     assert {"loss.csv", "loss_rte.csv", "loss_stsb.csv", "grad_norm.csv", "eval_average.csv"} <= files
-    written = [float(row.split(",")[1]) for row in (runs / "csv" / "monitored" / "loss.csv").read_text().splitlines()[1:]]
+    written = [
+        float(row.split(",")[1])
+        for row in (runs / "csv" / "monitored" / "loss.csv").read_text().splitlines()[1:]
+    ]
     assert written == pytest.approx([line["loss"] for line in training_lines(runs / "monitored")])

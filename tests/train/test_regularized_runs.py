@@ -26,7 +26,9 @@ SMART = {
 }  # fmt: skip
 FREELB = {"name": "freelb", "ascent_steps": 2, "radius": 0.5, "step_size": 0.3}
 HOW = {
-    "smart": Perturbation("smart", 1, 0.03, 0.05, "inf", "token", factor=2.0, proximal_factor=1.5, momentum=0.9),
+    "smart": Perturbation(
+        "smart", 1, 0.03, 0.05, "inf", "token", factor=2.0, proximal_factor=1.5, momentum=0.9
+    ),
     "freelb": Perturbation("freelb", 2, 0.3, 0.5, "l2", "sequence"),
 }
 REGULARIZERS: dict[str, dict[str, Any]] = {"smart": SMART, "freelb": FREELB}
@@ -109,7 +111,13 @@ def runs(tmp_path_factory: pytest.TempPathFactory, shared_data: Path, minilm: Pa
         write_json(folder / f"zero{stage}_fp32.json", zero_config(stage))
         write_json(folder / f"zero{stage}_bf16.json", zero_config(stage, "bf16"))
     jobs = [
-        job_of(folder, setting.recipe, setting.name, setting.stage, **{"batch.max_tokens_per_micro_batch": str(setting.max_tokens)})
+        job_of(
+            folder,
+            setting.recipe,
+            setting.name,
+            setting.stage,
+            **{"batch.max_tokens_per_micro_batch": str(setting.max_tokens)},
+        )
         for setting in (*SETTINGS, *MIXTURES, *SCALED)
     ]
     for name, (stage, precision, _, _) in RESUMED.items():
@@ -120,7 +128,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory, shared_data: Path, minilm: Pa
     return Runs(folder, {name: reference_of(folder, glue, encoder, name) for name in REGULARIZERS})
 
 
-def job_of(folder: Path, recipe: str, name: str, stage: int, precision: str = "fp32", **overrides: str) -> dict[str, Any]:
+def job_of(
+    folder: Path, recipe: str, name: str, stage: int, precision: str = "fp32", **overrides: str
+) -> dict[str, Any]:
     return {
         "recipe": str(folder / f"{recipe}.yaml"),
         "deepspeed_config": str(folder / f"zero{stage}_{precision}.json"),
@@ -164,7 +174,9 @@ def reference_of(folder: Path, glue: Path, encoder: Path, name: str) -> list[tup
             noise = draw_noise(
                 place, width=32, is_noisy_N=np.ones(3, dtype=bool), std=std, ball=ball, seed=5, step=number, device=torch.device("cpu")  # type: ignore[arg-type]
             )  # fmt: skip
-            examples.append(TokenExample(TASKS[task], tokens["input_ids"], tokens["token_type_ids"], raw.label, noise))
+            examples.append(
+                TokenExample(TASKS[task], tokens["input_ids"], tokens["token_type_ids"], raw.label, noise)
+            )
         steps.append(examples)
     theirs = ReferenceModel(encoder, heads, {"stsb"})
     return regularized_training(theirs, steps, how, lr=1e-3, weight_decay=0.05, clip=1.0)
@@ -187,7 +199,10 @@ def test_losses_and_gradients_equal_a_hand_written_loop(runs: Runs, setting: Set
 
 @pytest.mark.distributed
 def test_settings_really_cut_steps_differently(runs: Runs) -> None:
-    counts = {setting.name: max(line["micro_batches"] for line in training_lines(runs.folder / setting.name)) for setting in SETTINGS}
+    counts = {
+        setting.name: max(line["micro_batches"] for line in training_lines(runs.folder / setting.name))
+        for setting in SETTINGS
+    }
     assert counts["smart_zero0_tokens8192"] == 1
     assert min(counts["smart_zero2_tokens150"], counts["freelb_zero3_tokens150"]) > 1
 
@@ -238,7 +253,9 @@ def test_adaptive_scales_do_not_depend_on_how_the_step_was_cut(runs: Runs) -> No
     for mine, theirs in zip(cut, whole, strict=True):
         for field in ("loss", "grad_norm"):
             assert mine[field] == pytest.approx(theirs[field], rel=TOLERANCE), (field, mine["step"])
-        assert mine["task_scale"] == {task: pytest.approx(scale, rel=TOLERANCE) for task, scale in theirs["task_scale"].items()}
+        assert mine["task_scale"] == {
+            task: pytest.approx(scale, rel=TOLERANCE) for task, scale in theirs["task_scale"].items()
+        }
     assert len({line["task_scale"]["cola"] for line in whole}) == STEPS
 
 
@@ -258,7 +275,9 @@ def test_dwa_scales_of_a_run_follow_from_its_logged_losses(runs: Runs) -> None:
         assert list(line["task_scale"].values()) == pytest.approx([1 / 3] * 3)
     losses = np.array([[line["task_loss"][task] for task in TASKS] for line in lines])
     raw = np.exp(losses[2:4].sum(0) / losses[0:2].sum(0) / 2)
-    assert [lines[4]["task_scale"][task] for task in TASKS] == pytest.approx((raw / raw.sum()).tolist(), rel=1e-6)
+    assert [lines[4]["task_scale"][task] for task in TASKS] == pytest.approx(
+        (raw / raw.sum()).tolist(), rel=1e-6
+    )
 
 
 @pytest.mark.slow

@@ -45,7 +45,10 @@ LENGTHS, TASKS, LABELS = [4, 6, 7, 9], [1, 0, 2, 1], [3.5, 2.0, 1.0, 0.5]
 
 
 def targets(
-    term_ids: Sequence[int], labels: Sequence[float], groups: Sequence[int] | None = None, rows: Sequence[int] | None = None
+    term_ids: Sequence[int],
+    labels: Sequence[float],
+    groups: Sequence[int] | None = None,
+    rows: Sequence[int] | None = None,
 ) -> Targets:
     of_row = torch.tensor(range(len(term_ids)) if groups is None else groups, dtype=torch.int64)
     return Targets(
@@ -61,7 +64,9 @@ def batch_of(members: Sequence[int], filler: bool = False) -> PackedBatch:
     """Some of four sequences, one example each: number m has LENGTHS[m] tokens, task TASKS[m] and label LABELS[m]."""
     lengths = [3] * filler + [LENGTHS[member] for member in members]
     groups, packed_to_padded = attention_groups(np.array(lengths))
-    ids = [torch.arange(9)] * filler + [torch.randint(5, 90, (9,), generator=torch.Generator().manual_seed(member)) for member in members]
+    ids = [torch.arange(9)] * filler + [
+        torch.randint(5, 90, (9,), generator=torch.Generator().manual_seed(member)) for member in members
+    ]
     by_form = {"class": [m for m in members if TASKS[m] != 1], "score": [m for m in members if TASKS[m] == 1]}
     return PackedBatch(
         input_ids=torch.cat([own[:length] for own, length in zip(ids, lengths, strict=True)]),
@@ -72,7 +77,11 @@ def batch_of(members: Sequence[int], filler: bool = False) -> PackedBatch:
         attention_groups=groups,
         packed_to_padded=packed_to_padded,
         targets={
-            form: targets([TASKS[m] for m in own], [LABELS[m] for m in own], rows=[list(members).index(m) + filler for m in own])
+            form: targets(
+                [TASKS[m] for m in own],
+                [LABELS[m] for m in own],
+                rows=[list(members).index(m) + filler for m in own],
+            )
             for form, own in by_form.items()
         },
         unit_counts=np.zeros(3),
@@ -85,7 +94,9 @@ def batch_of(members: Sequence[int], filler: bool = False) -> PackedBatch:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, minilm: Path) -> Path:
-    return write_tiny_encoder(tmp_path_factory.mktemp("regularized"), minilm, vocab_size=100, initializer_range=0.2)
+    return write_tiny_encoder(
+        tmp_path_factory.mktemp("regularized"), minilm, vocab_size=100, initializer_range=0.2
+    )
 
 
 def model_of(folder: Path, dropout: str = "none") -> MultiTaskNet:
@@ -106,7 +117,9 @@ def regularizer_of(model: MultiTaskNet, **settings: Any) -> Regularizer:
     return regularizer
 
 
-def run_passes(model: MultiTaskNet, regularizer: Regularizer | None, batch: PackedBatch, step: int = 1) -> tuple[float, float]:
+def run_passes(
+    model: MultiTaskNet, regularizer: Regularizer | None, batch: PackedBatch, step: int = 1
+) -> tuple[float, float]:
     """What the engine does with a micro-batch: (sum of losses, sum of what is added), and gradients of both together."""
     losses = build_losses(LAYOUT, SPECS, "cpu")
     total, added = 0.0, 0.0
@@ -122,7 +135,11 @@ def run_passes(model: MultiTaskNet, regularizer: Regularizer | None, batch: Pack
 
 
 def gradients(model: torch.nn.Module) -> dict[str, Tensor]:
-    return {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
+    return {
+        name: parameter.grad.clone()
+        for name, parameter in model.named_parameters()
+        if parameter.grad is not None
+    }
 
 
 # Divergences
@@ -130,7 +147,10 @@ def gradients(model: torch.nn.Module) -> dict[str, Tensor]:
 
 def symmetric_kl(ours: Tensor, theirs: Tensor) -> float:
     ours, theirs = ours.log_softmax(-1), theirs.log_softmax(-1)
-    return float(functional.kl_div(ours, theirs.exp(), reduction="sum") + functional.kl_div(theirs, ours.exp(), reduction="sum"))
+    return float(
+        functional.kl_div(ours, theirs.exp(), reduction="sum")
+        + functional.kl_div(theirs, ours.exp(), reduction="sum")
+    )
 
 
 def both(*shape: int) -> tuple[Tensor, Tensor]:
@@ -138,47 +158,70 @@ def both(*shape: int) -> tuple[Tensor, Tensor]:
     return torch.randn(*shape, generator=generator), torch.randn(*shape, generator=generator)
 
 
-def sums_of(specs: Sequence[TaskSpec], form: str, of_form: Targets, ours: Tensor, theirs: Tensor) -> list[float]:
+def sums_of(
+    specs: Sequence[TaskSpec], form: str, of_form: Targets, ours: Tensor, theirs: Tensor
+) -> list[float]:
     layout = head_layout(specs)
-    return divergence_sums({form: ours}, {form: theirs}, {form: of_form}, term_table(layout, "cpu"), (form,)).tolist()
+    return divergence_sums(
+        {form: ours}, {form: theirs}, {form: of_form}, term_table(layout, "cpu"), (form,)
+    ).tolist()
 
 
 def test_divergence_of_a_distribution_checked_by_hand() -> None:
     """P = (3/4, 1/4) and Q = (1/4, 3/4): (1/2) log 3 + (-1/2) log(1/3) = log 3."""
     ours, theirs = torch.tensor([[0.75, 0.25]]).log(), torch.tensor([[0.25, 0.75]]).log()
-    assert sums_of([spec("a", "classification", 2)], "class", targets([0], [0]), ours, theirs) == pytest.approx([1.0986123])
+    assert sums_of(
+        [spec("a", "classification", 2)], "class", targets([0], [0]), ours, theirs
+    ) == pytest.approx([1.0986123])
 
 
 @pytest.mark.parametrize(
     ("kind", "form", "changes"),
-    [("classification", "class", {}), ("token_classification", "tag", {}), ("classification", "san", {"head": "san"})],
+    [
+        ("classification", "class", {}),
+        ("token_classification", "tag", {}),
+        ("classification", "san", {"head": "san"}),
+    ],
 )
-def test_divergence_of_classes_equals_torch_over_each_terms_own_columns(kind: str, form: str, changes: dict[str, str]) -> None:
+def test_divergence_of_classes_equals_torch_over_each_terms_own_columns(
+    kind: str, form: str, changes: dict[str, str]
+) -> None:
     specs = [spec("a", kind, 3, **changes), spec("b", kind, 2, **changes)]
     ours, theirs = both(3, 5)
     expected = [
         symmetric_kl(ours[0, :3], theirs[0, :3]) + symmetric_kl(ours[2, :3], theirs[2, :3]),
         symmetric_kl(ours[1, 3:], theirs[1, 3:]),
     ]
-    assert sums_of(specs, form, targets([0, 1, 0], [0, 0, 0]), ours, theirs) == pytest.approx(expected, rel=1e-5)
+    assert sums_of(specs, form, targets([0, 1, 0], [0, 0, 0]), ours, theirs) == pytest.approx(
+        expected, rel=1e-5
+    )
 
 
 @pytest.mark.parametrize(
-    ("kind", "form", "changes"), [("multiple_choice", "choice", {}), ("ranking", "pairwise", {"objective": "pairwise"})]
+    ("kind", "form", "changes"),
+    [("multiple_choice", "choice", {}), ("ranking", "pairwise", {"objective": "pairwise"})],
 )
-def test_divergence_of_candidates_equals_torch_over_each_examples_rows(kind: str, form: str, changes: dict[str, str]) -> None:
+def test_divergence_of_candidates_equals_torch_over_each_examples_rows(
+    kind: str, form: str, changes: dict[str, str]
+) -> None:
     ours, theirs = both(5, 1)
     expected = symmetric_kl(ours[:2, 0], theirs[:2, 0]) + symmetric_kl(ours[2:, 0], theirs[2:, 0])
     of_form = targets([0] * 5, [0] * 5, groups=[0, 0, 1, 1, 1])
-    assert sums_of([spec("a", kind, 2, **changes)], form, of_form, ours, theirs) == pytest.approx([expected], rel=1e-5)
+    assert sums_of([spec("a", kind, 2, **changes)], form, of_form, ours, theirs) == pytest.approx(
+        [expected], rel=1e-5
+    )
 
 
 def test_divergence_of_spans_is_the_mean_of_start_and_end() -> None:
     ours, theirs = both(5, 2)
-    expected = sum(symmetric_kl(ours[rows, side], theirs[rows, side]) / 2 for rows in (slice(0, 3), slice(3, 5)) for side in (0, 1))
-    assert sums_of([spec("a", "span")], "span", targets([0] * 5, [0] * 5, groups=[0, 0, 0, 1, 1]), ours, theirs) == pytest.approx(
-        [expected], rel=1e-5
+    expected = sum(
+        symmetric_kl(ours[rows, side], theirs[rows, side]) / 2
+        for rows in (slice(0, 3), slice(3, 5))
+        for side in (0, 1)
     )
+    assert sums_of(
+        [spec("a", "span")], "span", targets([0] * 5, [0] * 5, groups=[0, 0, 0, 1, 1]), ours, theirs
+    ) == pytest.approx([expected], rel=1e-5)
 
 
 def test_divergences_of_numbers_are_squared_differences() -> None:
@@ -186,14 +229,18 @@ def test_divergences_of_numbers_are_squared_differences() -> None:
     assert sums_of([spec("a", "regression")], "score", targets([0, 0], [0, 0]), ours, theirs) == [4.25]
     pairs = torch.tensor([[1.0, 0.0], [1.0, 0.0]]), torch.tensor([[1.0, 0.0], [0.0, 2.0]])  # cosines 1 and 0
     for form, changes in (("cosine", {}), ("contrastive", {"objective": "contrastive"})):
-        assert sums_of([spec("a", "similarity", **changes)], form, targets([0, 0], [1, 1], groups=[0, 0]), *pairs) == pytest.approx([1.0])
+        assert sums_of(
+            [spec("a", "similarity", **changes)], form, targets([0, 0], [1, 1], groups=[0, 0]), *pairs
+        ) == pytest.approx([1.0])
 
 
 @pytest.mark.parametrize("form", COMPARABLE_FORMS)
 def test_no_rows_diverge_by_a_zero_that_is_still_connected(form: str) -> None:
     specs = [spec("a", "classification", 3)]
     outputs = torch.zeros((0, 3), requires_grad=True)
-    value = DIVERGENCES[form](outputs, outputs.detach(), targets([], []), term_table(head_layout(specs), "cpu"))
+    value = DIVERGENCES[form](
+        outputs, outputs.detach(), targets([], []), term_table(head_layout(specs), "cpu")
+    )
     value.sum().backward()
     assert value.tolist() == [] and outputs.grad is not None
 
@@ -204,7 +251,9 @@ def test_every_form_has_a_rule_or_is_known_to_have_none() -> None:
 
 # Noise
 
-VALUES = torch.tensor([[3.0, 4.0], [0.0, 0.0], [0.6, -0.8]])  # a sequence of two tokens and one of a single token
+VALUES = torch.tensor(
+    [[3.0, 4.0], [0.0, 0.0], [0.6, -0.8]]
+)  # a sequence of two tokens and one of a single token
 UNIT = torch.tensor([2, 1])
 
 
@@ -224,15 +273,23 @@ def test_a_step_of_ascent_has_the_norm_asked_for(norm: Any, per: Any, expected: 
 
 def test_a_sequences_norm_is_that_of_all_its_tokens() -> None:
     gradient = torch.tensor([[2.0, 0.0], [0.0, 4.0], [1.0, 0.0]])
-    assert ascend(torch.zeros(3, 2), gradient, UNIT, Ball(norm="inf", per="sequence", radius=10, step_size=1)).tolist() == [
+    assert ascend(
+        torch.zeros(3, 2), gradient, UNIT, Ball(norm="inf", per="sequence", radius=10, step_size=1)
+    ).tolist() == [
         [0.5, 0],
         [0, 1],
         [1, 0],
     ]
-    moved = ascend(torch.zeros(3, 2), gradient, UNIT, Ball(norm="l2", per="sequence", radius=10, step_size=20**0.5))
+    moved = ascend(
+        torch.zeros(3, 2), gradient, UNIT, Ball(norm="l2", per="sequence", radius=10, step_size=20**0.5)
+    )
     torch.testing.assert_close(moved, torch.tensor([[2.0, 0.0], [0.0, 4.0], [20**0.5, 0.0]]))
-    back = ascend(torch.zeros(3, 2), gradient, UNIT, Ball(norm="l2", per="sequence", radius=1.0, step_size=20**0.5))
-    torch.testing.assert_close(back[:2], torch.tensor([[2.0, 0.0], [0.0, 4.0]]) / 20**0.5)  # their length was the root of 20
+    back = ascend(
+        torch.zeros(3, 2), gradient, UNIT, Ball(norm="l2", per="sequence", radius=1.0, step_size=20**0.5)
+    )
+    torch.testing.assert_close(
+        back[:2], torch.tensor([[2.0, 0.0], [0.0, 4.0]]) / 20**0.5
+    )  # their length was the root of 20
 
 
 def test_noise_is_brought_back_to_the_nearest_point_of_the_ball() -> None:
@@ -244,7 +301,8 @@ def test_noise_is_brought_back_to_the_nearest_point_of_the_ball() -> None:
         [0, 0],
     ]
     torch.testing.assert_close(
-        ascend(noise, still, UNIT, Ball(norm="l2", per="token", radius=1, step_size=1)), torch.tensor([[0.9, 0.1], [0.6, 0.8], [0.0, 0.0]])
+        ascend(noise, still, UNIT, Ball(norm="l2", per="token", radius=1, step_size=1)),
+        torch.tensor([[0.9, 0.1], [0.6, 0.8], [0.0, 0.0]]),
     )
 
 
@@ -257,15 +315,32 @@ def test_a_gradient_that_is_no_number_moves_nothing(norm: Any, per: Any, bad: fl
     assert moved.tolist() == [[0.25, 0.25]] * 3
 
 
-def drawn(batch: PackedBatch, step: int = 1, is_noisy: Sequence[bool] = (True, True, True), std: float | None = 0.5, **ball: Any) -> Tensor:
+def drawn(
+    batch: PackedBatch,
+    step: int = 1,
+    is_noisy: Sequence[bool] = (True, True, True),
+    std: float | None = 0.5,
+    **ball: Any,
+) -> Tensor:
     where = Ball(**{**dict(norm="l2", per="sequence", radius=0.4, step_size=1.0), **ball})
-    return draw_noise(batch, width=32, is_noisy_N=np.array(is_noisy), std=std, ball=where, seed=1, step=step, device=torch.device("cpu"))
+    return draw_noise(
+        batch,
+        width=32,
+        is_noisy_N=np.array(is_noisy),
+        std=std,
+        ball=where,
+        seed=1,
+        step=step,
+        device=torch.device("cpu"),
+    )
 
 
 def test_an_examples_noise_does_not_depend_on_how_the_step_was_cut() -> None:
     whole = drawn(batch_of([0, 1, 2, 3])).split(LENGTHS)
     for members in ([0, 2], [1, 3]):
-        for member, own in zip(members, drawn(batch_of(members)).split([LENGTHS[m] for m in members]), strict=True):
+        for member, own in zip(
+            members, drawn(batch_of(members)).split([LENGTHS[m] for m in members]), strict=True
+        ):
             assert torch.equal(own, whole[member])
     assert not torch.equal(whole[0], drawn(batch_of([0]), step=2))
     assert not torch.equal(whole[0], whole[1][:4])
@@ -305,7 +380,9 @@ def test_noise_of_zero_changes_no_encoders_hidden_states(name: str, backend: Any
 # SMART, FreeLB, R-Drop
 
 
-def reference(model: MultiTaskNet, folder: Path, step: int, std: float | None, ball: Ball) -> tuple[ReferenceModel, list[TokenExample]]:
+def reference(
+    model: MultiTaskNet, folder: Path, step: int, std: float | None, ball: Ball
+) -> tuple[ReferenceModel, list[TokenExample]]:
     head = model.heads["sequence"]
     heads = {
         own.name: (head.weight[list(term.columns)].detach(), head.bias[list(term.columns)].detach())
@@ -315,9 +392,20 @@ def reference(model: MultiTaskNet, folder: Path, step: int, std: float | None, b
     for member, (task, label) in enumerate(zip(TASKS, LABELS, strict=True)):
         batch = batch_of([member])
         noise = draw_noise(
-            batch, width=32, is_noisy_N=np.ones(3, dtype=bool), std=std, ball=ball, seed=11, step=step, device=torch.device("cpu")
+            batch,
+            width=32,
+            is_noisy_N=np.ones(3, dtype=bool),
+            std=std,
+            ball=ball,
+            seed=11,
+            step=step,
+            device=torch.device("cpu"),
         )
-        examples.append(TokenExample(SPECS[task].name, batch.input_ids.tolist(), batch.token_type_ids.tolist(), label, noise))
+        examples.append(
+            TokenExample(
+                SPECS[task].name, batch.input_ids.tolist(), batch.token_type_ids.tolist(), label, noise
+            )
+        )
     theirs = ReferenceModel(folder, heads, {"sts"})
     theirs.bert.pooler.load_state_dict(model.encoder.pooler.state_dict())
     return theirs, examples
@@ -330,7 +418,9 @@ SETTINGS = [
 ]
 
 
-@pytest.mark.parametrize("settings", SETTINGS, ids=lambda s: f"{s['name']}{s['ascent_steps']}-{s['norm']}-{s['norm_per']}")
+@pytest.mark.parametrize(
+    "settings", SETTINGS, ids=lambda s: f"{s['name']}{s['ascent_steps']}-{s['norm']}-{s['norm_per']}"
+)
 def test_losses_and_gradients_equal_a_hand_written_loop(folder: Path, settings: dict[str, Any]) -> None:
     smart = dict(factor=2.5, noise_std=0.02) if settings["name"] == "smart" else {}
     model = model_of(folder)
@@ -364,7 +454,11 @@ def test_perturbed_predictions_differ_more_than_randomly_perturbed_ones(folder: 
     """The ascent really goes up: without a step of it the divergence is smaller."""
     model, batch = model_of(folder), batch_of([0, 1, 2, 3])
     after = {
-        step_size: run_passes(model, regularizer_of(model, name="smart", noise_std=0.01, radius=0.02, step_size=step_size), batch)[1]
+        step_size: run_passes(
+            model,
+            regularizer_of(model, name="smart", noise_std=0.01, radius=0.02, step_size=step_size),
+            batch,
+        )[1]
         for step_size in (1e-9, 0.02)
     }
     assert after[0.02] > 2 * after[1e-9]
@@ -377,7 +471,12 @@ def test_r_drop_is_the_mean_of_both_losses_and_half_the_divergence(folder: Path)
     torch.manual_seed(5)
     with torch.no_grad():
         first, second = model(batch), model(batch)
-    rows = [("class", 0, [0, 1, 2], 2), ("score", 0, [3], None), ("class", 1, [4, 5], 1), ("score", 1, [3], None)]
+    rows = [
+        ("class", 0, [0, 1, 2], 2),
+        ("score", 0, [3], None),
+        ("class", 1, [4, 5], 1),
+        ("score", 1, [3], None),
+    ]
     loss, divergence = 0.0, 0.0
     labels = iter([2.0, 3.5, 1.0, 0.5])
     for form, row, columns, label in rows:
@@ -403,7 +502,9 @@ def test_freelb_keeps_the_same_dropout_in_all_passes(folder: Path) -> None:
         found[-1].sum().backward()
     torch.testing.assert_close(found[0], found[1], atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(found[0], found[2], atol=1e-5, rtol=1e-5)
-    assert not torch.allclose(found[0], torch.cat([model(batch)[form].flatten() for form in ("class", "score")]), atol=1e-3)
+    assert not torch.allclose(
+        found[0], torch.cat([model(batch)[form].flatten() for form in ("class", "score")]), atol=1e-3
+    )
 
 
 @pytest.mark.parametrize("name", ["smart", "r_drop"])
@@ -422,10 +523,16 @@ def test_a_factor_of_zero_is_a_plain_run(folder: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", ["smart", "freelb", "r_drop"])
 @pytest.mark.parametrize("members", [[], [0], [1, 2]])
-def test_every_parameter_has_a_gradient_whatever_is_in_the_micro_batch(folder: Path, name: str, members: list[int]) -> None:
+def test_every_parameter_has_a_gradient_whatever_is_in_the_micro_batch(
+    folder: Path, name: str, members: list[int]
+) -> None:
     model = model_of(folder, dropout="model")
     loss, added = run_passes(model, regularizer_of(model, name=name), batch_of(members, filler=not members))
-    assert [key for key, parameter in model.named_parameters() if parameter.requires_grad and parameter.grad is None] == []
+    assert [
+        key
+        for key, parameter in model.named_parameters()
+        if parameter.requires_grad and parameter.grad is None
+    ] == []
     assert all(bool(torch.isfinite(gradient).all()) for gradient in gradients(model).values())
     if not members:
         assert (loss, added) == (0.0, 0.0)
@@ -482,7 +589,9 @@ def test_the_proximal_term_is_the_divergence_from_the_averaged_model(folder: Pat
             parameter += 0.05
         after = model(batch)
     expected = sum(float((before["score"][row, 3] - after["score"][row, 3]) ** 2) for row in (0, 1))
-    expected += symmetric_kl(before["class"][0, :3], after["class"][0, :3]) + symmetric_kl(before["class"][1, 4:], after["class"][1, 4:])
+    expected += symmetric_kl(before["class"][0, :3], after["class"][0, :3]) + symmetric_kl(
+        before["class"][1, 4:], after["class"][1, 4:]
+    )
     assert run_passes(model, regularizer, batch)[1] == pytest.approx(4.0 * expected, rel=1e-4)
 
 
@@ -525,5 +634,7 @@ def test_kinds_without_a_rule_are_left_out_and_named() -> None:
 
 
 def test_r_drop_without_any_dropout_is_refused(folder: Path) -> None:
-    with pytest.raises(ConfigError, match="r_drop: neither encoder nor heads have dropout, so both passes are equal"):
+    with pytest.raises(
+        ConfigError, match="r_drop: neither encoder nor heads have dropout, so both passes are equal"
+    ):
         regularizer_of(model_of(folder), name="r_drop")

@@ -74,7 +74,19 @@ RESUMED = [
     Resumed("soft", 3, "bf16"),
     Resumed("low_rank", 3, "bf16"),
 ]
-EXACT_FIELDS = ("step", "loss", "penalty", "task_loss", "task_examples", "lr", "grad_norm", "tokens", "micro_batches", "eval", "average")
+EXACT_FIELDS = (
+    "step",
+    "loss",
+    "penalty",
+    "task_loss",
+    "task_examples",
+    "lr",
+    "grad_norm",
+    "tokens",
+    "micro_batches",
+    "eval",
+    "average",
+)
 
 
 @dataclass(frozen=True)
@@ -93,7 +105,13 @@ def runs(tmp_path_factory: pytest.TempPathFactory, shared_data: Path, tiny_encod
             "tasks": [task for tasks in GROUPS.values() for task in tasks],
             "sharing": sharing,
             "batch": {"examples_per_step": 16},
-            "optimizer": {"name": "torch_adamw", "lr": 1e-3, "eps": EPS, "weight_decay": 0.05, "gradient_clipping": CLIP[name]},
+            "optimizer": {
+                "name": "torch_adamw",
+                "lr": 1e-3,
+                "eps": EPS,
+                "weight_decay": 0.05,
+                "gradient_clipping": CLIP[name],
+            },
             "schedule": {"name": "constant", "warmup": 0},
             "train": {"steps": STEPS, "dropout": "none", "seed": 5},
             "data": {"glue_dir": str(glue), "cache_dir": str(folder / "cache")},
@@ -119,11 +137,21 @@ def runs(tmp_path_factory: pytest.TempPathFactory, shared_data: Path, tiny_encod
 def straight_and_resumed(folder: Path, resumed: Resumed) -> list[dict[str, Any]]:
     config = write_json(folder / f"{resumed.name}.json", zero_config(resumed.stage, resumed.precision))
     job = {"recipe": str(folder / f"{resumed.sharing}.yaml"), "deepspeed_config": str(config)}
-    overrides = {"train.dropout": "model", "train.save_every": "2", "train.eval_every": "2", "batch.max_tokens_per_micro_batch": "128"}
+    overrides = {
+        "train.dropout": "model",
+        "train.save_every": "2",
+        "train.eval_every": "2",
+        "batch.max_tokens_per_micro_batch": "128",
+    }
     straight, ours = folder / f"straight_{resumed.name}", folder / f"resumed_{resumed.name}"
     return [
         {**job, "overrides": overrides, "output_dir": str(straight)},
-        {**job, "overrides": overrides, "output_dir": str(ours), "resume": str(straight / "checkpoints" / "step_2")},
+        {
+            **job,
+            "overrides": overrides,
+            "output_dir": str(ours),
+            "resume": str(straight / "checkpoints" / "step_2"),
+        },
     ]
 
 
@@ -140,7 +168,12 @@ def reference(folder: Path, name: str, glue: Path, encoder: Path) -> list[tuple[
     steps: list[list[Example]] = []
     for number in range(1, STEPS + 1):
         drawn = plan.step(number)
-        steps.append([read_example(glue, names[task], int(rows[task][row])) for task, row in zip(drawn.task_ids, drawn.rows, strict=True)])
+        steps.append(
+            [
+                read_example(glue, names[task], int(rows[task][row]))
+                for task, row in zip(drawn.task_ids, drawn.rows, strict=True)
+            ]
+        )
     model = run_model(recipe, data, device=torch.device("cpu"), compute_dtype=torch.float32)
     bank, factors = model.heads["sequence"], {}
     for parameter_name, values in model.named_parameters():
@@ -148,9 +181,18 @@ def reference(folder: Path, name: str, glue: Path, encoder: Path) -> list[tuple[
             linear = parameter_name.removeprefix("encoder.model.").removesuffix(".delta.a")
             factors[linear] = list(values.detach().split(SHARING[name]["rank"]))
     columns = [slice(term.first_column, term.first_column + term.num_outputs) for term in data.layout.terms]
-    heads = {task: (bank.weight[own].detach(), bank.bias[own].detach()) for task, own in zip(names, columns, strict=True)}
+    heads = {
+        task: (bank.weight[own].detach(), bank.bias[own].detach())
+        for task, own in zip(names, columns, strict=True)
+    }
     settings = Settings(
-        groups=GROUPS, penalty=SHARING[name]["penalty"], lr=1e-3, eps=EPS, weight_decay=0.05, clip=CLIP[name], max_length=64
+        groups=GROUPS,
+        penalty=SHARING[name]["penalty"],
+        lr=1e-3,
+        eps=EPS,
+        weight_decay=0.05,
+        clip=CLIP[name],
+        max_length=64,
     )
     return shared_training(encoder, steps, Start(heads, factors), settings)
 
@@ -161,16 +203,26 @@ def test_steps_equal_the_hand_written_loop(runs: Runs, setting: Setting) -> None
     ours = training_lines(runs.folder / setting.name)
     theirs = runs.references[setting.sharing]
     assert [line["loss"] for line in ours] == pytest.approx([loss for loss, _, _ in theirs], rel=TOLERANCE)
-    assert [line.get("penalty", 0.0) for line in ours] == pytest.approx([penalty for _, penalty, _ in theirs], rel=TOLERANCE)
-    assert [line["grad_norm"] for line in ours] == pytest.approx([norm for _, _, norm in theirs], rel=TOLERANCE)
-    assert len(ours) == STEPS and ("penalty" not in ours[-1] if setting.sharing == "separate" else ours[-1]["penalty"] > 1e-3)
+    assert [line.get("penalty", 0.0) for line in ours] == pytest.approx(
+        [penalty for _, penalty, _ in theirs], rel=TOLERANCE
+    )
+    assert [line["grad_norm"] for line in ours] == pytest.approx(
+        [norm for _, _, norm in theirs], rel=TOLERANCE
+    )
+    assert len(ours) == STEPS and (
+        "penalty" not in ours[-1] if setting.sharing == "separate" else ours[-1]["penalty"] > 1e-3
+    )
 
 
 @pytest.mark.distributed
 @pytest.mark.parametrize("resumed", RESUMED, ids=lambda resumed: resumed.name)
 def test_resume_is_bitwise(runs: Runs, resumed: Resumed) -> None:
     ours, straight = (
-        [{field: line.get(field) for field in EXACT_FIELDS} for line in lines(runs.folder / f"{kind}_{resumed.name}") if line["step"] > 2]
+        [
+            {field: line.get(field) for field in EXACT_FIELDS}
+            for line in lines(runs.folder / f"{kind}_{resumed.name}")
+            if line["step"] > 2
+        ]
         for kind in ("resumed", "straight")
     )
     assert ours == straight and [line["step"] for line in ours] == [3, 4, 4]
@@ -189,7 +241,9 @@ def test_saved_weights_give_the_metrics_of_the_run(runs: Runs, sharing: str, che
     found = find_run(str(folder), checkpoint)
     loaded = load_run(found, device=torch.device("cpu"))
     data = prepare_run_data(found.recipe, found.specs, lambda text: None)
-    result = evaluate(loaded.model, loaded.specs, loaded.layout, data.examples, loaded.settings, torch.device("cpu"))
+    result = evaluate(
+        loaded.model, loaded.specs, loaded.layout, data.examples, loaded.settings, torch.device("cpu")
+    )
     (logged,) = (line["eval"] for line in lines(folder) if "eval" in line)
     assert result.metrics.keys() == logged.keys()
     for task, metrics in logged.items():
@@ -201,7 +255,12 @@ def test_copies_are_sharded_over_ranks(runs: Runs) -> None:
     """Each rank's fp32 weights and Adam moments under ZeRO 3, as its checkpoint holds them: of two ranks half as much as of one."""
 
     def state_bytes(ranks: int) -> list[int]:
-        folder = runs.folder / f"soft_ranks{ranks}_zero3_tokens{2048 if ranks == 1 else 128}" / "checkpoints" / f"step_{STEPS}"
+        folder = (
+            runs.folder
+            / f"soft_ranks{ranks}_zero3_tokens{2048 if ranks == 1 else 128}"
+            / "checkpoints"
+            / f"step_{STEPS}"
+        )
         files = sorted(folder.glob("*_optim_states.pt"))
         return [tensor_bytes(torch.load(file, map_location="cpu", weights_only=False)) for file in files]
 
@@ -238,14 +297,22 @@ def test_sharing_is_exact_beside_regularisers_frozen_parts_and_recomputed_layers
         for name in beside:
             one, two = (training_lines(runs.folder / f"{sharing}_{name}_ranks{ranks}") for ranks in settings)
             for field in ("loss", "penalty", "grad_norm"):
-                assert [line[field] for line in two] == pytest.approx([line[field] for line in one], rel=TOLERANCE), (sharing, name, field)
+                assert [line[field] for line in two] == pytest.approx(
+                    [line[field] for line in one], rel=TOLERANCE
+                ), (sharing, name, field)
 
 
 @pytest.mark.slow
 @pytest.mark.distributed
 def test_memory_of_a_rank_falls_with_the_number_of_ranks(runs: Runs) -> None:
     """Everything a rank holds before its first step under ZeRO 3, three copies of the encoder with their fp32 states, but for small buckets."""
-    config = {"zero_optimization": {"stage": 3, "reduce_bucket_size": 100_000, "stage3_param_persistence_threshold": 0}}
+    config = {
+        "zero_optimization": {
+            "stage": 3,
+            "reduce_bucket_size": 100_000,
+            "stage3_param_persistence_threshold": 0,
+        }
+    }
     job = {
         "recipe": str(runs.folder / "soft.yaml"),
         "deepspeed_config": str(write_json(runs.folder / "small_buckets.json", config)),

@@ -47,8 +47,20 @@ def base(tmp_path_factory: pytest.TempPathFactory, shared_data: Path, tiny_encod
         "data": {"glue_dir": str(glue), "cache_dir": str(folder / "cache")},
         "stages": [
             {"name": "mtl"},
-            {"name": "tune", "each_task": True, "tasks": ["cola", "rte"], "train": {"steps": 3}, "optimizer": {"lr": 1e-3}},
-            {"name": "last", "from": "mtl", "checkpoint": "best/average", "tasks": ["stsb"], "train": {"steps": 2, "freeze": ["encoder"]}},
+            {
+                "name": "tune",
+                "each_task": True,
+                "tasks": ["cola", "rte"],
+                "train": {"steps": 3},
+                "optimizer": {"lr": 1e-3},
+            },
+            {
+                "name": "last",
+                "from": "mtl",
+                "checkpoint": "best/average",
+                "tasks": ["stsb"],
+                "train": {"steps": 2, "freeze": ["encoder"]},
+            },
         ],
     }
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))  # which sorts the tasks
@@ -57,7 +69,12 @@ def base(tmp_path_factory: pytest.TempPathFactory, shared_data: Path, tiny_encod
 
 
 def job(base: Path, name: str, **changes: Any) -> dict[str, Any]:
-    return {"recipe": str(base / "recipe.yaml"), "deepspeed_config": str(base / "zero.json"), "output_dir": str(base / name), **changes}
+    return {
+        "recipe": str(base / "recipe.yaml"),
+        "deepspeed_config": str(base / "zero.json"),
+        "output_dir": str(base / name),
+        **changes,
+    }
 
 
 def write_jobs(base: Path, jobs: list[dict[str, Any]]) -> Path:
@@ -118,9 +135,13 @@ def exact(stage: Path) -> list[dict[str, Any]]:
 def test_stages_train_one_after_the_other(base: Path, straight: Path) -> None:
     said = (base / "straight.txt").read_text()
     assert [len(training_lines(straight / "stages" / stage)) for stage in STAGES] == [4, 3, 3, 2]
-    assert [list(line["task_examples"]) for line in training_lines(straight / "stages/02_tune_cola")] == [["cola"]] * 3
+    assert [list(line["task_examples"]) for line in training_lines(straight / "stages/02_tune_cola")] == [
+        ["cola"]
+    ] * 3
     mtl = straight / "stages/01_mtl"
-    assert f"starting from {mtl}/checkpoints/step_4: encoder and pooler carried; heads of cola carried" in said
+    assert (
+        f"starting from {mtl}/checkpoints/step_4: encoder and pooler carried; heads of cola carried" in said
+    )
     assert f"starting from {mtl}/best/average: encoder and pooler carried; heads of stsb carried" in said
     assert [line for line in said.splitlines() if line.startswith("models alive")] == [
         f"models alive before {name}: 0" for name in ("mtl", "tune_cola", "tune_rte", "last")
@@ -139,9 +160,14 @@ def test_a_stage_begins_with_what_the_other_left(straight: Path) -> None:
 
 
 @pytest.mark.distributed
-def test_the_run_folder_tells_of_all_stages(base: Path, straight: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_run_folder_tells_of_all_stages(
+    base: Path, straight: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     results = json.loads((straight / "stages.json").read_text())["stages"]
-    assert [(stage["name"], stage["folder"], stage["source"], stage["checkpoint"], stage["steps"]) for stage in results] == [
+    assert [
+        (stage["name"], stage["folder"], stage["source"], stage["checkpoint"], stage["steps"])
+        for stage in results
+    ] == [
         ("mtl", "stages/01_mtl", None, None, 4),
         ("tune_cola", "stages/02_tune_cola", "mtl", "latest", 3),
         ("tune_rte", "stages/03_tune_rte", "mtl", "latest", 3),
@@ -158,7 +184,11 @@ def test_the_run_folder_tells_of_all_stages(base: Path, straight: Path, capsys: 
     assert main(["evaluate", str(straight)]) == 2
     assert all(f"stages/{stage}" in capsys.readouterr().err for stage in STAGES[:1])
     kept = yaml.safe_load((straight / "stages/02_tune_cola/recipe.yaml").read_text())
-    assert kept["init"] == {"run": str(straight / "stages/01_mtl"), "checkpoint": "latest", "heads": "matching"}
+    assert kept["init"] == {
+        "run": str(straight / "stages/01_mtl"),
+        "checkpoint": "latest",
+        "heads": "matching",
+    }
 
 
 @pytest.mark.distributed
@@ -172,13 +202,23 @@ def test_a_killed_run_goes_on_bit_for_bit(straight: Path, killed: Path, stage: s
 @pytest.mark.distributed
 def test_finished_stages_are_kept_and_their_settings_too(base: Path, killed: Path) -> None:
     said = (base / "killed.txt").read_text()
-    assert "stage 1 of 4: mtl (finished, 4 steps)" in said and "stage 2 of 4: tune_cola (finished, 3 steps)" in said
+    assert (
+        "stage 1 of 4: mtl (finished, 4 steps)" in said
+        and "stage 2 of 4: tune_cola (finished, 3 steps)" in said
+    )
     refused = [line for line in said.splitlines() if line.startswith("refused: ")]
     cola, last = (f"{killed}/stages/{stage}/checkpoints" for stage in (STAGES[1], STAGES[3]))
-    assert f"refused: stages.tune_cola: {cola}/step_3: optimizer.lr was 0.001 when it was saved and is 0.002 now" in refused
+    assert (
+        f"refused: stages.tune_cola: {cola}/step_3: optimizer.lr was 0.001 when it was saved and is 0.002 now"
+        in refused
+    )
     assert f"refused: stages.last: {last}/step_2: train.seed was 3 when it was saved and is 4 now" in refused
     assert (
-        sum("stages/02_tune_cola: no stage of this recipe has this number and name; resume with the recipe" in line for line in refused)
+        sum(
+            "stages/02_tune_cola: no stage of this recipe has this number and name; resume with the recipe"
+            in line
+            for line in refused
+        )
         == 1
     )
     torn = "stage tune_cola has begun with the weights of stage mtl, which is not finished; remove this folder to train tune_cola again"
@@ -186,7 +226,9 @@ def test_finished_stages_are_kept_and_their_settings_too(base: Path, killed: Pat
 
 
 @pytest.mark.distributed
-def test_folders_of_other_runs_are_refused(base: Path, straight: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_folders_of_other_runs_are_refused(
+    base: Path, straight: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     plain = base / "plain/checkpoints"
     plain.mkdir(parents=True)
     values = yaml.safe_load((base / "recipe.yaml").read_text())
@@ -194,19 +236,33 @@ def test_folders_of_other_runs_are_refused(base: Path, straight: Path, capsys: p
     (base / "plain.yaml").write_text(yaml.safe_dump(values))
 
     def said(recipe: str, *flags: str) -> str:
-        assert main(["train", "--recipe", str(base / recipe), "--deepspeed_config", str(base / "zero.json"), *flags]) == 2
+        assert (
+            main(
+                [
+                    "train",
+                    "--recipe",
+                    str(base / recipe),
+                    "--deepspeed_config",
+                    str(base / "zero.json"),
+                    *flags,
+                ]
+            )
+            == 2
+        )
         return capsys.readouterr().err
 
     assert "is not empty; add --resume auto" in said("recipe.yaml", "--output_dir", str(straight))
-    assert f"{plain.parent}: holds a run without stages; give the recipe without stages that it was run with" in said(
-        "recipe.yaml", "--output_dir", str(plain.parent), "--resume", "auto"
+    assert (
+        f"{plain.parent}: holds a run without stages; give the recipe without stages that it was run with"
+        in said("recipe.yaml", "--output_dir", str(plain.parent), "--resume", "auto")
     )
     assert f"{straight}: holds a run in stages; give the recipe with stages that it was run with" in said(
         "plain.yaml", "--output_dir", str(straight), "--resume", "auto"
     )
     one = str(straight / "stages/01_mtl/checkpoints/step_4")
-    assert f"--resume {one}: a run in stages goes on with --resume auto, or with the folder that holds its stages/" in said(
-        "recipe.yaml", "--resume", one
+    assert (
+        f"--resume {one}: a run in stages goes on with --resume auto, or with the folder that holds its stages/"
+        in said("recipe.yaml", "--resume", one)
     )
     assert f"init.run {straight}: a run in stages; give one of them: {straight}/stages/01_mtl, " in said(
         "plain.yaml", "--output_dir", str(base / "new"), "--init.run", str(straight)

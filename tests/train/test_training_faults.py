@@ -44,7 +44,12 @@ def base(tmp_path_factory: pytest.TempPathFactory, shared_data: Path, tiny_encod
 
 def job_of(base: Path, name: str, config: dict[str, Any], **overrides: str) -> dict[str, Any]:
     file = write_json(base / f"{name}.json", config)
-    return {"recipe": str(base / "recipe.yaml"), "deepspeed_config": str(file), "output_dir": str(base / name), "overrides": overrides}
+    return {
+        "recipe": str(base / "recipe.yaml"),
+        "deepspeed_config": str(file),
+        "output_dir": str(base / name),
+        "overrides": overrides,
+    }
 
 
 @pytest.mark.distributed
@@ -61,12 +66,17 @@ def test_an_fp16_overflow_repeats_the_step_and_loses_nothing(base: Path) -> None
     skipped = [line["skipped"] for line in ours]
     assert skipped[0] >= 2
     assert sum(skipped) == output.count("gradients overflowed in fp16")
-    assert "step 1: gradients overflowed in fp16 at loss scale 1.67772e+07; repeating its examples at 8.38861e+06" in output
+    assert (
+        "step 1: gradients overflowed in fp16 at loss scale 1.67772e+07; repeating its examples at 8.38861e+06"
+        in output
+    )
     assert ours[0]["loss_scale"] == 2.0 ** (24 - skipped[0])
     for field in ("step", "lr", "task_examples", "tokens"):
         assert [line[field] for line in ours] == [line[field] for line in fp32]
     assert [line["loss"] for line in ours] == pytest.approx([line["loss"] for line in fp32], rel=5e-3)
-    assert [line["grad_norm"] for line in ours] == pytest.approx([line["grad_norm"] for line in fp32], rel=5e-2)
+    assert [line["grad_norm"] for line in ours] == pytest.approx(
+        [line["grad_norm"] for line in fp32], rel=5e-2
+    )
 
 
 @pytest.mark.distributed
@@ -88,7 +98,8 @@ def test_a_loss_that_is_not_finite_stops_with_step_task_and_examples(base: Path)
     assert "Traceback" not in ended.stderr
     assert "error: step 2: the loss of cola, mrpc is not finite; examples: cola " in ended.stderr
     assert (
-        "CoLA/train.tsv row " in ended.stderr and "and 8 more; the weights are unchanged by this step; lower optimizer.lr" in ended.stderr
+        "CoLA/train.tsv row " in ended.stderr
+        and "and 8 more; the weights are unchanged by this step; lower optimizer.lr" in ended.stderr
     )
     assert [line["step"] for line in training_lines(Path(job["output_dir"]))] == [1]
 
@@ -101,7 +112,9 @@ def split_tasks(base: Path) -> Path:
     """One micro-batch of each task: on two ranks, each rank then holds one task alone. The same steps on one rank, all tasks together."""
     apart = {"mixture.mixing": "per_micro_batch", "batch.max_tokens_per_micro_batch": "4096"}
     run_jobs([job_of(base, f"apart{stage}", zero_config(stage), **apart) for stage in STAGES], base, 2)
-    run_jobs([job_of(base, "together", zero_config(0), **{"batch.max_tokens_per_micro_batch": "4096"})], base, 1)
+    run_jobs(
+        [job_of(base, "together", zero_config(0), **{"batch.max_tokens_per_micro_batch": "4096"})], base, 1
+    )
     return base
 
 
@@ -126,7 +139,10 @@ def test_each_rank_holds_one_task_alone(split_tasks: Path) -> None:
             hidden_size=32,
             one_task_per_micro_batch=True,
         )
-        held = [set(np.concatenate([examples.task_ids[members] for members in rank]).tolist()) for rank in packing.micro_batches]
+        held = [
+            set(np.concatenate([examples.task_ids[members] for members in rank]).tolist())
+            for rank in packing.micro_batches
+        ]
         assert sorted(map(sorted, held)) == [[0], [1]]
 
 
@@ -135,12 +151,16 @@ def test_each_rank_holds_one_task_alone(split_tasks: Path) -> None:
 def test_ranks_with_different_tasks_train_as_one_process(split_tasks: Path, stage: int) -> None:
     ours, theirs = split_tasks / f"apart{stage}", split_tasks / "together"
     for field in ("loss", "grad_norm"):
-        assert [line[field] for line in training_lines(ours)] == pytest.approx([line[field] for line in training_lines(theirs)], rel=1e-5)
+        assert [line[field] for line in training_lines(ours)] == pytest.approx(
+            [line[field] for line in training_lines(theirs)], rel=1e-5
+        )
     our_weights, their_weights = (load_file(run / "best/average/model.safetensors") for run in (ours, theirs))
     assert our_weights.keys() == their_weights.keys()
     for name, weight in their_weights.items():
         # AdamW divides by the root of tiny second moments, which blows rounding up to a fraction of the learning rate (1e-3).
-        torch.testing.assert_close(our_weights[name], weight, atol=2e-5, rtol=1e-4, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(
+            our_weights[name], weight, atol=2e-5, rtol=1e-4, msg=lambda text, name=name: f"{name}: {text}"
+        )
 
 
 @pytest.mark.distributed

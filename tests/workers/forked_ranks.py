@@ -66,7 +66,9 @@ def fill(folder: Path) -> None:
                     pass
 
 
-def before(function: Callable[..., Any], when: Callable[..., bool], action: str, acted: Path) -> Callable[..., Any]:
+def before(
+    function: Callable[..., Any], when: Callable[..., bool], action: str, acted: Path
+) -> Callable[..., Any]:
     def wrapped(*arguments: Any, **keywords: Any) -> Any:
         if when(*arguments, **keywords):
             act(action, acted)
@@ -81,7 +83,9 @@ def arm(point: str, action: str, acted: Path) -> None:
     if point == "tokenizing":
         setup.prepare = before(setup.prepare, lambda *_, **__: True, action, acted)
     elif name == "step":
-        trainer._one_step = before(trainer._one_step, lambda run, batches, loader: batches.step == step, action, acted)
+        trainer._one_step = before(
+            trainer._one_step, lambda run, batches, loader: batches.step == step, action, acted
+        )
     elif name == "inside_step":
         engine._update = before(engine._update, lambda _, of, scale: of == step, action, acted)
     elif name == "evaluating":
@@ -98,9 +102,21 @@ def become_rank(rank: int, scenario: dict[str, Any], output: Any, acted: Path) -
     os.dup2(output.fileno(), 1)
     os.dup2(output.fileno(), 2)
     size = scenario.get("world_size", 2)
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job, and what it starts, ignores it
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_SIZE": str(size)}
-    os.environ |= {"CROSS_RANK": "0", "CROSS_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(scenario["port"])}
+    signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # a shell's background job, and what it starts, ignores it
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(size),
+        "LOCAL_SIZE": str(size),
+    }
+    os.environ |= {
+        "CROSS_RANK": "0",
+        "CROSS_SIZE": "1",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(scenario["port"]),
+    }
     if "job_seconds" in scenario:
         os.environ["SLURM_JOB_END_TIME"] = str(int(time.time() + scenario["job_seconds"]))
     for who, point, action in scenario.get("acts", []):
@@ -145,7 +161,12 @@ def run(scenario: dict[str, Any], folder: Path) -> dict[str, Any]:
         said.append(output.read())
         output.close()
     seconds_after_act = end - float(acted.read_text()) if acted.exists() else None
-    return {"codes": [codes[rank] for rank in sorted(codes)], "said": said, "seconds": end - begin, "seconds_after_act": seconds_after_act}
+    return {
+        "codes": [codes[rank] for rank in sorted(codes)],
+        "said": said,
+        "seconds": end - begin,
+        "seconds_after_act": seconds_after_act,
+    }
 
 
 def main(scenarios_file: str, results_file: str, at_once: str = "1") -> None:

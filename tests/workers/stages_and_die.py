@@ -33,7 +33,10 @@ def watch(stage_to_die: str | None, step_to_die: int | None) -> None:
     def watched_train(*arguments: Any, **keywords: Any) -> None:
         name = keywords["output_dir"].name.partition("_")[2]
         if dist.is_main():
-            print(f"models alive before {name}: {sum(isinstance(item, MultiTaskNet) for item in gc.get_objects())}", flush=True)
+            print(
+                f"models alive before {name}: {sum(isinstance(item, MultiTaskNet) for item in gc.get_objects())}",
+                flush=True,
+            )
         if name == stage_to_die and step_to_die is None:
             die()
         train(*arguments, **keywords)
@@ -53,7 +56,9 @@ def main(jobs_file: str, stage_to_die: str | None = None, step_to_die: str | Non
         if dist.is_main():
             print(f"== {folder.name}", flush=True)
         try:
-            checked = checked_stages(job["recipe"], job["deepspeed_config"], job.get("overrides", {}), world_size=dist.world_size())
+            checked = checked_stages(
+                job["recipe"], job["deepspeed_config"], job.get("overrides", {}), world_size=dist.world_size()
+            )
             runs = [stages.stage_run(stage, run.specs, run.deepspeed, folder) for stage, run in checked]
             stages.train_stages(runs, output_dir=folder)
         except UserError as error:

@@ -53,7 +53,9 @@ def arm(point: str) -> None:
     elif point == "inside_manifest":
         checkpoint.replace_file = die
     elif point == "before_rename":
-        saving.os.replace = lambda source, target: die() if str(target).endswith("step_6") else os.rename(source, target)
+        saving.os.replace = lambda source, target: (
+            die() if str(target).endswith("step_6") else os.rename(source, target)
+        )
     elif point == "before_latest":
         saving.replace_file = lambda path, text: die() if path.name == "latest" else path.write_text(text)
     elif point == "inside_latest":
@@ -79,14 +81,24 @@ def die_in_second_save(point: str) -> None:
 
 def main(job_file: str, point: str) -> None:
     job = json.loads(Path(job_file).read_text())
-    checked = checked_run(job["recipe"], job["deepspeed_config"], job.get("overrides", {}), world_size=dist.world_size())
+    checked = checked_run(
+        job["recipe"], job["deepspeed_config"], job.get("overrides", {}), world_size=dist.world_size()
+    )
     if point.startswith("before_step_"):
         last = int(point.removeprefix("before_step_"))
         one_step = trainer._one_step
-        trainer._one_step = lambda run, batches, loader: die() if batches.step == last else one_step(run, batches, loader)
+        trainer._one_step = lambda run, batches, loader: (
+            die() if batches.step == last else one_step(run, batches, loader)
+        )
     else:
         die_in_second_save(point)
-    trainer.train(checked.recipe, checked.specs, checked.deepspeed, output_dir=Path(job["output_dir"]), resume=job.get("resume", "none"))
+    trainer.train(
+        checked.recipe,
+        checked.specs,
+        checked.deepspeed,
+        output_dir=Path(job["output_dir"]),
+        resume=job.get("resume", "none"),
+    )
 
 
 if __name__ == "__main__":

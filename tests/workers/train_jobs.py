@@ -20,8 +20,20 @@ def main(jobs_file: str) -> None:
         if dist.is_main():
             print(f"== {Path(job['output_dir']).name}", flush=True)
         resume, overrides = job.get("resume", "none"), job.get("overrides", {})
-        checked = checked_run(job["recipe"], job["deepspeed_config"], overrides, world_size=dist.world_size(), goes_on=resume != "none")
-        train(checked.recipe, checked.specs, checked.deepspeed, output_dir=Path(job["output_dir"]), resume=resume)
+        checked = checked_run(
+            job["recipe"],
+            job["deepspeed_config"],
+            overrides,
+            world_size=dist.world_size(),
+            goes_on=resume != "none",
+        )
+        train(
+            checked.recipe,
+            checked.specs,
+            checked.deepspeed,
+            output_dir=Path(job["output_dir"]),
+            resume=resume,
+        )
     stop_distributed()
 
 

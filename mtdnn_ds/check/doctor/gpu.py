@@ -28,8 +28,14 @@ CONFIGURATIONS: dict[str, tuple[dict[str, object], float]] = {
     "ZeRO 2, bf16": ({"zero_optimization": {"stage": 2}, "bf16": {"enabled": True}}, 3e-2),
     "ZeRO 3, bf16": ({"zero_optimization": {"stage": 3}, "bf16": {"enabled": True}}, 3e-2),
     "ZeRO 2, fp16": ({"zero_optimization": {"stage": 2}, "fp16": {"enabled": True}}, 3e-2),
-    "ZeRO 0, autocast bf16": ({"zero_optimization": {"stage": 0}, "torch_autocast": {"enabled": True, "dtype": "bfloat16"}}, 3e-2),
-    "ZeRO 2, optimizer offload": ({"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}}, 1e-4),
+    "ZeRO 0, autocast bf16": (
+        {"zero_optimization": {"stage": 0}, "torch_autocast": {"enabled": True, "dtype": "bfloat16"}},
+        3e-2,
+    ),
+    "ZeRO 2, optimizer offload": (
+        {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}},
+        1e-4,
+    ),
 }
 OPTIMIZERS = ("adamw", "torch_adamw", "adamax", "lamb", "apex_adam")
 ATTENTION_TOLERANCE = 2e-2  # bf16 against float32, outputs of order 1
@@ -56,8 +62,12 @@ def attention_finding(backend: Backend, device: torch.device, dtype: torch.dtype
     lengths, heads, width = (3, 17, 64, 128), 4, 32
     batch = batch_of_lengths(np.array(lengths)).to(device)
     generator = torch.Generator().manual_seed(0)
-    query, key, value = (torch.randn(sum(lengths), heads, width, generator=generator).to(device, dtype) for _ in range(3))
-    ours = attend(query, key, value, attention_layout(batch, backend), dropout=0.0, scaling=width**-0.5).float()
+    query, key, value = (
+        torch.randn(sum(lengths), heads, width, generator=generator).to(device, dtype) for _ in range(3)
+    )
+    ours = attend(
+        query, key, value, attention_layout(batch, backend), dropout=0.0, scaling=width**-0.5
+    ).float()
     parts, start = [], 0
     for length in lengths:
         q, k, v = (rows[start : start + length].float().transpose(0, 1) for rows in (query, key, value))
@@ -66,17 +76,25 @@ def attention_finding(backend: Backend, device: torch.device, dtype: torch.dtype
     difference = float((ours - torch.cat(parts)).abs().max())
     what = f"differs from plain softmax by {difference:.1e} in {str(dtype).removeprefix('torch.')}"
     if not difference < ATTENTION_TOLERANCE:
-        return Finding(check=check, status="fails", what=what, advice="set encoder.attention to grouped, and report it")
+        return Finding(
+            check=check, status="fails", what=what, advice="set encoder.attention to grouped, and report it"
+        )
     return Finding(check=check, status="ok", what=what)
 
 
-def run_findings(folder: Path, configurations: dict[str, tuple[dict[str, object], float]], optimizers: tuple[str, ...]) -> list[Finding]:
+def run_findings(
+    folder: Path, configurations: dict[str, tuple[dict[str, object], float]], optimizers: tuple[str, ...]
+) -> list[Finding]:
     """A few training steps in each configuration against float32 without ZeRO, and with each optimizer. Collective."""
-    theirs = losses_of(tiny_run(folder / "reference", {"zero_optimization": {"stage": 0}}, {"optimizer.name": "torch_adamw"}))
+    theirs = losses_of(
+        tiny_run(folder / "reference", {"zero_optimization": {"stage": 0}}, {"optimizer.name": "torch_adamw"})
+    )
     findings = []
     for number, (name, (config, tolerance)) in enumerate(configurations.items()):
 
-        def compare(number: int = number, config: dict[str, object] = config, tolerance: float = tolerance) -> tuple[bool, str]:
+        def compare(
+            number: int = number, config: dict[str, object] = config, tolerance: float = tolerance
+        ) -> tuple[bool, str]:
             ours = losses_of(tiny_run(folder / f"config_{number}", config, {"optimizer.name": "adamw"}))
             difference = float(np.max(np.abs(ours - theirs) / theirs))
             return (
@@ -88,7 +106,13 @@ def run_findings(folder: Path, configurations: dict[str, tuple[dict[str, object]
     for name in optimizers:
 
         def trains(name: str = name) -> tuple[bool, str]:
-            ours = losses_of(tiny_run(folder / f"optimizer_{name}", {"zero_optimization": {"stage": 0}}, {"optimizer.name": name}))
+            ours = losses_of(
+                tiny_run(
+                    folder / f"optimizer_{name}",
+                    {"zero_optimization": {"stage": 0}},
+                    {"optimizer.name": name},
+                )
+            )
             return bool(np.isfinite(ours).all()), f"{TINY_STEPS} steps, loss {ours[0]:.3f} to {ours[-1]:.3f}"
 
         findings.append(_tried(f"optimizer {name}", trains))

@@ -56,7 +56,9 @@ def measure_links(ranks: Sequence[int], device: torch.device) -> list[Link]:
             if dist.rank() in (first, second):
                 link = _measure(first, second, device)
                 mine += [link] if dist.rank() == first else []
-    return sorted((link for links in dist.gather(mine) for link in links), key=lambda link: (link.first, link.second))
+    return sorted(
+        (link for links in dist.gather(mine) for link in links), key=lambda link: (link.first, link.second)
+    )
 
 
 def all_reduce_bytes_per_second(device: torch.device) -> float:
@@ -79,7 +81,9 @@ def link_findings(links: Sequence[Link], names: Sequence[str], reduced_per_secon
         what = f"{pair}: {link.bytes_per_second / 1e9:.2f} GB/s, {link.latency_seconds * 1e6:.0f} us"
         if not link.intact:
             advice = "a run between them would compute nonsense: look at cables, drivers, NCCL_* settings"
-            findings.append(Finding(check="links", status="fails", what=f"{what}; bytes arrive changed", advice=advice))
+            findings.append(
+                Finding(check="links", status="fails", what=f"{what}; bytes arrive changed", advice=advice)
+            )
         elif link.bytes_per_second < SLOW * typical:
             advice = f"the median pair has {typical / 1e9:.2f} GB/s, and every step waits for the slowest: leave one of the two out, or look at its link"
             findings.append(Finding(check="links", status="hurts", what=what, advice=advice))
@@ -95,11 +99,22 @@ def link_findings(links: Sequence[Link], names: Sequence[str], reduced_per_secon
         findings.append(Finding(check="links", status="ok", what=what))
     if not any(finding.check == "clock" for finding in findings):
         farthest = max(abs(link.clock_offset_seconds) for link in links)
-        findings.append(Finding(check="clock", status="ok", what=f"clocks agree within {max(farthest, 1e-3) * 1e3:.0f} ms"))
+        findings.append(
+            Finding(
+                check="clock", status="ok", what=f"clocks agree within {max(farthest, 1e-3) * 1e3:.0f} ms"
+            )
+        )
     seconds = GRADIENT_BYTES / reduced_per_second
     what = f"all-reduce over {dist.world_size()} ranks: {reduced_per_second / 1e9:.2f} GB/s; BERT-large's gradients in fp32 take {seconds:.2g} s a step"
-    advice = "that is longer than most steps compute: use more examples a step, bf16 gradients, or a faster network" if seconds > 1 else ""
-    return [*findings, Finding(check="all-reduce", status="hurts" if advice else "ok", what=what, advice=advice)]
+    advice = (
+        "that is longer than most steps compute: use more examples a step, bf16 gradients, or a faster network"
+        if seconds > 1
+        else ""
+    )
+    return [
+        *findings,
+        Finding(check="all-reduce", status="hurts" if advice else "ok", what=what, advice=advice),
+    ]
 
 
 def _measure(first: int, second: int, device: torch.device) -> Link:

@@ -38,13 +38,19 @@ def device_findings() -> list[Finding]:
     device, local_size = probe_device(), int(os.environ.get("LOCAL_SIZE", "1"))
     if device.type == "cpu":
         formats = "bf16 in hardware" if device.fast_bf16 else "bf16 emulated (use fp32)"
-        return [Finding(check="devices", status="note", what=f"no CUDA device; CPU {platform.machine()}, {formats}")]
+        return [
+            Finding(
+                check="devices", status="note", what=f"no CUDA device; CPU {platform.machine()}, {formats}"
+            )
+        ]
     count = torch.cuda.device_count()
     findings = []
     for index in range(count):
         about = torch.cuda.get_device_properties(index)
         free, total = torch.cuda.mem_get_info(index)
-        what = f"GPU {index}: {about.name}, {gigabytes(total)}, compute capability {about.major}.{about.minor}"
+        what = (
+            f"GPU {index}: {about.name}, {gigabytes(total)}, compute capability {about.major}.{about.minor}"
+        )
         busy = free < 0.9 * total
         advice = f"only {gigabytes(free)} are free: another process uses it; ask nvidia-smi" if busy else ""
         findings.append(Finding(check="devices", status="hurts" if busy else "ok", what=what, advice=advice))
@@ -72,18 +78,34 @@ def memory_finding() -> Finding:
     within = f", limit of this container {gigabytes(int(text))}" if text.isdigit() else ""
     what = f"{gigabytes(free)} of host memory free{within}"
     if free < 4e9:
-        return Finding(check="memory", status="hurts", what=what, advice="BERT-large takes about 9 GB a rank on a CPU, 12 GB with offload")
+        return Finding(
+            check="memory",
+            status="hurts",
+            what=what,
+            advice="BERT-large takes about 9 GB a rank on a CPU, 12 GB with offload",
+        )
     return Finding(check="memory", status="ok", what=what)
 
 
 def shared_memory_findings(folder: Path = SHARED_MEMORY) -> list[Finding]:
     """Size of /dev/shm and what other runs have left in it."""
     if not folder.is_dir():
-        return [Finding(check="/dev/shm", status="hurts", what="is missing", advice="NCCL and PyTorch exchange data through it: mount it")]
+        return [
+            Finding(
+                check="/dev/shm",
+                status="hurts",
+                what="is missing",
+                advice="NCCL and PyTorch exchange data through it: mount it",
+            )
+        ]
     usage = shutil.disk_usage(folder)
     what = f"{gigabytes(usage.free)} of {gigabytes(usage.total)} free"
     small = usage.free < 1e9
-    advice = "NCCL fails with SIGBUS when it is full; in a container: --shm-size=8g (Docker), or mount the host's" if small else ""
+    advice = (
+        "NCCL fails with SIGBUS when it is full; in a container: --shm-size=8g (Docker), or mount the host's"
+        if small
+        else ""
+    )
     findings = [Finding(check="/dev/shm", status="hurts" if small else "ok", what=what, advice=advice)]
     left = [path for path in folder.glob(LEFT_BEHIND) if path.stat().st_uid == os.getuid()]
     if left:
@@ -96,16 +118,31 @@ def shared_memory_findings(folder: Path = SHARED_MEMORY) -> list[Finding]:
 def disk_findings(output_dir: Path) -> list[Finding]:
     """Room where checkpoints, caches and temporary files go."""
     findings = []
-    for what, path in (("checkpoints", output_dir), ("temporary files", Path(os.environ.get("TMPDIR", "/tmp")))):
+    for what, path in (
+        ("checkpoints", output_dir),
+        ("temporary files", Path(os.environ.get("TMPDIR", "/tmp"))),
+    ):
         there = next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
         if not os.access(there, os.W_OK):
-            advice = "give an --output_dir that can be written" if what == "checkpoints" else "set TMPDIR to a folder that can be written"
-            findings.append(Finding(check="disk", status="fails", what=f"{there} ({what}) cannot be written", advice=advice))
+            advice = (
+                "give an --output_dir that can be written"
+                if what == "checkpoints"
+                else "set TMPDIR to a folder that can be written"
+            )
+            findings.append(
+                Finding(
+                    check="disk", status="fails", what=f"{there} ({what}) cannot be written", advice=advice
+                )
+            )
             continue
         free = shutil.disk_usage(there).free
         needed = 3 * CHECKPOINT_BYTES if what == "checkpoints" else 1e9
         tight = free < needed
-        advice = f"{gigabytes(needed)} are a safe size (train.keep_last=2 keeps two checkpoints while a third is written)" if tight else ""
+        advice = (
+            f"{gigabytes(needed)} are a safe size (train.keep_last=2 keeps two checkpoints while a third is written)"
+            if tight
+            else ""
+        )
         text = f"{gigabytes(free)} free in {there} ({what})"
         findings.append(Finding(check="disk", status="hurts" if tight else "ok", what=text, advice=advice))
     return findings
@@ -116,7 +153,10 @@ def limit_findings() -> list[Finding]:
     findings = []
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if files != resource.RLIM_INFINITY and files < 1024 + 8 * dist.world_size():
-        what, advice = f"{files} open files allowed", "each rank keeps several connections to the others: ulimit -n 65536"
+        what, advice = (
+            f"{files} open files allowed",
+            "each rank keeps several connections to the others: ulimit -n 65536",
+        )
         findings.append(Finding(check="limits", status="hurts", what=what, advice=advice))
     locked, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
     if Path("/dev/infiniband").is_dir() and locked != resource.RLIM_INFINITY:

@@ -20,7 +20,13 @@ def package_findings(requirements: Path = REQUIREMENTS) -> list[Finding]:
     from packaging.requirements import Requirement
 
     if not requirements.is_file():
-        return [Finding(check="packages", status="note", what="requirements.txt is not beside the package: versions are not compared")]
+        return [
+            Finding(
+                check="packages",
+                status="note",
+                what="requirements.txt is not beside the package: versions are not compared",
+            )
+        ]
     wrong, versions = [], {}
     for line in requirements.read_text().splitlines():
         text = line.split("#")[0].strip()
@@ -37,7 +43,9 @@ def package_findings(requirements: Path = REQUIREMENTS) -> list[Finding]:
     if wrong:
         advice = "DeepSpeed, torch and transformers change behaviour between versions: pip install -r requirements.txt"
         return [Finding(check="packages", status="fails", what="; ".join(wrong), advice=advice)]
-    main = ", ".join(f"{name} {versions[name]}" for name in ("torch", "deepspeed", "transformers") if name in versions)
+    main = ", ".join(
+        f"{name} {versions[name]}" for name in ("torch", "deepspeed", "transformers") if name in versions
+    )
     what = f"Python {platform.python_version()}, {main}; {len(versions)} packages as requirements.txt says"
     return [Finding(check="packages", status="ok", what=what)]
 
@@ -61,8 +69,14 @@ def op_findings(folder: Path) -> list[Finding]:
         what = f"{', '.join(waiting)} are not built, and {' and '.join(missing)} is missing"
         findings = [Finding(check="C++ ops", status="hurts", what=what, advice=advice)]
     else:
-        advice = f"the first run of each node builds what it needs (about a minute each) and keeps it in {folder}"
-        findings = [Finding(check="C++ ops", status="note", what=f"{', '.join(waiting)} are not built yet", advice=advice)]
+        advice = (
+            f"the first run of each node builds what it needs (about a minute each) and keeps it in {folder}"
+        )
+        findings = [
+            Finding(
+                check="C++ ops", status="note", what=f"{', '.join(waiting)} are not built yet", advice=advice
+            )
+        ]
     locks = sorted(folder.glob("**/lock")) if folder.is_dir() else []
     if locks:
         advice = "every later run waits on such a lock without a word; if no build is going on, remove it"

@@ -23,7 +23,10 @@ def shared_findings(folder: Path, nodes: Sequence[str]) -> list[Finding]:
     try:
         probe = dist.on_main(lambda: _new_probe(folder))
     except OSError as error:
-        what, advice = f"{folder} cannot be written: {error.strerror}", "give an --output_dir that can be written"
+        what, advice = (
+            f"{folder} cannot be written: {error.strerror}",
+            "give an --output_dir that can be written",
+        )
         return [Finding(check="shared disk", status="fails", what=what, advice=advice)]
     try:
         seen = dist.gather(_sees(probe))
@@ -39,7 +42,9 @@ def shared_findings(folder: Path, nodes: Sequence[str]) -> list[Finding]:
     return _findings(folder, nodes, seen, refused, speed)
 
 
-def _findings(folder: Path, nodes: Sequence[str], seen: Sequence[bool], refused: Sequence[bool], speed: float) -> list[Finding]:
+def _findings(
+    folder: Path, nodes: Sequence[str], seen: Sequence[bool], refused: Sequence[bool], speed: float
+) -> list[Finding]:
     blind = sorted({node for node, sees in zip(nodes, seen, strict=True) if not sees})
     free = sorted({node for node, held in zip(nodes, refused, strict=True) if not held})
     num_nodes = len(set(nodes))
@@ -49,17 +54,28 @@ def _findings(folder: Path, nodes: Sequence[str], seen: Sequence[bool], refused:
         advice = "every node writes its part of a checkpoint: it could not be resumed; give an --output_dir on a disk that all nodes share"
         findings.append(Finding(check="shared disk", status="fails", what=what, advice=advice))
     elif num_nodes > 1:
-        findings.append(Finding(check="shared disk", status="ok", what=f"{folder} is the same on {num_nodes} nodes"))
+        findings.append(
+            Finding(check="shared disk", status="ok", what=f"{folder} is the same on {num_nodes} nodes")
+        )
     if free:
         what = f"a lock held by {nodes[0]} in {folder} does not hold on {', '.join(free)}"
         advice = "two jobs could write into one run folder; mount the file system with locks (Lustre: -o flock; NFS: without nolock)"
         findings.append(Finding(check="locks", status="hurts", what=what, advice=advice))
     elif len(nodes) > 1 and not blind:
-        findings.append(Finding(check="locks", status="ok", what=f"a lock of one rank in {folder} holds for all others"))
+        findings.append(
+            Finding(check="locks", status="ok", what=f"a lock of one rank in {folder} holds for all others")
+        )
     seconds = CHECKPOINT_BYTES / speed
     what = f"{folder} is written at {gigabytes(speed)}/s; a checkpoint of BERT-large ({gigabytes(CHECKPOINT_BYTES)}) takes {seconds:.0f} s"
-    advice = "every save stops training that long: save less often (train.save_every), or give a faster disk" if seconds > 120 else ""
-    return [*findings, Finding(check="disk speed", status="hurts" if advice else "ok", what=what, advice=advice)]
+    advice = (
+        "every save stops training that long: save less often (train.save_every), or give a faster disk"
+        if seconds > 120
+        else ""
+    )
+    return [
+        *findings,
+        Finding(check="disk speed", status="hurts" if advice else "ok", what=what, advice=advice),
+    ]
 
 
 def _new_probe(folder: Path) -> Path:

@@ -41,17 +41,25 @@ def certificate(results: Sequence[Result], recipe: str, seconds: float) -> str:
             lines += [f"{'':>8}  {'':>8}    {line}" for line in result.why.splitlines()]
     failed = sum(result.holds is False for result in results)
     held = sum(result.holds is True for result in results)
-    where = (
-        f"{recipe}, mtdnn_ds {__version__}, torch {metadata.version('torch')}, deepspeed {metadata.version('deepspeed')}, {platform.node()}"
-    )
+    where = f"{recipe}, mtdnn_ds {__version__}, torch {metadata.version('torch')}, deepspeed {metadata.version('deepspeed')}, {platform.node()}"
     end = f"{held} promises hold" + (f", {failed} do NOT" if failed else "") + f" ({where}; {seconds:.0f} s)"
     return "\n".join([*lines, "", end])
 
 
 def certificate_json(results: Sequence[Result], recipe: str) -> str:
     """The same for machines."""
-    about = {"recipe": recipe, "mtdnn_ds": __version__, "host": platform.node(), "written": datetime.now(UTC).isoformat(timespec="seconds")}
+    about = {
+        "recipe": recipe,
+        "mtdnn_ds": __version__,
+        "host": platform.node(),
+        "written": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
     packages = {name: metadata.version(name) for name in ("torch", "deepspeed", "transformers")}
     return json.dumps(
-        {**about, "packages": packages, "results": [{**asdict(result), "holds": result.holds} for result in results]}, indent=1
+        {
+            **about,
+            "packages": packages,
+            "results": [{**asdict(result), "holds": result.holds} for result in results],
+        },
+        indent=1,
     )

@@ -35,7 +35,13 @@ class Comparison:
 
 
 def verify_recipe(
-    recipe: Recipe, own_json: dict[str, Any] | None, folder: Path, *, max_ranks: int, budgets: tuple[int, int], say: Callable[[str], None]
+    recipe: Recipe,
+    own_json: dict[str, Any] | None,
+    folder: Path,
+    *,
+    max_ranks: int,
+    budgets: tuple[int, int],
+    say: Callable[[str], None],
 ) -> list[Result]:
     """Measure every promise for a small recipe. `budgets`: tokens of a micro-batch that hold a whole step, and that cut it up."""
     assert recipe.train.steps is not None
@@ -49,25 +55,47 @@ def verify_recipe(
         Job(name="padded", recipe=with_attention(whole, "padded"), deepspeed=zero(0)),
         *(Job(name=f"cut_zero{stage}", recipe=cut, deepspeed=zero(stage)) for stage in STAGES),
         Job(name="saving", recipe=saving, deepspeed=zero(2)),
-        Job(name="resumed", recipe=saving, deepspeed=zero(2), resume=str(folder / "saving" / "checkpoints" / f"step_{half}")),
+        Job(
+            name="resumed",
+            recipe=saving,
+            deepspeed=zero(2),
+            resume=str(folder / "saving" / "checkpoints" / f"step_{half}"),
+        ),
         Job(name="counter", recipe=counter, deepspeed=zero(2)),
         *([] if own_json is None else [Job(name="own", recipe=whole, deepspeed=own_json)]),
     ]
     comparisons = [
         Comparison(promise="packed = padded (loss, gradient norm)", run="padded", reference="reference"),
         Comparison(promise="one micro-batch = many", run="cut_zero0", reference="reference"),
-        *(Comparison(promise=f"ZeRO {stage} = ZeRO 0", run=f"cut_zero{stage}", reference="cut_zero0") for stage in STAGES[1:]),
-        Comparison(promise="resumed = uninterrupted, bit for bit", run="resumed", reference="saving", at_most=0.0, first=half + 1),
+        *(
+            Comparison(promise=f"ZeRO {stage} = ZeRO 0", run=f"cut_zero{stage}", reference="cut_zero0")
+            for stage in STAGES[1:]
+        ),
+        Comparison(
+            promise="resumed = uninterrupted, bit for bit",
+            run="resumed",
+            reference="saving",
+            at_most=0.0,
+            first=half + 1,
+        ),
     ]
     if own_json is not None:
         comparisons.append(
-            Comparison(promise="the given DeepSpeed JSON = float32 without ZeRO", run="own", reference="reference", at_most=HALF_TOLERANCE)
+            Comparison(
+                promise="the given DeepSpeed JSON = float32 without ZeRO",
+                run="own",
+                reference="reference",
+                at_most=HALF_TOLERANCE,
+            )
         )
     say(f"{len(one)} small runs of {recipe.train.steps} steps on one rank ...")
     failures = {"": run_group(one, folder, 1)}
     many_promises = [f"one rank = {max_ranks}, ZeRO {stage}" for stage in STAGES]
     elastic_promises = [f"1 -> {max_ranks} ranks, ZeRO 2 -> {stage}" for stage in (2, 1, 3)]
-    back_promise, counter_promise = f"{max_ranks} -> 1 ranks, ZeRO 1 -> 2", f"dropout=counter: one rank = {max_ranks}"
+    back_promise, counter_promise = (
+        f"{max_ranks} -> 1 ranks, ZeRO 1 -> 2",
+        f"dropout=counter: one rank = {max_ranks}",
+    )
     if max_ranks == 1:
         why = "one device here: run it where there are more, or with --max_ranks"
         skipped = [*many_promises, *elastic_promises, back_promise, counter_promise]
@@ -77,8 +105,14 @@ def verify_recipe(
         ]
     middle = str(folder / "saving" / "checkpoints" / f"step_{half}")
     many = [
-        *(Job(name=f"many_zero{stage}", recipe=with_train(cut, save_every=half), deepspeed=zero(stage)) for stage in STAGES),
-        *(Job(name=f"elastic_zero{stage}", recipe=saving, deepspeed=zero(stage), resume=middle) for stage in (2, 1, 3)),
+        *(
+            Job(name=f"many_zero{stage}", recipe=with_train(cut, save_every=half), deepspeed=zero(stage))
+            for stage in STAGES
+        ),
+        *(
+            Job(name=f"elastic_zero{stage}", recipe=saving, deepspeed=zero(stage), resume=middle)
+            for stage in (2, 1, 3)
+        ),
         Job(name="counter_many", recipe=counter, deepspeed=zero(2)),
     ]
     comparisons += [
@@ -112,7 +146,9 @@ def zero(stage: int) -> dict[str, Any]:
 
 
 def with_budget(recipe: Recipe, tokens: int) -> Recipe:
-    return recipe.model_copy(update={"batch": recipe.batch.model_copy(update={"max_tokens_per_micro_batch": tokens})})
+    return recipe.model_copy(
+        update={"batch": recipe.batch.model_copy(update={"max_tokens_per_micro_batch": tokens})}
+    )
 
 
 def with_train(recipe: Recipe, **changes: Any) -> Recipe:
@@ -125,7 +161,10 @@ def with_attention(recipe: Recipe, attention: str) -> Recipe:
 
 def difference(ours: Path, theirs: Path, first: int) -> float:
     """Largest relative difference of loss and gradient norm over the steps from `first` on. Raises ValueError if the steps differ."""
-    a, b = ({line["step"]: line for line in _training_lines(folder) if line["step"] >= first} for folder in (ours, theirs))
+    a, b = (
+        {line["step"]: line for line in _training_lines(folder) if line["step"] >= first}
+        for folder in (ours, theirs)
+    )
     if a.keys() != b.keys() or not a:
         raise ValueError(f"steps {sorted(a)} against {sorted(b)}")
     if any(a[step]["task_examples"] != b[step]["task_examples"] for step in a):
@@ -136,7 +175,9 @@ def difference(ours: Path, theirs: Path, first: int) -> float:
 
 
 def _training_lines(run: Path) -> list[dict[str, Any]]:
-    return [line for line in map(json.loads, (run / "metrics.jsonl").read_text().splitlines()) if "loss" in line]
+    return [
+        line for line in map(json.loads, (run / "metrics.jsonl").read_text().splitlines()) if "loss" in line
+    ]
 
 
 def _results(folder: Path, comparisons: Sequence[Comparison], failures: dict[str, str]) -> list[Result]:
@@ -149,7 +190,9 @@ def _results(folder: Path, comparisons: Sequence[Comparison], failures: dict[str
         except (OSError, ValueError) as error:
             missing = not (folder / each.run / "metrics.jsonl").is_file() and failed
             why = "its run was not reached" if missing else said or f"{each.run}: {error}"
-            results.append(Result(promise=each.promise, figure=None, at_most=each.at_most, why=why, failed=not missing))
+            results.append(
+                Result(promise=each.promise, figure=None, at_most=each.at_most, why=why, failed=not missing)
+            )
             failed = failed or bool(said)
             continue
         results.append(Result(promise=each.promise, figure=figure, at_most=each.at_most))

@@ -87,10 +87,21 @@ def _entry(job: Job, folder: Path) -> dict[str, str]:
 
 
 def _environment(rank: int, world_size: int, port: int) -> dict[str, str]:
-    own = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size, "LOCAL_SIZE": world_size, "CROSS_RANK": 0, "CROSS_SIZE": 1}
+    own = {
+        "RANK": rank,
+        "LOCAL_RANK": rank,
+        "WORLD_SIZE": world_size,
+        "LOCAL_SIZE": world_size,
+        "CROSS_RANK": 0,
+        "CROSS_SIZE": 1,
+    }
     threads = os.environ.get("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // world_size)))
     # Runs of their own, wherever verify itself was started.
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "OMPI_", "PMI_", "TORCHELASTIC_"))}
+    inherited = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("SLURM_", "OMPI_", "PMI_", "TORCHELASTIC_"))
+    }
     paths = [str(Path(__file__).resolve().parents[3]), *filter(None, [os.environ.get("PYTHONPATH")])]
     return {
         **inherited,

@@ -21,7 +21,11 @@ def small_recipe(recipe: Recipe, folder: Path, *, steps: int, say: Callable[[str
     """
     left_out = [
         name
-        for name, is_set in (("init.run", recipe.init.run), ("heads", recipe.heads), ("distillation", recipe.distillation.teachers))
+        for name, is_set in (
+            ("init.run", recipe.init.run),
+            ("heads", recipe.heads),
+            ("distillation", recipe.distillation.teachers),
+        )
         if is_set
     ]
     if recipe.train.freeze:
@@ -32,7 +36,14 @@ def small_recipe(recipe: Recipe, folder: Path, *, steps: int, say: Callable[[str
         say(f"optimizer.name={recipe.optimizer.name}: torch_adamw in the small runs")
     path = write_small_encoder(recipe, folder)
     encoder = recipe.encoder.model_copy(
-        update={"path": str(path), "tokenizer": None, "sha256": None, "random_init": True, "attention": "auto", "fused_layer_norm": False}
+        update={
+            "path": str(path),
+            "tokenizer": None,
+            "sha256": None,
+            "random_init": True,
+            "attention": "auto",
+            "fused_layer_norm": False,
+        }
     )
     optimizer = recipe.optimizer
     if optimizer.name != "adamax":
@@ -45,7 +56,9 @@ def small_recipe(recipe: Recipe, folder: Path, *, steps: int, say: Callable[[str
             "distillation": type(recipe.distillation)(),
             "optimizer": optimizer,
             "schedule": recipe.schedule.model_copy(update={"name": "constant", "warmup": 0.0}),
-            "batch": recipe.batch.model_copy(update={"examples_per_step": min(recipe.batch.examples_per_step, MAX_EXAMPLES_PER_STEP)}),
+            "batch": recipe.batch.model_copy(
+                update={"examples_per_step": min(recipe.batch.examples_per_step, MAX_EXAMPLES_PER_STEP)}
+            ),
             "train": TrainSettings(steps=steps, seed=recipe.train.seed, dropout="none", keep_last=steps),
         }
     )
@@ -62,10 +75,13 @@ def write_small_encoder(recipe: Recipe, folder: Path) -> Path:
     config = AutoConfig.from_pretrained(path, trust_remote_code=settings.trust_remote_code)
     for name, value in SMALL.items():
         if getattr(config, name, None) is None:
-            raise ConfigError(f"encoder.path={settings.path}: its config has no {name}, so verify cannot make it small")
+            raise ConfigError(
+                f"encoder.path={settings.path}: its config has no {name}, so verify cannot make it small"
+            )
         setattr(config, name, value)
     config.save_pretrained(folder)
-    load_tokenizer(resolve_encoder_path(settings.tokenizer or settings.path), trust_remote_code=settings.trust_remote_code).save_pretrained(
-        folder
-    )
+    load_tokenizer(
+        resolve_encoder_path(settings.tokenizer or settings.path),
+        trust_remote_code=settings.trust_remote_code,
+    ).save_pretrained(folder)
     return folder

@@ -33,7 +33,9 @@ def main(jobs_file: str) -> None:
             compare_hidden_states(recipe, specs, Path(job["output_dir"]))
         else:
             deepspeed = resolved_json(Path(job["deepspeed"]), recipe)
-            train(recipe, specs, deepspeed, output_dir=Path(job["output_dir"]), resume=job["resume"], quiet=True)
+            train(
+                recipe, specs, deepspeed, output_dir=Path(job["output_dir"]), resume=job["resume"], quiet=True
+            )
     stop_distributed()
 
 
@@ -57,21 +59,33 @@ def compare_hidden_states(recipe: Recipe, specs: tuple[TaskSpec, ...], output_di
     if isinstance(model.encoder, PackedEncoder):
         encoder = model.encoder
         config = copy.deepcopy(encoder.config)  # from_config would put its attention into ours
-        reference = AutoModel.from_config(config, attn_implementation="eager", trust_remote_code=recipe.encoder.trust_remote_code)
+        reference = AutoModel.from_config(
+            config, attn_implementation="eager", trust_remote_code=recipe.encoder.trust_remote_code
+        )
         reference.load_state_dict(encoder.model.state_dict(), strict=False)  # ours keeps the pooler elsewhere
         reference = reference.double().eval()
         takes_types = encoder._accepts_token_types and encoder._has_token_types
-        settings = loader_settings(recipe, hidden_size=encoder.hidden_size, rank=0, world_size=1, device=device)
+        settings = loader_settings(
+            recipe, hidden_size=encoder.hidden_size, rank=0, world_size=1, device=device
+        )
         largest = 0.0
-        with TrainLoader(build_plan(recipe, data), data.train_sets, data.layout, settings, first_step=1, last_step=1) as loader:
+        with TrainLoader(
+            build_plan(recipe, data), data.train_sets, data.layout, settings, first_step=1, last_step=1
+        ) as loader:
             for batch in next(iter(loader)).micro_batches:
                 with torch.no_grad():
                     ours = encoder.to(device)(batch.to(device)).cpu().double()
                     theirs = []
                     lengths = batch.cu_seqlens.diff().tolist()
-                    for ids, types in zip(batch.input_ids.split(lengths), batch.token_type_ids.split(lengths), strict=True):
+                    for ids, types in zip(
+                        batch.input_ids.split(lengths), batch.token_type_ids.split(lengths), strict=True
+                    ):
                         optional = {"token_type_ids": types[None]} if takes_types else {}
-                        theirs.append(reference(input_ids=ids[None], attention_mask=torch.ones_like(ids)[None], **optional)[0][0])
+                        theirs.append(
+                            reference(
+                                input_ids=ids[None], attention_mask=torch.ones_like(ids)[None], **optional
+                            )[0][0]
+                        )
                 largest = max(largest, float((ours - torch.cat(theirs)).abs().max()))
         result["difference"] = largest
     output_dir.mkdir(parents=True)

@@ -41,13 +41,21 @@ def collate(
     copy, with soft `sharing`) gets one filler sequence of `filler_ids` that no target refers to. Deterministic.
     """
     members_of = {int(index): np.flatnonzero(index_B == index) for index in np.unique(index_B)}
-    gathered = {index: sets[index].gather(examples_B[members], epochs_B[members]) for index, members in members_of.items()}
+    gathered = {
+        index: sets[index].gather(examples_B[members], epochs_B[members])
+        for index, members in members_of.items()
+    }
     copy_of = {index: sharing.copy_of(tasks[index]) for index in gathered}
     for copy in set(range(sharing.num_copies)) - set(copy_of.values()):
         gathered[-1 - copy], copy_of[-1 - copy] = _filler(filler_ids), copy
     parts = list(gathered.values())
     lengths_S = np.concatenate([part.lengths for part in parts]).astype(np.int64)
-    owner_S = np.concatenate([members_of[index][part.examples] if index >= 0 else part.examples for index, part in gathered.items()])
+    owner_S = np.concatenate(
+        [
+            members_of[index][part.examples] if index >= 0 else part.examples
+            for index, part in gathered.items()
+        ]
+    )
     index_S = np.repeat(list(gathered), [len(part.lengths) for part in parts])
     copy_S = np.array([copy_of[index] for index in index_S.tolist()])
     # Shortest first, so that sequences of similar length are neighbours; ties keep the step's own order.
@@ -73,7 +81,9 @@ def collate(
         sequence_examples=owner_S[order],
         num_tokens=int(lengths_S[owner_S >= 0].sum()),
         sequence_groups=_groups(index_S[order], tasks, sharing) if sharing.mode == "low_rank" else None,
-        sequence_keys=torch.from_numpy(sequence_keys(owner_S[order], streams_N[index_B], examples_B, epochs_B).view(np.int64)),
+        sequence_keys=torch.from_numpy(
+            sequence_keys(owner_S[order], streams_N[index_B], examples_B, epochs_B).view(np.int64)
+        ),
         step=step,
     )
     return replace(batch, parts=parts_of_copies(batch, copy_S[order])) if sharing.mode == "soft" else batch
@@ -113,14 +123,22 @@ def _targets(
     """Targets of every form, their rows pointing into the reordered sequences and tokens; and the units of each term."""
     new_sequence, new_token = np.empty_like(order), np.empty_like(index_T)
     new_sequence[order], new_token[index_T] = np.arange(len(order)), np.arange(len(index_T))
-    rows: dict[str, list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]] = {form: [] for form in layout.forms}
+    rows: dict[str, list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]] = {
+        form: [] for form in layout.forms
+    }
     extras: dict[str, list[dict[str, np.ndarray]]] = {form: [] for form in layout.forms}
     unit_counts = np.zeros(len(layout.terms))
     sequences_before = tokens_before = 0
     for index, part in gathered.items():
-        for term_id, own in zip(layout.terms_of(tasks[index]) if index >= 0 else (), part.targets, strict=True):
+        for term_id, own in zip(
+            layout.terms_of(tasks[index]) if index >= 0 else (), part.targets, strict=True
+        ):
             term = layout.terms[term_id]
-            moved = new_sequence[own.rows + sequences_before] if term.reads == "sequence" else new_token[own.rows + tokens_before]
+            moved = (
+                new_sequence[own.rows + sequences_before]
+                if term.reads == "sequence"
+                else new_token[own.rows + tokens_before]
+            )
             examples = members_of[index][own.examples]
             rows[term.form].append((moved, np.full(len(moved), term_id), own.labels, examples))
             extras[term.form].append(dict(own.extra))
@@ -130,7 +148,9 @@ def _targets(
     return {form: _joined(rows[form], extras[form]) for form in layout.forms}, unit_counts
 
 
-def _joined(parts: list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]], extras: list[dict[str, np.ndarray]]) -> Targets:
+def _joined(
+    parts: list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]], extras: list[dict[str, np.ndarray]]
+) -> Targets:
     """One form's targets of all terms, in the order of the tasks."""
     nothing = np.zeros(0, dtype=np.int64)
     rows, term_ids, labels, examples = (
@@ -146,7 +166,9 @@ def _joined(parts: list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]], 
         groups=_int64(groups),
         examples=examples[starts].astype(np.int64),
         extra={
-            name: torch.from_numpy(_joined_extra([extra.get(name) for extra in extras], [len(part[0]) for part in parts]))
+            name: torch.from_numpy(
+                _joined_extra([extra.get(name) for extra in extras], [len(part[0]) for part in parts])
+            )
             for name in sorted({name for extra in extras for name in extra})
         },
     )

@@ -37,7 +37,9 @@ class StepBatches:
     unit_counts: np.ndarray  # (M,) float64, supervised units of each term in this rank's micro-batches
     tokens: int  # real tokens, all ranks
     sum_squared_lengths: int  # of all examples, all ranks: what attention costs, at most
-    padding_efficiency: float  # real tokens / tokens that token-wise layers see, all ranks; below 1 only through fillers
+    padding_efficiency: (
+        float  # real tokens / tokens that token-wise layers see, all ranks; below 1 only through fillers
+    )
     rank_imbalance: float  # largest rank's cost / mean cost
 
 
@@ -151,7 +153,9 @@ class TrainLoader:
         filler_tokens = num_fillers(packing, examples.task_ids, settings.sharing) * len(settings.filler_ids)
         return StepBatches(
             step=step,
-            micro_batches=tuple(batch.pin_memory() for batch in micro_batches) if settings.pin_memory else micro_batches,
+            micro_batches=tuple(batch.pin_memory() for batch in micro_batches)
+            if settings.pin_memory
+            else micro_batches,
             task_counts=np.bincount(examples.task_ids, minlength=len(self._sets)),
             unit_counts=np.sum([batch.unit_counts for batch in micro_batches], axis=0),
             tokens=packing.tokens,
@@ -191,7 +195,11 @@ def evaluation_batches(
     """
     sizes = [examples.num_examples for examples in sets]
     index_B = np.repeat(np.arange(len(sets), dtype=np.int32), sizes)
-    examples_B = np.concatenate([np.arange(size, dtype=np.int64) for size in sizes]) if sizes else np.zeros(0, dtype=np.int64)
+    examples_B = (
+        np.concatenate([np.arange(size, dtype=np.int64) for size in sizes])
+        if sizes
+        else np.zeros(0, dtype=np.int64)
+    )
     lengths_B = example_lengths(index_B, examples_B, [examples.lengths for examples in sets])
     for members in pack_examples(lengths_B, index_B, settings).micro_batches[settings.rank]:
         yield collate(

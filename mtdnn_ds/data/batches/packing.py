@@ -25,7 +25,9 @@ from mtdnn_ds.config.errors import ConfigError
 class Packing:
     """Every example of the step once. `micro_batches[rank][i]` holds int64 indices into the step, shortest sequence first."""
 
-    micro_batches: tuple[tuple[np.ndarray, ...], ...]  # W x M; an array may be empty (the loader adds a filler)
+    micro_batches: tuple[
+        tuple[np.ndarray, ...], ...
+    ]  # W x M; an array may be empty (the loader adds a filler)
     num_micro_batches: int  # M, equal on all ranks
     rank_imbalance: float  # cost of the dearest rank / mean over ranks; 1 is perfect
     tokens: int  # real tokens of the step
@@ -61,7 +63,9 @@ def pack(
     rank_bins, rank_costs = _deal(bin_costs, world_size)
     tokens = int(length_B.sum())
     return Packing(
-        micro_batches=tuple(tuple(np.array(bins[b][::-1], dtype=np.int64) for b in mine) for mine in rank_bins),
+        micro_batches=tuple(
+            tuple(np.array(bins[b][::-1], dtype=np.int64) for b in mine) for mine in rank_bins
+        ),
         num_micro_batches=num_micro_batches,
         rank_imbalance=max(rank_costs) * world_size / sum(rank_costs),
         tokens=tokens,
@@ -90,7 +94,10 @@ def _fill_groups(
     while True:
         num_micro_batches = -(-sum(needed) // world_size)
         allotted = _allot(needed, costs, [members.size for members in groups], world_size * num_micro_batches)
-        filled = [_fill(members, length_B, cost_B, count, max_tokens) for members, count in zip(groups, allotted, strict=True)]
+        filled = [
+            _fill(members, length_B, cost_B, count, max_tokens)
+            for members, count in zip(groups, allotted, strict=True)
+        ]
         if None not in filled:
             bins = [members for group in filled if group is not None for members in group]
             return bins + [[] for _ in range(world_size * num_micro_batches - len(bins))], num_micro_batches
@@ -101,7 +108,9 @@ def _least_bins(descending: np.ndarray, max_tokens: int) -> int:
     """Bins that no filling can do without: by tokens, and as at most n sequences longer than max_tokens / (n + 1) share a bin."""
     least = -(-int(descending.sum()) // max_tokens)
     for n in range(1, 65):
-        longer = int(np.searchsorted(-descending * (n + 1), -max_tokens))  # in front of the first with L (n + 1) <= max_tokens
+        longer = int(
+            np.searchsorted(-descending * (n + 1), -max_tokens)
+        )  # in front of the first with L (n + 1) <= max_tokens
         least = max(least, -(-longer // n))
     return least
 
@@ -121,7 +130,9 @@ def _allot(needed: Sequence[int], costs: Sequence[int], sizes: Sequence[int], nu
     return allotted
 
 
-def _fill(longest_first: np.ndarray, length_B: np.ndarray, cost_B: np.ndarray, num_bins: int, max_tokens: int) -> list[list[int]] | None:
+def _fill(
+    longest_first: np.ndarray, length_B: np.ndarray, cost_B: np.ndarray, num_bins: int, max_tokens: int
+) -> list[list[int]] | None:
     """Each example to the cheapest bin with room; None if an example finds none. O((B + bins) log bins).
 
     A bin too full for the present length is laid aside, and comes back when lengths have fallen to its room. It then has room,

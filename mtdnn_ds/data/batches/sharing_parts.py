@@ -50,6 +50,8 @@ def parts_of_copies(batch: PackedBatch, copy_S: np.ndarray) -> tuple[PackedBatch
 
 def num_fillers(packing: Packing, task_ids_B: np.ndarray, sharing: Sharing) -> int:
     """Filler sequences of a step on all ranks: one for each micro-batch and copy of the encoder without an example."""
-    group_B = np.asarray(sharing.group_of_task)[task_ids_B] if sharing.mode == "soft" else np.zeros_like(task_ids_B)
+    group_B = (
+        np.asarray(sharing.group_of_task)[task_ids_B] if sharing.mode == "soft" else np.zeros_like(task_ids_B)
+    )
     present = [len(np.unique(group_B[members])) for rank in packing.micro_batches for members in rank]
     return len(present) * sharing.num_copies - sum(present)

@@ -102,10 +102,23 @@ def prepare(
 
 
 def _key(spec: TaskSpec, source: Source, hashed_tokenizer: str, on_bad_row: OnBadRow) -> str:
-    how_read = {name: value for name, value in asdict(source).items() if name not in ("path", "config", "split")}
+    how_read = {
+        name: value for name, value in asdict(source).items() if name not in ("path", "config", "split")
+    }
     reading = {name: value for name, value in spec.options.items() if name in reader_of(spec).options}
-    identity = [CODE_VERSION, fingerprint(source), how_read, spec.kind, spec.labels, reading, hashed_tokenizer, on_bad_row]
-    identity += [] if spec.custom is None else [spec.custom.fingerprint]  # its file says what a label cell means
+    identity = [
+        CODE_VERSION,
+        fingerprint(source),
+        how_read,
+        spec.kind,
+        spec.labels,
+        reading,
+        hashed_tokenizer,
+        on_bad_row,
+    ]
+    identity += (
+        [] if spec.custom is None else [spec.custom.fingerprint]
+    )  # its file says what a label cell means
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
@@ -126,7 +139,13 @@ def _read_meta(job: _Job) -> tuple[dict[str, Any] | None, str]:
             raise ValueError("meta.json holds counts that are none")
         _shards(job.folder, meta["rows"])
         return meta, ""
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:  # pa.ArrowInvalid is a ValueError
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        RecursionError,
+    ) as error:  # pa.ArrowInvalid is a ValueError
         return None, f"{type(error).__name__}: {error}"
 
 
@@ -135,8 +154,12 @@ def _shards(folder: Path, num_rows: int) -> tuple[Shard, ...]:
     reader = pa.ipc.open_file(pa.memory_map(str(folder / "tokens.arrow")))
     batches = [reader.get_batch(index) for index in range(reader.num_record_batches)]
     shards = tuple(shard_of(batch) for batch in batches)
-    if sum(len(shard.labels) for shard in shards) != num_rows or any(len(shard.labels) != ROWS_PER_BATCH for shard in shards[:-1]):
-        raise ValueError(f"record batches of {[len(shard.labels) for shard in shards]} rows do not make up {num_rows} rows")
+    if sum(len(shard.labels) for shard in shards) != num_rows or any(
+        len(shard.labels) != ROWS_PER_BATCH for shard in shards[:-1]
+    ):
+        raise ValueError(
+            f"record batches of {[len(shard.labels) for shard in shards]} rows do not make up {num_rows} rows"
+        )
     return shards
 
 
@@ -173,7 +196,9 @@ def _open(job: _Job, meta: dict[str, Any], specials: SpecialTokens) -> PreparedS
 # Building
 
 
-def _ensure(job: _Job, tokenizer: Any, on_bad_row: OnBadRow, build: bool, say: Callable[[str], None]) -> tuple[dict[str, Any], bool]:
+def _ensure(
+    job: _Job, tokenizer: Any, on_bad_row: OnBadRow, build: bool, say: Callable[[str], None]
+) -> tuple[dict[str, Any], bool]:
     """The split's meta.json, and whether it was in the cache."""
     name = f"{job.spec.name}/{job.split}"
     meta, damage = _read_meta(job)
@@ -203,13 +228,17 @@ def _lock(job: _Job, say: Callable[[str], None]) -> Any:
         say(f"{job.spec.name}/{job.split}: another process is preparing it; waiting")
         return lock.acquire()
     except OSError as error:
-        raise ConfigError(f"data.cache_dir={job.folder.parent}: cannot be written ({error.strerror}); give a folder that can") from error
+        raise ConfigError(
+            f"data.cache_dir={job.folder.parent}: cannot be written ({error.strerror}); give a folder that can"
+        ) from error
 
 
 def _build(job: _Job, tokenizer: Any, on_bad_row: OnBadRow, say: Callable[[str], None]) -> dict[str, Any]:
     name, started = f"{job.spec.name}/{job.split}", time.perf_counter()
     say(f"preparing {name} from {place_of(job.source)} ...")
-    for leftover in job.folder.parent.glob(f"{job.folder.name}.building-*"):  # we hold the lock, so its builder is dead
+    for leftover in job.folder.parent.glob(
+        f"{job.folder.name}.building-*"
+    ):  # we hold the lock, so its builder is dead
         shutil.rmtree(leftover)
     aside = job.folder.with_name(f"{job.folder.name}.building-{os.getpid()}")
     aside.mkdir()
@@ -242,7 +271,13 @@ def _write(job: _Job, aside: Path, tokenizer: Any, on_bad_row: OnBadRow) -> dict
     reader = reader_of(job.spec)
     schema = schema_of(tokenizer, reader)
     skipped: Counter[str] = Counter()
-    rows = checked_rows(job.source, reader.parser(job.spec, job.source), on_bad_row=on_bad_row, skipped=skipped, grouped=reader.grouped)
+    rows = checked_rows(
+        job.source,
+        reader.parser(job.spec, job.source),
+        on_bad_row=on_bad_row,
+        skipped=skipped,
+        grouped=reader.grouped,
+    )
     num_rows = num_tokens = 0
     text_counts: set[int] = set()
     path = aside / "tokens.arrow"

@@ -23,7 +23,9 @@ class Shard:
     tokens: np.ndarray  # uint16 or int32, flat
     offsets: np.ndarray  # int64, one more than rows
     text_lengths: np.ndarray  # int32, flat: tokens of each text
-    text_offsets: np.ndarray  # int64, one more than rows: row r's texts are text_lengths[text_offsets[r] : text_offsets[r + 1]]
+    text_offsets: (
+        np.ndarray
+    )  # int64, one more than rows: row r's texts are text_lengths[text_offsets[r] : text_offsets[r + 1]]
     labels: np.ndarray  # float32
     source_rows: np.ndarray  # int64
     extra: Mapping[str, Any]  # Arrow arrays that the task's kind keeps, see data/rows/readers.py
@@ -81,7 +83,10 @@ class PreparedSplit:
 
     def texts(self, rows_S: np.ndarray, numbers_S: np.ndarray) -> TextRange:
         """Text number `numbers_S[s]` (from 0) of row `rows_S[s]`."""
-        rows_S, numbers_S = np.asarray(rows_S, dtype=np.int64), np.broadcast_to(np.asarray(numbers_S, dtype=np.int64), np.shape(rows_S))
+        rows_S, numbers_S = (
+            np.asarray(rows_S, dtype=np.int64),
+            np.broadcast_to(np.asarray(numbers_S, dtype=np.int64), np.shape(rows_S)),
+        )
         shard_S, local_S = rows_S // self.rows_per_shard, rows_S % self.rows_per_shard
         begin_S, length_S = np.empty_like(rows_S), np.empty_like(rows_S)
         for index in np.unique(shard_S):
@@ -89,7 +94,9 @@ class PreparedSplit:
             local, number = local_S[members], numbers_S[members]
             first_text = shard.text_offsets[local]
             # Texts stand end to end: text n begins after texts 0 .. n - 1 of its row.
-            before = np.concatenate(([0], np.cumsum(shard.text_lengths[ragged_ranges(first_text, number)], dtype=np.int64)))
+            before = np.concatenate(
+                ([0], np.cumsum(shard.text_lengths[ragged_ranges(first_text, number)], dtype=np.int64))
+            )
             ends = np.cumsum(number)
             begin_S[members] = shard.offsets[local] + before[ends] - before[ends - number]
             length_S[members] = shard.text_lengths[first_text + number]
@@ -98,15 +105,23 @@ class PreparedSplit:
     def column(self, name: str, rows: np.ndarray) -> list[Any]:
         """Values of a further column that the task's kind keeps, as Python values, in the order of `rows`."""
         rows = np.asarray(rows, dtype=np.int64)
-        return [self.shards[row // self.rows_per_shard].extra[name][int(row % self.rows_per_shard)].as_py() for row in rows.tolist()]
+        return [
+            self.shards[row // self.rows_per_shard].extra[name][int(row % self.rows_per_shard)].as_py()
+            for row in rows.tolist()
+        ]
 
     def token_column(self, name: str, text: TextRange) -> np.ndarray:
         """Values of a further column that has one for each token, of the tokens of `text` end to end."""
         into_S = np.cumsum(text.length) - text.length
-        values = np.empty(int(text.length.sum()), dtype=self.shards[0].extra[name].type.value_type.to_pandas_dtype())
+        values = np.empty(
+            int(text.length.sum()), dtype=self.shards[0].extra[name].type.value_type.to_pandas_dtype()
+        )
         for index in np.unique(text.shard):
             members = text.shard == index
-            kept, column = text.length[members], self.shards[index].extra[name].values.to_numpy(zero_copy_only=True)
+            kept, column = (
+                text.length[members],
+                self.shards[index].extra[name].values.to_numpy(zero_copy_only=True),
+            )
             values[ragged_ranges(into_S[members], kept)] = column[ragged_ranges(text.begin[members], kept)]
         return values
 
@@ -128,18 +143,26 @@ class PreparedSplit:
         first = self.texts(rows, np.zeros(len(rows), dtype=np.int64))
         if self.num_texts == 1:
             return self.assemble(*self.truncated(first, None, max_length))
-        return self.assemble(*self.truncated(first, self.texts(rows, np.ones(len(rows), dtype=np.int64)), max_length))
+        return self.assemble(
+            *self.truncated(first, self.texts(rows, np.ones(len(rows), dtype=np.int64)), max_length)
+        )
 
-    def truncated(self, first: TextRange, second: TextRange | None, max_length: int) -> tuple[TextRange, TextRange | None]:
+    def truncated(
+        self, first: TextRange, second: TextRange | None, max_length: int
+    ) -> tuple[TextRange, TextRange | None]:
         """Both texts cut so that a sequence of them has at most `max_length` tokens, as the tokenizer itself truncates: longest first."""
         template = self.specials.single if second is None else self.specials.pair
         other_S = np.zeros_like(first.length) if second is None else second.length
-        kept_first_S, kept_second_S = kept_lengths(first.length, other_S, room_for_texts(template, max_length))
+        kept_first_S, kept_second_S = kept_lengths(
+            first.length, other_S, room_for_texts(template, max_length)
+        )
         if self.specials.truncates_left:
             return first.last(kept_first_S), None if second is None else second.last(kept_second_S)
         return first.first(kept_first_S), None if second is None else second.first(kept_second_S)
 
-    def assemble(self, first: TextRange, second: TextRange | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def assemble(
+        self, first: TextRange, second: TextRange | None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Sequences of the given tokens with the tokenizer's special ones: input_ids (T,), token_type_ids (T,) int64, lengths (S,) int32."""
         template = self.specials.single if second is None else self.specials.pair
         kept_second_S = np.zeros_like(first.length) if second is None else second.length
@@ -154,7 +177,10 @@ class PreparedSplit:
 
         input_ids_T = np.empty(int(lengths_S.sum()), dtype=np.int64)
         token_type_ids_T = np.full_like(input_ids_T, template.first_type)
-        for into_S, text in ((into_first_S, first), *(((into_second_S, second),) if second is not None else ())):
+        for into_S, text in (
+            (into_first_S, first),
+            *(((into_second_S, second),) if second is not None else ()),
+        ):
             for index in np.unique(text.shard):
                 members = text.shard == index
                 kept = text.length[members]

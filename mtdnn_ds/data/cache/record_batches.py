@@ -19,7 +19,11 @@ def schema_of(tokenizer: Any, reader: Reader) -> pa.Schema:
     token_type = pa.uint16() if len(tokenizer) <= 2**16 else pa.int32()
     offsets = [("token_offsets", pa.large_list(pa.int32()))] if reader.keeps_offsets else []
     words = [("word_starts", pa.large_list(pa.uint8()))] if reader.keeps_words else []
-    own = [("tokens", pa.large_list(token_type)), ("text_lengths", pa.large_list(pa.int32())), ("label", pa.float32())]
+    own = [
+        ("tokens", pa.large_list(token_type)),
+        ("text_lengths", pa.large_list(pa.int32())),
+        ("label", pa.float32()),
+    ]
     return pa.schema([*own, ("source_row", pa.int64()), *offsets, *words, *reader.extra.items()])
 
 
@@ -29,7 +33,9 @@ def blocks(rows: Iterator[CheckedRow], num_rows: int) -> Iterator[list[CheckedRo
         yield block
 
 
-def record_batch(block: Sequence[CheckedRow], tokenizer: Any, schema: pa.Schema, reader: Reader) -> pa.RecordBatch:
+def record_batch(
+    block: Sequence[CheckedRow], tokenizer: Any, schema: pa.Schema, reader: Reader
+) -> pa.RecordBatch:
     """Texts of a row stand one after the other in the flat token buffer: a0 b0 a1 b1 ..."""
     prefix = word_prefix(tokenizer) if reader.texts_are_words else ""
     texts = [prefix + text for row in block for text in row.texts]
@@ -38,7 +44,9 @@ def record_batch(block: Sequence[CheckedRow], tokenizer: Any, schema: pa.Schema,
     words: list[np.ndarray] = []
 
     def measured() -> Iterator[list[int]]:
-        for index, encoding in enumerate(encodings(tokenizer, texts, offsets=reader.keeps_offsets or reader.keeps_words)):
+        for index, encoding in enumerate(
+            encodings(tokenizer, texts, offsets=reader.keeps_offsets or reader.keeps_words)
+        ):
             lengths[index] = len(encoding.ids)
             if reader.keeps_offsets:
                 offsets.append(np.array(encoding.offsets, dtype=np.int32).reshape(-1))
@@ -58,9 +66,13 @@ def record_batch(block: Sequence[CheckedRow], tokenizer: Any, schema: pa.Schema,
         "source_row": pa.array(np.array([row.number for row in block], dtype=np.int64)),
     }
     if reader.keeps_offsets:
-        columns["token_offsets"] = _lists(2 * token_offsets, pa.array(np.concatenate(offsets) if offsets else [], pa.int32()))
+        columns["token_offsets"] = _lists(
+            2 * token_offsets, pa.array(np.concatenate(offsets) if offsets else [], pa.int32())
+        )
     if reader.keeps_words:
-        columns["word_starts"] = _lists(token_offsets, pa.array(np.concatenate(words) if words else [], pa.uint8()))
+        columns["word_starts"] = _lists(
+            token_offsets, pa.array(np.concatenate(words) if words else [], pa.uint8())
+        )
     for name, kind in reader.extra.items():
         columns[name] = pa.array([row.extra[name] for row in block], kind)
     return pa.record_batch([columns[name] for name in schema.names], schema=schema)

@@ -36,7 +36,10 @@ def hashed_blocks(split: PreparedSplit) -> Iterator[HashedBlock]:
         first = index * split.rows_per_shard
         begin, num_rows = 0, len(shard.labels)
         while begin < num_rows:
-            end = int(np.searchsorted(shard.offsets, shard.offsets[begin] + _TOKENS_PER_BLOCK, side="right")) - 1
+            end = (
+                int(np.searchsorted(shard.offsets, shard.offsets[begin] + _TOKENS_PER_BLOCK, side="right"))
+                - 1
+            )
             end = min(max(end, begin + 1), num_rows)
             yield _hashed(shard, begin, end, first)
             begin = end
@@ -47,7 +50,9 @@ def _hashed(shard: Shard, begin: int, end: int, first: int) -> HashedBlock:
     lengths_X = shard.text_lengths[shard.text_offsets[begin] : shard.text_offsets[end]].astype(np.int64)
     texts_R = np.diff(shard.text_offsets[begin : end + 1]).astype(np.int64)
     places_T = _places(lengths_X)
-    text_hashes_X = mix(_sums(mix(tokens_T + (places_T << np.uint64(32))), lengths_X) + lengths_X.astype(np.uint64))
+    text_hashes_X = mix(
+        _sums(mix(tokens_T + (places_T << np.uint64(32))), lengths_X) + lengths_X.astype(np.uint64)
+    )
     row_hashes_R = mix(_sums(mix(text_hashes_X + _places(texts_R)), texts_R) + texts_R.astype(np.uint64))
     rows_R = first + np.arange(begin, end, dtype=np.int64)
     return HashedBlock(

@@ -56,10 +56,16 @@ def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, use_fast=True, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, ImportError, KeyError) as error:
-        raise ConfigError(f"encoder.path={path}: no tokenizer can be loaded ({(str(error).splitlines() or [''])[0]})") from error
+        raise ConfigError(
+            f"encoder.path={path}: no tokenizer can be loaded ({(str(error).splitlines() or [''])[0]})"
+        ) from error
     if not tokenizer.is_fast:
-        raise ConfigError(f"encoder.path={path}: has only a slow tokenizer; save a fast one (tokenizer.json) beside the model")
-    if tokenizer.vocab_size <= len(tokenizer.all_special_tokens):  # transformers makes one up where config.json stands alone
+        raise ConfigError(
+            f"encoder.path={path}: has only a slow tokenizer; save a fast one (tokenizer.json) beside the model"
+        )
+    if tokenizer.vocab_size <= len(
+        tokenizer.all_special_tokens
+    ):  # transformers makes one up where config.json stands alone
         raise ConfigError(
             f"encoder.path={path}: its tokenizer has no words, only special tokens; put tokenizer.json beside config.json, or set encoder.tokenizer"
         )
@@ -91,7 +97,9 @@ def encodings(tokenizer: Any, texts: Sequence[str], *, offsets: bool = False) ->
     """An Encoding of each text with all its `ids`, without special tokens; with `offsets`, also each token's (start, end) and word."""
     _make_plain(tokenizer)
     backend = tokenizer.backend_tokenizer
-    encode = backend.encode_batch if offsets else backend.encode_batch_fast  # the fast one leaves offsets and words empty
+    encode = (
+        backend.encode_batch if offsets else backend.encode_batch_fast
+    )  # the fast one leaves offsets and words empty
     for start in range(0, len(texts), _TEXTS_PER_CALL):
         yield from encode(list(texts[start : start + _TEXTS_PER_CALL]), add_special_tokens=False)
 
@@ -99,7 +107,11 @@ def encodings(tokenizer: Any, texts: Sequence[str], *, offsets: bool = False) ->
 def word_starts(encoding: Any) -> np.ndarray:
     """(tokens,) uint8: 1 where a token begins a word as the tokenizer cuts words, before it cuts them into pieces."""
     words = encoding.word_ids
-    return np.fromiter((index == 0 or word is None or word != words[index - 1] for index, word in enumerate(words)), np.uint8, len(words))
+    return np.fromiter(
+        (index == 0 or word is None or word != words[index - 1] for index, word in enumerate(words)),
+        np.uint8,
+        len(words),
+    )
 
 
 def word_prefix(tokenizer: Any) -> str:
@@ -112,7 +124,9 @@ def word_prefix(tokenizer: Any) -> str:
         return ""
     if a + blank_b == both:
         return " "
-    raise ConfigError("encoder.tokenizer: cuts 'a b' into other tokens than its words, so words cannot be labelled; choose another encoder")
+    raise ConfigError(
+        "encoder.tokenizer: cuts 'a b' into other tokens than its words, so words cannot be labelled; choose another encoder"
+    )
 
 
 def flatten(lists: Iterable[list[int]], dtype: np.dtype) -> np.ndarray:
@@ -131,9 +145,15 @@ def _template(probe: Any, typed: bool) -> Template:
     types = probe.type_ids if typed else [0] * len(probe.ids)
     first = [index for index, owner in enumerate(owners) if owner == 0]
     second = [index for index, owner in enumerate(owners) if owner == 1]
-    assert first and (not second or first[-1] < second[0]), f"a tokenizer whose template is not 'a' or 'a b': {probe.tokens}"
+    assert first and (not second or first[-1] < second[0]), (
+        f"a tokenizer whose template is not 'a' or 'a b': {probe.tokens}"
+    )
     last = second or first
-    before, between, after = slice(0, first[0]), slice(first[-1] + 1, second[0] if second else first[-1] + 1), slice(last[-1] + 1, None)
+    before, between, after = (
+        slice(0, first[0]),
+        slice(first[-1] + 1, second[0] if second else first[-1] + 1),
+        slice(last[-1] + 1, None),
+    )
     return Template(
         prefix=tuple(probe.ids[before]),
         middle=tuple(probe.ids[between]),
@@ -160,16 +180,23 @@ def kept_lengths(first_S: np.ndarray, second_S: np.ndarray, num_kept: int) -> tu
     kept_shorter_S = np.where(both_S, num_kept // 2, shorter_S)
     kept_longer_S = np.where(both_S, num_kept // 2 + num_kept % 2, cut_longer_S)
     fits_S = shorter_S + longer_S <= num_kept
-    kept_shorter_S, kept_longer_S = np.where(fits_S, shorter_S, kept_shorter_S), np.where(fits_S, longer_S, kept_longer_S)
+    kept_shorter_S, kept_longer_S = (
+        np.where(fits_S, shorter_S, kept_shorter_S),
+        np.where(fits_S, longer_S, kept_longer_S),
+    )
     swapped_S = first_S > second_S
-    return np.where(swapped_S, kept_longer_S, kept_shorter_S), np.where(swapped_S, kept_shorter_S, kept_longer_S)
+    return np.where(swapped_S, kept_longer_S, kept_shorter_S), np.where(
+        swapped_S, kept_shorter_S, kept_longer_S
+    )
 
 
 def room_for_texts(template: Template, max_length: int) -> int:
     """Tokens left for texts. Raises ConfigError if the special tokens alone fill the sequence."""
     room = max_length - template.num_special
     if room < 1:
-        raise ConfigError(f"encoder.max_length={max_length}: {template.num_special} special tokens leave no room for text; raise it")
+        raise ConfigError(
+            f"encoder.max_length={max_length}: {template.num_special} special tokens leave no room for text; raise it"
+        )
     return room
 
 

@@ -27,7 +27,9 @@ class ChoiceExamples:
         self._counts_R = texts_R - 1
         self._begins_R = np.cumsum(self._counts_R) - self._counts_R
         room = room_for_texts(split.specials.pair, max_length)
-        both_N = text_lengths[ragged_ranges(first_text_R + 1, self._counts_R)] + np.repeat(text_lengths[first_text_R], self._counts_R)
+        both_N = text_lengths[ragged_ranges(first_text_R + 1, self._counts_R)] + np.repeat(
+            text_lengths[first_text_R], self._counts_R
+        )
         lengths_N = np.minimum(both_N, room) + split.specials.pair.num_special
         self.lengths = np.add.reduceat(lengths_N, self._begins_R)
         self._right_N = split.list_values("right").astype(np.float32)
@@ -36,19 +38,32 @@ class ChoiceExamples:
     def gather(self, examples_B: np.ndarray, epochs_B: np.ndarray) -> Gathered:
         counts_B = self._counts_R[examples_B]
         rows_S, numbers_S = np.repeat(examples_B, counts_B), ragged_ranges(np.ones_like(counts_B), counts_B)
-        first, second = self.split.texts(rows_S, np.zeros_like(numbers_S)), self.split.texts(rows_S, numbers_S)
-        input_ids, token_type_ids, lengths = self.split.assemble(*self.split.truncated(first, second, self.max_length))
+        first, second = (
+            self.split.texts(rows_S, np.zeros_like(numbers_S)),
+            self.split.texts(rows_S, numbers_S),
+        )
+        input_ids, token_type_ids, lengths = self.split.assemble(
+            *self.split.truncated(first, second, self.max_length)
+        )
         right_S = self._right_N[ragged_ranges(self._begins_R[examples_B], counts_B)]
         examples_S = np.repeat(np.arange(len(examples_B)), counts_B)
         targets = TargetRows(rows=np.arange(len(rows_S)), labels=right_S, examples=examples_S)
-        return Gathered(input_ids=input_ids, token_type_ids=token_type_ids, lengths=lengths, examples=examples_S, targets=[targets])
+        return Gathered(
+            input_ids=input_ids,
+            token_type_ids=token_type_ids,
+            lengths=lengths,
+            examples=examples_S,
+            targets=[targets],
+        )
 
     def decode(self, outputs: Sequence[TermOutputs]) -> Decoded:
         """multiple_choice: numbers of the best and of the right choice. ranking: scores of all candidates, and which are relevant (1)."""
         (own,) = outputs
         scores = np.split(own.values[:, 0], own.offsets[1:-1])
         if self.spec.kind == "multiple_choice":
-            return Decoded(predictions=np.array([each.argmax() for each in scores]), references=self.split.labels)
+            return Decoded(
+                predictions=np.array([each.argmax() for each in scores]), references=self.split.labels
+            )
         return Decoded(predictions=scores, references=np.split(own.labels, own.offsets[1:-1]))
 
     def source_row(self, example: int) -> int:

@@ -10,7 +10,9 @@ from __future__ import annotations
 import numpy as np
 
 
-def cut_chunks(bounds: np.ndarray, document_begins: np.ndarray, document_ends: np.ndarray, *, room: int) -> tuple[np.ndarray, np.ndarray]:
+def cut_chunks(
+    bounds: np.ndarray, document_begins: np.ndarray, document_ends: np.ndarray, *, room: int
+) -> tuple[np.ndarray, np.ndarray]:
     """(begin (E,), end (E,)) of the chunks in order. `bounds` (N + 1,): where sentences begin, and where the last one ends.
 
     A chunk takes whole sentences as long as they fit into `room` tokens; a sentence that is longer than that is cut, and what is left
@@ -18,7 +20,10 @@ def cut_chunks(bounds: np.ndarray, document_begins: np.ndarray, document_ends: n
     """
     begins: list[np.ndarray] = []
     ends: list[np.ndarray] = []
-    at, stop = document_begins[document_begins < document_ends], document_ends[document_begins < document_ends]
+    at, stop = (
+        document_begins[document_begins < document_ends],
+        document_ends[document_begins < document_ends],
+    )
     while at.size:  # the next chunk of every document that is not used up
         limit = np.minimum(at + room, stop)
         whole = bounds[np.searchsorted(bounds, limit, side="right") - 1]  # the last sentence end that fits

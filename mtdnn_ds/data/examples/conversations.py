@@ -31,7 +31,13 @@ class ConversationExamples:
 
     def __init__(self, spec: TaskSpec, split: PreparedSplit, *, max_length: int) -> None:
         self.split, self.max_answer_tokens = split, spec.options["max_answer_tokens"]
-        self.windows = Windows(split, task=spec.name, max_length=max_length, stride=spec.options["stride"], keeps_end_of_first=True)
+        self.windows = Windows(
+            split,
+            task=spec.name,
+            max_length=max_length,
+            stride=spec.options["stride"],
+            keeps_end_of_first=True,
+        )
         self.num_examples, self.lengths = self.windows.num_windows, self.windows.lengths
         self.is_free_R = numbers(split, "is_free").astype(bool)
         support = self.windows.tokens_of(numbers(split, "answer_start"), numbers(split, "answer_end"))
@@ -48,7 +54,9 @@ class ConversationExamples:
         most_E = np.maximum.reduceat(held_E, windows.first_windows_R)[windows.rows]
         whole_E = np.minimum(windows.ends - windows.begins, last_E + 1 - first_E)
         types_E = self.split.labels[windows.rows]
-        return np.where(np.isnan(types_E) | (held_E == most_E) | (held_E == whole_E), types_E, np.float32(_UNKNOWN))
+        return np.where(
+            np.isnan(types_E) | (held_E == most_E) | (held_E == whole_E), types_E, np.float32(_UNKNOWN)
+        )
 
     def gather(self, examples_B: np.ndarray, epochs_B: np.ndarray) -> Gathered:
         input_ids, token_type_ids, lengths = self.windows.gather(examples_B)
@@ -67,16 +75,27 @@ class ConversationExamples:
     def decode(self, outputs: Sequence[TermOutputs]) -> Decoded:
         scores, types = outputs
         if not np.isfinite(types.values).all():
-            raise TrainingError("predicted answer types are not finite: the model has diverged; lower optimizer.lr")
+            raise TrainingError(
+                "predicted answer types are not finite: the model has diverged; lower optimizer.lr"
+            )
         windows, rows = self.windows, np.arange(self.split.num_rows)
-        spans = best_spans(scores.values, scores.offsets, windows.context_starts, windows.ends - windows.begins, self.max_answer_tokens)
-        known_E = np.logaddexp.reduce(np.delete(types.values, _UNKNOWN, axis=1), axis=1) - types.values[:, _UNKNOWN]  # log-odds
+        spans = best_spans(
+            scores.values,
+            scores.offsets,
+            windows.context_starts,
+            windows.ends - windows.begins,
+            self.max_answer_tokens,
+        )
+        known_E = (
+            np.logaddexp.reduce(np.delete(types.values, _UNKNOWN, axis=1), axis=1) - types.values[:, _UNKNOWN]
+        )  # log-odds
         window_R = first_best(known_E, windows.num_windows_R)
         types_R = types.values[window_R].argmax(axis=1)
         texts = texts_of(windows, rows, window_R, spans.first, spans.last)
         return Decoded(
             predictions=[
-                self._answer(int(kind), text, bool(is_free)) for kind, text, is_free in zip(types_R, texts, self.is_free_R, strict=True)
+                self._answer(int(kind), text, bool(is_free))
+                for kind, text, is_free in zip(types_R, texts, self.is_free_R, strict=True)
             ],
             references=self.split.column("answers", rows),
         )

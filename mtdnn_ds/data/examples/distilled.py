@@ -25,7 +25,9 @@ class DistilledExamples:
         gathered = self.base.gather(examples_B, epochs_B)
         (own,) = gathered.targets
         counts_B = np.bincount(own.examples, minlength=len(examples_B))
-        place_K = np.arange(len(own.examples)) - np.repeat(np.cumsum(counts_B) - counts_B, counts_B)  # among the rows of its example
+        place_K = np.arange(len(own.examples)) - np.repeat(
+            np.cumsum(counts_B) - counts_B, counts_B
+        )  # among the rows of its example
         examples_K = examples_B[own.examples]
         row_K = self.soft.offsets[examples_K] + place_K
         known_K = row_K < self.soft.offsets[examples_K + 1]

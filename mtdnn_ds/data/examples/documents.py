@@ -25,7 +25,9 @@ from mtdnn_ds.data.examples.masks import chosen_tokens, replaced
 from mtdnn_ds.tasks.spec import TaskSpec
 
 IS_NEXT, IS_RANDOM = 0.0, 1.0  # as in transformers' BertForPreTraining
-CUT, SWAP, DOCUMENT, SENTENCE = (np.array([number], np.uint64) for number in range(8, 12))  # keys beside those of masks.py
+CUT, SWAP, DOCUMENT, SENTENCE = (
+    np.array([number], np.uint64) for number in range(8, 12)
+)  # keys beside those of masks.py
 
 
 class DocumentExamples:
@@ -49,11 +51,16 @@ class DocumentExamples:
 
         lengths_D = split.row_lengths()
         self._document_ends = np.cumsum(lengths_D)
-        self._bounds = np.concatenate(([0], np.cumsum(split.text_lengths())))  # where sentences begin, and the end of the last
+        self._bounds = np.concatenate(
+            ([0], np.cumsum(split.text_lengths()))
+        )  # where sentences begin, and the end of the last
         self._first_sentence = np.concatenate(([0], np.cumsum(split.texts_per_row())))
         self._shard_begins = np.cumsum([0, *(len(shard.tokens) for shard in split.shards[:-1])])
         begins, ends = cut_chunks(
-            self._bounds, self._document_ends - lengths_D, self._document_ends, room=room_for_texts(self._template, max_length)
+            self._bounds,
+            self._document_ends - lengths_D,
+            self._document_ends,
+            room=room_for_texts(self._template, max_length),
         )
         # A chunk of one token cannot be cut in two, and is left out.
         usable = ends - begins >= (2 if self._next_sentence else 1)
@@ -81,7 +88,9 @@ class DocumentExamples:
         return int(self.split.source_rows[self._documents[example]])
 
     def gather(self, examples_B: np.ndarray, epochs_B: np.ndarray) -> Gathered:
-        keys_B = words(epoch_keys(self._seed, self._stream, epochs_B.astype(np.uint64)), examples_B.astype(np.uint64))
+        keys_B = words(
+            epoch_keys(self._seed, self._stream, epochs_B.astype(np.uint64)), examples_B.astype(np.uint64)
+        )
         every = np.arange(len(examples_B))
         begin_B, end_B = self._begins[examples_B], self._ends[examples_B]
         if self._next_sentence:
@@ -96,11 +105,19 @@ class DocumentExamples:
             token_type_ids=token_type_ids,
             lengths=lengths,
             examples=every,
-            targets=[targets, *([TargetRows(rows=every, labels=labels_B, examples=every)] if self._next_sentence else [])],
+            targets=[
+                targets,
+                *([TargetRows(rows=every, labels=labels_B, examples=every)] if self._next_sentence else []),
+            ],
         )
 
     def _masked(
-        self, input_ids_T: np.ndarray, lengths_B: np.ndarray, first: TextRange, second: TextRange | None, keys_B: np.ndarray
+        self,
+        input_ids_T: np.ndarray,
+        lengths_B: np.ndarray,
+        first: TextRange,
+        second: TextRange | None,
+        keys_B: np.ndarray,
     ) -> tuple[np.ndarray, TargetRows]:
         """The sequences with some tokens replaced, and the tokens that stood there as labels."""
         sequence_B = np.cumsum(lengths_B, dtype=np.int64) - lengths_B
@@ -109,7 +126,10 @@ class DocumentExamples:
         if second is not None:
             into, texts = [into_B, into_B + first.length + len(self._template.middle)], [first, second]
         # Segments of one sequence next to each other, (segments * B,).
-        begins, sizes = np.stack(into, axis=1).reshape(-1), np.stack([text.length for text in texts], axis=1).reshape(-1)
+        begins, sizes = (
+            np.stack(into, axis=1).reshape(-1),
+            np.stack([text.length for text in texts], axis=1).reshape(-1),
+        )
         place_N = ragged_ranges(begins, sizes)
         owner_N = np.repeat(np.arange(len(begins)) // len(texts), sizes)
         position_N = place_N - sequence_B[owner_N]
@@ -119,19 +139,34 @@ class DocumentExamples:
                 starts_T[ragged_ranges(at, text.length)] = self.split.token_column("word_starts", text)
             starts_T[begins[sizes > 0]] = True  # a segment may begin inside a word
         chosen = chosen_tokens(
-            keys_B, owner_N, position_N, starts_T[place_N], ~np.isin(input_ids_T[place_N], self._special_ids), self._mask_rate
+            keys_B,
+            owner_N,
+            position_N,
+            starts_T[place_N],
+            ~np.isin(input_ids_T[place_N], self._special_ids),
+            self._mask_rate,
         )
         place_K, owner_K = place_N[chosen], owner_N[chosen]
         labels_K = input_ids_T[place_K]
         masked_T = input_ids_T.copy()
-        masked_T[place_K] = replaced(labels_K, keys_B[owner_K], position_N[chosen], mask_id=self._mask_id, ordinary_ids=self._ordinary_ids)
+        masked_T[place_K] = replaced(
+            labels_K,
+            keys_B[owner_K],
+            position_N[chosen],
+            mask_id=self._mask_id,
+            ordinary_ids=self._ordinary_ids,
+        )
         return masked_T, TargetRows(rows=place_K, labels=labels_K.astype(np.float32), examples=owner_K)
 
-    def _segments(self, examples_B: np.ndarray, keys_B: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _segments(
+        self, examples_B: np.ndarray, keys_B: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Where each chunk is cut, where its second segment begins, and whether that is next (0) or random (1), (B,) each."""
         begin_B, end_B, own_B = self._begins[examples_B], self._ends[examples_B], self._documents[examples_B]
         low_B = np.searchsorted(self._bounds, begin_B, side="right")
-        inside_B = np.searchsorted(self._bounds, end_B, side="left") - low_B  # ends of sentences within the chunk
+        inside_B = (
+            np.searchsorted(self._bounds, end_B, side="left") - low_B
+        )  # ends of sentences within the chunk
         at_sentence_B = self._bounds[low_B + _draw(keys_B, CUT, inside_B)]
         cut_B = np.where(inside_B > 0, at_sentence_B, begin_B + 1 + _draw(keys_B, CUT, end_B - begin_B - 1))
         length_B = end_B - cut_B
@@ -143,11 +178,17 @@ class DocumentExamples:
         other_B = self._longest_first[np.minimum(pick_B, len(self._longest_first) - 1)]
         # Sentences of it that are followed by enough tokens: its first ones.
         first_B = self._first_sentence[other_B]
-        num_starts_B = np.searchsorted(self._bounds, self._document_ends[other_B] - length_B, side="right") - first_B
+        num_starts_B = (
+            np.searchsorted(self._bounds, self._document_ends[other_B] - length_B, side="right") - first_B
+        )
         random_B = self._bounds[first_B + _draw(keys_B, SENTENCE, num_starts_B)]
         # Where no other document is long enough, the segment stays.
         swapped_B = (_draw(keys_B, SWAP, np.full_like(own_B, 2)) == 1) & (others_B > 0)
-        return cut_B, np.where(swapped_B, random_B, cut_B), np.where(swapped_B, IS_RANDOM, IS_NEXT).astype(np.float32)
+        return (
+            cut_B,
+            np.where(swapped_B, random_B, cut_B),
+            np.where(swapped_B, IS_RANDOM, IS_NEXT).astype(np.float32),
+        )
 
     def _range(self, begin: np.ndarray, length: np.ndarray) -> TextRange:
         shard = np.searchsorted(self._shard_begins, begin, side="right") - 1

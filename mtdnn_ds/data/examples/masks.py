@@ -14,11 +14,18 @@ import numpy as np
 
 from mtdnn_ds.counter_hash import words
 
-ORDER, FATE, RANDOM_TOKEN = (np.array([number], np.uint64) for number in range(3))  # which of a sequence's keys is for what
+ORDER, FATE, RANDOM_TOKEN = (
+    np.array([number], np.uint64) for number in range(3)
+)  # which of a sequence's keys is for what
 
 
 def chosen_tokens(
-    keys_S: np.ndarray, owner_N: np.ndarray, position_N: np.ndarray, is_start_N: np.ndarray, is_candidate_N: np.ndarray, rate: float
+    keys_S: np.ndarray,
+    owner_N: np.ndarray,
+    position_N: np.ndarray,
+    is_start_N: np.ndarray,
+    is_candidate_N: np.ndarray,
+    rate: float,
 ) -> np.ndarray:
     """Indices into N of the masked tokens, (K,), rising; at least one of each sequence.
 
@@ -31,19 +38,25 @@ def chosen_tokens(
     first = np.flatnonzero(np.diff(unit, prepend=-1))  # of each unit, among the kept
     length_U = np.diff(np.append(first, len(kept)))
     owner_U = owner_N[kept[first]]
-    number_S = np.maximum(1, np.floor(rate * np.bincount(owner_N[kept], minlength=len(keys_S)) + 0.5).astype(np.int64))
+    number_S = np.maximum(
+        1, np.floor(rate * np.bincount(owner_N[kept], minlength=len(keys_S)) + 0.5).astype(np.int64)
+    )
     draw_U = words(words(keys_S, ORDER)[owner_U], position_N[kept[first]].astype(np.uint64))
 
     order = np.lexsort((draw_U, owner_U))
     length_U, owner_U = length_U[order], owner_U[order]
     before_U = np.cumsum(length_U) - length_U
-    before_U -= before_U[np.searchsorted(owner_U, owner_U)]  # tokens of the units before it in the same sequence
+    before_U -= before_U[
+        np.searchsorted(owner_U, owner_U)
+    ]  # tokens of the units before it in the same sequence
     taken_U = np.empty(len(order), dtype=bool)
     taken_U[order] = (2 * before_U + length_U <= 2 * number_S[owner_U]) | (before_U == 0)
     return kept[np.repeat(taken_U, np.diff(np.append(first, len(kept))))]
 
 
-def replaced(ids_K: np.ndarray, keys_K: np.ndarray, position_K: np.ndarray, *, mask_id: int, ordinary_ids: np.ndarray) -> np.ndarray:
+def replaced(
+    ids_K: np.ndarray, keys_K: np.ndarray, position_K: np.ndarray, *, mask_id: int, ordinary_ids: np.ndarray
+) -> np.ndarray:
     """What stands in the place of masked tokens, (K,); `keys_K` are their sequences' keys."""
     counters = position_K.astype(np.uint64)
     share_K = (words(words(keys_K, FATE), counters) >> np.uint64(11)) * 2.0**-53  # in [0, 1)

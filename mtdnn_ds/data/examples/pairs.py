@@ -26,7 +26,10 @@ class PairExamples:
         self.spec, self.split, self.max_length = spec, split, max_length
         self.num_examples = split.num_rows
         template = split.specials.single
-        lengths_R2 = np.minimum(split.text_lengths().reshape(-1, 2), room_for_texts(template, max_length)) + template.num_special
+        lengths_R2 = (
+            np.minimum(split.text_lengths().reshape(-1, 2), room_for_texts(template, max_length))
+            + template.num_special
+        )
         self.lengths = lengths_R2.sum(axis=1)
         low, high = (0.0, 1.0) if spec.objective == "contrastive" else spec.options["score_range"]
         self._low, self._high = float(low), float(high)
@@ -47,7 +50,9 @@ class PairExamples:
         wrong = np.flatnonzero(~fits_R & ~np.isnan(labels_R))
         if wrong.size:
             first = f"the first is {labels_R[wrong[0]]:g} in row {self.source_row(wrong[0])}"
-            raise DataError(f"{self.split.task}/{self.split.split}: {wrong.size:,} of {len(labels_R):,} labels do not fit, {first}: {rule}")
+            raise DataError(
+                f"{self.split.task}/{self.split.split}: {wrong.size:,} of {len(labels_R):,} labels do not fit, {first}: {rule}"
+            )
 
     def gather(self, examples_B: np.ndarray, epochs_B: np.ndarray) -> Gathered:
         rows_S, numbers_S = np.repeat(examples_B, 2), np.tile([0, 1], len(examples_B))
@@ -55,13 +60,23 @@ class PairExamples:
         input_ids, token_type_ids, lengths = self.split.assemble(texts, None)
         examples_S = np.repeat(np.arange(len(examples_B)), 2)
         targets = TargetRows(rows=np.arange(len(rows_S)), labels=self._targets_R[rows_S], examples=examples_S)
-        return Gathered(input_ids=input_ids, token_type_ids=token_type_ids, lengths=lengths, examples=examples_S, targets=[targets])
+        return Gathered(
+            input_ids=input_ids,
+            token_type_ids=token_type_ids,
+            lengths=lengths,
+            examples=examples_S,
+            targets=[targets],
+        )
 
     def decode(self, outputs: Sequence[TermOutputs]) -> Decoded:
         """Scores that the cosines stand for, as in the source; for contrastive the cosines themselves."""
         (own,) = outputs
-        cosines_R = own.values[::2, 0].astype(np.float64)  # both rows of a pair hold its cosine: losses/readout.py
-        return Decoded(predictions=self._low + cosines_R * (self._high - self._low), references=self.split.labels)
+        cosines_R = own.values[::2, 0].astype(
+            np.float64
+        )  # both rows of a pair hold its cosine: losses/readout.py
+        return Decoded(
+            predictions=self._low + cosines_R * (self._high - self._low), references=self.split.labels
+        )
 
     def source_row(self, example: int) -> int:
         return int(self.split.source_rows[example])

@@ -58,12 +58,21 @@ def sampled(base: Examples, spec: TaskSpec, *, fraction: float, seed: int) -> Ex
     elif spec.kind == "regression":
         rank_N = np.argsort(np.argsort(base.split.labels, kind="stable"), kind="stable")
         strata_N = rank_N * SCORE_BINS // base.num_examples
-    return SampledExamples(base, choose(strata_N, fraction=fraction, seed=seed, task=spec.name, each_stratum=spec.kind == "classification"))
+    return SampledExamples(
+        base,
+        choose(
+            strata_N, fraction=fraction, seed=seed, task=spec.name, each_stratum=spec.kind == "classification"
+        ),
+    )
 
 
 def train_labels(examples: Examples) -> np.ndarray:
     """Labels of a training set of one row an example, without those that a sample leaves out."""
-    return examples.split.labels[examples.chosen_E] if isinstance(examples, SampledExamples) else examples.split.labels
+    return (
+        examples.split.labels[examples.chosen_E]
+        if isinstance(examples, SampledExamples)
+        else examples.split.labels
+    )
 
 
 def choose(strata_N: np.ndarray, *, fraction: float, seed: int, task: str, each_stratum: bool) -> np.ndarray:
@@ -80,6 +89,12 @@ def choose(strata_N: np.ndarray, *, fraction: float, seed: int, task: str, each_
             counts[np.argmax(counts)] -= 1
     chosen = []
     for name, size, count in zip(names, sizes, counts, strict=True):
-        drawn = permute(np.arange(count), size=int(size), seed=seed, epoch=int(name), stream=stream_of(f"sample of {task}"))
+        drawn = permute(
+            np.arange(count),
+            size=int(size),
+            seed=seed,
+            epoch=int(name),
+            stream=stream_of(f"sample of {task}"),
+        )
         chosen.append(np.flatnonzero(strata_N == name)[drawn])
     return np.sort(np.concatenate(chosen))

@@ -25,7 +25,11 @@ class BestSpans:
 
 
 def best_spans(
-    scores_K2: np.ndarray, offsets: np.ndarray, context_starts_E: np.ndarray, context_lengths_E: np.ndarray, max_answer_tokens: int
+    scores_K2: np.ndarray,
+    offsets: np.ndarray,
+    context_starts_E: np.ndarray,
+    context_lengths_E: np.ndarray,
+    max_answer_tokens: int,
 ) -> BestSpans:
     """The span of at most `max_answer_tokens` context tokens with the highest start + end score.
 
@@ -33,7 +37,9 @@ def best_spans(
     spans the one that ends first, and of those the shortest. Raises TrainingError if a score is not finite.
     """
     if not np.isfinite(scores_K2).all():
-        raise TrainingError("predicted scores of spans are not finite: the model has diverged; lower optimizer.lr")
+        raise TrainingError(
+            "predicted scores of spans are not finite: the model has diverged; lower optimizer.lr"
+        )
     tokens = ragged_ranges(offsets[:-1] + context_starts_E, context_lengths_E)
     place = ragged_ranges(np.zeros_like(context_lengths_E), context_lengths_E)
     start, end = scores_K2[tokens, 0], scores_K2[tokens, 1]
@@ -45,7 +51,9 @@ def best_spans(
         distance[better] = length
     filled = context_lengths_E > 0
     result = BestSpans(
-        first=np.full(len(filled), -1), last=np.full(len(filled), -1), scores=np.full(len(filled), -np.inf, dtype=np.float32)
+        first=np.full(len(filled), -1),
+        last=np.full(len(filled), -1),
+        scores=np.full(len(filled), -np.inf, dtype=np.float32),
     )
     if len(tokens):
         at = first_best(best, context_lengths_E[filled])

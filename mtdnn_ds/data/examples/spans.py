@@ -27,7 +27,10 @@ class SpanExamples:
 
     def __init__(self, spec: TaskSpec, split: PreparedSplit, *, max_length: int) -> None:
         self.split = split
-        self.max_answer_tokens, self.null_threshold = spec.options["max_answer_tokens"], spec.options["null_threshold"]
+        self.max_answer_tokens, self.null_threshold = (
+            spec.options["max_answer_tokens"],
+            spec.options["null_threshold"],
+        )
         num_unanswerable = int((split.labels == 0).sum())
         if num_unanswerable and self.null_threshold is None:
             raise ConfigError(
@@ -52,21 +55,36 @@ class SpanExamples:
     def decode(self, outputs: Sequence[TermOutputs]) -> Decoded:
         (scores,) = outputs
         windows = self.windows
-        spans = best_spans(scores.values, scores.offsets, windows.context_starts, windows.ends - windows.begins, self.max_answer_tokens)
+        spans = best_spans(
+            scores.values,
+            scores.offsets,
+            windows.context_starts,
+            windows.ends - windows.begins,
+            self.max_answer_tokens,
+        )
         window_R = first_best(spans.scores, windows.num_windows_R)
         texts = texts_of(windows, np.arange(self.split.num_rows), window_R, spans.first, spans.last)
         if self.null_threshold is not None:
             nulls_E = scores.values[scores.offsets[:-1]].sum(axis=1)
-            is_null_R = np.minimum.reduceat(nulls_E, windows.first_windows_R) - spans.scores[window_R] > self.null_threshold
+            is_null_R = (
+                np.minimum.reduceat(nulls_E, windows.first_windows_R) - spans.scores[window_R]
+                > self.null_threshold
+            )
             texts = ["" if is_null else text for text, is_null in zip(texts, is_null_R, strict=True)]
-        return Decoded(predictions=texts, references=self.split.column("answers", np.arange(self.split.num_rows)))
+        return Decoded(
+            predictions=texts, references=self.split.column("answers", np.arange(self.split.num_rows))
+        )
 
     def source_row(self, example: int) -> int:
         return int(self.split.source_rows[self.windows.rows[example]])
 
 
 def span_targets(
-    windows: Windows, windows_B: np.ndarray, lengths_B: np.ndarray, answers: tuple[np.ndarray, np.ndarray], known_B: np.ndarray
+    windows: Windows,
+    windows_B: np.ndarray,
+    lengths_B: np.ndarray,
+    answers: tuple[np.ndarray, np.ndarray],
+    known_B: np.ndarray,
 ) -> TargetRows:
     """Targets of the span term; `answers` are the first and last token (R,) of each row's answer, -1 for none."""
     rows_B, begins_B = windows.rows[windows_B], windows.begins[windows_B]
@@ -78,12 +96,19 @@ def span_targets(
     labels[before_B + np.where(is_held_B, first_B + into_context_B, 0)] += STARTS
     labels[before_B + np.where(is_held_B, last_B + into_context_B, 0)] += ENDS
     labels[~np.repeat(known_B, lengths_B)] = np.nan
-    return TargetRows(rows=np.arange(len(labels)), labels=labels, examples=np.repeat(np.arange(len(windows_B)), lengths_B))
+    return TargetRows(
+        rows=np.arange(len(labels)), labels=labels, examples=np.repeat(np.arange(len(windows_B)), lengths_B)
+    )
 
 
-def texts_of(windows: Windows, rows: np.ndarray, window: np.ndarray, first_E: np.ndarray, last_E: np.ndarray) -> list[str]:
+def texts_of(
+    windows: Windows, rows: np.ndarray, window: np.ndarray, first_E: np.ndarray, last_E: np.ndarray
+) -> list[str]:
     """The context's own characters of the span of one window of each row; "" for a window without a span."""
     begins = np.where(first_E[window] >= 0, windows.begins[window], 0)
     starts, ends = windows.characters_of(rows, first_E[window] + begins, last_E[window] + begins)
     contexts = windows.split.column("context", rows)
-    return [context[start:end] for context, start, end in zip(contexts, starts.tolist(), ends.tolist(), strict=True)]
+    return [
+        context[start:end]
+        for context, start, end in zip(contexts, starts.tolist(), ends.tolist(), strict=True)
+    ]

@@ -36,6 +36,8 @@ DRAWN = ("masked_lm",)
 def make_examples(spec: TaskSpec, split: PreparedSplit, *, max_length: int, seed: int = 0) -> Examples:
     """The examples of a split in sequences of at most `max_length` tokens. `seed`: of the run, for kinds that draw masks."""
     if spec.custom is not None:
-        return (TextExamples if spec.custom.reads == "sequence" else WordExamples)(spec, split, max_length=max_length)
+        return (TextExamples if spec.custom.reads == "sequence" else WordExamples)(
+            spec, split, max_length=max_length
+        )
     maker = EXAMPLES[spec.kind]
     return maker(spec, split, max_length=max_length, **({"seed": seed} if spec.kind in DRAWN else {}))

@@ -24,7 +24,13 @@ class TextExamples:
         every = np.arange(len(examples_B))
         extra = {"segments": self._segments(examples_B)} if self.spec.head == "san" else {}
         targets = TargetRows(rows=every, labels=self.split.labels[examples_B], examples=every, extra=extra)
-        return Gathered(input_ids=input_ids, token_type_ids=token_type_ids, lengths=lengths, examples=every, targets=[targets])
+        return Gathered(
+            input_ids=input_ids,
+            token_type_ids=token_type_ids,
+            lengths=lengths,
+            examples=every,
+            targets=[targets],
+        )
 
     def _segments(self, examples_B: np.ndarray) -> np.ndarray:
         """(B, 4) int64: start and length of text a and of text b, as truncated, from the start of their sequence."""
@@ -33,7 +39,9 @@ class TextExamples:
         first, second = self.split.truncated(whole_a, whole_b, self.max_length)
         assert second is not None
         start_a_B = np.full_like(first.length, len(template.prefix))
-        return np.stack([start_a_B, first.length, start_a_B + first.length + len(template.middle), second.length], axis=1)
+        return np.stack(
+            [start_a_B, first.length, start_a_B + first.length + len(template.middle), second.length], axis=1
+        )
 
     def decode(self, outputs: Sequence[TermOutputs]) -> Decoded:
         (own,) = outputs

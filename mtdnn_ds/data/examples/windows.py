@@ -21,7 +21,15 @@ from mtdnn_ds.data.cache.tokenize import ragged_ranges, room_for_texts
 class Windows:
     """All windows of a split; `rows`, `begins`, `ends` (E,) say of which row and which tokens of its context each holds."""
 
-    def __init__(self, split: PreparedSplit, *, task: str, max_length: int, stride: int | None, keeps_end_of_first: bool = False) -> None:
+    def __init__(
+        self,
+        split: PreparedSplit,
+        *,
+        task: str,
+        max_length: int,
+        stride: int | None,
+        keeps_end_of_first: bool = False,
+    ) -> None:
         """`stride` None: a third of `max_length`. `keeps_end_of_first`: which end of a first text that is too long stays."""
         template = split.specials.pair
         room = room_for_texts(template, max_length)
@@ -43,7 +51,9 @@ class Windows:
         self.begins = ragged_ranges(np.zeros_like(step_R), self.num_windows_R) * step_R[self.rows]
         self.ends = np.minimum(self.begins + capacity_R[self.rows], self.context_lengths_R[self.rows])
         self.lengths = self.first_lengths_R[self.rows] + self.ends - self.begins + template.num_special
-        self.context_starts = len(template.prefix) + self.first_lengths_R[self.rows] + len(template.middle)  # place in the sequence
+        self.context_starts = (
+            len(template.prefix) + self.first_lengths_R[self.rows] + len(template.middle)
+        )  # place in the sequence
 
     @property
     def num_windows(self) -> int:
@@ -56,7 +66,9 @@ class Windows:
         kept_B = self.first_lengths_R[rows_B]
         context = self.split.texts(rows_B, 1)  # type: ignore[arg-type]
         context = context.last(context.length - begins_B).first(self.ends[windows_B] - begins_B)
-        return self.split.assemble(first.last(kept_B) if self.keeps_end_of_first else first.first(kept_B), context)
+        return self.split.assemble(
+            first.last(kept_B) if self.keeps_end_of_first else first.first(kept_B), context
+        )
 
     def tokens_of(self, starts_R: np.ndarray, ends_R: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """First and last context token (R,) of characters start .. end - 1 of each row's context; -1, -1 where start is negative.
@@ -74,13 +86,22 @@ class Windows:
             key = np.repeat(np.arange(len(rows)), context.length) << 32
             row_key, before = np.arange(len(rows)) << 32, np.cumsum(context.length) - context.length
             # The first token that ends behind the start, and the last one that begins before the end.
-            first = np.searchsorted(key + characters[2 * tokens + 1], row_key + starts_R[rows], side="right") - before
-            last = np.searchsorted(key + characters[2 * tokens], row_key + ends_R[rows], side="left") - before - 1
+            first = (
+                np.searchsorted(key + characters[2 * tokens + 1], row_key + starts_R[rows], side="right")
+                - before
+            )
+            last = (
+                np.searchsorted(key + characters[2 * tokens], row_key + ends_R[rows], side="left")
+                - before
+                - 1
+            )
             first_R[rows] = np.minimum(first, context.length - 1)
             last_R[rows] = np.maximum(last, first_R[rows])
         return first_R, last_R
 
-    def characters_of(self, rows: np.ndarray, first: np.ndarray, last: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def characters_of(
+        self, rows: np.ndarray, first: np.ndarray, last: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Start and end in the context's characters of tokens first .. last of some rows; 0, 0 where first is negative."""
         starts, ends = np.zeros(len(rows), dtype=np.int64), np.zeros(len(rows), dtype=np.int64)
         context = self.split.texts(rows, 1)  # type: ignore[arg-type]

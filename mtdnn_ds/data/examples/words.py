@@ -40,7 +40,9 @@ class WordExamples:
         word_lengths_N = split.text_lengths()
         row_of_N = np.repeat(np.arange(split.num_rows), split.texts_per_row())
         row_begins_R = np.cumsum(row_lengths_R) - row_lengths_R
-        position_N = np.cumsum(word_lengths_N) - word_lengths_N - row_begins_R[row_of_N]  # of a word's first token in its row
+        position_N = (
+            np.cumsum(word_lengths_N) - word_lengths_N - row_begins_R[row_of_N]
+        )  # of a word's first token in its row
         self._supervised = np.flatnonzero((word_lengths_N > 0) & (position_N < kept_R[row_of_N]))
         self._positions = position_N[self._supervised]
         self._labels = split.list_values("tags")[self._supervised].astype(np.float32)
@@ -62,7 +64,13 @@ class WordExamples:
             labels=self._labels[words_K],
             examples=np.repeat(every, counts_B),
         )
-        return Gathered(input_ids=input_ids, token_type_ids=token_type_ids, lengths=lengths, examples=every, targets=[targets])
+        return Gathered(
+            input_ids=input_ids,
+            token_type_ids=token_type_ids,
+            lengths=lengths,
+            examples=every,
+            targets=[targets],
+        )
 
     def decode(self, outputs: Sequence[TermOutputs]) -> Decoded:
         """Label names of the words of every row, predicted and right; no right ones where the split has no labels."""
@@ -78,7 +86,9 @@ class WordExamples:
         known = bool((tags_N != UNKNOWN_TAG).all())
         return Decoded(
             predictions=predictions,
-            references=[each.tolist() for each in np.split(names[tags_N], ends)] if known else [[] for _ in predictions],
+            references=[each.tolist() for each in np.split(names[tags_N], ends)]
+            if known
+            else [[] for _ in predictions],
         )
 
     def source_row(self, example: int) -> int:

@@ -51,7 +51,9 @@ def quantise(rates_N: np.ndarray) -> np.ndarray:
     missing = ONE - int(share_N.sum())
     if missing >= 0:
         share_N[np.argsort(share_N - exact_N, kind="stable")[:missing]] += 1
-    share_N[np.argmax(share_N)] += ONE - int(share_N.sum())  # what raising to 1 took, or float error in the rates' sum
+    share_N[np.argmax(share_N)] += ONE - int(
+        share_N.sum()
+    )  # what raising to 1 took, or float error in the rates' sum
     return share_N
 
 

@@ -31,7 +31,9 @@ def permute(
     arrays = (np.asarray(positions), np.asarray(size), np.asarray(epoch), np.asarray(stream, dtype=np.uint64))
     shape = np.broadcast_shapes(*(array.shape for array in arrays))
     # One-dimensional from here on: NumPy wraps uint64 arrays silently, as meant, but warns on scalars.
-    value_B, size_B, epoch_B, stream_B = (np.broadcast_to(array, shape).astype(np.uint64).reshape(-1) for array in arrays)
+    value_B, size_B, epoch_B, stream_B = (
+        np.broadcast_to(array, shape).astype(np.uint64).reshape(-1) for array in arrays
+    )
     assert value_B.size == 0 or bool((value_B < size_B).all()), "positions must lie in [0, size)"
 
     key_B = epoch_keys(seed, stream_B, epoch_B)

@@ -28,10 +28,14 @@ def check_explicit_rates(mapping: Mapping[str, float], task_names: Sequence[str]
         if name not in task_names:
             problems.append(f"mixture.rates.{name}: no such task in this run{did_you_mean(name, task_names)}")
         elif not (math.isfinite(rate) and rate > 0):
-            problems.append(f"mixture.rates.{name}={rate}: a rate must be a number > 0; remove the task from 'tasks' to skip it.")
+            problems.append(
+                f"mixture.rates.{name}={rate}: a rate must be a number > 0; remove the task from 'tasks' to skip it."
+            )
     for name in task_names:
         if name not in mapping:
-            problems.append(f"mixture.rates: no rate for task '{name}'; give it one, or remove the task from 'tasks' to skip it.")
+            problems.append(
+                f"mixture.rates: no rate for task '{name}'; give it one, or remove the task from 'tasks' to skip it."
+            )
     return problems
 
 
@@ -65,7 +69,9 @@ def task_rates(
     elif mode_or_mapping == "annealed":
         weight_N = size_N**alpha
     else:
-        raise ConfigError(f"mixture.rates={mode_or_mapping}: no such mode{did_you_mean(mode_or_mapping, RATE_MODES)}")
+        raise ConfigError(
+            f"mixture.rates={mode_or_mapping}: no such mode{did_you_mean(mode_or_mapping, RATE_MODES)}"
+        )
     weight_N = weight_N / weight_N.max()  # explicit numbers may be so large that their sum overflows
     return weight_N / weight_N.sum()
 

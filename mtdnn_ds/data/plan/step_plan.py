@@ -104,11 +104,21 @@ class StepPlan:
         for segment in range(num_segments):
             alpha = annealed_alpha(segment, num_segments, anneal_to)
             share_N = quantise(task_rates(rates, sizes, temperature=temperature, cap=cap, alpha=alpha))
-            apportionment = Apportionment(share_N=share_N, units_per_step=examples_per_step // self._examples_per_unit)
+            apportionment = Apportionment(
+                share_N=share_N, units_per_step=examples_per_step // self._examples_per_unit
+            )
             first_cycle = segment * cycles_per_segment
-            self._segments.append(_Segment(first_step=first_cycle * CYCLE, apportionment=apportionment, units_before_N=units_before_N))
+            self._segments.append(
+                _Segment(
+                    first_step=first_cycle * CYCLE, apportionment=apportionment, units_before_N=units_before_N
+                )
+            )
             units_before_N = units_before_N + apportionment.drawn(first_cycle, cycles_per_segment * CYCLE)
-        self._block_end_N = np.cumsum(largest_remainder(total_steps * examples_per_step, self._segments[0].apportionment.share_N.tolist()))
+        self._block_end_N = np.cumsum(
+            largest_remainder(
+                total_steps * examples_per_step, self._segments[0].apportionment.share_N.tolist()
+            )
+        )
         self.fingerprint = self._fingerprint(data_fingerprint)
 
     def drawn(self, k: int) -> np.ndarray:
@@ -137,18 +147,27 @@ class StepPlan:
         # counts 2, 3 and cursors 7, 20 give positions 7, 8, 20, 21, 22
         position_B = np.arange(task_B.size) + np.repeat(cursor_N - (np.cumsum(count_N) - count_N), count_N)
         epoch_B, within_B = np.divmod(position_B, self._size_N[task_B])
-        row_B = permute(within_B, size=self._size_N[task_B], seed=self.seed, epoch=epoch_B, stream=self._stream_N[task_B])
+        row_B = permute(
+            within_B, size=self._size_N[task_B], seed=self.seed, epoch=epoch_B, stream=self._stream_N[task_B]
+        )
         return StepExamples(task_ids=task_B.astype(np.int32), rows=row_B, epochs=epoch_B.astype(np.int32))
 
     def state_dict(self, k: int) -> dict[str, int | str]:
         """What a checkpoint keeps after step k."""
-        return {"step": k, "seed": self.seed, "examples_per_step": self.examples_per_step, "fingerprint": self.fingerprint}
+        return {
+            "step": k,
+            "seed": self.seed,
+            "examples_per_step": self.examples_per_step,
+            "fingerprint": self.fingerprint,
+        }
 
     def step_of_state(self, state: Mapping[str, Any]) -> int:
         """The step a `state_dict` was taken after. Raises CheckpointError if another plan wrote it: the examples would differ."""
         ours = self.state_dict(int(state["step"]))
         differing = [
-            f"plan.{key}: checkpoint {state.get(key)!r}, this run {value!r}" for key, value in ours.items() if state.get(key) != value
+            f"plan.{key}: checkpoint {state.get(key)!r}, this run {value!r}"
+            for key, value in ours.items()
+            if state.get(key) != value
         ]
         if differing:
             raise CheckpointError(
@@ -166,7 +185,9 @@ class StepPlan:
             "version": _VERSION,
             "tasks": self.task_names,
             "sizes": self._size_N.tolist(),
-            "shares": [[segment.first_step, segment.apportionment.share_N.tolist()] for segment in self._segments],
+            "shares": [
+                [segment.first_step, segment.apportionment.share_N.tolist()] for segment in self._segments
+            ],
             "mixing": self.mixing,
             "examples_per_step": self.examples_per_step,
             "seed": self.seed,
@@ -176,8 +197,18 @@ class StepPlan:
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _check(sizes: Mapping[str, int], rates: str | Mapping[str, float], mixing: str, examples_per_step: int, total_steps: int) -> None:
-    problems = [f"task '{name}' has no training examples; remove it from 'tasks'." for name, size in sizes.items() if size < 1]
+def _check(
+    sizes: Mapping[str, int],
+    rates: str | Mapping[str, float],
+    mixing: str,
+    examples_per_step: int,
+    total_steps: int,
+) -> None:
+    problems = [
+        f"task '{name}' has no training examples; remove it from 'tasks'."
+        for name, size in sizes.items()
+        if size < 1
+    ]
     if not sizes:
         problems.append("tasks: a run needs at least one task.")
     if mixing not in MIXINGS:
@@ -187,7 +218,9 @@ def _check(sizes: Mapping[str, int], rates: str | Mapping[str, float], mixing: s
     if total_steps < 1:
         problems.append(f"train.steps={total_steps}: must be at least 1.")
     if total_steps > MAX_STEPS:
-        problems.append(f"train.steps or train.epochs: a run of more than {MAX_STEPS:,} steps; make it shorter.")
+        problems.append(
+            f"train.steps or train.epochs: a run of more than {MAX_STEPS:,} steps; make it shorter."
+        )
     if mixing == "sequential" and rates == "annealed":
         problems.append(
             "mixture.rates=annealed has no effect with mixture.mixing=sequential, where a task has one block of the run; choose other rates or another mixing."

@@ -17,9 +17,14 @@ def best_span(text: str, answer: str, start: int, end: int) -> tuple[int, int] |
     and the answer "a white kitten!" it is "white kitten".
     """
     wanted = Counter(normalised(answer).split())
-    words = [(match.start(), match.end(), normalised(match.group()).split()) for match in _WORD.finditer(text, start, end)]
+    words = [
+        (match.start(), match.end(), normalised(match.group()).split())
+        for match in _WORD.finditer(text, start, end)
+    ]
     # A best span begins and ends with a word of the answer: without other words at its ends it has as much in common and is shorter.
-    matching = [index for index, (_, _, tokens) in enumerate(words) if any(token in wanted for token in tokens)]
+    matching = [
+        index for index, (_, _, tokens) in enumerate(words) if any(token in wanted for token in tokens)
+    ]
     best: tuple[float, int, int, int] | None = None
     for first in matching:
         left = wanted.copy()

@@ -41,7 +41,9 @@ def span_rows(spec: TaskSpec, source: Source) -> RowParser:
         asked = cells[0]
         if not isinstance(asked, Question):
             own_id = cells[2] if source.more_columns else number
-            asked = Question(question=cells[0], context=cells[1], answers=cells[-1] if labelled else None, id=own_id)
+            asked = Question(
+                question=cells[0], context=cells[1], answers=cells[-1] if labelled else None, id=own_id
+            )
         problem = text_problem(asked.question, question_name) or text_problem(asked.context, context_name)
         if problem is not None:
             return _at(asked.place, problem)
@@ -55,7 +57,13 @@ def span_rows(spec: TaskSpec, source: Source) -> RowParser:
             answers, spans = found
             label = float(bool(answers))
         start, end = trimmed(asked.context, *spans[0])
-        extra = {"context": asked.context, "answers": answers, "answer_start": start, "answer_end": end, "id": str(asked.id)}
+        extra = {
+            "context": asked.context,
+            "answers": answers,
+            "answer_start": start,
+            "answer_end": end,
+            "id": str(asked.id),
+        }
         return CheckedRow(number, (asked.question, asked.context), label, extra)
 
     return parse
@@ -65,17 +73,25 @@ def _squad_answers(asked: Question, column: str) -> tuple[list[str], list[tuple[
     """Texts and characters of all answers; no text and _NOWHERE for a question without one."""
     columns = columns_in(asked.answers, "text", "answer_start")
     if columns is None:
-        return RowProblem("bad answers", f"'{column}' holds {shown(asked.answers)}, not {{text: [...], answer_start: [...]}}")
+        return RowProblem(
+            "bad answers",
+            f"'{column}' holds {shown(asked.answers)}, not {{text: [...], answer_start: [...]}}",
+        )
     texts, starts = columns
     if asked.is_impossible and texts:
         return RowProblem("contradiction", f"is_impossible, and yet has the answer {shown(texts[0])}")
     if not texts and asked.is_impossible is False:
         return RowProblem("no answer", "has no answer, and is_impossible is false")
-    spans = [_checked_span(Span(start, None, text), asked.context) for text, start in zip(texts, starts, strict=True)]
+    spans = [
+        _checked_span(Span(start, None, text), asked.context)
+        for text, start in zip(texts, starts, strict=True)
+    ]
     for span in spans:
         if isinstance(span, RowProblem):
             return span
-    return [str(text) for text in texts], [span for span in spans if not isinstance(span, RowProblem)] or [_NOWHERE]
+    return [str(text) for text in texts], [span for span in spans if not isinstance(span, RowProblem)] or [
+        _NOWHERE
+    ]
 
 
 def turn_rows(spec: TaskSpec, source: Source) -> RowParser:
@@ -95,7 +111,13 @@ def turn_rows(spec: TaskSpec, source: Source) -> RowParser:
             if isinstance(learnt, RowProblem):
                 return _at(turn.place, learnt)
             label, (start, end) = float(ANSWER_TYPES.index(learnt[0])), learnt[1]
-        said = [text for pair in turn.history[len(turn.history) - num_turns :] if num_turns for text in pair if isinstance(text, str)]
+        said = [
+            text
+            for pair in turn.history[len(turn.history) - num_turns :]
+            if num_turns
+            for text in pair
+            if isinstance(text, str)
+        ]
         extra = {
             "context": turn.context,
             "answers": list(turn.answers),
@@ -121,7 +143,11 @@ def _type_and_span(turn: Turn, context: str) -> tuple[str, tuple[int, int]] | Ro
             return span
     found = [trimmed(context, *span) for span in spans if not isinstance(span, RowProblem)]
     if not turn.is_free:
-        kind = "unknown" if turn.given == CANNOT_ANSWER else {"y": "yes", "n": "no"}.get(str(turn.yes_no), "span")
+        kind = (
+            "unknown"
+            if turn.given == CANNOT_ANSWER
+            else {"y": "yes", "n": "no"}.get(str(turn.yes_no), "span")
+        )
         return kind, _NOWHERE if kind == "unknown" else found[0]
     kind = normalised(turn.given)
     if kind == "unknown":
@@ -131,18 +157,27 @@ def _type_and_span(turn: Turn, context: str) -> tuple[str, tuple[int, int]] | Ro
         return kind, support
     closest = best_span(context, turn.given, *support)
     if closest is None and not found:
-        return RowProblem("no support", f"the answer {shown(turn.given)} has no span, and no word in common with the story")
+        return RowProblem(
+            "no support", f"the answer {shown(turn.given)} has no span, and no word in common with the story"
+        )
     return "span", closest or support
 
 
 def _checked_span(span: Span, context: object) -> tuple[int, int] | RowProblem:
     assert isinstance(context, str)
-    if not isinstance(span.start, int) or isinstance(span.start, bool) or not isinstance(span.end, int | None):
-        return RowProblem("bad answer_start", f"the answer starts at {shown(span.start)}, which is not a whole number")
+    if (
+        not isinstance(span.start, int)
+        or isinstance(span.start, bool)
+        or not isinstance(span.end, int | None)
+    ):
+        return RowProblem(
+            "bad answer_start", f"the answer starts at {shown(span.start)}, which is not a whole number"
+        )
     if span.text is None:
         if span.end is None or not 0 <= span.start < span.end <= len(context):
             return RowProblem(
-                "answer out of place", f"the answer is said to stand at {span.start} to {span.end} of {len(context)} characters"
+                "answer out of place",
+                f"the answer is said to stand at {span.start} to {span.end} of {len(context)} characters",
             )
         return span.start, span.end
     if problem := text_problem(span.text, "answer"):
@@ -153,7 +188,10 @@ def _checked_span(span: Span, context: object) -> tuple[int, int] | RowProblem:
         there = context[span.start : end] if span.start >= 0 else ""
         place = context.find(span.text)
         where = f"it stands at {place}" if place >= 0 else "it stands nowhere in the context"
-        return RowProblem("answer out of place", f"at {span.start} stands {shown(there)}, not the answer {shown(span.text)}; {where}")
+        return RowProblem(
+            "answer out of place",
+            f"at {span.start} stands {shown(there)}, not the answer {shown(span.text)}; {where}",
+        )
     return span.start, end
 
 

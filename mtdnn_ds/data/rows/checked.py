@@ -69,7 +69,9 @@ def checked_rows(
         raise DataError(_no_usable_row(source, skipped))
 
 
-def _usable_rows(source: Source, parse: RowParser, *, on_bad_row: Literal["refuse", "skip"], skipped: Counter[str]) -> Iterator[CheckedRow]:
+def _usable_rows(
+    source: Source, parse: RowParser, *, on_bad_row: Literal["refuse", "skip"], skipped: Counter[str]
+) -> Iterator[CheckedRow]:
     bad: list[str] = []
     num_bad = num_rows = num_good = 0
     for number, cells in iterate_rows(source):
@@ -88,9 +90,7 @@ def _usable_rows(source: Source, parse: RowParser, *, on_bad_row: Literal["refus
     if num_bad:
         if num_bad > len(bad):
             bad.append(f"  ... and {num_bad - len(bad):,} more")
-        head = (
-            f"{place_of(source)}: {num_bad:,} of {num_rows:,} rows cannot be used; mend them, or leave them out with data.on_bad_row: skip"
-        )
+        head = f"{place_of(source)}: {num_bad:,} of {num_rows:,} rows cannot be used; mend them, or leave them out with data.on_bad_row: skip"
         raise DataError("\n".join([head, *bad]))
     if num_good == 0:
         raise DataError(_no_usable_row(source, skipped) if num_rows else f"{place_of(source)}: has no rows")
@@ -161,7 +161,9 @@ def _custom_label_parser(spec: TaskSpec, kind: CustomKind) -> LabelParser:
             said = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
             return RowProblem("bad label", f"label {shown(cell)}: {said}")
         if not math.isfinite(label):
-            return RowProblem("bad label", f"label {shown(cell)}: parse_label of kind {kind.name} gave {label}")
+            return RowProblem(
+                "bad label", f"label {shown(cell)}: parse_label of kind {kind.name} gave {label}"
+            )
         return label
 
     return parse
@@ -187,7 +189,11 @@ def _accepted_labels(labels: Sequence[str], label_words: Mapping[str, str]) -> d
     """Every accepted spelling -> class id, or -1 for "no gold label". Names win over label words, and those over ids."""
     names = {label: float(class_id) for class_id, label in enumerate(labels)}
     words = {word: -1.0 if name == NO_GOLD_LABEL else names[name] for word, name in label_words.items()}
-    ids = {} if any(_is_integer(label) for label in labels) else {str(class_id): float(class_id) for class_id in range(len(labels))}
+    ids = (
+        {}
+        if any(_is_integer(label) for label in labels)
+        else {str(class_id): float(class_id) for class_id in range(len(labels))}
+    )
     return {**ids, **words, **names}
 
 

@@ -31,7 +31,10 @@ def choices_and_index(spec: TaskSpec, source: Source) -> RowParser:
         choices = _choices(columns, source.more_columns)
         if isinstance(choices, RowProblem):
             return choices
-        named = [*zip(texts, source.text_columns, strict=True), *((each, source.more_columns[0]) for each in choices)]
+        named = [
+            *zip(texts, source.text_columns, strict=True),
+            *((each, source.more_columns[0]) for each in choices),
+        ]
         if num_columns > 1:
             named[num_texts:] = zip(choices, source.more_columns, strict=False)
         for text, column in named:
@@ -44,7 +47,9 @@ def choices_and_index(spec: TaskSpec, source: Source) -> RowParser:
             return index
         right = [UNKNOWN if math.isnan(index) else int(place == index) for place in range(len(choices))]
         begin = f"{texts[1]} " if num_texts == 2 else ""
-        return CheckedRow(number, (str(texts[0]), *(f"{begin}{choice}" for choice in choices)), index, {"right": right})
+        return CheckedRow(
+            number, (str(texts[0]), *(f"{begin}{choice}" for choice in choices)), index, {"right": right}
+        )
 
     return parse
 
@@ -54,7 +59,9 @@ def _choices(cells: Sequence[object], columns: Sequence[str]) -> Sequence[object
         last = max((place for place, cell in enumerate(cells) if cell is not None and cell != ""), default=-1)
         return cells[: last + 1]
     if not isinstance(cells[0], list):
-        return RowProblem("not a list of choices", f"column '{columns[0]}' holds {shown(cells[0])}, not a list of choices")
+        return RowProblem(
+            "not a list of choices", f"column '{columns[0]}' holds {shown(cells[0])}, not a list of choices"
+        )
     return cells[0]
 
 
@@ -62,10 +69,19 @@ def _index(cell: object, num_choices: int) -> float | RowProblem:
     word = label_word(cell)
     if word is None or not word.strip():
         return RowProblem("missing label", "the label is missing")
-    index = ord(word) - ord("A") if len(word) == 1 and word.isalpha() else int(word) if word.isascii() and word.isdecimal() else -1
+    index = (
+        ord(word) - ord("A")
+        if len(word) == 1 and word.isalpha()
+        else int(word)
+        if word.isascii() and word.isdecimal()
+        else -1
+    )
     if not 0 <= index < num_choices:
         letters = f"A to {chr(ord('A') + num_choices - 1)}"
-        return RowProblem("unknown label", f"unknown label {shown(cell)}; the right choice is 0 to {num_choices - 1}, or {letters}")
+        return RowProblem(
+            "unknown label",
+            f"unknown label {shown(cell)}; the right choice is 0 to {num_choices - 1}, or {letters}",
+        )
     return float(index)
 
 
@@ -83,13 +99,23 @@ def candidate(spec: TaskSpec, source: Source) -> RowParser:
         group = label_word(cells[2]) if source.more_columns else query
         if not group:
             return RowProblem("missing group", f"column '{source.more_columns[0]}' is empty")
-        first_query, first_number = queries.setdefault(group, (query, number)) if source.more_columns else (query, number)
+        first_query, first_number = (
+            queries.setdefault(group, (query, number)) if source.more_columns else (query, number)
+        )
         if first_query != query:
-            return RowProblem("two queries in a group", f"group {shown(group)} has another query than in {row_word(source)} {first_number}")
+            return RowProblem(
+                "two queries in a group",
+                f"group {shown(group)} has another query than in {row_word(source)} {first_number}",
+            )
         label = class_of(cells[-1]) if source.label_column is not None else math.nan
         if isinstance(label, RowProblem):
             return label
-        return CheckedRow(number, (str(query), str(text)), math.nan if math.isnan(label) else float(label == relevant), {"group": group})
+        return CheckedRow(
+            number,
+            (str(query), str(text)),
+            math.nan if math.isnan(label) else float(label == relevant),
+            {"group": group},
+        )
 
     return parse
 
@@ -105,7 +131,16 @@ def queries_of(rows: Iterator[CheckedRow], skipped: Counter[str]) -> Iterator[Ch
     for members in groups.values():
         relevant = [row.label for row in members]
         if not math.isnan(relevant[0]) and len(set(relevant)) == 1:
-            skipped["their query has only relevant candidates" if relevant[0] else "their query has no relevant candidate"] += len(members)
+            skipped[
+                "their query has only relevant candidates"
+                if relevant[0]
+                else "their query has no relevant candidate"
+            ] += len(members)
             continue
         right = [UNKNOWN if math.isnan(each) else int(each) for each in relevant]
-        yield CheckedRow(members[0].number, (members[0].texts[0], *(row.texts[1] for row in members)), math.nan, {"right": right})
+        yield CheckedRow(
+            members[0].number,
+            (members[0].texts[0], *(row.texts[1] for row in members)),
+            math.nan,
+            {"right": right},
+        )

@@ -24,7 +24,12 @@ _NEXT = re.compile(r"\s*(\S)")
 
 def sentences(text: str) -> tuple[str, ...]:
     """Sentences of a text in order; those of a paragraph add up to it, so all but its first begin with the space before them."""
-    return tuple(sentence for line in text.split("\n") if (paragraph := line.strip()) for sentence in _of_paragraph(paragraph))
+    return tuple(
+        sentence
+        for line in text.split("\n")
+        if (paragraph := line.strip())
+        for sentence in _of_paragraph(paragraph)
+    )
 
 
 def _of_paragraph(paragraph: str) -> list[str]:

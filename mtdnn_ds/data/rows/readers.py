@@ -20,27 +20,43 @@ class Reader:
     """How the rows of a kind are parsed, and what is kept of them beside tokens, label and row number."""
 
     parser: Callable[[TaskSpec, Source], RowParser]
-    extra: Mapping[str, pa.DataType] = field(default_factory=dict)  # further columns: keys of CheckedRow.extra
-    keeps_offsets: bool = False  # column token_offsets: start and end of each token in its text, two numbers a token
-    keeps_words: bool = False  # column word_starts: 1 for each token that begins a word, as the tokenizer cuts words, else 0
+    extra: Mapping[str, pa.DataType] = field(
+        default_factory=dict
+    )  # further columns: keys of CheckedRow.extra
+    keeps_offsets: bool = (
+        False  # column token_offsets: start and end of each token in its text, two numbers a token
+    )
+    keeps_words: bool = (
+        False  # column word_starts: 1 for each token that begins a word, as the tokenizer cuts words, else 0
+    )
     texts_are_words: bool = False  # each text is a word of one sentence, and is cut into tokens as inside it
     grouped: GroupRows | None = None  # makes one row of several
-    options: tuple[str, ...] = ()  # the spec's options that decide what a row is, and so belong to the cache's key
+    options: tuple[
+        str, ...
+    ] = ()  # the spec's options that decide what a row is, and so belong to the cache's key
 
 
 _TEXTS = Reader(parser=texts_and_label)
-_OWN_WORDS = Reader(parser=words_and_numbers, extra={"tags": pa.large_list(pa.float32())}, texts_are_words=True)
+_OWN_WORDS = Reader(
+    parser=words_and_numbers, extra={"tags": pa.large_list(pa.float32())}, texts_are_words=True
+)
 _FLAGS = pa.large_list(pa.int8())
 
 READERS: Mapping[str, Reader] = {
     "classification": _TEXTS,
     "regression": _TEXTS,
     "multiple_choice": Reader(parser=choices_and_index, extra={"right": _FLAGS}),
-    "ranking": Reader(parser=candidate, extra={"right": _FLAGS}, grouped=queries_of, options=("relevant_label",)),
-    "token_classification": Reader(parser=words_and_tags, extra={"tags": pa.large_list(pa.int16())}, texts_are_words=True),
+    "ranking": Reader(
+        parser=candidate, extra={"right": _FLAGS}, grouped=queries_of, options=("relevant_label",)
+    ),
+    "token_classification": Reader(
+        parser=words_and_tags, extra={"tags": pa.large_list(pa.int16())}, texts_are_words=True
+    ),
     "similarity": _TEXTS,
     "span": Reader(parser=span_rows, extra=SPAN_COLUMNS, keeps_offsets=True),
-    "conversational_span": Reader(parser=turn_rows, extra=TURN_COLUMNS, keeps_offsets=True, options=("history_turns",)),
+    "conversational_span": Reader(
+        parser=turn_rows, extra=TURN_COLUMNS, keeps_offsets=True, options=("history_turns",)
+    ),
     "masked_lm": Reader(parser=document, keeps_words=True),
 }
 

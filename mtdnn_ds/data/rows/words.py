@@ -29,13 +29,17 @@ def words_and_numbers(spec: TaskSpec, source: Source) -> RowParser:
     return _sentences(source, label_parser(spec, source), float, math.nan)
 
 
-def _sentences(source: Source, tag_of: LabelParser, number_type: type[int] | type[float], unknown: float) -> RowParser:
+def _sentences(
+    source: Source, tag_of: LabelParser, number_type: type[int] | type[float], unknown: float
+) -> RowParser:
     column = source.text_columns[0]
 
     def parse(number: int, cells: Cells) -> CheckedRow | RowProblem:
         words = cells[0]
         if not isinstance(words, list):
-            return RowProblem("not a list of words", f"column '{column}' holds {shown(words)}, not a list of words")
+            return RowProblem(
+                "not a list of words", f"column '{column}' holds {shown(words)}, not a list of words"
+            )
         for position, word in enumerate(words, 1):
             # A word may be blank (some corpora have invisible ones): it has no tokens and counts as O.
             if problem := text_problem(word, column, may_be_empty=True):

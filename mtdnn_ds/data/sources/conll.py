@@ -62,10 +62,14 @@ def _checked_width(path: str, columns: Sequence[int], first: Sequence[str]) -> i
     return width
 
 
-def _cells(sentence: Sequence[_Line], columns: Sequence[int], width: int, broken: set[int]) -> Cells | RowProblem:
+def _cells(
+    sentence: Sequence[_Line], columns: Sequence[int], width: int, broken: set[int]
+) -> Cells | RowProblem:
     for number, fields in sentence:
         if number in broken:
             return RowProblem(NOT_UTF8.reason, f"line {number} is {NOT_UTF8.detail}")
         if len(fields) != width:
-            return RowProblem("wrong number of fields", f"line {number} has {len(fields)} fields instead of {width}")
+            return RowProblem(
+                "wrong number of fields", f"line {number} has {len(fields)} fields instead of {width}"
+            )
     return tuple([fields[column] for _, fields in sentence] for column in columns)

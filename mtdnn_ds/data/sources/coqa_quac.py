@@ -28,7 +28,9 @@ class Turn(NamedTuple):
 
     question: object
     context: object
-    history: tuple[tuple[object, object], ...]  # all earlier questions, each with its given answer (None: unknown)
+    history: tuple[
+        tuple[object, object], ...
+    ]  # all earlier questions, each with its given answer (None: unknown)
     given: object  # the answer to learn from; None in a split without labels
     answers: tuple[object, ...]  # those of all people
     spans: tuple[Span, ...]  # of the given answer, or of what supports it; then of the others
@@ -56,7 +58,9 @@ def conversation_file(source: Source) -> Iterator[RawRow]:
     number = 0
     for place, item in numbered("conversation", data_of(source.path, "conversations"), "id"):
         for turn in (
-            _coqa(item, place, labelled) if not isinstance(item, dict) or "paragraphs" not in item else _quac(item, place, labelled)
+            _coqa(item, place, labelled)
+            if not isinstance(item, dict) or "paragraphs" not in item
+            else _quac(item, place, labelled)
         ):
             number += 1
             yield number, turn if isinstance(turn, RowProblem) else (turn,)
@@ -125,15 +129,25 @@ def _coqa(story: object, place: str, labelled: bool) -> Iterator[Turn | RowProbl
     known: Sequence[_Known] | RowProblem = [_NOTHING] * len(questions[0])
     if "answers" in story:
         more = story.get("additional_answers") or {}
-        others = [columns_in(answers, "input_text") for answers in (more.values() if isinstance(more, dict) else [more])]
+        others = [
+            columns_in(answers, "input_text")
+            for answers in (more.values() if isinstance(more, dict) else [more])
+        ]
         known = _coqa_answers(
-            story["answers"], "span_start", "span_end", [None if texts is None else texts[0] for texts in others], len(questions[0]), place
+            story["answers"],
+            "span_start",
+            "span_end",
+            [None if texts is None else texts[0] for texts in others],
+            len(questions[0]),
+            place,
         )
     if isinstance(known, RowProblem):
         yield known
         return
     ids = _ids(story.get("id", place), len(questions[0]))
-    yield from _turns(story["story"], questions[0], known, ids=ids, place=place, is_free=True, labelled=labelled)
+    yield from _turns(
+        story["story"], questions[0], known, ids=ids, place=place, is_free=True, labelled=labelled
+    )
 
 
 def _ids(conversation: object, num_questions: int) -> list[str]:
@@ -148,10 +162,19 @@ def _coqa_answers(
         return _broken(place, f"'answers' does not hold input_text, {start} and {end} of each question")
     for texts in (own[0], *others):
         if texts is None or len(texts) != num_questions:
-            return _broken(place, f"{num_questions} questions and {'no' if texts is None else len(texts)} answers of one person")
-    supports = [answer.get("span_text") for answer in cell] if isinstance(cell, list) else [None] * num_questions
+            return _broken(
+                place,
+                f"{num_questions} questions and {'no' if texts is None else len(texts)} answers of one person",
+            )
+    supports = (
+        [answer.get("span_text") for answer in cell] if isinstance(cell, list) else [None] * num_questions
+    )
     return [
-        _Known(given, (given, *(texts[i] for texts in others if texts is not None)), (Span(begin, stop, support),))
+        _Known(
+            given,
+            (given, *(texts[i] for texts in others if texts is not None)),
+            (Span(begin, stop, support),),
+        )
         for i, (given, begin, stop, support) in enumerate(zip(*own, supports, strict=True))
     ]
 
@@ -161,27 +184,58 @@ def _coqa_answers(
 
 def _quac(section: object, place: str, labelled: bool) -> Iterator[Turn | RowProblem]:
     for paragraph_place, _, paragraph in below([(place, section)], "paragraphs", "paragraph"):
-        problem = paragraph if isinstance(paragraph, RowProblem) else missing(paragraph, ("context", "qas"), paragraph_place)
+        problem = (
+            paragraph
+            if isinstance(paragraph, RowProblem)
+            else missing(paragraph, ("context", "qas"), paragraph_place)
+        )
         if problem is not None:
             yield problem
             continue
         asked = [(where, each) for where, _, each in below([(paragraph_place, paragraph)], "qas", "question")]
         needed = ("question", *(("answers", "orig_answer", "yesno") if labelled else ()))
-        problems = [each if isinstance(each, RowProblem) else missing(each, needed, where) for where, each in asked]
-        known = [wrong or _quac_answer(each, where, labelled) for wrong, (where, each) in zip(problems, asked, strict=True)]
-        questions = [None if wrong else each["question"] for wrong, (_, each) in zip(problems, asked, strict=True)]
-        ids = [where if wrong else each.get("id", where) for wrong, (where, each) in zip(problems, asked, strict=True)]
-        yield from _turns(paragraph["context"], questions, known, ids=ids, place=paragraph_place, is_free=False, labelled=labelled)
+        problems = [
+            each if isinstance(each, RowProblem) else missing(each, needed, where) for where, each in asked
+        ]
+        known = [
+            wrong or _quac_answer(each, where, labelled)
+            for wrong, (where, each) in zip(problems, asked, strict=True)
+        ]
+        questions = [
+            None if wrong else each["question"] for wrong, (_, each) in zip(problems, asked, strict=True)
+        ]
+        ids = [
+            where if wrong else each.get("id", where)
+            for wrong, (where, each) in zip(problems, asked, strict=True)
+        ]
+        yield from _turns(
+            paragraph["context"],
+            questions,
+            known,
+            ids=ids,
+            place=paragraph_place,
+            is_free=False,
+            labelled=labelled,
+        )
 
 
 def _quac_answer(asked: Mapping[str, object], place: str, labelled: bool) -> _Known | RowProblem:
-    own, everyone = columns_in([asked.get("orig_answer")], "text", "answer_start"), columns_in(asked.get("answers"), "text", "answer_start")
+    own, everyone = (
+        columns_in([asked.get("orig_answer")], "text", "answer_start"),
+        columns_in(asked.get("answers"), "text", "answer_start"),
+    )
     if own is None or everyone is None or not everyone[0]:
-        return _broken(place, "'orig_answer' and 'answers' do not hold text and answer_start") if labelled else _NOTHING
+        return (
+            _broken(place, "'orig_answer' and 'answers' do not hold text and answer_start")
+            if labelled
+            else _NOTHING
+        )
     return _quac_known(own[0][0], own[1][0], everyone[0], everyone[1], asked.get("yesno"))
 
 
-def _quac_known(given: object, start: object, texts: Sequence[object], starts: Sequence[object], yes_no: object) -> _Known:
+def _quac_known(
+    given: object, start: object, texts: Sequence[object], starts: Sequence[object], yes_no: object
+) -> _Known:
     others = (Span(begin, None, text) for begin, text in zip(starts, texts, strict=True))
     return _Known(given, tuple(texts), (Span(start, None, given), *others), yes_no)
 
@@ -202,7 +256,9 @@ def _from_table(source: Source, row: Mapping[str, object], place: str) -> Iterat
         if is_free:
             known = _coqa_answers(row[label_column], "answer_start", "answer_end", [], len(questions), place)
         else:
-            known = _quac_columns(row[label_column], row.get("orig_answers"), row.get("yesnos"), len(questions)) or _broken(
+            known = _quac_columns(
+                row[label_column], row.get("orig_answers"), row.get("yesnos"), len(questions)
+            ) or _broken(
                 place,
                 f"column '{label_column}' does not hold input_text, answer_start, answer_end (CoQA) or texts, answer_starts (QuAC) of each question",
             )
@@ -210,7 +266,9 @@ def _from_table(source: Source, row: Mapping[str, object], place: str) -> Iterat
         yield known
         return
     ids = _ids(place, len(questions))
-    yield from _turns(context, questions, known, ids=ids, place=place, is_free=is_free, labelled=label_column is not None)
+    yield from _turns(
+        context, questions, known, ids=ids, place=place, is_free=is_free, labelled=label_column is not None
+    )
 
 
 def _quac_columns(answers: object, given: object, yes_nos: object, num_questions: int) -> list[_Known] | None:

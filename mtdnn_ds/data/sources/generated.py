@@ -99,8 +99,14 @@ def _acceptability(draws: _Draws) -> Example:
     ending = draws.pick((draws.pick(PLACES), draws.pick(TIMES)))
     breakage = -1 if is_good else draws.below(5)
 
-    determiner = draws.pick(("these", "many", "several") if many != (breakage == 0) else ("this", "every", "one"))
-    subject = [determiner, draws.pick(ADJECTIVES) if draws.chance(0.5) else "", _plural(noun) if many else noun]
+    determiner = draws.pick(
+        ("these", "many", "several") if many != (breakage == 0) else ("this", "every", "one")
+    )
+    subject = [
+        determiner,
+        draws.pick(ADJECTIVES) if draws.chance(0.5) else "",
+        _plural(noun) if many else noun,
+    ]
     if draws.chance(0.3):
         subject += ["near the", draws.pick((neighbour, _plural(neighbour)))]
     auxiliary = draws.below(3)
@@ -134,14 +140,19 @@ def _sentiment(draws: _Draws) -> Example:
         thing, time = draws.pick(REVIEWED), draws.pick(("", "", "really", "quite"))
         if draws.chance(0.3):
             return f"the {thing} was {draws.pick(('not', 'never', 'hardly'))} {draws.pick(BAD if wanted else GOOD)}"
-        return " ".join(word for word in ("the", thing, "was", time, draws.pick(GOOD if wanted else BAD)) if word)
+        return " ".join(
+            word for word in ("the", thing, "was", time, draws.pick(GOOD if wanted else BAD)) if word
+        )
 
     if draws.chance(0.4):
         text = _sentence(clause(not positive) + ",", "but", clause(positive))
     elif draws.chance(0.5):
         text = _sentence(clause(positive), "and", clause(positive))
     else:
-        text = _sentence(draws.pick(("we thought", "I must say", "my friends agreed that", "in the end,")), clause(positive))
+        text = _sentence(
+            draws.pick(("we thought", "I must say", "my friends agreed that", "in the end,")),
+            clause(positive),
+        )
     return (text,), "positive" if positive != draws.chance(0.03) else "negative"
 
 
@@ -191,7 +202,12 @@ _NUMBERS = ("two", "three", "four", "five", "six", "seven")
 
 def _entailment(draws: _Draws) -> Example:
     event = draws.pick(EVENTS)
-    noun, thing, place, adjective = _plural(draws.pick(PEOPLE)), draws.pick(event.objects), draws.pick(PLACES), draws.pick(ADJECTIVES)
+    noun, thing, place, adjective = (
+        _plural(draws.pick(PEOPLE)),
+        draws.pick(event.objects),
+        draws.pick(PLACES),
+        draws.pick(ADJECTIVES),
+    )
     number, negative = draws.pick(_NUMBERS), draws.chance(0.25)
     verb = event.verb
     did, did_not = f"{verb.past} the {thing}", f"did not {verb.base} the {thing}"
@@ -218,11 +234,18 @@ def _entailment(draws: _Draws) -> Example:
         hypothesis = draws.pick(
             (
                 _sentence("the", noun, said, draws.pick(REASONS)),
-                _sentence("the", noun, draws.pick(("were not", "were")), draws.pick(("hungry", "late", "rich", "angry", "married"))),
+                _sentence(
+                    "the",
+                    noun,
+                    draws.pick(("were not", "were")),
+                    draws.pick(("hungry", "late", "rich", "angry", "married")),
+                ),
                 _sentence("the", noun, draws.pick(("liked", "did not like")), "the", draws.pick(ANIMALS)),
             )
         )
-    return (premise, hypothesis), draws.other(("entailment", "neutral", "contradiction"), answer) if draws.chance(0.03) else answer
+    return (premise, hypothesis), draws.other(
+        ("entailment", "neutral", "contradiction"), answer
+    ) if draws.chance(0.03) else answer
 
 
 # Similarity: 0 to 5, one point and two thirds for each of agent, event and place that two sentences share, minus a little noise.

@@ -60,15 +60,44 @@ PLACES = (
     "on the beach", "in the basement", "outside the church", "in the park", "at the airport", "under the tower", "on the roof", "by the lake",
 )  # fmt: skip
 
-TIMES = ("before dinner", "after the storm", "during the holidays", "in the evening", "on Sunday", "at midnight", "quickly", "together")
+TIMES = (
+    "before dinner",
+    "after the storm",
+    "during the holidays",
+    "in the evening",
+    "on Sunday",
+    "at midnight",
+    "quickly",
+    "together",
+)
 
-ADJECTIVES = ("young", "old", "tall", "quiet", "friendly", "nervous", "clever", "tired", "famous", "strange", "brave", "lazy")
+ADJECTIVES = (
+    "young",
+    "old",
+    "tall",
+    "quiet",
+    "friendly",
+    "nervous",
+    "clever",
+    "tired",
+    "famous",
+    "strange",
+    "brave",
+    "lazy",
+)
 
 ADVERBS = ("perhaps", "suddenly", "apparently", "finally", "luckily")
 
 ANIMALS = _ANIMALS
 
-REASONS = ("because it was a birthday", "for the first time", "to help a friend", "while it was raining", "after a long trip", "for money")
+REASONS = (
+    "because it was a birthday",
+    "for the first time",
+    "to help a friend",
+    "while it was raining",
+    "after a long trip",
+    "for money",
+)
 
 REVIEWED = (
     "film", "plot", "acting", "music", "ending", "service", "food", "room", "story", "cast", "script", "hotel", "concert", "staff", "view", "book",

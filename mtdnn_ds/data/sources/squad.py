@@ -39,7 +39,9 @@ def squad_questions(source: Source) -> Iterator[RawRow]:
 def _question(question: object, paragraph: Any, place: str, labelled: bool) -> Question | RowProblem:
     if isinstance(question, RowProblem):
         return question
-    problem = missing(question, ("question", *(("answers",) if labelled else ())), place) or missing(paragraph, ("context",), place)
+    problem = missing(question, ("question", *(("answers",) if labelled else ())), place) or missing(
+        paragraph, ("context",), place
+    )
     if problem is not None:
         return problem
     assert isinstance(question, dict)
@@ -47,9 +49,18 @@ def _question(question: object, paragraph: Any, place: str, labelled: bool) -> Q
     if labelled:
         columns = columns_in(question["answers"], "text", "answer_start")
         if columns is None:
-            return RowProblem("broken layout", f"{place}: 'answers' is not a list of objects with text and answer_start")
+            return RowProblem(
+                "broken layout", f"{place}: 'answers' is not a list of objects with text and answer_start"
+            )
         answers = {"text": columns[0], "answer_start": columns[1]}
-    return Question(question["question"], paragraph["context"], answers, question.get("id"), place, question.get("is_impossible"))
+    return Question(
+        question["question"],
+        paragraph["context"],
+        answers,
+        question.get("id"),
+        place,
+        question.get("is_impossible"),
+    )
 
 
 # Parts of a file
@@ -59,11 +70,17 @@ def data_of(path: str, what: str) -> list[Any]:
     try:
         content = json.loads(Path(path).read_bytes().decode("utf-8-sig"))
     except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not valid UTF-8 at byte {error.start:,}; convert the file, e.g. with iconv -t UTF-8") from error
+        raise DataError(
+            f"{path}: not valid UTF-8 at byte {error.start:,}; convert the file, e.g. with iconv -t UTF-8"
+        ) from error
     except json.JSONDecodeError as error:
-        raise DataError(f"{path}: not valid JSON ({error.msg}, line {error.lineno}, column {error.colno})") from error
+        raise DataError(
+            f"{path}: not valid JSON ({error.msg}, line {error.lineno}, column {error.colno})"
+        ) from error
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: JSON that is nested too deeply, or holds a number of too many digits") from error
+        raise DataError(
+            f"{path}: JSON that is nested too deeply, or holds a number of too many digits"
+        ) from error
     if not isinstance(content, dict) or not isinstance(content.get("data"), list):
         raise DataError(f"{path}: must be a JSON object whose key 'data' holds a list of {what}")
     return content["data"]
@@ -91,12 +108,18 @@ def missing(record: object, keys: Sequence[str], place: str) -> RowProblem | Non
     if not isinstance(record, dict):
         return RowProblem("broken layout", f"{place}: not a JSON object")
     absent = [key for key in keys if key not in record]
-    return RowProblem("missing key", f"{place}: no key '{absent[0]}'{did_you_mean(absent[0], record)}") if absent else None
+    return (
+        RowProblem("missing key", f"{place}: no key '{absent[0]}'{did_you_mean(absent[0], record)}")
+        if absent
+        else None
+    )
 
 
 def columns_in(cell: object, *keys: str) -> list[list[object]] | None:
     """The lists under `keys`, equally long, of {key: list} or of [{key: value}, ...]; None if the cell is neither."""
-    if isinstance(cell, list) and all(isinstance(each, dict) and all(key in each for key in keys) for each in cell):
+    if isinstance(cell, list) and all(
+        isinstance(each, dict) and all(key in each for key in keys) for each in cell
+    ):
         return [[each[key] for each in cell] for key in keys]
     if not isinstance(cell, Mapping) or not all(isinstance(cell.get(key), list) for key in keys):
         return None

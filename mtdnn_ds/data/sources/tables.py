@@ -31,7 +31,11 @@ _EMPTY_LINE = RowProblem("empty line", "an empty line")
 
 def columns_of(source: Source) -> tuple[str, ...]:
     """The columns that a row's cells come from, in their order."""
-    return source.text_columns + source.more_columns + ((source.label_column,) if source.label_column is not None else ())
+    return (
+        source.text_columns
+        + source.more_columns
+        + ((source.label_column,) if source.label_column is not None else ())
+    )
 
 
 def place_of(source: Source) -> str:
@@ -53,7 +57,10 @@ def iterate_rows(source: Source) -> Iterator[RawRow]:
     if source.nested:
         return conversation_table(source, columns_of(source), iterate_rows(replace(source, nested=False)))
     if source.format == "generated":
-        return ((number, (*texts, label)) for number, (texts, label) in enumerate(generated.generate(source.path, source.split or ""), 1))
+        return (
+            (number, (*texts, label))
+            for number, (texts, label) in enumerate(generated.generate(source.path, source.split or ""), 1)
+        )
     if source.format in ("hub", "datasets"):
         return _dataset_rows(source)
     if not Path(source.path).is_file():
@@ -93,7 +100,9 @@ def fingerprint(source: Source) -> str:
 # Text files
 
 
-def _without_trailing_blanks(records: Iterable[tuple[int, list[str] | RowProblem]]) -> Iterator[tuple[int, list[str] | RowProblem]]:
+def _without_trailing_blanks(
+    records: Iterable[tuple[int, list[str] | RowProblem]],
+) -> Iterator[tuple[int, list[str] | RowProblem]]:
     """Empty lines ([]) at the end of a file are no rows; before another row they are bad ones."""
     blank: list[int] = []
     for number, record in records:
@@ -115,7 +124,9 @@ def _plain_records(source: Source) -> Iterator[tuple[int, list[str] | RowProblem
 
 def _quoted_records(source: Source) -> Iterator[tuple[int, list[str] | RowProblem]]:
     broken: set[int] = set()
-    reader = csv.reader(lines_of(source.path, broken), delimiter="\t" if source.format == "tsv" else ",", strict=True)
+    reader = csv.reader(
+        lines_of(source.path, broken), delimiter="\t" if source.format == "tsv" else ",", strict=True
+    )
     while True:
         first = reader.line_num + 1
         try:
@@ -142,7 +153,10 @@ def _table_rows(source: Source) -> Iterator[RawRow]:
             if not source.header:
                 yield number, tuple(record[position] for position in positions)
         elif len(record) != num_fields:
-            yield number, RowProblem("wrong number of fields", f"{len(record)} fields instead of {num_fields}")
+            yield (
+                number,
+                RowProblem("wrong number of fields", f"{len(record)} fields instead of {num_fields}"),
+            )
         else:
             yield number, tuple(record[position] for position in positions)
 
@@ -155,14 +169,22 @@ def _positions(source: Source, columns: Sequence[str], first_record: Sequence[st
     width = len(first_record)
     outside = [column for column in columns if not -width <= int(column) < width]
     if outside:
-        raise DataError(f"{source.path}: no column {', '.join(outside)}; its lines have {width} fields, numbered from 0")
+        raise DataError(
+            f"{source.path}: no column {', '.join(outside)}; its lines have {width} fields, numbered from 0"
+        )
     return [int(column) % width for column in columns]
 
 
 def _require_columns(source: Source, columns: Sequence[str], known: Sequence[str]) -> None:
     place = place_of(source)
-    problems = [f"{place}: no column '{column}'{did_you_mean(column, known)}" for column in columns if column not in known]
-    problems += [f"{place}: column '{column}' stands twice" for column in columns if list(known).count(column) > 1]
+    problems = [
+        f"{place}: no column '{column}'{did_you_mean(column, known)}"
+        for column in columns
+        if column not in known
+    ]
+    problems += [
+        f"{place}: column '{column}' stands twice" for column in columns if list(known).count(column) > 1
+    ]
     if problems:
         raise DataError(problems)
 
@@ -170,7 +192,10 @@ def _require_columns(source: Source, columns: Sequence[str], known: Sequence[str
 def _json_rows(source: Source) -> Iterator[RawRow]:
     columns = columns_of(source)
     broken: set[int] = set()
-    lines = ((number, [line] if line.strip() else []) for number, line in enumerate(lines_of(source.path, broken), 1))
+    lines = (
+        (number, [line] if line.strip() else [])
+        for number, line in enumerate(lines_of(source.path, broken), 1)
+    )
     for number, record in _without_trailing_blanks(lines):
         if isinstance(record, RowProblem):
             yield number, record
@@ -185,8 +210,13 @@ def _json_cells(line: str, columns: Sequence[str]) -> Cells | RowProblem:
         row = json.loads(line.rstrip())
     except json.JSONDecodeError as error:
         return RowProblem("not valid JSON", f"not valid JSON ({error.msg}, column {error.colno})")
-    except (ValueError, RecursionError):  # what Python's reader makes of [[[[... and of a number with thousands of digits
-        return RowProblem("not valid JSON", "JSON that is nested too deeply, or holds a number of too many digits")
+    except (
+        ValueError,
+        RecursionError,
+    ):  # what Python's reader makes of [[[[... and of a number with thousands of digits
+        return RowProblem(
+            "not valid JSON", "JSON that is nested too deeply, or holds a number of too many digits"
+        )
     if not isinstance(row, dict):
         return RowProblem("not valid JSON", "not a JSON object")
     missing = [column for column in columns if column not in row]
@@ -205,7 +235,9 @@ def _parquet_rows(source: Source) -> Iterator[RawRow]:
     try:
         file = pq.ParquetFile(source.path)
     except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(f"{source.path}: is not a readable parquet file ({str(error).splitlines()[0]})") from error
+        raise DataError(
+            f"{source.path}: is not a readable parquet file ({str(error).splitlines()[0]})"
+        ) from error
     columns = columns_of(source)
     with file:
         _require_columns(source, columns, file.schema_arrow.names)
@@ -215,7 +247,9 @@ def _parquet_rows(source: Source) -> Iterator[RawRow]:
             try:
                 batch = next(batches, None)
             except (pa.ArrowInvalid, OSError) as error:  # its footer is whole, its pages are not
-                raise DataError(f"{source.path}: is damaged after row {number:,} ({str(error).splitlines()[0]}); make it again") from error
+                raise DataError(
+                    f"{source.path}: is damaged after row {number:,} ({str(error).splitlines()[0]}); make it again"
+                ) from error
             if batch is None:
                 return
             for cells in zip(*(_parquet_cells(batch.column(column)) for column in columns), strict=True):
@@ -250,7 +284,13 @@ def _dataset_rows(source: Source) -> Iterator[RawRow]:
     for batch in dataset.select_columns(list(columns)).with_format(None).iter(batch_size=_ROWS_PER_READ):
         for cells in zip(*(batch[column] for column in columns), strict=True):
             number += 1
-            yield number, tuple(_class_name(cell, known) if known else cell for cell, known in zip(cells, names, strict=True))
+            yield (
+                number,
+                tuple(
+                    _class_name(cell, known) if known else cell
+                    for cell, known in zip(cells, names, strict=True)
+                ),
+            )
 
 
 def _class_names(feature: Any) -> Sequence[str] | None:
@@ -273,7 +313,9 @@ def _load_saved(source: Source) -> Any:
 
     try:
         return datasets.Dataset.load_from_disk(str(_saved_folder(source)))
-    except Exception as error:  # datasets raises errors of many libraries here; whichever it is, the folder is unusable
+    except (
+        Exception
+    ) as error:  # datasets raises errors of many libraries here; whichever it is, the folder is unusable
         raise DataError(
             f"{place_of(source)}: cannot be loaded as a saved dataset ({_first_line(error)}); save it again with save_to_disk"
         ) from error

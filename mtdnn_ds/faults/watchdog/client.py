@@ -41,7 +41,9 @@ class WatchClient(WatchThread):
         while time.monotonic() < until and not self._link.closed:
             for message in self._link.receive():
                 if message.get("welcome"):
-                    return Process(host=str(message["host"]), pid=int(message["pid"]), started=str(message["started"]))
+                    return Process(
+                        host=str(message["host"]), pid=int(message["pid"]), started=str(message["started"])
+                    )
             time.sleep(0.01)
         self._link.close()
         raise OSError("rank 0 does not answer")
@@ -61,7 +63,9 @@ class WatchClient(WatchThread):
         if "stop" in message:
             leave(STOPPED, str(message["stop"]), speaks=False)
         if "end" in message:
-            silent = [Process(host=host, pid=pid, started=started) for host, pid, started in message["silent"]]
+            silent = [
+                Process(host=host, pid=pid, started=started) for host, pid, started in message["silent"]
+            ]
             end_lost(str(message["end"]), silent, speaks=message["speaker"] == self._rank)
         if "bye" in message:
             self._is_over = True
@@ -100,4 +104,8 @@ class WatchClient(WatchThread):
             time.sleep(0.01)
 
     def _leave_alone(self, reason: str) -> None:
-        leave(STOPPED, f"stopped before training: {reason}; the same command with --resume auto goes on", speaks=False)
+        leave(
+            STOPPED,
+            f"stopped before training: {reason}; the same command with --resume auto goes on",
+            speaks=False,
+        )

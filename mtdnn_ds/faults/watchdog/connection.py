@@ -25,7 +25,9 @@ class Link:
 
     def send(self, message: Message) -> None:
         """Queue a message and send what the other side has room for."""
-        if len(self._out) < LONGEST_LINE:  # a stopped process reads nothing: what it will never need is dropped
+        if (
+            len(self._out) < LONGEST_LINE
+        ):  # a stopped process reads nothing: what it will never need is dropped
             self._out += json.dumps(message).encode() + b"\n"
         self.flush()
 

@@ -10,7 +10,9 @@ from typing import Literal
 from mtdnn_ds.faults.heartbeat import Place
 
 SECONDS_TO_GATHER = 0.5  # a node takes all of its ranks along: they are named together
-SECONDS_TO_FOLLOW = 5.0  # that ranks have to end by themselves after one of them failed: often all raise the same
+SECONDS_TO_FOLLOW = (
+    5.0  # that ranks have to end by themselves after one of them failed: often all raise the same
+)
 
 NOT_YET = Place(count=0, text="preparing", line="", waits=False, in_loop=False)
 
@@ -64,7 +66,12 @@ def judge(ranks: Sequence[Seen], now: float, timeout: float) -> Verdict | None:
     living = [seen for seen in ranks if not seen.end]
     closed = [seen for seen in ranks if seen.end == "closed"]
     if closed and now - min(seen.ended for seen in closed) >= SECONDS_TO_GATHER:
-        return _verdict(closed, ranks, now, [f"{seen.name} is lost: {ended_without_a_word(seen.ended, now)}" for seen in closed])
+        return _verdict(
+            closed,
+            ranks,
+            now,
+            [f"{seen.name} is lost: {ended_without_a_word(seen.ended, now)}" for seen in closed],
+        )
     failed = [seen for seen in ranks if seen.end == "failed"]
     if failed and living:
         if now - min(seen.ended for seen in failed) < SECONDS_TO_FOLLOW:
@@ -72,18 +79,32 @@ def judge(ranks: Sequence[Seen], now: float, timeout: float) -> Verdict | None:
         first = min(failed, key=lambda seen: seen.ended)
         text = f"{first.name} failed: {first.failure} (its own output has the traceback)"
         return _verdict([first], ranks, now, [text], last=False)
-    stall = bool(living) and any(seen.place.in_loop for seen in living) and now - max(seen.moved for seen in living) > timeout
+    stall = (
+        bool(living)
+        and any(seen.place.in_loop for seen in living)
+        and now - max(seen.moved for seen in living) > timeout
+    )
     # Who is not heard makes no progress either: where nobody does, it is the silent one that all wait for.
     silent = [seen for seen in living if now - seen.heard > (timeout / 2 if stall else timeout)]
     if silent:
-        verdict = _verdict(silent, ranks, now, [f"{seen.name} is lost: {no_sign_of_life(seen.heard, now)}" for seen in silent])
+        verdict = _verdict(
+            silent,
+            ranks,
+            now,
+            [f"{seen.name} is lost: {no_sign_of_life(seen.heard, now)}" for seen in silent],
+        )
         return replace(verdict, silent=verdict.lost)
     if stall:
         hanging = _behind(living)
         since = min(seen.moved for seen in hanging)
         if len(hanging) == len(living) > 1:
-            return _verdict([], ranks, now, [f"no rank has made progress {_since(since, now)} (train.stall_timeout)"])
-        lines = [f"{seen.name} hangs: no progress {_since(seen.moved, now)} (train.stall_timeout)" for seen in hanging]
+            return _verdict(
+                [], ranks, now, [f"no rank has made progress {_since(since, now)} (train.stall_timeout)"]
+            )
+        lines = [
+            f"{seen.name} hangs: no progress {_since(seen.moved, now)} (train.stall_timeout)"
+            for seen in hanging
+        ]
         return _verdict(hanging, ranks, now, lines)
     return None
 
@@ -95,12 +116,20 @@ def _behind(living: Sequence[Seen]) -> list[Seen]:
     return [seen for seen in suspects if seen.place.count == min(other.place.count for other in suspects)]
 
 
-def _verdict(lost: Sequence[Seen], ranks: Sequence[Seen], now: float, lines: list[str], *, last: bool = True) -> Verdict:
+def _verdict(
+    lost: Sequence[Seen], ranks: Sequence[Seen], now: float, lines: list[str], *, last: bool = True
+) -> Verdict:
     if last:
-        lines = [f"{line}; last at: {at(seen.place)}" for line, seen in zip(lines, lost, strict=True)] if lost else lines
+        lines = (
+            [f"{line}; last at: {at(seen.place)}" for line, seen in zip(lines, lost, strict=True)]
+            if lost
+            else lines
+        )
     others = [seen for seen in ranks if seen not in lost and not seen.end]
     summary = f"the others: {summarize(others)}" if lost and others else summarize(others)
-    return Verdict(text="\n".join([*lines, summary] if summary else lines), lost=tuple(seen.rank for seen in lost))
+    return Verdict(
+        text="\n".join([*lines, summary] if summary else lines), lost=tuple(seen.rank for seen in lost)
+    )
 
 
 def at(place: Place) -> str:

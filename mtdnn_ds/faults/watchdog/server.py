@@ -70,8 +70,17 @@ class WatchServer(WatchThread):
                 self._strangers.remove(link)
                 rank = int(message["rank"])
                 self._links[rank] = link
-                self._ranks[rank] = Seen(rank=rank, process=Process(**message["process"]), heard=now, moved=now)
-                link.send({"welcome": True, "host": self._process.host, "pid": self._process.pid, "started": self._process.started})
+                self._ranks[rank] = Seen(
+                    rank=rank, process=Process(**message["process"]), heard=now, moved=now
+                )
+                link.send(
+                    {
+                        "welcome": True,
+                        "host": self._process.host,
+                        "pid": self._process.pid,
+                        "started": self._process.started,
+                    }
+                )
             else:
                 link.closed = True
             return
@@ -139,7 +148,10 @@ class WatchServer(WatchThread):
 
     def _condemn(self, verdict: Verdict) -> None:
         silent = [self._ranks[rank].process for rank in verdict.silent]
-        speaker = min((seen.rank for seen in self._ranks.values() if not seen.end and seen.rank not in verdict.lost), default=0)
+        speaker = min(
+            (seen.rank for seen in self._ranks.values() if not seen.end and seen.rank not in verdict.lost),
+            default=0,
+        )
         told = [[process.host, process.pid, process.started] for process in silent]
         self._tell({"end": verdict.text, "silent": told, "speaker": speaker})
         if not self._is_failing:

@@ -72,7 +72,9 @@ class WatchThread(ABC):
         while begun:
             ready = self._selector.select(timeout=self.beat)
             now = time.monotonic()
-            if now - last > 3 * self.beat + 2.0:  # this process was itself stopped, or starved: it has heard nothing, whoever spoke
+            if (
+                now - last > 3 * self.beat + 2.0
+            ):  # this process was itself stopped, or starved: it has heard nothing, whoever spoke
                 self.forgive(now)
             last = now
             for key, _events in ready:
@@ -109,7 +111,12 @@ def end_lost(text: str, silent: list[Process], *, speaks: bool) -> None:
     """End this process with exit code 75, and the silent ones of this node, which cannot end themselves. Never returns."""
     here = socket.gethostname()
     for process in silent:
-        if process.host == here and process.started and start_time(process.pid) == process.started and process.pid != os.getpid():
+        if (
+            process.host == here
+            and process.started
+            and start_time(process.pid) == process.started
+            and process.pid != os.getpid()
+        ):
             os.kill(process.pid, signal.SIGKILL)
     advice = "all ranks end with exit code 75; the same command with --resume auto goes on from the last checkpoint"
     leave(LOST, "\n".join(f"error: {line}" for line in (*text.split("\n"), advice)), speaks=speaks)

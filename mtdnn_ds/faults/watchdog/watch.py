@@ -26,7 +26,8 @@ from mtdnn_ds.faults.watchdog.server import WatchServer
 SHORTEST_MEETING = 60.0  # seconds: ranks are not started at one moment
 SECONDS_TO_EXPLAIN = 10.0  # that the watch has to say whose loss broke a collective
 _BROKEN_COLLECTIVE = re.compile(
-    r"gloo|nccl|ProcessGroup|Connection (closed|reset|refused)|Broken pipe|[Tt]imed? ?out|process group", re.IGNORECASE
+    r"gloo|nccl|ProcessGroup|Connection (closed|reset|refused)|Broken pipe|[Tt]imed? ?out|process group",
+    re.IGNORECASE,
 )
 
 _watch: WatchServer | WatchClient | None = None
@@ -95,10 +96,20 @@ def _start(stall_timeout: float) -> WatchServer | WatchClient | None:
 
 def _explain(watch: WatchServer | WatchClient, error: BaseException) -> None:
     """Before a rank fails: if another one's loss is the reason the watch ends this process, else the others are told of this rank's failure."""
-    if watch.timeout and dist.world_size() > 1 and not isinstance(error, UserError) and _BROKEN_COLLECTIVE.search(str(error)):
-        time.sleep(SECONDS_TO_EXPLAIN)  # the watch's thread ends the process meanwhile if it knows of a lost rank
+    if (
+        watch.timeout
+        and dist.world_size() > 1
+        and not isinstance(error, UserError)
+        and _BROKEN_COLLECTIVE.search(str(error))
+    ):
+        time.sleep(
+            SECONDS_TO_EXPLAIN
+        )  # the watch's thread ends the process meanwhile if it knows of a lost rank
     interrupted = isinstance(error, KeyboardInterrupt)
-    watch.wish("failed", "interrupted from the keyboard" if interrupted else f"{type(error).__name__}: {_first_line(error)}")
+    watch.wish(
+        "failed",
+        "interrupted from the keyboard" if interrupted else f"{type(error).__name__}: {_first_line(error)}",
+    )
     watch.wait_until_told()
 
 
@@ -129,6 +140,10 @@ def joining(stall_timeout: float) -> Iterator[None]:
     except RuntimeError as error:
         if not is_watched or not _BROKEN_COLLECTIVE.search(str(error)):
             raise
-        leave(LOST, f"{who} could not meet the other ranks at {place}; one of them ended meanwhile ({_first_line(error)})", speaks=True)
+        leave(
+            LOST,
+            f"{who} could not meet the other ranks at {place}; one of them ended meanwhile ({_first_line(error)})",
+            speaks=True,
+        )
     finally:
         timer.cancel()

@@ -42,11 +42,22 @@ class CounterDropout(nn.Module):
         stream = next_stream(self, self.running)
         if input.shape[:-1] == keys.shape:
             return counter_dropout(input, self.p, keys, stream)
-        if input.dim() == 4 and keys.dim() == 2 and input.shape == (len(keys), input.shape[1], keys.shape[1], keys.shape[1]):
+        if (
+            input.dim() == 4
+            and keys.dim() == 2
+            and input.shape == (len(keys), input.shape[1], keys.shape[1], keys.shape[1])
+        ):
             return attention_dropout(input, self.p, keys, stream)
-        if input.dim() == 2 and self._is_table(len(input)):  # no sequence's own, so one mask for the whole step
+        if input.dim() == 2 and self._is_table(
+            len(input)
+        ):  # no sequence's own, so one mask for the whole step
             start = signed(mix(self.running.values["of_pass"]))
-            return counter_dropout(input, self.p, mix_(torch.arange(len(input), device=input.device) * signed(GOLDEN) + start), stream)
+            return counter_dropout(
+                input,
+                self.p,
+                mix_(torch.arange(len(input), device=input.device) * signed(GOLDEN) + start),
+                stream,
+            )
         raise ConfigError(
             f"train.dropout=counter: {self.name} drops elements of a tensor of shape {tuple(input.shape)}, whose rows are no tokens; "
             "set train.dropout to model or none"

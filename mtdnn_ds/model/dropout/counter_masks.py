@@ -42,7 +42,9 @@ class DropoutKeys:
 
 def dropout_keys(batch: PackedBatch, *, seed: int, number: int = 0) -> DropoutKeys:
     """Keys of pass `number` over `batch` in its step."""
-    assert batch.sequence_keys is not None, "a micro-batch for counter dropout has a key for each sequence (data/batches/collate.py)"
+    assert batch.sequence_keys is not None, (
+        "a micro-batch for counter dropout has a key for each sequence (data/batches/collate.py)"
+    )
     of_pass = mix(mix(mix(seed) + batch.step) + number)
     keys_S = mix_(batch.sequence_keys + signed(of_pass))
     starts_T = torch.repeat_interleave(keys_S, batch.cu_seqlens.diff(), output_size=batch.input_ids.numel())
@@ -63,7 +65,9 @@ def mix_(words: Tensor, scratch: Tensor | None = None) -> Tensor:
     scratch = torch.empty_like(words) if scratch is None else scratch
     for shift, factor in ((30, FIRST), (27, SECOND), (31, 1)):
         torch.bitwise_right_shift(words, shift, out=scratch)
-        words.bitwise_xor_(scratch.bitwise_and_(2 ** (64 - shift) - 1))  # int64 shifts the sign in: cut it off
+        words.bitwise_xor_(
+            scratch.bitwise_and_(2 ** (64 - shift) - 1)
+        )  # int64 shifts the sign in: cut it off
         if factor != 1:
             words.mul_(signed(factor))
     return words
@@ -81,14 +85,18 @@ def dropped_levels(p: float) -> int:
 
 def counter_dropout(input: Tensor, p: float, keys: Tensor, stream: int) -> Tensor:
     """(..., D) -> the same with elements dropped and the others scaled up; `keys` (...) are those of the rows."""
-    return input * scaled_mask(keys.flatten() + signed(stream), p, input.shape[-1], input.dtype).view(input.shape)
+    return input * scaled_mask(keys.flatten() + signed(stream), p, input.shape[-1], input.dtype).view(
+        input.shape
+    )
 
 
 def attention_dropout(scores_SNLL: Tensor, p: float, keys_SL: Tensor, stream: int) -> Tensor:
     """The same for attention probabilities; `keys_SL` are those of the queries."""
     heads_N = torch.arange(scores_SNLL.shape[1], device=keys_SL.device) * signed(GOLDEN << HEAD_BITS)
     starts_SNL = keys_SL[:, None, :] + heads_N.add_(signed(stream))[:, None]
-    return scores_SNLL * scaled_mask(starts_SNL.flatten(), p, scores_SNLL.shape[3], scores_SNLL.dtype).view(scores_SNLL.shape)
+    return scores_SNLL * scaled_mask(starts_SNL.flatten(), p, scores_SNLL.shape[3], scores_SNLL.dtype).view(
+        scores_SNLL.shape
+    )
 
 
 def scaled_mask(starts_R: Tensor, p: float, width: int, dtype: torch.dtype) -> Tensor:

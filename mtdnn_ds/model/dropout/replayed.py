@@ -31,5 +31,7 @@ class _AsBefore(AbstractContextManager[None]):
     def __enter__(self) -> None:
         self.present, self.running.values = self.running.values, dict(self.kept)
 
-    def __exit__(self, *_: object) -> None:  # also by an exception: a repetition that has all it needs ends with one
+    def __exit__(
+        self, *_: object
+    ) -> None:  # also by an exception: a repetition that has all it needs ends with one
         self.running.values = self.present

@@ -29,7 +29,11 @@ class WordDropout(nn.Module):
     def forward(self, input: Tensor) -> Tensor:
         if not self.training or self.p == 0:
             return input
-        return word_dropout(input, self.p) if input.device.type == "cpu" else functional.dropout(input, self.p, training=True)
+        return (
+            word_dropout(input, self.p)
+            if input.device.type == "cpu"
+            else functional.dropout(input, self.p, training=True)
+        )
 
     def extra_repr(self) -> str:
         return f"p={self.p}"
@@ -41,7 +45,9 @@ def word_dropout(input: Tensor, p: float) -> Tensor:
     words = torch.empty((input.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
     draws = words.view(torch.int16)[: input.numel()].view(input.shape)
     # int16 draws start at -2^15, so the dropped ones are the lowest `dropped_levels` of them.
-    scaled_mask = (draws >= dropped_levels - LEVELS // 2).to(input.dtype).mul_(LEVELS / (LEVELS - dropped_levels))
+    scaled_mask = (
+        (draws >= dropped_levels - LEVELS // 2).to(input.dtype).mul_(LEVELS / (LEVELS - dropped_levels))
+    )
     return input * scaled_mask
 
 

@@ -25,7 +25,9 @@ class CustomHeads(nn.Module):
 
     per_term_module = "of_tasks"  # a later run takes over those of a term
 
-    def __init__(self, heads: Sequence[nn.Module], *, columns: Mapping[int, range], dropout_M: Sequence[float]) -> None:
+    def __init__(
+        self, heads: Sequence[nn.Module], *, columns: Mapping[int, range], dropout_M: Sequence[float]
+    ) -> None:
         """`columns`: term id -> its columns, one entry for each of `heads` in their order; `dropout_M`: of every term of the run."""
         super().__init__()
         self.of_tasks = nn.ModuleList(heads)
@@ -35,7 +37,9 @@ class CustomHeads(nn.Module):
         self.dropout_M: Tensor
         self.register_buffer("dropout_M", torch.tensor(dropout_M, dtype=torch.float32), persistent=False)
 
-    def forward(self, states_KD: Tensor, term_ids_K: Tensor, sizes: Sequence[int], keys_K: Tensor | None = None) -> Tensor:
+    def forward(
+        self, states_KD: Tensor, term_ids_K: Tensor, sizes: Sequence[int], keys_K: Tensor | None = None
+    ) -> Tensor:
         """(K, C): each row's outputs in its term's columns, 0 in all others. `sizes`: rows of each term, on the host; `keys_K`: for
         counter dropout."""
         grouped = rows_by_term(term_ids_K, sizes)
@@ -46,7 +50,9 @@ class CustomHeads(nn.Module):
         num_columns = self.columns[-1].stop
         keys = [None] * len(grouped.sizes) if keys_K is None else keys_K.split(grouped.sizes)
         parts = []
-        for head, own, rows_KD, own_keys in zip(self.of_tasks, self.columns, states_KD.split(grouped.sizes), keys, strict=True):
+        for head, own, rows_KD, own_keys in zip(
+            self.of_tasks, self.columns, states_KD.split(grouped.sizes), keys, strict=True
+        ):
             if own_keys is not None:
                 start_pass(self.running, own_keys, 0)
             parts.append(functional.pad(head(rows_KD), (own.start, num_columns - own.stop)))
@@ -71,7 +77,9 @@ def build_custom_heads(
             torch.default_generator.manual_seed(derived_seed(seed, f"{task}_head"))
             head = make(hidden_size, len(own))
         if not isinstance(head, nn.Module):
-            raise ConfigError(f"kind {kind}: its head made a {type(head).__name__}; it must return a torch.nn.Module")
+            raise ConfigError(
+                f"kind {kind}: its head made a {type(head).__name__}; it must return a torch.nn.Module"
+            )
         if dropout == "none":
             for module in head.modules():
                 if isinstance(module, nn.modules.dropout._DropoutNd):

@@ -68,5 +68,7 @@ def term_dropout(head: nn.Module, rows_KD: Tensor, term_ids_K: Tensor, keys_K: T
 def row_dropout(rows_KD: Tensor, probability_K: Tensor) -> Tensor:
     """Zeroes each element of row k with probability p_k and scales the others by 1 / (1 - p_k); p_k in [0, 1)."""
     probability_K1 = probability_K.float()[:, None]
-    scaled_mask_KD = (torch.rand(rows_KD.shape, device=rows_KD.device) >= probability_K1) / (1 - probability_K1)
+    scaled_mask_KD = (torch.rand(rows_KD.shape, device=rows_KD.device) >= probability_K1) / (
+        1 - probability_K1
+    )
     return rows_KD * scaled_mask_KD.to(rows_KD.dtype)

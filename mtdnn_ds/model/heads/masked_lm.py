@@ -35,7 +35,9 @@ class MaskedLMHead(nn.Module):
         self.activation = ACT2FN[activation]
         self.norm = nn.LayerNorm(embedding.embedding_dim, eps=getattr(config, "layer_norm_eps", 1e-12))
         self.bias = nn.Parameter(torch.zeros(embedding.num_embeddings))
-        reset_linear_layers(self, std=getattr(config, "initializer_range", 0.02), seed=seed, purpose="masked_lm_head")
+        reset_linear_layers(
+            self, std=getattr(config, "initializer_range", 0.02), seed=seed, purpose="masked_lm_head"
+        )
         self.notes: tuple[str, ...] = ()
         self.tie(embedding)
 
@@ -59,19 +61,25 @@ class MaskedLMHead(nn.Module):
         return functional.linear(self.norm(self.activation(self.dense(states_KD))), weight_VE, self.bias)
 
 
-def build_masked_lm_head(encoder: PackedEncoder, path: str | None, *, seed: int, trust_remote_code: bool = False) -> MaskedLMHead:
+def build_masked_lm_head(
+    encoder: PackedEncoder, path: str | None, *, seed: int, trust_remote_code: bool = False
+) -> MaskedLMHead:
     """The head over `encoder`, in float32: the one of the checkpoint in `path` if it has one, else a new one drawn from `seed`.
 
     `path` None: no weights are read (encoder.random_init). A note says where the weights come from.
     """
     embedding = encoder.model.get_input_embeddings()
     if not isinstance(embedding, nn.Embedding):
-        raise ConfigError(f"masked_lm: the word embeddings of {type(encoder.model).__name__} are no table of vectors to tie a decoder to")
+        raise ConfigError(
+            f"masked_lm: the word embeddings of {type(encoder.model).__name__} are no table of vectors to tie a decoder to"
+        )
     with torch.random.fork_rng(devices=[]):  # nn.Linear draws before it is drawn anew from the seed
         head = MaskedLMHead(embedding, encoder.config, seed=seed)
     reason = "" if path is None else _take_own(head, path, trust_remote_code=trust_remote_code)
     if reason:
-        head.notes = (f"masked_lm: {reason}: a new head is drawn from the seed, its decoder tied to the word embeddings",)
+        head.notes = (
+            f"masked_lm: {reason}: a new head is drawn from the seed, its decoder tied to the word embeddings",
+        )
     return head
 
 
@@ -88,7 +96,9 @@ def _take_own(head: MaskedLMHead, path: str, *, trust_remote_code: bool) -> str:
     below = f"{theirs.base_model_prefix}."
     if any(not name.startswith(below) for name in report["missing_keys"]):
         return "the checkpoint has no masked-language-model head"
-    own = _matched({name: tensor for name, tensor in theirs.state_dict().items() if not name.startswith(below)}, head)
+    own = _matched(
+        {name: tensor for name, tensor in theirs.state_dict().items() if not name.startswith(below)}, head
+    )
     before = {name: tensor.clone() for name, tensor in head.state_dict().items()}
     head.load_state_dict(own)
     if _difference(head, theirs) < PROBE_TOLERANCE:
@@ -100,7 +110,8 @@ def _take_own(head: MaskedLMHead, path: str, *, trust_remote_code: bool) -> str:
 def _matched(theirs: Mapping[str, Tensor], head: MaskedLMHead) -> dict[str, Tensor]:
     """Their tensors under our names, told apart by shape and by 'norm' in the name; what they lack (a bias) is as if it were not there."""
     own = {
-        name: torch.ones_like(tensor) if name == "norm.weight" else torch.zeros_like(tensor) for name, tensor in head.state_dict().items()
+        name: torch.ones_like(tensor) if name == "norm.weight" else torch.zeros_like(tensor)
+        for name, tensor in head.state_dict().items()
     }
     for name, tensor in theirs.items():
         kind = name.split(".")[-1]
@@ -122,4 +133,6 @@ def _difference(head: MaskedLMHead, theirs: PreTrainedModel) -> float:
     assert isinstance(base, PreTrainedModel) and isinstance(embedding, nn.Embedding)
     ids = probe_batch(base).input_ids[None]
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    return relative_difference(head.scores(base(**inputs)[0][0], embedding.weight), theirs(**inputs).logits[0])
+    return relative_difference(
+        head.scores(base(**inputs)[0][0], embedding.weight), theirs(**inputs).logits[0]
+    )

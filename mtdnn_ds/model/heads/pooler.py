@@ -26,7 +26,9 @@ class FirstTokenPooler(nn.Module):
         return self.activation(self.dense(hidden_K1D[:, 0]))
 
 
-def take_pooler(model: PreTrainedModel, *, missing: Collection[str], seed: int) -> tuple[nn.Module, tuple[str, ...]]:
+def take_pooler(
+    model: PreTrainedModel, *, missing: Collection[str], seed: int
+) -> tuple[nn.Module, tuple[str, ...]]:
     """Removes the model's pooler from its forward and returns it, or a new one, with notes on what is new.
 
     The pooler maps (K, 1, D) to (K, D). `missing` are the parameters that the checkpoint did not have; a pooler among them,
@@ -37,7 +39,11 @@ def take_pooler(model: PreTrainedModel, *, missing: Collection[str], seed: int) 
     if pooler is None:
         # Hugging Face's sequence classifiers for these encoders name their activation in the config: "pooler_hidden_act"
         # (DeBERTa) or "summary_activation" (ELECTRA: gelu). Without either it is BERT's tanh.
-        activation = getattr(config, "pooler_hidden_act", None) or getattr(config, "summary_activation", None) or "tanh"
+        activation = (
+            getattr(config, "pooler_hidden_act", None)
+            or getattr(config, "summary_activation", None)
+            or "tanh"
+        )
         pooler = FirstTokenPooler(nn.Linear(config.hidden_size, config.hidden_size), ACT2FN[activation])
         note = f"{type(model).__name__} has no pooler: a new one (dense, {activation}) is drawn from the seed"
     else:

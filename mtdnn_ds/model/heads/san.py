@@ -97,7 +97,9 @@ class SanBank(nn.Module):
         counter dropout.
         """
         grouped = rows_by_term(term_ids_K, sizes)
-        first_token_K, segments_K4, term_ids_K = (rows[grouped.order] for rows in (first_token_K, segments_K4, term_ids_K))
+        first_token_K, segments_K4, term_ids_K = (
+            rows[grouped.order] for rows in (first_token_K, segments_K4, term_ids_K)
+        )
         keys_K = None if keys_K is None else keys_K[grouped.order]
         with torch.autocast(hidden_TD.device.type, enabled=False):
             positions_L = torch.arange(longest, device=hidden_TD.device)
@@ -120,7 +122,9 @@ class SanBank(nn.Module):
         """
         if not (self.training and self.has_dropout):
             return None
-        return term_dropout(self, memory_KLD.new_ones(len(term_ids_K), memory_KLD.shape[2]), term_ids_K, keys_K)
+        return term_dropout(
+            self, memory_KLD.new_ones(len(term_ids_K), memory_KLD.shape[2]), term_ids_K, keys_K
+        )
 
     def _kept_steps(self, term_ids_K: Tensor, keys_K: Tensor | None) -> Tensor | None:
         """Prediction dropout: (K, S) bool, the steps whose answers count, at least one."""
@@ -134,24 +138,41 @@ class SanBank(nn.Module):
         # The step with the largest draw stays in any case, which makes a difference only where all would be dropped.
         return (draws_KS >= self.prediction_dropout) | (draws_KS == draws_KS.amax(1, keepdim=True))
 
-    def _steps(self, memory_KLD: Tensor, in_a_KL: Tensor, in_b_KL: Tensor, kept_KD: Tensor | None, grouped: RowsByTerm) -> Tensor:
+    def _steps(
+        self,
+        memory_KLD: Tensor,
+        in_a_KL: Tensor,
+        in_b_KL: Tensor,
+        kept_KD: Tensor | None,
+        grouped: RowsByTerm,
+    ) -> Tensor:
         """[s_k; x_k; |s_k - x_k|; s_k * x_k] of every step, (K, S, 4 D)."""
         banks = (getattr(self, name) for name in self.per_term)
         # unbind, once: its backward pass joins the terms' gradients, where indexing would add up whole banks of zeros.
         summary, attention, input_weight, state_weight, input_bias, state_bias = (
-            {term: slices[term].float() for term in grouped.present} for slices in (bank.unbind(0) for bank in banks)
+            {term: slices[term].float() for term in grouped.present}
+            for slices in (bank.unbind(0) for bank in banks)
         )
 
-        def by_term(rows_KD: Tensor, weights: Mapping[int, Tensor], biases: Mapping[int, Tensor] | None = None) -> Tensor:
+        def by_term(
+            rows_KD: Tensor, weights: Mapping[int, Tensor], biases: Mapping[int, Tensor] | None = None
+        ) -> Tensor:
             parts = zip(weights, rows_KD.split([grouped.sizes[term] for term in weights]), strict=True)
-            return torch.cat([functional.linear(rows, weights[term], biases[term] if biases is not None else None) for term, rows in parts])
+            return torch.cat(
+                [
+                    functional.linear(rows, weights[term], biases[term] if biases is not None else None)
+                    for term, rows in parts
+                ]
+            )
 
         def attend(query_KD: Tensor, is_token_KL: Tensor) -> Tensor:
             # A dropped feature is missing in the memory; to leave it out of query and sum is the same and takes less memory.
             query_KD = query_KD if kept_KD is None else query_KD * kept_KD
             scores_KL = torch.einsum("kd,kld->kl", query_KD, memory_KLD)
             # A finite number, not -inf: a text of no tokens then has a sum of 0, not NaN.
-            weights_KL = scores_KL.masked_fill(~is_token_KL, torch.finfo(scores_KL.dtype).min).softmax(1) * is_token_KL
+            weights_KL = (
+                scores_KL.masked_fill(~is_token_KL, torch.finfo(scores_KL.dtype).min).softmax(1) * is_token_KL
+            )
             sum_KD = torch.einsum("kl,kld->kd", weights_KL, memory_KLD)
             return sum_KD if kept_KD is None else sum_KD * kept_KD
 
@@ -164,7 +185,10 @@ class SanBank(nn.Module):
         for step in range(1, STEPS):
             if step > 1:  # x_1 is x_0
                 answer_KD = attend(by_term(state_KD, transposed), in_a_KL)
-            from_input, from_state = by_term(answer_KD, input_weight, input_bias), by_term(state_KD, state_weight, state_bias)
+            from_input, from_state = (
+                by_term(answer_KD, input_weight, input_bias),
+                by_term(state_KD, state_weight, state_bias),
+            )
             state_KD = _gru(from_input, from_state, state_KD)
             features.append(_compared(state_KD, answer_KD))
         return torch.stack(features, dim=1)
@@ -194,7 +218,9 @@ def _rows_or_zeros(rows: Tensor, index: Tensor) -> Tensor:
 def _averaged(logits_KSC: Tensor, is_own_KC: Tensor, is_kept_KS: Tensor | None) -> Tensor:
     """log of the mean over steps (over those that are kept) of each row's softmax over its own columns, (K, C)."""
     is_own_K1C = is_own_KC[:, None]
-    log_p_KSC = logits_KSC.masked_fill(~is_own_K1C, float("-inf")).log_softmax(2).masked_fill(~is_own_K1C, 0.0)
+    log_p_KSC = (
+        logits_KSC.masked_fill(~is_own_K1C, float("-inf")).log_softmax(2).masked_fill(~is_own_K1C, 0.0)
+    )
     log_num_kept: Tensor | float = math.log(STEPS)
     if is_kept_KS is not None:
         log_p_KSC = log_p_KSC.masked_fill(~is_kept_KS[:, :, None], float("-inf"))
@@ -208,7 +234,9 @@ def _compared(state_KD: Tensor, answer_KD: Tensor) -> Tensor:
 
 def _gru(from_input_K3D: Tensor, from_state_K3D: Tensor, state_KD: Tensor) -> Tensor:
     """Cho et al. 2014 as torch.nn.GRUCell writes it: n = tanh(W x + r (U s)), s' = (1 - z) n + z s."""
-    (input_r, input_z, input_n), (state_r, state_z, state_n) = (gates.chunk(3, dim=1) for gates in (from_input_K3D, from_state_K3D))
+    (input_r, input_z, input_n), (state_r, state_z, state_n) = (
+        gates.chunk(3, dim=1) for gates in (from_input_K3D, from_state_K3D)
+    )
     reset, update = torch.sigmoid(input_r + state_r), torch.sigmoid(input_z + state_z)
     new = torch.tanh(input_n + reset * state_n)
     return (1 - update) * new + update * state_KD

@@ -52,17 +52,24 @@ def find_lessons(recipe: Recipe, data: RunData, say: Say) -> tuple[Lesson, ...]:
     lessons = tuple(_lesson(teacher, recipe, data, say) for teacher in find_teachers(recipe, data.specs))
     untaught = [spec.name for spec in data.specs if not any(spec.name in lesson.keys for lesson in lessons)]
     if lessons and untaught:
-        say(f"distillation: {', '.join(untaught)} {'learns' if len(untaught) == 1 else 'learn'} from labels alone")
+        say(
+            f"distillation: {', '.join(untaught)} {'learns' if len(untaught) == 1 else 'learn'} from labels alone"
+        )
     return lessons
 
 
 def fingerprints(lessons: Sequence[Lesson]) -> dict[str, str]:
     """Task -> the keys of all that is taught about it, in whatever order the teachers are named."""
     tasks = dict.fromkeys(task for lesson in lessons for task in lesson.keys)
-    return {task: " ".join(sorted(lesson.keys[task][:16] for lesson in lessons if task in lesson.keys)) for task in tasks}
+    return {
+        task: " ".join(sorted(lesson.keys[task][:16] for lesson in lessons if task in lesson.keys))
+        for task in tasks
+    }
 
 
-def taught(recipe: Recipe, data: RunData, lessons: Sequence[Lesson], *, device: torch.device, say: Say) -> RunData:
+def taught(
+    recipe: Recipe, data: RunData, lessons: Sequence[Lesson], *, device: torch.device, say: Say
+) -> RunData:
     """The data whose training examples carry the soft targets. What is not in the cache is computed and stored.
 
     Collective: all ranks must call this.
@@ -74,9 +81,14 @@ def taught(recipe: Recipe, data: RunData, lessons: Sequence[Lesson], *, device: 
     examples = dict(data.examples)
     for spec in data.specs:
         if spec.name in stored:
-            in_order = [outputs for _, outputs in sorted(stored[spec.name], key=lambda pair: pair[0])]  # the mean's rounding depends on it
+            in_order = [
+                outputs for _, outputs in sorted(stored[spec.name], key=lambda pair: pair[0])
+            ]  # the mean's rounding depends on it
             soft = mean_answer(spec, in_order, recipe.distillation.temperature)
-            examples[spec.name] = {**examples[spec.name], "train": DistilledExamples(examples[spec.name]["train"], soft)}
+            examples[spec.name] = {
+                **examples[spec.name],
+                "train": DistilledExamples(examples[spec.name]["train"], soft),
+            }
     return replace(data, examples=examples)
 
 
@@ -122,7 +134,9 @@ def _check_rows(teacher: Teacher, spec: TaskSpec, ours: Examples, theirs: Exampl
             f"{where} makes other examples of its rows there ({dict(spec.options)}); give both the same settings, or {without}"
         )
     if spec.kind == "token_classification" and ours.split.fingerprint != theirs.split.fingerprint:
-        raise ConfigError(f"{where}: another tokenizer may leave out other words; take a teacher with this run's tokenizer, or {without}")
+        raise ConfigError(
+            f"{where}: another tokenizer may leave out other words; take a teacher with this run's tokenizer, or {without}"
+        )
 
 
 def _source_rows(examples: Examples) -> list[int]:
@@ -135,7 +149,9 @@ def _identity(teacher: Teacher, spec: TaskSpec, weights: str, examples: Examples
     config = Path(resolve_encoder_path(encoder.path)) / "config.json"
     return {
         "weights": weights,
-        "tasks": [[own.name, own.kind, list(own.labels), own.head, own.objective] for own in teacher.found.specs],  # their columns
+        "tasks": [
+            [own.name, own.kind, list(own.labels), own.head, own.objective] for own in teacher.found.specs
+        ],  # their columns
         "encoder": config.read_text(encoding="utf-8") if config.is_file() else encoder.path,
         "task": spec.name,
         "options": {name: str(value) for name, value in spec.options.items()},
@@ -144,10 +160,16 @@ def _identity(teacher: Teacher, spec: TaskSpec, weights: str, examples: Examples
     }
 
 
-def _stored_outputs(lesson: Lesson, cache_dir: str, *, device: torch.device, say: Say) -> dict[str, RowsByExample]:
+def _stored_outputs(
+    lesson: Lesson, cache_dir: str, *, device: torch.device, say: Say
+) -> dict[str, RowsByExample]:
     files = {task: soft_file(cache_dir, task, key) for task, key in lesson.keys.items()}
     found = {task: read_outputs(file, say) for task, file in files.items()}
-    lacking = {task for tasks in dist.gather([task for task, outputs in found.items() if outputs is None]) for task in tasks}
+    lacking = {
+        task
+        for tasks in dist.gather([task for task, outputs in found.items() if outputs is None])
+        for task in tasks
+    }
     missing = [task for task in files if task in lacking]
     if missing:
         computed = _computed_outputs(lesson, missing, device=device, say=say)
@@ -162,14 +184,23 @@ def _stored_outputs(lesson: Lesson, cache_dir: str, *, device: torch.device, say
     return {task: outputs for task, outputs in found.items() if outputs is not None}
 
 
-def _computed_outputs(lesson: Lesson, tasks: Sequence[str], *, device: torch.device, say: Say) -> dict[str, RowsByExample]:
+def _computed_outputs(
+    lesson: Lesson, tasks: Sequence[str], *, device: torch.device, say: Say
+) -> dict[str, RowsByExample]:
     weights_folder = lesson.teacher.found.weights_folder
     say(f"{weights_folder}: answering the training examples of {', '.join(tasks)} ...")
     begin = time.perf_counter()
-    outputs = answers(load_run(lesson.teacher.found, device=device), lesson.data, [(task, "train") for task in tasks])
+    outputs = answers(
+        load_run(lesson.teacher.found, device=device), lesson.data, [(task, "train") for task in tasks]
+    )
     num_examples = sum(len(of_task.offsets) - 1 for of_task in outputs)
     for task, of_task in zip(tasks, outputs, strict=True):
         if not np.isfinite(of_task.values).all():
-            raise CheckpointError(f"{weights_folder}: its outputs for {task} are not finite; take another distillation.checkpoint")
+            raise CheckpointError(
+                f"{weights_folder}: its outputs for {task} are not finite; take another distillation.checkpoint"
+            )
     say(f"{weights_folder}: answered {num_examples:,} examples in {time.perf_counter() - begin:.1f} s")
-    return {task: RowsByExample(values=of_task.values, offsets=of_task.offsets) for task, of_task in zip(tasks, outputs, strict=True)}
+    return {
+        task: RowsByExample(values=of_task.values, offsets=of_task.offsets)
+        for task, of_task in zip(tasks, outputs, strict=True)
+    }

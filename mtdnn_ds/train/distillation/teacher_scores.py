@@ -20,7 +20,9 @@ from mtdnn_ds.train.distillation.teacher_outputs import Lesson, answers, mean_an
 Split = tuple[str, str]  # task, split
 
 
-def teacher_scores(data: RunData, lessons: Sequence[Lesson], *, device: torch.device) -> Iterator[tuple[str, RunData, Evaluation]]:
+def teacher_scores(
+    data: RunData, lessons: Sequence[Lesson], *, device: torch.device
+) -> Iterator[tuple[str, RunData, Evaluation]]:
     """(what is scored, its data, its scores) of each teacher, then of the mean of all where there are several. Nothing without dev splits.
 
     Collective: all ranks must call this.
@@ -29,7 +31,13 @@ def teacher_scores(data: RunData, lessons: Sequence[Lesson], *, device: torch.de
     for lesson in lessons:
         wanted = [(spec.name, split) for spec in lesson.data.specs for split in spec.dev_splits]
         if wanted:
-            own = dict(zip(wanted, answers(load_run(lesson.teacher.found, device=device), lesson.data, wanted), strict=True))
+            own = dict(
+                zip(
+                    wanted,
+                    answers(load_run(lesson.teacher.found, device=device), lesson.data, wanted),
+                    strict=True,
+                )
+            )
             for of_split, outputs in own.items():
                 read.setdefault(of_split, []).append((lesson.data, outputs))
             yield str(lesson.teacher.found.weights_folder), lesson.data, _evaluation(lesson.data, own)
@@ -47,11 +55,19 @@ def teacher_scores(data: RunData, lessons: Sequence[Lesson], *, device: torch.de
 def _evaluation(data: RunData, outputs: dict[Split, TermOutputs]) -> Evaluation:
     ids = {spec.name: index for index, spec in enumerate(data.specs)}
     wanted = [(ids[task], split) for task, split in outputs]
-    return dist.on_main(lambda: scored(wanted, [[of_split] for of_split in outputs.values()], data.specs, data.examples))
+    return dist.on_main(
+        lambda: scored(wanted, [[of_split] for of_split in outputs.values()], data.specs, data.examples)
+    )
 
 
 def _mean(spec: TaskSpec, read: Sequence[tuple[RunData, TermOutputs]]) -> tuple[RunData, TermOutputs]:
     """The mean of the teachers' probabilities or scores, decoded as a model's outputs are; and who reads as few tokens as it is made of."""
-    mean = mean_answer(spec, [RowsByExample(values=outputs.values, offsets=outputs.offsets) for _, outputs in read], temperature=1.0)
-    reader, own = next((data, outputs) for data, outputs in read if np.array_equal(outputs.offsets, mean.offsets))
+    mean = mean_answer(
+        spec,
+        [RowsByExample(values=outputs.values, offsets=outputs.offsets) for _, outputs in read],
+        temperature=1.0,
+    )
+    reader, own = next(
+        (data, outputs) for data, outputs in read if np.array_equal(outputs.offsets, mean.offsets)
+    )
     return reader, replace(own, values=mean.values)

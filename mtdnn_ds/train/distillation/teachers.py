@@ -29,12 +29,19 @@ def find_teachers(recipe: Recipe, specs: Sequence[TaskSpec]) -> tuple[Teacher, .
     seen: set[Path] = set()
     for path in settings.teachers or ():
         if Path(path).resolve() in seen:
-            problems.append(f"distillation.teachers: {path} stands twice, which would count it twice; name it once")
+            problems.append(
+                f"distillation.teachers: {path} stands twice, which would count it twice; name it once"
+            )
             continue
         seen.add(Path(path).resolve())
         try:
             found.append(
-                find_run(path, settings.checkpoint, run_setting="distillation.teachers:", checkpoint_setting="distillation.checkpoint")
+                find_run(
+                    path,
+                    settings.checkpoint,
+                    run_setting="distillation.teachers:",
+                    checkpoint_setting="distillation.checkpoint",
+                )
             )
         except UserError as error:
             problems += error.problems
@@ -43,7 +50,10 @@ def find_teachers(recipe: Recipe, specs: Sequence[TaskSpec]) -> tuple[Teacher, .
     if found and len(found) == len(settings.teachers or ()):
         known = {spec.name for run in found for spec in run.specs}
         problems += _untaught(
-            [spec.name for spec in wanted if spec.name not in known], known, named=settings.tasks is not None, total=len(wanted)
+            [spec.name for spec in wanted if spec.name not in known],
+            known,
+            named=settings.tasks is not None,
+            total=len(wanted),
         )
     if problems:
         raise ConfigError(problems)
@@ -67,7 +77,9 @@ def _taught(run: FinishedRun, wanted: Sequence[TaskSpec], problems: list[str]) -
         where = f"distillation.teachers: {run.folder.path}: task '{spec.name}'"
         without = "leave the task out of distillation.tasks"
         if spec.kind != teacher.kind:
-            problems.append(f"{where} is a {teacher.kind} there and a {spec.kind} here; {without}, or rename it")
+            problems.append(
+                f"{where} is a {teacher.kind} there and a {spec.kind} here; {without}, or rename it"
+            )
         elif spec.labels != teacher.labels:
             problems.append(
                 f"{where} has the labels {', '.join(teacher.labels)} there and {', '.join(spec.labels)} here; write them in the same order, or {without}"
@@ -86,5 +98,11 @@ def _untaught(names: Sequence[str], known: set[str], *, named: bool, total: int)
     """Problems of tasks that no teacher has: those that the recipe names, or all of them."""
     has = f"they have {', '.join(sorted(known))}"
     if named:
-        return [f"distillation.tasks: no teacher has the task '{name}' ({has}); leave it out" for name in names]
-    return [f"distillation.teachers: they have none of the run's tasks ({has}); name other runs"] if len(names) == total else []
+        return [
+            f"distillation.tasks: no teacher has the task '{name}' ({has}); leave it out" for name in names
+        ]
+    return (
+        [f"distillation.teachers: they have none of the run's tasks ({has}); name other runs"]
+        if len(names) == total
+        else []
+    )

@@ -38,7 +38,11 @@ _CLASSES: Mapping[str, str] = {
 }
 _LAST = ("classifier.out_proj.", "classifier.", "qa_outputs.")
 _DENSE = ("classifier.dense.", "pooler.dense.", "pre_classifier.", "sequence_summary.summary.")
-_GELU_FAMILIES = ("electra", "convbert", "roformer")  # their classification heads have gelu, whatever the config says
+_GELU_FAMILIES = (
+    "electra",
+    "convbert",
+    "roformer",
+)  # their classification heads have gelu, whatever the config says
 _INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
 
 
@@ -75,7 +79,12 @@ def begin_with_heads(model: MultiTaskNet, specs: Sequence[TaskSpec], recipe: Rec
         term = model.layout.terms[model.layout.terms_of(task)[0]]
         bank = model.heads[term.head].state_dict()
         for kind, name in last.items():
-            _check_shape(tensors[name], bank[kind][term.columns.start : term.columns.stop], f"{found.folder}: {name}", spec)
+            _check_shape(
+                tensors[name],
+                bank[kind][term.columns.start : term.columns.stop],
+                f"{found.folder}: {name}",
+                spec,
+            )
             bank[kind][term.columns.start : term.columns.stop] = tensors[name][list(found.order)].float()
         model.heads[term.head].load_state_dict(bank)
         said = f"tasks.{spec.name}: begins with the head of {path}"
@@ -100,17 +109,25 @@ def find_head(spec: TaskSpec, path: str) -> FoundHead:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         classes = [str(name) for name in config.get("architectures") or ()]
     except ConfigError as error:
-        raise ConfigError([problem.replace("encoder.path", f"heads.{spec.name}", 1) for problem in error.problems]) from None
+        raise ConfigError(
+            [problem.replace("encoder.path", f"heads.{spec.name}", 1) for problem in error.problems]
+        ) from None
     except (OSError, ValueError, AttributeError, TypeError) as error:
         if not Path(path).expanduser().is_dir():
-            raise ConfigError(f"{where}: is no folder; download it first, e.g. with: hf download {path} --local-dir FOLDER") from None
-        raise ConfigError(f"{where}: its config.json cannot be read ({error}); save the checkpoint again") from None
+            raise ConfigError(
+                f"{where}: is no folder; download it first, e.g. with: hf download {path} --local-dir FOLDER"
+            ) from None
+        raise ConfigError(
+            f"{where}: its config.json cannot be read ({error}); save the checkpoint again"
+        ) from None
     wanted = _CLASSES[spec.kind]
     if not any(name.endswith(wanted) for name in classes):
         what = ", ".join(classes) or "no class at all"
         raise ConfigError(f"{where}: holds {what}, and {_described(spec)} begins with a model {wanted}")
     if not any((folder / name).is_file() for name in (_INDEX, _SINGLE)):
-        raise ConfigError(f"{where}: has no {_SINGLE}; save the checkpoint again with save_pretrained(..., safe_serialization=True)")
+        raise ConfigError(
+            f"{where}: has no {_SINGLE}; save the checkpoint again with save_pretrained(..., safe_serialization=True)"
+        )
     return FoundHead(folder=folder, config=config, order=_order(spec, config, where))
 
 
@@ -126,11 +143,16 @@ def _described(spec: TaskSpec) -> str:
 def _order(spec: TaskSpec, config: Mapping[str, Any], where: str) -> tuple[int, ...]:
     """Which of the checkpoint's outputs is each of ours; names are compared without regard to capitals, and blanks or dashes between words."""
     num_outputs = terms_of_spec(spec)[0][2]
-    theirs = {int(index): str(name) for index, name in (config.get("id2label") or {0: "LABEL_0", 1: "LABEL_1"}).items()}
+    theirs = {
+        int(index): str(name)
+        for index, name in (config.get("id2label") or {0: "LABEL_0", 1: "LABEL_1"}).items()
+    }
     names = [theirs[index] for index in sorted(theirs)]
     if spec.kind not in ("classification", "token_classification"):
         if spec.kind in ("regression", "ranking") and len(names) != num_outputs:
-            raise ConfigError(f"{where}: has {len(names)} outputs ({', '.join(names)}), and {_described(spec)} has {num_outputs}")
+            raise ConfigError(
+                f"{where}: has {len(names)} outputs ({', '.join(names)}), and {_described(spec)} has {num_outputs}"
+            )
         return tuple(range(num_outputs))
     index_of = {_plain(name): index for index, name in enumerate(names)}
     if len(names) != len(spec.labels) or index_of.keys() != {_plain(label) for label in spec.labels}:
@@ -139,7 +161,9 @@ def _order(spec: TaskSpec, config: Mapping[str, Any], where: str) -> tuple[int, 
             if "LABEL_0" in names
             else "rename the labels of one side"
         )
-        raise ConfigError(f"{where}: its labels are {', '.join(names)}, and those of the task are {', '.join(spec.labels)}; {hint}")
+        raise ConfigError(
+            f"{where}: its labels are {', '.join(names)}, and those of the task are {', '.join(spec.labels)}; {hint}"
+        )
     return tuple(index_of[_plain(label)] for label in spec.labels)
 
 
@@ -159,13 +183,29 @@ def _tensor_names(found: FoundHead, spec: TaskSpec) -> tuple[dict[str, str], dic
             last[kind] = name
         elif kind in ("weight", "bias") and name in [start + kind for start in _DENSE]:
             dense[kind] = name
-        elif name.startswith(("classifier.", "qa_outputs.", "pooler.", "sequence_summary.", "pre_classifier.", "logits_proj.", "score.")):
+        elif name.startswith(
+            (
+                "classifier.",
+                "qa_outputs.",
+                "pooler.",
+                "sequence_summary.",
+                "pre_classifier.",
+                "logits_proj.",
+                "score.",
+            )
+        ):
             other.append(name)
     if other or last.keys() != {"weight", "bias"} or (dense and dense.keys() != {"weight", "bias"}):
-        what = f"has {other[0]}, which ours has not" if other else "has no last layer that ours has (classifier or qa_outputs, with a bias)"
+        what = (
+            f"has {other[0]}, which ours has not"
+            if other
+            else "has no last layer that ours has (classifier or qa_outputs, with a bias)"
+        )
         raise ConfigError(f"{where}: its head {what}; remove it from heads")
     if dense and spec.kind in ("token_classification", "span"):
-        raise ConfigError(f"{where}: its head has a dense layer before the last one, which ours has not for {_described(spec)}; remove it")
+        raise ConfigError(
+            f"{where}: its head has a dense layer before the last one, which ours has not for {_described(spec)}; remove it"
+        )
     return last, dense
 
 
@@ -180,7 +220,9 @@ def _files(folder: Path) -> dict[str, Path]:
         with safe_open(folder / _SINGLE, "pt") as tensors:
             return dict.fromkeys(tensors.keys(), folder / _SINGLE)
     except (OSError, ValueError, KeyError, AttributeError, SafetensorError) as error:
-        raise ConfigError(f"{folder}: its weights cannot be read ({error}); save the checkpoint again") from None
+        raise ConfigError(
+            f"{folder}: its weights cannot be read ({error}); save the checkpoint again"
+        ) from None
 
 
 def _read(folder: Path, names: Sequence[str]) -> dict[str, Tensor]:
@@ -192,7 +234,9 @@ def _read(folder: Path, names: Sequence[str]) -> dict[str, Tensor]:
             with safe_open(files[name], "pt") as tensors:
                 read[name] = tensors.get_tensor(name)
         except (OSError, SafetensorError) as error:
-            raise CheckpointError(f"{files[name]}: {name} cannot be read ({error}); save the checkpoint again") from error
+            raise CheckpointError(
+                f"{files[name]}: {name} cannot be read ({error}); save the checkpoint again"
+            ) from error
     return read
 
 
@@ -220,7 +264,9 @@ def _set_pooler(
         raise ConfigError(
             f"{where}: has {type(theirs).__name__} after its dense layer, and the run's pooler has {activation.__name__}; remove it"
         )
-    if copy in poolers and any(not torch.equal(poolers[copy][1][kind], tensor) for kind, tensor in weights.items()):
+    if copy in poolers and any(
+        not torch.equal(poolers[copy][1][kind], tensor) for kind, tensor in weights.items()
+    ):
         raise ConfigError(
             f"{where}: has another dense layer than heads.{poolers[copy][0]}, and tasks share one pooler; keep one of the two"
         )

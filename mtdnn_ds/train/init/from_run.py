@@ -62,7 +62,9 @@ def find_source(recipe: Recipe) -> InitSource | None:
     if init.run is None:
         return None
     run = RunFolder(Path(init.run))
-    weights_folder = dist.on_main(lambda: find_weights(run, init.checkpoint, "init.checkpoint"))  # checks every byte: once is enough
+    weights_folder = dist.on_main(
+        lambda: find_weights(run, init.checkpoint, "init.checkpoint")
+    )  # checks every byte: once is enough
     theirs = load_recipe(str(run.recipe), {})
     return InitSource(
         weights_folder=weights_folder,
@@ -86,7 +88,12 @@ def begin_with(model: MultiTaskNet, specs: Sequence[TaskSpec], source: InitSourc
         if expected[name].shape != encoder[name].shape
     ]
     if wrong:
-        raise CheckpointError([f"{source.weights_folder}: {line}; init needs a run with this encoder" for line in sorted(wrong)[:8]])
+        raise CheckpointError(
+            [
+                f"{source.weights_folder}: {line}; init needs a run with this encoder"
+                for line in sorted(wrong)[:8]
+            ]
+        )
     heads, said = _heads(model, specs, source, theirs)
     # Only what is carried is loaded: a tied decoder of a new head would bring the old embeddings back.
     model.load_state_dict({**encoder, **heads}, strict=False)
@@ -106,17 +113,32 @@ def _heads(
     carried: list[str] = []
     new: list[str] = []
     for name, head in model.heads.items():
-        ours, others = _slots(model.layout, specs, name), _renamed(_slots(their_layout, source.specs, name), source.head_of)
-        slots_there = {key: slot for other in their_layout.heads for key, slot in _slots(their_layout, source.specs, other).items()}
+        ours, others = (
+            _slots(model.layout, specs, name),
+            _renamed(_slots(their_layout, source.specs, name), source.head_of),
+        )
+        slots_there = {
+            key: slot
+            for other in their_layout.heads
+            for key, slot in _slots(their_layout, source.specs, other).items()
+        }
         anywhere = {**_renamed(slots_there, source.head_of), **others}
         reasons = {key: _reason(slot, others, anywhere.get(key)) for key, slot in ours.items()}
         prefix = f"heads.{name}."
-        of_head = {rest.removeprefix(prefix): tensor for rest, tensor in theirs.items() if rest.startswith(prefix)}
-        reasons = {key: reason or _parameters_differ(head, of_head, ours, others, key) for key, reason in reasons.items()}
+        of_head = {
+            rest.removeprefix(prefix): tensor for rest, tensor in theirs.items() if rest.startswith(prefix)
+        }
+        reasons = {
+            key: reason or _parameters_differ(head, of_head, ours, others, key)
+            for key, reason in reasons.items()
+        }
         matching = [key for key, reason in reasons.items() if reason is None]
         if matching:
             state |= {
-                prefix + rest: tensor for rest, tensor in _carry(head, of_head, [(ours[key], others.get(key)) for key in matching]).items()
+                prefix + rest: tensor
+                for rest, tensor in _carry(
+                    head, of_head, [(ours[key], others.get(key)) for key in matching]
+                ).items()
             }
         carried += matching
         new += [f"{key} ({reason})" for key, reason in reasons.items() if reason is not None]
@@ -142,7 +164,10 @@ def _slots(layout: HeadLayout, specs: Sequence[TaskSpec], head: str) -> dict[str
 def _renamed(slots: Mapping[str, _Slot], head_of: Mapping[str, str]) -> dict[str, _Slot]:
     """Slots by the names they have here: a task of `head_of` has its namesake's place taken by the one it names."""
     known = {
-        key.replace(theirs, ours, 1): slot for ours, theirs in head_of.items() for key, slot in slots.items() if key.split(".")[0] == theirs
+        key.replace(theirs, ours, 1): slot
+        for ours, theirs in head_of.items()
+        for key, slot in slots.items()
+        if key.split(".")[0] == theirs
     }
     return {**{key: slot for key, slot in slots.items() if key.split(".")[0] not in head_of}, **known}
 
@@ -161,7 +186,11 @@ def _reason(slot: _Slot, of_head: Mapping[str, _Slot], other: _Slot | None) -> s
 
 
 def _parameters_differ(
-    head: nn.Module, of_head: Mapping[str, Tensor], ours: Mapping[str, _Slot], others: Mapping[str, _Slot], key: str
+    head: nn.Module,
+    of_head: Mapping[str, Tensor],
+    ours: Mapping[str, _Slot],
+    others: Mapping[str, _Slot],
+    key: str,
 ) -> str | None:
     """Why a matching term cannot be carried with what the head says of its parameters (see `_carry`), or None."""
     mine = {rest: tensor.shape for rest, tensor in head.state_dict().items()}
@@ -170,13 +199,17 @@ def _parameters_differ(
         return None
     if hasattr(head, "per_term_module"):
         module = str(head.per_term_module)
-        mine, theirs = (_below(shapes, module, slots[key]) for shapes, slots in ((mine, ours), (theirs, others)))
+        mine, theirs = (
+            _below(shapes, module, slots[key]) for shapes, slots in ((mine, ours), (theirs, others))
+        )
     elif any(slot.num_outputs for slot in ours.values()) and list(ours.items()) != list(others.items()):
         return "its head serves other tasks there"
     return None if mine == theirs else "its head has other parameters there"
 
 
-def _carry(head: nn.Module, of_head: Mapping[str, Tensor], terms: Sequence[tuple[_Slot, _Slot | None]]) -> dict[str, Tensor]:
+def _carry(
+    head: nn.Module, of_head: Mapping[str, Tensor], terms: Sequence[tuple[_Slot, _Slot | None]]
+) -> dict[str, Tensor]:
     """The head's parameters with those of `terms` (ours, theirs) replaced.
 
     Heads say which parameters are a term's: dimension 0 of those in `per_column` counts columns, of those in `per_term` terms, and
@@ -195,7 +228,10 @@ def _carry(head: nn.Module, of_head: Mapping[str, Tensor], terms: Sequence[tuple
         for rest in getattr(head, "per_term", ()):
             state[rest][ours.index] = of_head[rest][theirs.index]
         if module is not None:
-            state |= {f"{module}.{ours.index}.{rest}": tensor for rest, tensor in _below(of_head, module, theirs).items()}
+            state |= {
+                f"{module}.{ours.index}.{rest}": tensor
+                for rest, tensor in _below(of_head, module, theirs).items()
+            }
     return state
 
 

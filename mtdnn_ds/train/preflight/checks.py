@@ -78,7 +78,13 @@ def checked_run(
     settings = problems.check(lambda: load_recipe(recipe, overrides))
     json = problems.check(lambda: _json(deepspeed_config))
     problems.check(also)
-    run = None if settings is None else _checked(settings, json, problems, source=deepspeed_config, world_size=world_size, goes_on=goes_on)
+    run = (
+        None
+        if settings is None
+        else _checked(
+            settings, json, problems, source=deepspeed_config, world_size=world_size, goes_on=goes_on
+        )
+    )
     problems.refuse()
     assert run is not None
     return run
@@ -103,7 +109,14 @@ def checked_stages(
     for stage in stages:
         own = of_stage[stage.name] = Problems()
         runs.append(
-            _checked(stage.recipe, json, own, source=deepspeed_config, world_size=world_size, goes_on=bool(stage.source) or goes_on(stage))
+            _checked(
+                stage.recipe,
+                json,
+                own,
+                source=deepspeed_config,
+                world_size=world_size,
+                goes_on=bool(stage.source) or goes_on(stage),
+            )
         )
     checked = {stage.name: (stage, run) for stage, run in zip(stages, runs, strict=True) if run is not None}
     for stage, run in checked.values():
@@ -117,7 +130,9 @@ def checked_stages(
     return tuple(checked.values())
 
 
-def checked_tasks(recipe: str, overrides: Mapping[str, str]) -> tuple[tuple[Stage, tuple[TaskSpec, ...]], ...]:
+def checked_tasks(
+    recipe: str, overrides: Mapping[str, str]
+) -> tuple[tuple[Stage, tuple[TaskSpec, ...]], ...]:
     """The tasks of every stage of a recipe file; a recipe without stages is one. Raises ConfigError for all stages at once."""
     stages = load_runs(recipe, overrides)
     found, problems = {}, {}
@@ -131,7 +146,13 @@ def checked_tasks(recipe: str, overrides: Mapping[str, str]) -> tuple[tuple[Stag
 
 
 def _checked(
-    settings: Recipe, json: dict[str, object] | None, problems: Problems, *, source: str, world_size: int, goes_on: bool
+    settings: Recipe,
+    json: dict[str, object] | None,
+    problems: Problems,
+    *,
+    source: str,
+    world_size: int,
+    goes_on: bool,
 ) -> CheckedRun | None:
     specs = problems.check(lambda: resolve_tasks(settings))
     if specs is not None and (settings.train.freeze or settings.init.run is not None or settings.heads):
@@ -139,7 +160,9 @@ def _checked(
     if specs is not None and settings.distillation.teachers is not None:
         problems.check(lambda: _teachers(settings, specs))
     if specs is not None and settings.regularizer.name != "none":
-        problems.check(lambda: regularized_tasks(settings.regularizer.name, settings.regularizer.tasks, specs))
+        problems.check(
+            lambda: regularized_tasks(settings.regularizer.name, settings.regularizer.tasks, specs)
+        )
     for path in {settings.encoder.path, settings.encoder.tokenizer or settings.encoder.path}:
         problems.check(lambda path=path: resolve_encoder_path(path))  # type: ignore[misc]
     resolved = None if json is None else problems.check(lambda: _resolved(json, settings, source, world_size))
@@ -152,13 +175,20 @@ def _fits_source(run: CheckedRun, source: CheckedRun, stage: Stage) -> None:
     """Raise ConfigError if a stage cannot begin with the weights that another one will leave."""
     from mtdnn_ds.train.preflight.init_checks import encoder_differences
 
-    wrong = [f"from: {stage.source}: {line}; give both stages the same encoder" for line in encoder_differences(run.recipe, source.recipe)]
+    wrong = [
+        f"from: {stage.source}: {line}; give both stages the same encoder"
+        for line in encoder_differences(run.recipe, source.recipe)
+    ]
     kind, _, task = run.recipe.init.checkpoint.partition("/")
     scored = [spec.name for spec in source.specs if spec.dev_splits]
     if kind == "best" and task not in ("average", *scored):
-        wrong.append(f"checkpoint=best/{task}: stage {stage.source} scores no task '{task}'{did_you_mean(task, ['average', *scored])}")
+        wrong.append(
+            f"checkpoint=best/{task}: stage {stage.source} scores no task '{task}'{did_you_mean(task, ['average', *scored])}"
+        )
     elif kind == "best" and not scored:
-        wrong.append(f"checkpoint=best/{task}: no task of stage {stage.source} has a dev split, so it keeps no best; write latest")
+        wrong.append(
+            f"checkpoint=best/{task}: no task of stage {stage.source} has a dev split, so it keeps no best; write latest"
+        )
     if wrong:
         raise ConfigError(wrong)
 
@@ -207,5 +237,8 @@ def _resolved(json: dict[str, object], settings: Recipe, source: str, world_size
 
 def one_task_alone(recipe: Recipe) -> dict[str, str]:
     """Flags without which a recipe does not fit one of its tasks alone: rates and loss scales that it gives by name."""
-    named = {"mixture.rates": (recipe.mixture.rates, "proportional"), "loss.scale": (recipe.loss.scale, "examples")}
+    named = {
+        "mixture.rates": (recipe.mixture.rates, "proportional"),
+        "loss.scale": (recipe.loss.scale, "examples"),
+    }
     return {setting: instead for setting, (value, instead) in named.items() if isinstance(value, dict)}

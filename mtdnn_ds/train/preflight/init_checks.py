@@ -18,7 +18,15 @@ from mtdnn_ds.tasks.resolve import resolve_tasks
 from mtdnn_ds.tasks.spec import TaskSpec
 
 # What weights and the meaning of their rows depend on; everything else is found when they are read.
-_COMPARED = ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size", "type_vocab_size")
+_COMPARED = (
+    "model_type",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "vocab_size",
+    "type_vocab_size",
+)
 
 
 def preflight(recipe: Recipe, specs: Sequence[TaskSpec], *, goes_on: bool) -> None:
@@ -27,7 +35,9 @@ def preflight(recipe: Recipe, specs: Sequence[TaskSpec], *, goes_on: bool) -> No
     if recipe.train.freeze:
         by_number = any(layers_of(part) for part in recipe.train.freeze)
         num_layers = getattr(_config(recipe), "num_hidden_layers", None) if by_number else None
-        problems += freeze_problems(recipe.train.freeze, num_layers=num_layers, heads=head_layout(specs).heads)
+        problems += freeze_problems(
+            recipe.train.freeze, num_layers=num_layers, heads=head_layout(specs).heads
+        )
     if recipe.init.run is not None and not goes_on:
         problems += _init_problems(recipe, specs, recipe.init.run)
     if recipe.heads and not goes_on:
@@ -56,13 +66,17 @@ def _vocabulary_difference(ours: Recipe, theirs: Recipe) -> list[str]:
 
     paths = [recipe.encoder.tokenizer or recipe.encoder.path for recipe in (theirs, ours)]
     there, here = (load_tokenizer(resolve_encoder_path(path)).get_vocab() for path in paths)
-    return [] if there == here else [f"the vocabulary is that of {paths[0]} there and that of {paths[1]} here"]
+    return (
+        [] if there == here else [f"the vocabulary is that of {paths[0]} there and that of {paths[1]} here"]
+    )
 
 
 def _init_problems(recipe: Recipe, specs: Sequence[TaskSpec], run: str) -> list[str]:
     folder = RunFolder(Path(run))
     if not folder.recipe.is_file():
-        return [f"init.run={run}: not a run folder (recipe.yaml is missing); give the --output_dir of a training run"]
+        return [
+            f"init.run={run}: not a run folder (recipe.yaml is missing); give the --output_dir of a training run"
+        ]
     try:
         refuse_staged_folder(folder, "init.run")
     except ConfigError as error:
@@ -75,31 +89,47 @@ def _init_problems(recipe: Recipe, specs: Sequence[TaskSpec], run: str) -> list[
         return [f"init.run={run}: {problem}{hint}" for problem in error.problems]
     known = checkpoint_folders(folder)
     if recipe.init.checkpoint != "latest" and recipe.init.checkpoint not in known:
-        return [f"init.checkpoint={recipe.init.checkpoint}: not in {run}{did_you_mean(recipe.init.checkpoint, [*known, 'latest'])}"]
+        return [
+            f"init.checkpoint={recipe.init.checkpoint}: not in {run}{did_you_mean(recipe.init.checkpoint, [*known, 'latest'])}"
+        ]
     if not known:
         return [f"init.run={run}: it has no checkpoint yet; let it train first"]
     problems = _head_problems(recipe.init.head_of or {}, specs, their_specs, run)
     wrong = encoder_differences(recipe, theirs)
     return problems + [
-        f"init.run={run}: {line}; start from a run with this encoder, or set encoder.path to {theirs.encoder.path}" for line in wrong
+        f"init.run={run}: {line}; start from a run with this encoder, or set encoder.path to {theirs.encoder.path}"
+        for line in wrong
     ]
 
 
-def _head_problems(head_of: Mapping[str, str], specs: Sequence[TaskSpec], their_specs: Sequence[TaskSpec], run: str) -> list[str]:
+def _head_problems(
+    head_of: Mapping[str, str], specs: Sequence[TaskSpec], their_specs: Sequence[TaskSpec], run: str
+) -> list[str]:
     ours, theirs = ({spec.name: spec for spec in known} for known in (specs, their_specs))
     problems = []
     for name, other in head_of.items():
         if name not in ours:
-            problems.append(f"init.head_of.{name}: there is no task '{name}' in the run{did_you_mean(name, ours)}")
+            problems.append(
+                f"init.head_of.{name}: there is no task '{name}' in the run{did_you_mean(name, ours)}"
+            )
         elif other not in theirs:
-            problems.append(f"init.head_of.{name}={other}: {run} has no task '{other}'{did_you_mean(other, theirs)}")
-        elif terms_of_spec(ours[name]) != terms_of_spec(theirs[other]) or ours[name].labels != theirs[other].labels:
+            problems.append(
+                f"init.head_of.{name}={other}: {run} has no task '{other}'{did_you_mean(other, theirs)}"
+            )
+        elif (
+            terms_of_spec(ours[name]) != terms_of_spec(theirs[other])
+            or ours[name].labels != theirs[other].labels
+        ):
             here, there = ((spec.kind, spec.head, list(spec.labels)) for spec in (ours[name], theirs[other]))
-            problems.append(f"init.head_of.{name}={other}: kind, head and labels must be equal, and are {there} there and {here} here")
+            problems.append(
+                f"init.head_of.{name}={other}: kind, head and labels must be equal, and are {there} there and {here} here"
+            )
     return problems
 
 
 def _config(recipe: Recipe) -> Any:
     from transformers import AutoConfig
 
-    return AutoConfig.from_pretrained(resolve_encoder_path(recipe.encoder.path), trust_remote_code=recipe.encoder.trust_remote_code)
+    return AutoConfig.from_pretrained(
+        resolve_encoder_path(recipe.encoder.path), trust_remote_code=recipe.encoder.trust_remote_code
+    )

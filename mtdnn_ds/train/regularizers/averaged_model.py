@@ -25,7 +25,9 @@ FILE = "momentum.safetensors"
 class MomentumCopy:
     """A model whose weights follow those of the run. `compute_dtype`: that of the run's own forward."""
 
-    def __init__(self, model: MultiTaskNet, *, momentum: float, compute_dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self, model: MultiTaskNet, *, momentum: float, compute_dtype: torch.dtype, device: torch.device
+    ) -> None:
         """Equal to `model`, which is not yet in an engine."""
         self.momentum, self.compute_dtype = momentum, compute_dtype
         self.model = copy.deepcopy(model).requires_grad_(False).eval().to(device)
@@ -38,7 +40,9 @@ class MomentumCopy:
     def outputs(self, batch: PackedBatch) -> dict[str, Tensor]:
         """Outputs of every form, without dropout and without a graph."""
         device_type = batch.input_ids.device.type
-        with torch.autocast(device_type, dtype=self.compute_dtype, enabled=self.compute_dtype != torch.float32):
+        with torch.autocast(
+            device_type, dtype=self.compute_dtype, enabled=self.compute_dtype != torch.float32
+        ):
             return self.model.outputs(batch)
 
     @torch.no_grad()

@@ -35,7 +35,15 @@ class Ball:
 
 
 def draw_noise(
-    batch: PackedBatch, *, width: int, is_noisy_N: np.ndarray, std: float | None, ball: Ball, seed: int, step: int, device: torch.device
+    batch: PackedBatch,
+    *,
+    width: int,
+    is_noisy_N: np.ndarray,
+    std: float | None,
+    ball: Ball,
+    seed: int,
+    step: int,
+    device: torch.device,
 ) -> Tensor:
     """(T, E) float32 on `device`: N(0, std^2), or, where `std` is None, FreeLB's: uniform in (-r, r), so that an inf norm is r at most, and
     of an l2 norm r divided by the root of the number of elements.
@@ -47,13 +55,20 @@ def draw_noise(
     noise_TE = torch.zeros((sum(lengths), width), device=device)
     generator = torch.Generator(device=device)
     seen: dict[int, int] = {}
-    sequences = zip(noise_TE.split(lengths), batch.sequence_examples.tolist(), _noisy_sequences(batch, is_noisy_N), strict=True)
+    sequences = zip(
+        noise_TE.split(lengths),
+        batch.sequence_examples.tolist(),
+        _noisy_sequences(batch, is_noisy_N),
+        strict=True,
+    )
     for part_LE, example, is_noisy in sequences:
         if not is_noisy:
             continue
         seen[example] = seen.get(example, -1) + 1
         place = (int(batch.example_tasks[example]), int(batch.example_rows[example]), seen[example])
-        generator.manual_seed(int(np.random.SeedSequence([seed, PURPOSE, step, *place]).generate_state(1, np.uint64)[0] >> 1))
+        generator.manual_seed(
+            int(np.random.SeedSequence([seed, PURPOSE, step, *place]).generate_state(1, np.uint64)[0] >> 1)
+        )
         if std is not None:
             part_LE.normal_(0.0, std, generator=generator)
         else:
@@ -64,7 +79,9 @@ def draw_noise(
 
 def noisy_tokens(batch: PackedBatch, is_noisy_N: np.ndarray) -> Tensor:
     """(T, 1) bool on the host: the tokens of tasks in `is_noisy_N`."""
-    return torch.from_numpy(np.repeat(_noisy_sequences(batch, is_noisy_N), batch.cu_seqlens.diff().numpy()))[:, None]
+    return torch.from_numpy(np.repeat(_noisy_sequences(batch, is_noisy_N), batch.cu_seqlens.diff().numpy()))[
+        :, None
+    ]
 
 
 def _noisy_sequences(batch: PackedBatch, is_noisy_N: np.ndarray) -> np.ndarray:
@@ -80,12 +97,16 @@ def ascend(noise_TE: Tensor, gradient_TE: Tensor, lengths_S: Tensor, ball: Ball)
     moved_TE = noise_TE + ball.step_size * torch.where(moves_TE, direction_TE, 0.0)
     if ball.norm == "inf":
         return moved_TE.clamp(-ball.radius, ball.radius)
-    return moved_TE * (ball.radius / _norms(moved_TE, lengths_S, ball)).clamp(max=1.0)  # radius / 0 is inf, and so 1
+    return moved_TE * (ball.radius / _norms(moved_TE, lengths_S, ball)).clamp(
+        max=1.0
+    )  # radius / 0 is inf, and so 1
 
 
 def _norms(values_TE: Tensor, lengths_S: Tensor, ball: Ball) -> Tensor:
     """(T, 1): the norm of each token's values, or of its sequence's."""
-    norms_T1 = torch.linalg.vector_norm(values_TE, ord=math.inf if ball.norm == "inf" else 2, dim=1, keepdim=True)
+    norms_T1 = torch.linalg.vector_norm(
+        values_TE, ord=math.inf if ball.norm == "inf" else 2, dim=1, keepdim=True
+    )
     if ball.per == "token":
         return norms_T1
     if ball.norm == "inf":

@@ -85,7 +85,9 @@ class Regularizer:
 
     def passes(self, host_batch: PackedBatch, batch: PackedBatch, step: int) -> Iterator[Pass]:
         """The passes of a micro-batch in `step`; each must have gone backward before the next is asked for."""
-        return {"smart": self._smart, "freelb": self._freelb, "r_drop": self._r_drop}[self.name](host_batch, batch, step)
+        return {"smart": self._smart, "freelb": self._freelb, "r_drop": self._r_drop}[self.name](
+            host_batch, batch, step
+        )
 
     def _smart(self, host_batch: PackedBatch, batch: PackedBatch, step: int) -> Iterator[Pass]:
         averaged = None if self.momentum is None else self.momentum.outputs(batch)
@@ -98,7 +100,9 @@ class Regularizer:
             noise_TE = self._noise(model, host_batch, batch, step)
             for ascent in range(1, self.num_ascents + 1):
                 noise_TE.requires_grad_()
-                divergence = self._divergence(model.outputs(batch, noise_TE, number=ascent), fixed, batch).sum()
+                divergence = self._divergence(
+                    model.outputs(batch, noise_TE, number=ascent), fixed, batch
+                ).sum()
                 (gradient_TE,) = torch.autograd.grad(divergence, noise_TE)
                 noise_TE = ascend(noise_TE.detach(), gradient_TE, lengths_S, self.ball)
             noisy = model.outputs(batch, noise_TE, number=self.num_ascents + 1)
@@ -118,7 +122,9 @@ class Regularizer:
 
         def within(model: MultiTaskNet, batch: PackedBatch) -> Computed:
             if noise:
-                _set_generator_state(batch.input_ids.device, dropout[0])  # the same dropout in all passes (their section 3.3)
+                _set_generator_state(
+                    batch.input_ids.device, dropout[0]
+                )  # the same dropout in all passes (their section 3.3)
             else:
                 noise.append(self._noise(model, host_batch, batch, step))
                 dropout.append(_generator_state(batch.input_ids.device))
@@ -177,14 +183,22 @@ def build_regularizer(
     else:
         _check_inputs(model, settings.name)
     if settings.proximal_factor > 0:
-        momentum = MomentumCopy(model, momentum=settings.proximal_momentum, compute_dtype=compute_dtype, device=device)
-        notes += (f"the proximal term keeps an averaged model, whole and in float32 on every rank: {momentum.num_bytes / 1e9:.2f} GB",)
+        momentum = MomentumCopy(
+            model, momentum=settings.proximal_momentum, compute_dtype=compute_dtype, device=device
+        )
+        notes += (
+            f"the proximal term keeps an averaged model, whole and in float32 on every rank: {momentum.num_bytes / 1e9:.2f} GB",
+        )
     on = [term for term, is_on in zip(layout.terms, is_on_M, strict=True) if is_on]
     regularizer = Regularizer(
         name=settings.name,
         is_on_N=is_on_N,
         is_on_M=torch.tensor(is_on_M, dtype=torch.float32, device=device),
-        forms=tuple(form for form in layout.forms if form in COMPARABLE_FORMS and any(term.form == form for term in on)),
+        forms=tuple(
+            form
+            for form in layout.forms
+            if form in COMPARABLE_FORMS and any(term.form == form for term in on)
+        ),
         table=term_table(layout, device),
         factor=settings.factor,
         num_ascents=settings.ascent_steps or {"smart": 1, "freelb": 3, "r_drop": 0}[settings.name],
@@ -212,7 +226,9 @@ def _ball(settings: RegularizerSettings) -> Ball | None:
 
 
 def _check_dropout(model: MultiTaskNet) -> None:
-    if not any(getattr(module, "p", 0) > 0 or getattr(module, "has_dropout", False) for module in model.modules()):
+    if not any(
+        getattr(module, "p", 0) > 0 or getattr(module, "has_dropout", False) for module in model.modules()
+    ):
         raise ConfigError(
             "regularizer.name=r_drop: neither encoder nor heads have dropout, so both passes are equal and it has no effect; "
             "set tasks.NAME.dropout, or another regularizer.name"
@@ -228,11 +244,15 @@ def _check_inputs(model: MultiTaskNet, name: str) -> None:
             )
 
 
-def mean_losses(losses: Losses, outputs: Sequence[Outputs], targets: Mapping[str, Targets]) -> dict[str, UnitLosses]:
+def mean_losses(
+    losses: Losses, outputs: Sequence[Outputs], targets: Mapping[str, Targets]
+) -> dict[str, UnitLosses]:
     """Each unit's loss, averaged over several outputs for the same micro-batch."""
     first, *others = (losses.of_batch(each, targets) for each in outputs)
     return {
-        form: replace(of_form, losses=torch.stack([of_form.losses, *(other[form].losses for other in others)]).mean(0))
+        form: replace(
+            of_form, losses=torch.stack([of_form.losses, *(other[form].losses for other in others)]).mean(0)
+        )
         if others
         else of_form
         for form, of_form in first.items()

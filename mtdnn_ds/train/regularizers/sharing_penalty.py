@@ -55,7 +55,11 @@ class SharingPenalty:
         for family in self._families:
             for parameter, deviation in self._deviations(family):
                 squares += deviation.square().sum().to(squares)
-                _move(parameter, self._held[parameter], deviation.mul_(-lr * self.penalty / (1 + lr * self.penalty)))
+                _move(
+                    parameter,
+                    self._held[parameter],
+                    deviation.mul_(-lr * self.penalty / (1 + lr * self.penalty)),
+                )
         _refresh(self._engine)
         # Without ZeRO every rank holds, and has added, everything.
         shares = dist.world_size() if self._engine.zero_optimization_stage() == 0 else 1
@@ -66,7 +70,9 @@ class SharingPenalty:
 
         New tensors in float32, all taken before any weight moves.
         """
-        held = [(parameter, part.start, part.numel) for parameter in family if (part := self._held.get(parameter))]
+        held = [
+            (parameter, part.start, part.numel) for parameter in family if (part := self._held.get(parameter))
+        ]
         if len(family) == 1:
             return [(parameter, _values(parameter, start, size).clone()) for parameter, start, size in held]
         if not held:
@@ -78,7 +84,10 @@ class SharingPenalty:
         for parameter in family[1:]:
             differences += _values(parameter, low, high - low) - first
         mean = first + differences / len(family)
-        return [(parameter, _values(parameter, start, size) - mean[start - low : start - low + size]) for parameter, start, size in held]
+        return [
+            (parameter, _values(parameter, start, size) - mean[start - low : start - low + size])
+            for parameter, start, size in held
+        ]
 
 
 def _families(encoder: nn.Module) -> list[tuple[nn.Parameter, ...]]:
@@ -86,7 +95,12 @@ def _families(encoder: nn.Module) -> list[tuple[nn.Parameter, ...]]:
     if isinstance(encoder, CopiedEncoder):
         families = zip(*(copy.parameters() for copy in encoder.copies), strict=True)
         return [family for family in families if family[0].requires_grad]
-    return [(module.b,) for module in encoder.modules() if isinstance(module, LowRankDelta) if module.b.requires_grad]
+    return [
+        (module.b,)
+        for module in encoder.modules()
+        if isinstance(module, LowRankDelta)
+        if module.b.requires_grad
+    ]
 
 
 def _values(parameter: Any, start: int, size: int) -> Tensor:
