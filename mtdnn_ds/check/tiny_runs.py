@@ -14,6 +14,7 @@ from mtdnn_ds.check.tiny_encoder import write_tiny_encoder
 from mtdnn_ds.config.deepspeed import ResolvedDeepSpeed, load_deepspeed_json, resolve_deepspeed
 from mtdnn_ds.config.load import load_recipe
 from mtdnn_ds.config.recipe import Recipe
+from mtdnn_ds.data.sources import generated_words
 from mtdnn_ds.runs.device import probe_device
 from mtdnn_ds.runs.folder import RunFolder
 from mtdnn_ds.tasks.resolve import resolve_tasks

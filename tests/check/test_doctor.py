@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.processes import run_command, run_ranks
+from helpers.processes import run_command, run_ranks
 
 from mtdnn_ds.check.doctor import machine, packages, shared
 from mtdnn_ds.check.doctor.findings import Finding, any_fails, report

@@ -6,13 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
-from tests.processes import run_command
+from helpers.processes import ROOT, run_command
 
 from mtdnn_ds.check.verify.certificate import Result, certificate
 from mtdnn_ds.check.verify.checks import Comparison, _results, difference
 from mtdnn_ds.check.verify.small import small_recipe
 from mtdnn_ds.config.load import load_recipe
-from tests.conftest import ROOT
 
 
 def write_run(folder: Path, losses: list[float], first: int = 1, examples: int = 4) -> Path:

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import yaml
 from helpers.processes import ROOT, lines, run_jobs, start_ranks, training_lines, write_json, zero_config
-from test_mixture import write_files
-from test_resume import EXACT_FIELDS, wait_for_death
+
+from tests.checkpoint.test_resume import EXACT_FIELDS, wait_for_death
+from tests.train.test_mixture import write_files
 
 RANKS = 2
 STEPS, SAVED, KILLED = 5, 3, 5  # killed before step 5, so that step 4 is done twice

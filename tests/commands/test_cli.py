@@ -9,11 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers.processes import ROOT
 
 from mtdnn_ds.cli import guarded, main, read_arguments
 from mtdnn_ds.commands.verbs import VERBS
 from mtdnn_ds.config.errors import DataError, TrainingError
-from tests.conftest import ROOT
 
 SLACK = 3  # the promise is one second on an idle machine
 

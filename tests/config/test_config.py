@@ -6,13 +6,13 @@ import logging
 from pathlib import Path
 
 import pytest
+from helpers.processes import ROOT
 
 from mtdnn_ds.config.errors import ConfigError
 from mtdnn_ds.config.load import cross_check, dump_recipe, field_docs, load_recipe
 from mtdnn_ds.config.recipe import Recipe
 from mtdnn_ds.config.stages import dump_stages, load_runs
 from mtdnn_ds.config.yaml_text import parse_yaml
-from tests.conftest import ROOT
 
 SMALL = "encoder: {path: enc}\ntasks: [cola, my-task]\ntrain: {steps: 10}\n"
 

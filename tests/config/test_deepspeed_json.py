@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from helpers.processes import ROOT
 
 from mtdnn_ds.config.deepspeed import ResolvedDeepSpeed, load_deepspeed_json, resolve_deepspeed
 from mtdnn_ds.config.deepspeed_keys import REFUSED, SECTIONS, TOP_LEVEL
 from mtdnn_ds.config.recipe import Recipe
-from tests.conftest import ROOT
 
 SLOW_CPU: dict[str, Any] = {
     "device_type": "cpu",

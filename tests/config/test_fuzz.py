@@ -13,9 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import event, example, given
-from hypothesis import strategies as st
-from tests.fuzzing import (
+from helpers.fuzzing import (
     EXAMPLES,
     JSON_PIECES,
     NAMES,
@@ -35,6 +33,9 @@ from tests.fuzzing import (
     values,
     with_settings,
 )
+from helpers.processes import ROOT
+from hypothesis import event, example, given
+from hypothesis import strategies as st
 
 from mtdnn_ds.cli import read_arguments
 from mtdnn_ds.commands.verbs import VERBS
@@ -46,7 +47,6 @@ from mtdnn_ds.config.stages import dump_stages, load_runs, load_stages
 from mtdnn_ds.runs.schedule import learning_rate, num_warmup_steps
 from mtdnn_ds.runs.setup import RunData, build_plan, idle_tasks, prepare_run_data, recipe_sharing
 from mtdnn_ds.tasks.resolve import resolve_tasks
-from tests.conftest import ROOT
 
 pytestmark = pytest.mark.timeout(120 + EXAMPLES)  # of each test: an input that hangs fails it
 

@@ -9,11 +9,11 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from helpers.processes import ROOT
 
 from mtdnn_ds.config.errors import ConfigError
 from mtdnn_ds.config.launch import first_host, rank_of, step_port, take_place, tasks_per_node
 from mtdnn_ds.runs.device import gpu_index
-from tests.conftest import ROOT
 
 BATCH_SCRIPT = {
     "SLURM_JOB_ID": "7",

@@ -343,7 +343,7 @@ KILLED_BUILD = """
 import os, signal, sys
 from mtdnn_ds.data.cache import build as cache
 from mtdnn_ds.data.cache.build import prepare
-from tests.test_cache import file_spec
+from tests.data.test_cache import file_spec
 from pathlib import Path
 cache.ROWS_PER_BATCH = 8
 original = cache.record_batch
@@ -385,7 +385,7 @@ BUILD = """
 import sys
 from pathlib import Path
 from mtdnn_ds.data.cache.build import prepare
-from tests.test_cache import file_spec
+from tests.data.test_cache import file_spec
 print(prepare([file_spec(Path(sys.argv[1]))], tokenizer_path=sys.argv[2], cache_dir=sys.argv[3])["mine"]["train"].num_rows)
 """
 

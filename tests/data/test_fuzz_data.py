@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from helpers.fuzzing import EXAMPLES, JSON_PIECES, changed, fuzz, refused_or_done, text_of_json, torn
 from hypothesis import event, example, given
 from hypothesis import strategies as st
-from tests.fuzzing import EXAMPLES, JSON_PIECES, changed, fuzz, refused_or_done, text_of_json, torn
 
 from mtdnn_ds.config.load import load_recipe
 from mtdnn_ds.runs.setup import RunData, build_plan, prepare_run_data

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 from helpers.tiny_encoders import write_tiny_encoder
-from test_attention import packed_batch
 from transformers import (
     AlbertConfig,
     AutoModel,
@@ -34,6 +33,7 @@ from mtdnn_ds.model.heads.linear_bank import LinearBank, row_dropout
 from mtdnn_ds.model.multitask import MultiTaskNet, build_model, parameter_groups
 from mtdnn_ds.tasks.layout import head_layout
 from mtdnn_ds.tasks.spec import TaskSpec
+from tests.model.test_attention import packed_batch
 
 SIZES = dict(
     vocab_size=50,

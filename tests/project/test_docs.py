@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from helpers.processes import ROOT
 
 from mtdnn_ds.cli import read_arguments
 from mtdnn_ds.commands.verbs import VERBS, Verb
@@ -26,7 +27,6 @@ from mtdnn_ds.monitor.run_monitor import EvalRecord, StepRecord
 from mtdnn_ds.tasks.builtin import BUILTIN_TASKS
 from mtdnn_ds.tasks.metrics import METRICS
 from mtdnn_ds.tasks.resolve import resolve_tasks
-from tests.conftest import ROOT
 
 PAGES = (
     "README.md",

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.conftest import ROOT
+from helpers.processes import ROOT
 
 
 def test_the_site_builds_strictly_and_needs_no_network(tmp_path: Path) -> None:

@@ -10,10 +10,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from hypothesis import event, given, settings
-from hypothesis import strategies as st
-from safetensors.torch import save_file
-from tests.fuzzing import (
+from helpers.fuzzing import (
     EXAMPLES,
     JSON_PIECES,
     YAML_PIECES,
@@ -25,6 +22,10 @@ from tests.fuzzing import (
     torn,
     with_settings,
 )
+from helpers.processes import ROOT
+from hypothesis import event, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save_file
 
 from mtdnn_ds.checkpoint import restore as elastic
 from mtdnn_ds.checkpoint.find import damage, find_checkpoint, resume_from, write_manifest
@@ -40,7 +41,6 @@ from mtdnn_ds.runs.state import RunState, check_fit
 from mtdnn_ds.tasks.resolve import resolve_tasks
 from mtdnn_ds.train.init.from_run import find_source
 from mtdnn_ds.train.preflight.init_checks import preflight
-from tests.conftest import ROOT
 
 pytestmark = pytest.mark.timeout(120 + EXAMPLES)
 TOPOLOGY = {"world_size": 2, "zero_stage": 2, "precision": "fp32", "offload_optimizer": False}

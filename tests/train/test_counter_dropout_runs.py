@@ -10,8 +10,9 @@ import pytest
 import yaml
 from helpers.processes import ROOT, lines, run_jobs, start_ranks, training_lines, write_json, zero_config
 from helpers.tiny_encoders import write_tiny_encoder
-from test_mixture import write_files
-from test_resume import EXACT_FIELDS, wait_for_death
+
+from tests.checkpoint.test_resume import EXACT_FIELDS, wait_for_death
+from tests.train.test_mixture import write_files
 
 STEPS = 4
 TOLERANCE = 1e-4  # relative, fp32

@@ -10,7 +10,6 @@ import torch
 import yaml
 from helpers.processes import lines, run_command, run_jobs, training_lines, write_json, zero_config
 from safetensors.torch import load_file
-from test_masked_lm_examples import corpus  # noqa: F401  (a fixture)
 
 from mtdnn_ds.config.stages import load_runs
 from mtdnn_ds.model.multitask import MultiTaskNet
@@ -18,6 +17,7 @@ from mtdnn_ds.runs.evaluate import evaluate
 from mtdnn_ds.runs.load import find_run, load_run
 from mtdnn_ds.runs.setup import prepare_run_data
 from mtdnn_ds.tasks.resolve import resolve_tasks
+from tests.data.test_masked_lm_examples import corpus  # noqa: F401  (a fixture)
 
 TABLE = "encoder.model.embeddings.word_embeddings.weight"
 SETTINGS = [(ranks, stage, 600) for ranks in (1, 2) for stage in range(4)] + [(2, 3, 80), (2, 2, 120)]

@@ -15,8 +15,9 @@ from helpers.glue_rows import cut_glue, read_example
 from helpers.processes import ROOT, run_jobs, run_ranks, training_lines, write_json, zero_config
 from helpers.regularized_loop import Perturbation, ReferenceModel, TokenExample, regularized_training
 from helpers.tiny_encoders import write_tiny_encoder
-from test_mixture import write_files
 from transformers import AutoTokenizer
+
+from tests.train.test_mixture import write_files
 
 STEPS = 3
 TOLERANCE = 1e-4  # relative, fp32
