@@ -1,1 +1,1 @@
-"""Layer 2: losses as sums and counts, and the objective that alone divides."""
+"""Losses as sums and counts, and the objective that alone divides."""

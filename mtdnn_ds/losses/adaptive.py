@@ -1,20 +1,24 @@
-"""Adaptive loss scales: w_t of each task from the losses of the steps before, or drawn. Pure NumPy; equal on every rank for equal losses.
+"""Adaptive loss scales: w_t of each task from the losses of the steps before, or drawn. Not the objective.
 
-With n tasks in the step and l_t task t's mean loss in it (over all ranks), the objective is L = sum_t w_t l_t as in losses/objective.py:
+Pure NumPy; equal on every rank for equal losses. With n tasks in the step and l_t task t's mean loss in it
+(over all ranks), the objective is L = sum_t w_t l_t as in losses/objective.py:
 
-    uncertainty  w_t = exp(-s_t) / n, of a regression exp(-s_t) / 2n. s_t = log sigma_t^2 descends the task's own
-                 exp(-s_t) l_t + s_t / 2, of a regression exp(-s_t) l_t / 2 + s_t / 2     Kendall et al. 2018, arXiv:1705.07115, eqs. 5, 10
-    dwa          w = softmax(r / T), r_t = mean of l_t over the last window of steps / over the one before; 1 until there are two
-                                                                                    Liu et al. 2019, arXiv:1803.10704, eq. 7
-    random       w = softmax of a draw from N(0, 1) for each task                   Lin et al. 2022, arXiv:2111.10603, section 3
-    famo         w_t ~ z_t / l_t, z = softmax(xi), both of the step before. xi descends sum_t z_t (log l_t before - log l_t now)
-                                                                                    Liu et al. 2023, arXiv:2306.03792, algorithm 1
+    uncertainty  w_t = exp(-s_t) / n, of a regression exp(-s_t) / 2n. s_t = log sigma_t^2 descends the task's
+                 own exp(-s_t) l_t + s_t / 2, of a regression exp(-s_t) l_t / 2 + s_t / 2
+                 (Kendall et al. 2018, arXiv:1705.07115, eqs. 5, 10)
+    dwa          w = softmax(r / T), r_t = mean of l_t over the last window of steps / over the one before;
+                 1 until there are two (Liu et al. 2019, arXiv:1803.10704, eq. 7)
+    random       w = softmax of a draw from N(0, 1) for each task
+                 (Lin et al. 2022, arXiv:2111.10603, section 3)
+    famo         w_t ~ z_t / l_t, z = softmax(xi), both of the step before. xi descends
+                 sum_t z_t (log l_t before - log l_t now) (Liu et al. 2023, arXiv:2306.03792, algorithm 1)
 
-Those of dwa, random and famo sum to 1 in every step, as task_mean's 1 / n do; uncertainty's are task_mean's while s_t = 0 (half of them
-for a regression). A task that is not in a step has no weight in it, has no part in the softmax, and keeps its state.
+Those of dwa, random and famo sum to 1 in every step, as task_mean's 1 / n do; uncertainty's are task_mean's
+while s_t = 0 (half of them for a regression). A task that is not in a step has no weight in it, has no part
+in the softmax, and keeps its state.
 
-FAMO measures how much a step improved each loss by a second forward pass on the same examples; here the losses of successive steps
-take its place (as if it lagged one step), which costs nothing and is noisier.
+FAMO measures how much a step improved each loss by a second forward pass on the same examples; here the
+losses of successive steps take its place (as if it lagged one step), which costs nothing and is noisier.
 
 Shape legend: N tasks.
 """
@@ -29,8 +33,10 @@ import numpy as np
 Name = Literal["uncertainty", "dwa", "random", "famo"]
 NAMES: tuple[str, ...] = get_args(Name)
 
-TINY = 1e-8  # added to losses that are divided by or whose logarithm is taken, as in https://github.com/Cranial-XIX/FAMO/blob/250873e/famo.py
-FAMO_DECAY = 0.01  # L2 decay of xi, gamma there
+# Added to losses that are divided by or whose logarithm is taken; and the L2 decay of xi (gamma). Both as in
+# https://github.com/Cranial-XIX/FAMO/blob/250873e/famo.py
+TINY = 1e-8
+FAMO_DECAY = 0.01
 PURPOSE = 0x726C77  # of random's stream
 
 
@@ -53,7 +59,10 @@ class AdaptiveScales(Protocol):
 def adaptive_scales(
     name: Name, *, is_regression: Sequence[bool], seed: int, lr: float | None, window: int, temperature: float
 ) -> AdaptiveScales:
-    """The scales of a run. `is_regression`: for each task, whether its loss is a squared error. `lr` None: the default."""
+    """The scales of a run.
+
+    `is_regression`: for each task, whether its loss is a squared error. `lr` None: the default of the choice.
+    """
     num_tasks = len(is_regression)
     if name == "uncertainty":
         return UncertaintyScales(np.array(is_regression), lr=0.01 if lr is None else lr)
@@ -107,9 +116,12 @@ class WindowScales:
         self._num_steps += 1
         if self._num_steps < self._window:
             return
-        seen_N = self._counts_N > 0  # a task without a step in the window keeps the means that it has
-        self._before_N = np.where(seen_N, self._last_N, self._before_N)
-        self._last_N = np.where(seen_N, self._sums_N / np.maximum(self._counts_N, 1), self._last_N)
+
+        # The window is full: its means become the last ones. A task without a step in it keeps those it has.
+        is_present_N = self._counts_N > 0
+        self._before_N = np.where(is_present_N, self._last_N, self._before_N)
+        self._last_N = np.where(is_present_N, self._sums_N / np.maximum(self._counts_N, 1), self._last_N)
+
         self._num_steps = 0
         self._sums_N, self._counts_N = np.zeros_like(self._sums_N), np.zeros_like(self._counts_N)
 
@@ -124,9 +136,10 @@ class WindowScales:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._num_steps = state["num_steps"]
-        self._sums_N, self._counts_N, self._last_N, self._before_N = (
-            _array(state[name]) for name in ("sums", "counts", "last", "before")
-        )
+        self._sums_N = _array(state["sums"])
+        self._counts_N = _array(state["counts"])
+        self._last_N = _array(state["last"])
+        self._before_N = _array(state["before"])
 
 
 class RandomScales:
@@ -136,9 +149,8 @@ class RandomScales:
         self._num_tasks, self._seed = num_tasks, seed
 
     def weights(self, is_present_N: np.ndarray, step: int) -> np.ndarray:
-        return _softmax(
-            np.random.default_rng([self._seed, PURPOSE, step]).standard_normal(self._num_tasks), is_present_N
-        )
+        generator = np.random.default_rng([self._seed, PURPOSE, step])
+        return _softmax(generator.standard_normal(self._num_tasks), is_present_N)
 
     def observe(self, losses_N: np.ndarray) -> None:
         pass
@@ -160,10 +172,11 @@ class FamoScales:
     def weights(self, is_present_N: np.ndarray, step: int) -> np.ndarray:
         inverse_N = 1.0 / (self._losses_N + TINY)
         known_N = is_present_N & ~np.isnan(inverse_N)
-        # A task without a loss yet counts as the mean of those that have one; without any, all count the same.
-        inverse_N = np.where(
-            np.isnan(inverse_N), inverse_N[known_N].mean() if known_N.any() else 1.0, inverse_N
-        )
+
+        # A task without a loss yet counts as the mean of those that have one; without any, all are equal.
+        substitute = inverse_N[known_N].mean() if known_N.any() else 1.0
+        inverse_N = np.where(np.isnan(inverse_N), substitute, inverse_N)
+
         raw_N = _softmax(self._logits.values_N, is_present_N) * inverse_N
         return raw_N / max(raw_N.sum(), np.finfo(np.float64).tiny)
 
@@ -171,6 +184,7 @@ class FamoScales:
         improved_N = np.log(self._losses_N + TINY) - np.log(losses_N + TINY)
         known_N = ~np.isnan(improved_N)
         shares_N = _softmax(self._logits.values_N, known_N)
+
         # d/dxi_t of sum_u softmax(xi)_u improved_u = z_t (improved_t - sum_u z_u improved_u)
         self._logits.descend(shares_N * (improved_N - shares_N @ np.nan_to_num(improved_N, nan=0.0)))
         self._losses_N = np.where(np.isnan(losses_N), self._losses_N, losses_N)
@@ -184,26 +198,30 @@ class FamoScales:
 
 
 class _Adam:
-    """torch.optim.Adam for one number of each task, all 0 at first; those whose gradient is NaN stand still."""
+    """torch.optim.Adam for one number of each task, all 0 at first; where the gradient is NaN it stands
+    still.
+    """
 
     def __init__(self, num_tasks: int, *, lr: float, decay: float = 0.0) -> None:
         self._lr, self._decay = lr, decay
-        self.values_N, self._first_N, self._second_N, self._steps_N = (np.zeros(num_tasks) for _ in range(4))
+        self.values_N = np.zeros(num_tasks)
+        self._first_N = np.zeros(num_tasks)
+        self._second_N = np.zeros(num_tasks)
+        self._steps_N = np.zeros(num_tasks)
 
     def descend(self, gradient_N: np.ndarray) -> None:
         moves_N = ~np.isnan(gradient_N)
         gradient_N = np.nan_to_num(gradient_N, nan=0.0) + self._decay * self.values_N
+
         steps_N = self._steps_N + 1
         first_N = 0.9 * self._first_N + 0.1 * gradient_N
         second_N = 0.999 * self._second_N + 0.001 * gradient_N**2
-        change_N = (
-            self._lr * (first_N / (1 - 0.9**steps_N)) / (np.sqrt(second_N / (1 - 0.999**steps_N)) + 1e-8)
-        )
+        mean_N, square_N = first_N / (1 - 0.9**steps_N), second_N / (1 - 0.999**steps_N)
+        change_N = self._lr * mean_N / (np.sqrt(square_N) + 1e-8)
+
         self.values_N = np.where(moves_N, self.values_N - change_N, self.values_N)
-        self._first_N, self._second_N = (
-            np.where(moves_N, first_N, self._first_N),
-            np.where(moves_N, second_N, self._second_N),
-        )
+        self._first_N = np.where(moves_N, first_N, self._first_N)
+        self._second_N = np.where(moves_N, second_N, self._second_N)
         self._steps_N = np.where(moves_N, steps_N, self._steps_N)
 
     def state_dict(self) -> dict[str, Any]:
@@ -216,9 +234,10 @@ class _Adam:
         return {name: _plain(values) for name, values in arrays.items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.values_N, self._first_N, self._second_N, self._steps_N = (
-            _array(state[name]) for name in ("values", "first", "second", "steps")
-        )
+        self.values_N = _array(state["values"])
+        self._first_N = _array(state["first"])
+        self._second_N = _array(state["second"])
+        self._steps_N = _array(state["steps"])
 
 
 def _softmax(values_N: np.ndarray, members_N: np.ndarray) -> np.ndarray:

@@ -18,29 +18,39 @@ from mtdnn_ds.tasks.layout import HeadLayout
 
 
 def custom_losses(kind: CustomKind, layout: HeadLayout) -> Callable[[Tensor, Targets, TermTable], Tensor]:
-    """The form loss of a kind, for each of its tasks by itself. When called it raises ConfigError if `kind.loss` is no such loss."""
+    """The form loss of a kind, for each of its tasks by itself.
+
+    When called it raises ConfigError if `kind.loss` does not give the loss of each row.
+    """
     terms = [(index, term.num_outputs) for index, term in enumerate(layout.terms) if term.form == kind.name]
 
     def of_rows(outputs_KC: Tensor, targets: Targets, table: TermTable) -> Tensor:
         own_KO = own_outputs(outputs_KC, targets.term_ids, table)
         if not len(own_KO):
             return own_KO.sum(dim=1)  # no losses, but the head stays in the graph
+
         losses_K = own_KO.new_zeros(len(own_KO))
         for term, num_outputs in terms:
             members = torch.nonzero(targets.term_ids == term).flatten()
-            if members.numel():
-                losses = kind.loss(own_KO[members, :num_outputs], targets.labels[members])
-                losses_K = losses_K.index_copy(0, members, _checked(losses, members.numel(), kind.name))
+            if not members.numel():
+                continue
+            losses = kind.loss(own_KO[members, :num_outputs], targets.labels[members])
+            losses_K = losses_K.index_copy(0, members, _checked(losses, members.numel(), kind.name))
         return losses_K
 
     return of_rows
 
 
 def _checked(losses: object, num_rows: int, name: str) -> Tensor:
+    """What a user's loss returned, as float32 (K,).
+
+    Raises ConfigError where it is anything else than a number a row.
+    """
     shape = tuple(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
     if shape != (num_rows,):
         raise ConfigError(
-            f"kind {name}: its loss gave {shape} for {num_rows} rows, and must give ({num_rows},), the loss of each row: "
+            f"kind {name}: its loss gave {shape} for {num_rows} rows, and must give ({num_rows},), "
+            "the loss of each row: "
             "no mean and no sum, because the objective divides by the rows of the whole step"
         )
     assert isinstance(losses, Tensor)

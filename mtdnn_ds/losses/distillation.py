@@ -1,14 +1,17 @@
-"""Distillation: units that have soft targets learn them beside their labels. Wraps the loss of a form; which teachers there are is not known here.
+"""Distillation: units with soft targets learn them beside their labels. Wraps a form's loss; not the
+teachers.
 
 With p the teachers' probabilities at temperature T, q the model's at the same temperature, and w the weight:
 
-    classes   w T^2 KL(p || q) + (1 - w) l       l is the form's own loss. The gradient of KL(p || q) shrinks as 1 / T^2, which the
-    rows      the same, over an example's rows   factor undoes (Hinton et al. 2015, arXiv:1503.02531, section 2)
+    classes   w T^2 KL(p || q) + (1 - w) l       l is the form's own loss. The gradient of KL(p || q) shrinks
+    rows      the same, over an example's rows   as 1 / T^2, which the factor undoes (Hinton et al. 2015,
+                                                 arXiv:1503.02531, section 2)
     number    w (y - teacher's score)^2 + (1 - w) (y - label)^2
 
 Outputs that are log-probabilities (SAN) serve as they are: softmax(log q / T) is q at temperature T.
 
-Shape legend: K supervised rows, U supervised units (rows or examples), C columns of the head, O most outputs of one term.
+Shape legend: K supervised rows, U supervised units (rows or examples), C columns of the head, O most outputs
+of one term.
 """
 
 from __future__ import annotations
@@ -37,7 +40,10 @@ class Distillation:
 
 
 def distilled(form: str, hard: FormLoss, distillation: Distillation) -> FormLoss:
-    """The loss of a form whose targets may have extra["soft"] (K, O); rows that are NaN there have only their label."""
+    """The loss of a form whose targets may have extra["soft"] (K, O).
+
+    Rows that are NaN there have only their label. A form that has no such targets keeps `hard`.
+    """
     answer = FORMS[form].answer if form in FORMS else None
     if answer is None:
         return hard
@@ -48,10 +54,12 @@ def distilled(form: str, hard: FormLoss, distillation: Distillation) -> FormLoss
         soft_KO = targets.extra.get("soft")
         if soft_KO is None:  # no task with a teacher in this micro-batch
             return hard_U
-        untaught_K = soft_KO[:, 0].isnan().float()
-        untaught_U = (group_sum(untaught_K, targets) if answer == "rows" else untaught_K).bool()
+
+        lacks_soft_U = soft_KO[:, 0].isnan().float()
+        if answer == "rows":  # the units are examples of several rows
+            lacks_soft_U = group_sum(lacks_soft_U, targets)
         soft_U = soft_loss(outputs_KC, soft_KO.nan_to_num(0.0), targets, table, distillation.temperature)
-        return torch.where(untaught_U, hard_U, weight * soft_U + (1 - weight) * hard_U)
+        return torch.where(lacks_soft_U.bool(), hard_U, weight * soft_U + (1 - weight) * hard_U)
 
     return of_units
 
@@ -61,10 +69,8 @@ def soft_class_losses(
 ) -> Tensor:
     """T^2 KL(p || q) over each row's own columns, (K,)."""
     is_output_KO = table.is_output[targets.term_ids]
-    scores_KO = (
-        own_outputs(outputs_KC, targets.term_ids, table).masked_fill(~is_output_KO, float("-inf"))
-        / temperature
-    )
+    own_KO = own_outputs(outputs_KC, targets.term_ids, table)
+    scores_KO = own_KO.masked_fill(~is_output_KO, float("-inf")) / temperature
     # Soft targets are as wide as the widest term among the rows that have some.
     log_q_KO = scores_KO.log_softmax(dim=1).masked_fill(~is_output_KO, 0.0)[:, : soft_KO.shape[1]]
     return temperature**2 * (torch.xlogy(soft_KO, soft_KO) - soft_KO * log_q_KO).sum(dim=1)

@@ -1,12 +1,15 @@
-"""How far two predictions of the same micro-batch are apart, unit by unit. Symmetric, zero for equal predictions; knows no labels.
+"""How far two predictions of the same micro-batch are apart, unit by unit. Not a loss: no labels.
+
+Symmetric, zero for equal predictions:
 
     distributions P, Q   sum_c (p_c - q_c) (log p_c - log q_c) = KL(P || Q) + KL(Q || P)
     numbers a, b         (a - b)^2
 
-which is l_s of SMART (Jiang et al. 2020, arXiv:1911.03437, section 2.1). A term's units are those of its loss, so that both have the
-same denominator. In float32 whatever the outputs' dtype.
+which is l_s of SMART (Jiang et al. 2020, arXiv:1911.03437, section 2.1). A term's units are those of its
+loss, so that both have the same denominator. In float32 whatever the outputs' dtype.
 
-Shape legend: K supervised rows, U supervised units of a form (rows or examples), C columns of the head, M terms.
+Shape legend: K supervised rows, U supervised units of a form (rows or examples), C columns of the head,
+M terms.
 """
 
 from __future__ import annotations
@@ -28,15 +31,17 @@ Divergence = Callable[[Tensor, Tensor, Targets, TermTable], Tensor]
 
 
 def class_divergence(ours_KC: Tensor, theirs_KC: Tensor, targets: Targets, table: TermTable) -> Tensor:
-    """Between each row's distributions over its term's columns, (K,). Log-probabilities (SAN's) are their own log-softmax."""
+    """Between each row's distributions over its term's columns, (K,).
+
+    Log-probabilities (SAN's) are their own log-softmax.
+    """
     is_output_KO = table.is_output[targets.term_ids]
     ours_KO, theirs_KO = (
         class_log_probabilities(outputs_KC, targets, table).masked_fill(~is_output_KO, 0.0)
         for outputs_KC in (ours_KC, theirs_KC)
     )
-    return _symmetric_kl(ours_KO, theirs_KO).sum(
-        dim=1
-    )  # a column that is none has equal values on both sides
+    # A column that is none of the term's has equal values on both sides, and adds 0.
+    return _symmetric_kl(ours_KO, theirs_KO).sum(dim=1)
 
 
 def row_divergence(ours_KC: Tensor, theirs_KC: Tensor, targets: Targets, table: TermTable) -> Tensor:
@@ -49,7 +54,7 @@ def row_divergence(ours_KC: Tensor, theirs_KC: Tensor, targets: Targets, table: 
 
 
 def span_divergence(ours_KC: Tensor, theirs_KC: Tensor, targets: Targets, table: TermTable) -> Tensor:
-    """The mean of those between the distributions of start and of end over an example's tokens, (G,), as the loss is a mean."""
+    """The mean of those of start and of end over an example's tokens, (G,), as the loss is a mean."""
     ours_K2, theirs_K2 = (
         group_log_softmax(own_outputs(outputs_KC, targets.term_ids, table)[:, :2], targets)
         for outputs_KC in (ours_KC, theirs_KC)
@@ -96,7 +101,7 @@ def divergence_sums(
     for form in forms:
         of_form = targets[form]
         divergences_U = DIVERGENCES[form](ours[form], theirs[form], of_form, table)
-        term_ids_U = unit_terms(of_form) if FORMS[form].unit == "example" else of_form.term_ids
+        term_ids_U = unit_terms(of_form, per_example=FORMS[form].unit == "example")
         total_M = total_M + sum_by_term(divergences_U, term_ids_U, table.num_terms).total
     return total_M
 

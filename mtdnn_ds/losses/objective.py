@@ -1,13 +1,15 @@
-"""The objective, the one place that divides: L = sum_t w_t sum_m (sum_i l_i) / U_m over tasks t and their terms m.
+"""The objective L = sum_t w_t sum_m (sum_i l_i) / U_m, over tasks t, terms m, units i: what alone divides.
 
-U_m is the number of term m's supervised units (examples, tokens) in the WHOLE step, over all ranks and micro-batches, so L does not
-depend on how the step's examples were cut. w_t comes from the examples N_t of the step, which the plan knows. `coefficients` below
-are w_t / U_m. For a task whose units are its examples, U = N_t. Scales, with N = sum_t N_t:
+Not the losses l_i themselves (losses/forms.py).
+U_m is the number of term m's supervised units (examples, tokens) in the WHOLE step, over all ranks and
+micro-batches, so L does not depend on how the step's examples were cut. w_t comes from the examples N_t of
+the step, which the plan knows. `coefficients` below are w_t / U_m. For a task whose units are its examples,
+U = N_t. Scales, with N = sum_t N_t:
 
-    examples     w_t = N_t / N                  every example counts the same                 coefficient 1 / N
-    task_mean    w_t = 1 / number of tasks      every task present in the step counts the same
-    log_classes  w_t = N_t / (N log C_t)        Muppet (Aghajanyan et al. 2021, section 3.2); without classes the factor is 1
-    explicit     w_t = s_t N_t / N              s_t is the number given for the task
+    examples     w_t = N_t / N              every example counts the same: coefficient 1 / N
+    task_mean    w_t = 1 / number of tasks  every task present in the step counts the same
+    log_classes  w_t = N_t / (N log C_t)    Muppet (Aghajanyan et al. 2021, section 3.2); no classes: N_t / N
+    explicit     w_t = s_t N_t / N          s_t is the number given for the task
 """
 
 from __future__ import annotations
@@ -29,27 +31,30 @@ def task_scales(
 ) -> np.ndarray:
     """w_t of each task for one step, (N,) float64; 0 for a task without examples in the step.
 
-    `counts_N` are the step's N_t over all ranks, `num_classes` is 1 for a task without classes, `explicit` the tasks' own factors.
+    `counts_N` are the step's N_t over all ranks, `num_classes` is 1 for a task without classes, `explicit`
+    the tasks' own factors.
     """
     present_N = counts_N > 0
-    factors_N = {
-        "examples": lambda: np.ones(len(counts_N)),
-        "task_mean": lambda: counts_N.sum() / (max(int(present_N.sum()), 1) * np.maximum(counts_N, 1)),
-        "log_classes": lambda: np.array(
-            [1.0 if classes < 2 else 1.0 / math.log(classes) for classes in num_classes]
-        ),
-        "explicit": lambda: np.asarray(explicit, dtype=np.float64),
-    }[scale]()
+    if scale == "examples":
+        factors_N = np.ones(len(counts_N))
+    elif scale == "task_mean":
+        factors_N = counts_N.sum() / (max(int(present_N.sum()), 1) * np.maximum(counts_N, 1))
+    elif scale == "log_classes":
+        factors_N = np.array([1.0 if classes < 2 else 1.0 / math.log(classes) for classes in num_classes])
+    else:
+        factors_N = np.asarray(explicit, dtype=np.float64)
+
     return np.where(present_N, factors_N * counts_N / max(int(counts_N.sum()), 1), 0.0)
 
 
 def term_coefficients(scales_N: np.ndarray, units_M: np.ndarray, task_of_term: Sequence[int]) -> np.ndarray:
     """w_t / U_m of each term, (M,) float64; 0 for a term without units in the step."""
-    return np.where(units_M > 0, scales_N[np.asarray(task_of_term)] / np.maximum(units_M, 1), 0.0)
+    scales_M = scales_N[np.asarray(task_of_term)]
+    return np.where(units_M > 0, scales_M / np.maximum(units_M, 1), 0.0)
 
 
 def micro_batch_loss(sums: LossSum, coefficients_M: Tensor) -> Tensor:
-    """A micro-batch's share of the objective, a scalar: the shares of all ranks and micro-batches of a step add up to L."""
+    """A micro-batch's share of the objective, a scalar: all shares of a step, of every rank, add up to L."""
     return (sums.total * coefficients_M).sum()
 
 

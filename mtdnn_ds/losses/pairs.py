@@ -1,8 +1,11 @@
-"""Losses of two embeddings: how similar they should be. Rows 2g and 2g + 1 are the two texts of example g. In float32.
+"""Losses of two embeddings: how similar they should be. Not the pooling that makes embeddings.
 
-    cosine         (cos(u, v) - y)^2, y the cosine that the example's score stands for (data/examples/pairs.py)
+Rows 2g and 2g + 1 are the two texts of example g. In float32 whatever the dtype of the embeddings.
+
+    cosine         (cos(u, v) - y)^2, y the cosine that the score stands for (data/examples/pairs.py)
     contrastive    y/2 d^2 + (1-y)/2 max(0, MARGIN - d)^2, d = |u/|u| - v/|v||, y = 1 for similar texts
-                   (Hadsell, Chopra, LeCun 2006, eq. 4, whose Y is 1 - y; embeddings of length 1, so that d^2 = 2 - 2 cos)
+                   (Hadsell, Chopra, LeCun 2006, eq. 4, whose Y is 1 - y; embeddings of length 1, so that
+                   d^2 = 2 - 2 cos)
 
 Shape legend: K sequences, G examples, D hidden.
 """
@@ -32,9 +35,11 @@ def cosine_losses(embeddings_KD: Tensor, targets: Targets, table: TermTable) -> 
 def contrastive_losses(embeddings_KD: Tensor, targets: Targets, table: TermTable) -> Tensor:
     """Hadsell's loss of each pair, (G,)."""
     first_GD, second_GD = (normalize(each, dim=1) for each in _both(embeddings_KD))
-    distance_G, similar_G = vector_norm(first_GD - second_GD, dim=1), targets.labels[::2]
+    distance_G = vector_norm(first_GD - second_GD, dim=1)
+    similar_G = targets.labels[::2]
     return similar_G / 2 * distance_G**2 + (1 - similar_G) / 2 * (MARGIN - distance_G).clamp(min=0) ** 2
 
 
 def _both(embeddings_KD: Tensor) -> tuple[Tensor, Tensor]:
+    """The first and the second texts' embeddings, (G, D) each."""
     return embeddings_KD[::2].float(), embeddings_KD[1::2].float()

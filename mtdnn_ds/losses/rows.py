@@ -1,4 +1,6 @@
-"""Losses of supervised rows one by one: classes, scores, tags, masked tokens. In float32 whatever the dtype of the outputs.
+"""Losses of supervised rows one by one: classes, scores, tags, masked tokens. Not of rows that compete.
+
+In float32 whatever the dtype of the outputs.
 
 Shape legend: K supervised rows, C columns of the head, O most outputs of one term, V vocabulary.
 """
@@ -14,17 +16,23 @@ from mtdnn_ds.losses.sums import TermTable, own_outputs
 
 def class_losses(outputs_KC: Tensor, targets: Targets, table: TermTable) -> Tensor:
     """Cross-entropy over the term's columns, (K,); labels are class ids."""
-    return (
-        -class_log_probabilities(outputs_KC, targets, table)
-        .gather(1, targets.labels.long()[:, None])
-        .squeeze(1)
-    )
+    log_p_KO = class_log_probabilities(outputs_KC, targets, table)
+    return -log_p_KO.gather(1, targets.labels.long()[:, None]).squeeze(1)
 
 
 def class_log_probabilities(outputs_KC: Tensor, targets: Targets, table: TermTable) -> Tensor:
     """(K, O): log-softmax over each row's own columns; -inf where its term has fewer than O."""
     outputs_KO = own_outputs(outputs_KC, targets.term_ids, table)
     return outputs_KO.masked_fill(~table.is_output[targets.term_ids], float("-inf")).log_softmax(dim=1)
+
+
+def san_losses(outputs_KC: Tensor, targets: Targets, table: TermTable) -> Tensor:
+    """-log P of each row's class, (K,); labels are class ids.
+
+    SAN's outputs (model/heads/san.py) are log-probabilities already, averaged over its steps in log space.
+    """
+    log_p_KO = own_outputs(outputs_KC, targets.term_ids, table)
+    return -log_p_KO.gather(1, targets.labels.long()[:, None]).squeeze(1)
 
 
 def score_losses(outputs_KC: Tensor, targets: Targets, table: TermTable) -> Tensor:

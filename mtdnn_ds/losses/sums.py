@@ -1,6 +1,9 @@
-"""Losses as sums and counts, and the columns of each term as tensors. Never a mean: only losses/objective.py divides.
+"""Losses as sums and counts, and the columns of each term as tensors. Never a mean.
 
-Shape legend: K supervised rows, U supervised units, C columns of a head, M terms of the run, O most outputs of one term.
+Only losses/objective.py divides.
+
+Shape legend: K supervised rows, U supervised units, C columns of a head, M terms of the run, O most outputs
+of one term.
 """
 
 from __future__ import annotations
@@ -26,9 +29,7 @@ class LossSum:
 class TermTable:
     """`HeadLayout` as tensors on a device, so that rows of different tasks are handled in one go."""
 
-    columns: (
-        Tensor  # (M, O) int64, the term's columns of its head; its first column repeated where it has fewer
-    )
+    columns: Tensor  # (M, O) int64, a term's columns of its head; the first is repeated where it has fewer
     is_output: Tensor  # (M, O) bool
 
     @property
@@ -43,10 +44,12 @@ def term_table(layout: HeadLayout, device: torch.device | str) -> TermTable:
     is_output [[T, T, T], [T, F, F]].
     """
     most = max(1, *(term.num_outputs for term in layout.terms))
-    columns = [
-        [term.first_column + (j if j < term.num_outputs else 0) for j in range(most)] for term in layout.terms
-    ]
-    is_output = [[j < term.num_outputs for j in range(most)] for term in layout.terms]
+    columns, is_output = [], []
+    for term in layout.terms:
+        lacking = most - term.num_outputs
+        columns.append([*term.columns] + [term.first_column] * lacking)
+        is_output.append([True] * term.num_outputs + [False] * lacking)
+
     return TermTable(
         columns=torch.tensor(columns, dtype=torch.int64, device=device),
         is_output=torch.tensor(is_output, device=device),
@@ -54,11 +57,15 @@ def term_table(layout: HeadLayout, device: torch.device | str) -> TermTable:
 
 
 def own_outputs(outputs_KC: Tensor, term_ids_K: Tensor, table: TermTable) -> Tensor:
-    """Each row's outputs of its own term, (K, O) float32; what a term lacks repeats its first output (TermTable.is_output)."""
+    """Each row's outputs of its own term, (K, O) float32; where `is_output` is false, the term's first again.
+    """
     return outputs_KC.float().gather(1, table.columns[term_ids_K])
 
 
 def sum_by_term(losses_U: Tensor, term_ids_U: Tensor, num_terms: int) -> LossSum:
-    """Sums and counts of each term. A matrix product instead of scattered additions, so the order of addition is fixed."""
+    """Sums and counts of each term.
+
+    A matrix product, not scattered additions: the order of addition is fixed.
+    """
     membership_UM = one_hot(term_ids_U, num_terms).to(losses_U.dtype)
     return LossSum(total=losses_U @ membership_UM, count=membership_UM.sum(dim=0))

@@ -18,7 +18,7 @@ import torch
 from mtdnn_ds.batch import PackedBatch
 from mtdnn_ds.data.batches.collate import collate
 from mtdnn_ds.data.examples import TermOutputs
-from mtdnn_ds.losses.readout import read_out
+from mtdnn_ds.losses.forms import read_out
 from mtdnn_ds.predict.sets import SetOfView
 from mtdnn_ds.tasks.layout import HeadLayout, Term
 from mtdnn_ds.tasks.sharing import Sharing

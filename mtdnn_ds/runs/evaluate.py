@@ -1,6 +1,8 @@
 """Evaluation: every row of every dev split exactly once over all ranks, metrics from all predictions. Trains nothing.
 
 A task's second dev split (MNLI's dev_mm) gives the same metrics with its suffix (accuracy_mm).
+
+Shape legend: K rows of a term, C its outputs.
 """
 
 from __future__ import annotations
@@ -11,19 +13,22 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from mtdnn_ds import dist
+from mtdnn_ds.batch import PackedBatch
 from mtdnn_ds.data.batches.loader import LoaderSettings, evaluation_batches
 from mtdnn_ds.data.examples import Examples, TermOutputs
 from mtdnn_ds.faults.heartbeat import mark
-from mtdnn_ds.losses.readout import read_out
-from mtdnn_ds.tasks.layout import HeadLayout
+from mtdnn_ds.losses.forms import read_out
+from mtdnn_ds.runs.setup import RunData
+from mtdnn_ds.tasks.layout import HeadLayout, Term
 from mtdnn_ds.tasks.metrics import average, compute_metrics, task_score
 from mtdnn_ds.tasks.spec import TaskSpec
 
 BATCHES_BETWEEN_QUESTIONS = 8  # whether to stop: an exchange of one number
 ExamplesOf = Mapping[str, Mapping[str, Examples]]
-Wanted = Sequence[tuple[int, str]]  # task id, split
+TaskSplits = Sequence[tuple[int, str]]  # task id, split
 
 
 class EvaluationStopped(Exception):
@@ -39,35 +44,50 @@ class Evaluation:
     average: float  # mean of the scores
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TermRows:
+    """Rows of one term in one set of examples, as one micro-batch gave them, on the host."""
+
+    values: np.ndarray  # (K, C)
+    labels: np.ndarray  # (K,)
+    examples: np.ndarray  # (K,) example of the set
+
+
+RowsOfTerms = dict[tuple[int, int], list[TermRows]]
+"""(number of the set, term id) -> its rows, micro-batch by micro-batch."""
+
+
 def evaluate(
     forward: Any,
-    specs: Sequence[TaskSpec],
-    layout: HeadLayout,
-    examples: ExamplesOf,
+    data: RunData,
     settings: LoaderSettings,
     device: torch.device,
     *,
     stop_asked: Callable[[], bool] | None = None,
 ) -> Evaluation:
-    """Evaluate all dev splits of all tasks. `forward` is the engine or the bare model (PackedBatch -> {form: outputs}).
+    """Evaluate all dev splits of all tasks. `forward`: the engine or the bare model (PackedBatch -> {form: outputs}).
 
-    Collective: all ranks must call this; every rank gets the same result. Raises EvaluationStopped on all ranks when `stop_asked`,
-    which is called now and then, says True on any of them.
+    Collective: all ranks must call this; every rank gets the same result. Raises EvaluationStopped on all
+    ranks when `stop_asked`, which is called now and then, says True on any of them.
     """
     wanted = [
         (task_id, name)
-        for task_id, spec in enumerate(specs)
+        for task_id, spec in enumerate(data.specs)
         for name in spec.dev_splits
-        if name in examples[spec.name]
+        if name in data.examples[spec.name]
     ]
     if not wanted:
         return Evaluation(metrics={}, scores={}, average=0.0)
-    outputs = predict(forward, wanted, specs, layout, examples, settings, device, stop_asked=stop_asked)
-    return dist.on_main(lambda: scored(wanted, outputs, specs, examples))
+
+    outputs = predict(forward, wanted, data, settings, device, stop_asked=stop_asked)
+    return dist.on_main(lambda: scored(wanted, outputs, data.specs, data.examples))
 
 
 def scored(
-    wanted: Wanted, outputs: Sequence[Sequence[TermOutputs]], specs: Sequence[TaskSpec], examples: ExamplesOf
+    wanted: TaskSplits,
+    outputs: Sequence[Sequence[TermOutputs]],
+    specs: Sequence[TaskSpec],
+    examples: ExamplesOf,
 ) -> Evaluation:
     """Metrics of the outputs of each wanted (task id, split)."""
     metrics: dict[str, dict[str, float]] = {}
@@ -75,19 +95,19 @@ def scored(
         spec = specs[task_id]
         decoded = examples[spec.name][split].decode(of_split)
         values = compute_metrics(spec.metrics, decoded.predictions, decoded.references, spec.custom)
-        metrics.setdefault(spec.name, {}).update(
-            {name + split.removeprefix("dev"): value for name, value in values.items()}
-        )
+
+        suffix = split.removeprefix("dev")
+        of_task = metrics.setdefault(spec.name, {})
+        of_task.update({name + suffix: value for name, value in values.items()})
+
     scores = {name: task_score(values) for name, values in metrics.items()}
     return Evaluation(metrics=metrics, scores=scores, average=average(metrics))
 
 
 def predict(
     forward: Any,
-    wanted: Wanted,
-    specs: Sequence[TaskSpec],
-    layout: HeadLayout,
-    examples: ExamplesOf,
+    wanted: TaskSplits,
+    data: RunData,
     settings: LoaderSettings,
     device: torch.device,
     *,
@@ -95,84 +115,89 @@ def predict(
 ) -> list[list[TermOutputs]]:
     """The outputs of each term of each wanted (task id, split), in the order of the split's examples, on every rank.
 
-    Collective: all ranks must call this.
+    Collective: all ranks must call this. Raises EvaluationStopped as evaluate does.
     """
-    sets = [examples[specs[task_id].name][name] for task_id, name in wanted]
+    sets = [data.examples[data.specs[task_id].name][name] for task_id, name in wanted]
     tasks = [task_id for task_id, _ in wanted]
-    mine: list[_Rows] = []
     was_training = forward.training
     forward.eval()
+
+    here: RowsOfTerms = {}
     with torch.no_grad():
-        for number, batch in enumerate(
-            evaluation_batches(tasks, sets, layout, settings)
-        ):  # equally many on every rank
-            if (
-                stop_asked is not None
-                and number % BATCHES_BETWEEN_QUESTIONS == 0
-                and dist.any_rank(stop_asked(), device)
-            ):
-                forward.train(was_training)
-                raise EvaluationStopped
+        # Equally many micro-batches on every rank, so that the question below meets on all of them.
+        for number, batch in enumerate(evaluation_batches(tasks, sets, data.layout, settings)):
+            if stop_asked is not None and number % BATCHES_BETWEEN_QUESTIONS == 0:
+                if dist.any_rank(stop_asked(), device):
+                    forward.train(was_training)
+                    raise EvaluationStopped
+
             mark(f"evaluating, micro-batch {number + 1}")
             outputs = forward(batch.to(device))
-            for form, targets in batch.targets.items():
-                examples_K = targets.examples[targets.groups.numpy()]
-                mine.append(
-                    _Rows(
-                        values=read_out(form, outputs[form]).float().cpu().numpy(),
-                        term_ids=targets.term_ids.numpy(),
-                        labels=targets.labels.numpy(),
-                        sets=batch.example_tasks[examples_K],
-                        examples=batch.example_rows[examples_K],
-                    )
-                )
+            add_rows(here, batch, outputs, data.layout)
     forward.train(was_training)
-    gathered = [part for parts in dist.gather(mine) for part in parts]
-    return [
-        [
-            _in_order(gathered, index, term_id, layout, of_set.num_examples)
-            for term_id in layout.terms_of(task)
-        ]
-        for index, (task, of_set) in enumerate(zip(tasks, sets, strict=True))
-    ]
+
+    of_ranks = dist.gather(here)
+    result = []
+    for index, (task, examples) in enumerate(zip(tasks, sets, strict=True)):
+        of_terms = []
+        for term_id in data.layout.terms_of(task):
+            rows = [part for of_rank in of_ranks for part in of_rank.get((index, term_id), [])]
+            term = data.layout.terms[term_id]
+            of_terms.append(by_example(rows, term, examples.num_examples))
+            assert term.suffix or _covers(rows, examples), "an example was evaluated not exactly once"
+        result.append(of_terms)
+    return result
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Rows:
-    """One form's rows of one micro-batch on the host."""
+def add_rows(
+    found: RowsOfTerms, batch: PackedBatch, outputs: Mapping[str, Tensor], layout: HeadLayout
+) -> None:
+    """Add what the heads gave for a micro-batch, on the host, to `found`.
 
-    values: np.ndarray  # (K, C)
-    term_ids: np.ndarray  # (K,)
-    labels: np.ndarray  # (K,)
-    sets: np.ndarray  # (K,) which of the evaluated splits
-    examples: np.ndarray  # (K,) example of it
+    `batch.example_tasks` holds the number of the set of each example; `outputs`: {form: (rows of its terms, columns)}.
+    """
+    for form, targets in batch.targets.items():
+        if not targets.num_rows:
+            continue
+
+        values = read_out(form, outputs[form]).float().cpu().numpy()
+        term_ids, labels = targets.term_ids.numpy(), targets.labels.numpy()
+        places = targets.examples[targets.groups.numpy()]
+        sets, examples = batch.example_tasks[places], batch.example_rows[places]
+
+        for term_id in np.unique(term_ids).tolist():
+            columns = _columns(layout.terms[term_id])
+            for index in np.unique(sets[term_ids == term_id]).tolist():
+                own = np.flatnonzero((term_ids == term_id) & (sets == index))
+                rows = TermRows(values=values[own, columns], labels=labels[own], examples=examples[own])
+                found.setdefault((index, term_id), []).append(rows)
 
 
-def _in_order(
-    gathered: Sequence[_Rows], index: int, term_id: int, layout: HeadLayout, num_examples: int
-) -> TermOutputs:
-    """Rows of one term in one split, by example; rows of an example keep their order."""
-    term = layout.terms[term_id]
-    columns = (
-        slice(term.first_column, term.first_column + term.num_outputs) if term.num_outputs else slice(None)
-    )
-    values, labels, examples = [], [], []
-    for rows in gathered:
-        members = np.flatnonzero((rows.sets == index) & (rows.term_ids == term_id))
-        if members.size:
-            values.append(rows.values[members, columns])
-            labels.append(rows.labels[members])
-            examples.append(rows.examples[members])
-    examples_K = np.concatenate([np.zeros(0, dtype=np.int64), *examples])
+def by_example(parts: Sequence[TermRows], term: Term, num_examples: int) -> TermOutputs:
+    """Rows of one term in one set, by example; rows of an example keep their order. An example may have none."""
+    examples_K = np.concatenate([np.zeros(0, dtype=np.int64), *(part.examples for part in parts)])
+    labels_K = np.concatenate([np.zeros(0, dtype=np.float32), *(part.labels for part in parts)])
+    values_KC = np.zeros((0, max(term.num_outputs, 1)), dtype=np.float32)
+    if parts:
+        values_KC = np.concatenate([part.values for part in parts])
+
     order = np.argsort(examples_K, kind="stable")
     counts = np.bincount(examples_K, minlength=num_examples)
-    assert len(np.unique(examples_K)) == num_examples or term.suffix, (
-        "an example was evaluated not exactly once"
-    )
     return TermOutputs(
-        values=np.concatenate(values)[order]
-        if values
-        else np.zeros((0, max(term.num_outputs, 1)), dtype=np.float32),
-        labels=np.concatenate([np.zeros(0, dtype=np.float32), *labels])[order],
+        values=values_KC[order],
+        labels=labels_K[order],
         offsets=np.concatenate(([0], np.cumsum(counts))),
     )
+
+
+def _columns(term: Term) -> slice:
+    """A term's columns of its head's outputs; all of them where the head has none of its own for each term."""
+    if not term.num_outputs:
+        return slice(None)
+    return slice(term.columns.start, term.columns.stop)
+
+
+def _covers(parts: Sequence[TermRows], examples: Examples) -> bool:
+    """Whether every example of the set has rows."""
+    found = [part.examples for part in parts]
+    return len(np.unique(np.concatenate([np.zeros(0, dtype=np.int64), *found]))) == examples.num_examples

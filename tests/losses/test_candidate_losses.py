@@ -13,8 +13,8 @@ from torch.nn import functional
 
 from mtdnn_ds.batch.packed import Targets
 from mtdnn_ds.losses.candidates import choice_losses, pairwise_losses
+from mtdnn_ds.losses.forms import read_out
 from mtdnn_ds.losses.pairs import contrastive_losses, cosine_losses
-from mtdnn_ds.losses.readout import read_out
 from mtdnn_ds.losses.sums import TermTable
 
 # Term 0 has column 1, term 1 column 0, as if another task stood between.

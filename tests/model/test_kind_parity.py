@@ -18,8 +18,7 @@ from mtdnn_ds.config.recipe import Recipe
 from mtdnn_ds.data.batches.collate import collate
 from mtdnn_ds.data.cache.build import prepare
 from mtdnn_ds.data.examples import make_examples
-from mtdnn_ds.losses.forms import build_losses
-from mtdnn_ds.losses.readout import read_out
+from mtdnn_ds.losses.forms import build_losses, read_out
 from mtdnn_ds.model.multitask import MultiTaskNet, build_model
 from mtdnn_ds.tasks.layout import head_layout
 from mtdnn_ds.tasks.resolve import resolve_tasks

@@ -73,7 +73,7 @@ class PairExamples:
         (own,) = outputs
         cosines_R = own.values[::2, 0].astype(
             np.float64
-        )  # both rows of a pair hold its cosine: losses/readout.py
+        )  # both rows of a pair hold its cosine: losses/forms.py
         return Decoded(
             predictions=self._low + cosines_R * (self._high - self._low), references=self.split.labels
         )
