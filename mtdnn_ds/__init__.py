@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mtdnn_ds.check.task import check_task as check_task
     from mtdnn_ds.predict.model import MultiTaskModel as MultiTaskModel
-    from mtdnn_ds.tasks.custom import CustomKind as CustomKind
+    from mtdnn_ds.tasks.spec import CustomKind as CustomKind
 
 __version__ = "0.4.0"
 
@@ -19,7 +19,7 @@ __version__ = "0.4.0"
 def __getattr__(name: str) -> Any:
     """Public names, imported when they are asked for."""
     if name == "CustomKind":
-        from mtdnn_ds.tasks.custom import CustomKind
+        from mtdnn_ds.tasks.spec import CustomKind
 
         return CustomKind
     if name == "check_task":

@@ -31,9 +31,8 @@ from mtdnn_ds.model.multitask import MultiTaskNet
 from mtdnn_ds.runs.evaluate import evaluate
 from mtdnn_ds.runs.load import load_weights
 from mtdnn_ds.runs.setup import RunData, loader_settings, prepare_run_data, run_model
-from mtdnn_ds.tasks.custom import CustomKind
 from mtdnn_ds.tasks.resolve import resolve_tasks
-from mtdnn_ds.tasks.spec import Source, TaskSpec
+from mtdnn_ds.tasks.spec import CustomKind, Source, TaskSpec
 
 TASK, NEIGHBOUR = "task", "neighbour"
 TOLERANCE = 1e-4  # relative, float32: the promise of exact accumulation
@@ -185,7 +184,7 @@ def _checked(recipe: Recipe, data: RunData, folder: Path) -> CheckReport:
     results = [run_cut(model, losses, batches, sizes) for batches in cuts]
     _check_cuts(data, results)
     _check_half_precision(model, losses, whole)
-    evaluation = evaluate(model, data.specs, data.layout, data.examples, settings, _CPU)
+    evaluation = evaluate(model, data, settings, _CPU)
     _check_saved_weights(recipe, data, model, whole, folder)
     spec, examples = data.specs[-1], data.train_sets[-1]
     own = data.layout.terms_of(len(data.specs) - 1)

@@ -15,11 +15,10 @@ from mtdnn_ds.config.overrides import parse_text
 from mtdnn_ds.config.recipe import DataSettings
 from mtdnn_ds.config.schema import annotation_at, unknown_setting
 from mtdnn_ds.tasks.builtin import BUILTIN_TASKS
-from mtdnn_ds.tasks.custom import CustomKind
 from mtdnn_ds.tasks.plugins import load_plugins
 from mtdnn_ds.tasks.resolve import builtin_task
 from mtdnn_ds.tasks.saved_datasets import choices_made
-from mtdnn_ds.tasks.spec import Source, TaskSpec
+from mtdnn_ds.tasks.spec import CustomKind, Source, TaskSpec
 from mtdnn_ds.train.preflight.checks import checked_tasks
 
 _FILE_WIDTH = 160  # columns, where no terminal says how wide it is

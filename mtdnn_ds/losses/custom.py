@@ -1,4 +1,4 @@
-"""Losses of kinds of the user's own (tasks/custom.py), called for the rows of each task and checked.
+"""Losses of kinds of the user's own (tasks/spec.py), called for the rows of each task and checked.
 
 Shape legend: K supervised rows, O most outputs of one term.
 """
@@ -13,7 +13,7 @@ from torch import Tensor
 from mtdnn_ds.batch import Targets
 from mtdnn_ds.config.errors import ConfigError
 from mtdnn_ds.losses.sums import TermTable, own_outputs
-from mtdnn_ds.tasks.custom import CustomKind
+from mtdnn_ds.tasks.spec import CustomKind
 from mtdnn_ds.tasks.layout import HeadLayout
 
 

@@ -1,4 +1,4 @@
-"""A trained model as it is opened for use: a run folder with one of its checkpoints, or an exported folder of the whole model. Trains nothing.
+"""A trained model as it is opened for use: a run folder with a checkpoint, or an exported folder. Trains nothing.
 
 An exported folder needs neither the run's data nor the encoder it began with:
 
@@ -10,22 +10,21 @@ An exported folder needs neither the run's data nor the encoder it began with:
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mtdnn_ds import __version__, dist
+from mtdnn_ds import __version__
 from mtdnn_ds.checkpoint.weights import WEIGHTS
 from mtdnn_ds.config.errors import CheckpointError, ConfigError
 from mtdnn_ds.config.recipe import Recipe
+from mtdnn_ds.files import file_sha256
 from mtdnn_ds.runs.folder import RunFolder
-from mtdnn_ds.runs.load import LoadedRun, find_run, load_run, load_weights
-from mtdnn_ds.tasks.custom import CustomKind
+from mtdnn_ds.runs.load import LoadedRun, build_run, find_run, load_run
 from mtdnn_ds.tasks.plugins import load_plugins
-from mtdnn_ds.tasks.spec import TaskSpec
+from mtdnn_ds.tasks.spec import CustomKind, TaskSpec
 
 if TYPE_CHECKING:
     import torch
@@ -50,8 +49,9 @@ _PATH_SETTINGS: dict[str, Any] = {
 
 def default_checkpoint(path: str) -> str:
     """What --checkpoint is where it is not given: best/average, or latest in a run that was never evaluated."""
-    folder = RunFolder(Path(path))
-    return DEFAULT if is_exported(path) or (folder.best / "average" / WEIGHTS).is_file() else "latest"
+    if is_exported(path) or (RunFolder(Path(path)).best / "average" / WEIGHTS).is_file():
+        return DEFAULT
+    return "latest"
 
 
 def is_exported(path: str) -> bool:
@@ -67,14 +67,16 @@ def open_model(
     setting: str = "MODEL",
     trust_plugins: bool = False,
 ) -> LoadedRun:
-    """The model in `path`, in float32 and in evaluation mode. Raises ConfigError and CheckpointError in the words of the command line.
+    """The model in `path`, in float32 and in evaluation mode.
 
-    An exported folder may hold Python files of the user's own kinds of tasks, which opening it runs: only with `trust_plugins`.
+    An exported folder may hold Python files of the user's own kinds of tasks, which opening it runs: only with
+    `trust_plugins`. Raises ConfigError and CheckpointError in the words of the command line.
     """
     if is_exported(path):
         if checkpoint not in (DEFAULT, "latest"):
             raise ConfigError(
-                f"--checkpoint {checkpoint}: {path} is an exported folder, which holds one; leave it out, or give the run folder"
+                f"--checkpoint {checkpoint}: {path} is an exported folder, which holds one; "
+                "leave it out, or give the run folder"
             )
         loaded = _open_exported(Path(path), device=device, setting=setting, trust_plugins=trust_plugins)
     else:
@@ -94,21 +96,22 @@ def save_folder(
     tokenizer: Any,
     source: Mapping[str, Any],
 ) -> None:
-    """Write the whole model to `folder`, which is there and empty. `weights` are MultiTaskNet's; `source`: plain facts on where it comes from."""
+    """Write the whole model to `folder`, which is there and empty.
+
+    `weights` are MultiTaskNet's; `source`: plain facts on where it comes from.
+    """
     from safetensors.torch import save_file
 
-    save_file(
-        {name: tensor.float().contiguous() for name, tensor in weights.items()},
-        folder / WEIGHTS,
-        metadata={"format": "pt"},
-    )
+    in_float32 = {name: tensor.float().contiguous() for name, tensor in weights.items()}
+    save_file(in_float32, folder / WEIGHTS, metadata={"format": "pt"})
     config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     plugins = _copy_plugins(recipe, specs, folder)
+
     about = {
         "format": FORMAT,
         "mtdnn_ds": __version__,
-        "sha256": _sha256(folder / WEIGHTS),
+        "sha256": file_sha256(folder / WEIGHTS),
         "source": dict(source),
         "tasks": [{name: getattr(spec, name) for name in _SPEC_FIELDS} for spec in specs],
         "plugins": plugins,
@@ -126,9 +129,11 @@ def read_about(folder: Path) -> dict[str, Any]:
         missing = [key for key in ("sha256", "source", "tasks", "plugins", "recipe") if key not in about]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error}); export the run again") from error
+
     if version != FORMAT:
         raise CheckpointError(
-            f"{path}: has format {version!r}, and this version of mtdnn_ds reads {FORMAT}; install the version that wrote it"
+            f"{path}: has format {version!r}, and this version of mtdnn_ds reads {FORMAT}; "
+            "install the version that wrote it"
         )
     if missing:
         raise CheckpointError(f"{path}: says nothing of {', '.join(missing)}; export the run again")
@@ -145,38 +150,31 @@ def _open_exported(folder: Path, *, device: torch.device, setting: str, trust_pl
         raise CheckpointError(
             f"{folder / ABOUT}: does not describe a model ({error}); export the run again"
         ) from error
+
     encoder = recipe.encoder.model_copy(update={"path": str(folder)})
-    recipe = recipe.model_copy(
-        update={"encoder": encoder, "plugins": [str(folder / name) for name in about["plugins"]]}
-    )
-    if not (folder / WEIGHTS).is_file():
-        raise CheckpointError(f"{folder / WEIGHTS}: is missing; export the run again")
-    if (found := _sha256(folder / WEIGHTS)) != about["sha256"]:
+    plugins = [str(folder / name) for name in about["plugins"]]
+    recipe = recipe.model_copy(update={"encoder": encoder, "plugins": plugins})
+    _check_exported_weights(folder, about["sha256"])
+
+    def read() -> dict[str, Tensor]:
+        from safetensors.torch import load_file
+
+        return dict(load_file(folder / WEIGHTS))
+
+    return build_run(recipe, specs, read, folder, device=device)
+
+
+def _check_exported_weights(folder: Path, expected: str) -> None:
+    """Raises CheckpointError if the weights are not there, or not those that were exported."""
+    path = folder / WEIGHTS
+    if not path.is_file():
+        raise CheckpointError(f"{path}: is missing; export the run again")
+
+    found = file_sha256(path)
+    if found != expected:
         raise CheckpointError(
-            f"{folder / WEIGHTS}: is damaged (its sha256 is {found}, {ABOUT} says {about['sha256']}); export the run again"
+            f"{path}: is damaged (its sha256 is {found}, {ABOUT} says {expected}); export the run again"
         )
-
-    import torch  # with transformers, seconds: a wrong folder is refused before
-    from safetensors.torch import load_file
-
-    from mtdnn_ds.runs.setup import RunData, loader_settings, run_model
-    from mtdnn_ds.tasks.layout import head_layout
-
-    layout = head_layout(specs)
-    model = run_model(
-        recipe, RunData(specs=specs, layout=layout, examples={}), device=device, compute_dtype=torch.float32
-    )
-    load_weights(model, load_file(folder / WEIGHTS), folder)
-    settings = loader_settings(
-        recipe,
-        hidden_size=model.encoder.hidden_size,
-        rank=dist.rank(),
-        world_size=dist.world_size(),
-        device=device,
-    )
-    return LoadedRun(
-        recipe=recipe, specs=specs, layout=layout, model=model.to(device), settings=settings, device=device
-    )
 
 
 def _spec(values: Mapping[str, Any], kinds: Mapping[str, CustomKind]) -> TaskSpec:
@@ -190,7 +188,6 @@ def _portable(recipe: Recipe, specs: Sequence[TaskSpec]) -> Recipe:
 
     Columns that were found in the data stay known: prediction reads texts by their names.
     """
-    found = {spec.name: list(next(iter(spec.splits.values())).text_columns) for spec in specs if spec.splits}
     defaults = {name: Recipe.model_fields[name].default for name in ("init", "heads", "distillation", "data")}
     encoder = recipe.encoder.model_copy(
         update={
@@ -202,12 +199,12 @@ def _portable(recipe: Recipe, specs: Sequence[TaskSpec]) -> Recipe:
             "fused_layer_norm": False,
         }
     )
-    tasks = {
-        name: settings.model_copy(
-            update={**_PATH_SETTINGS, "text_columns": settings.text_columns or found.get(name) or None}
-        )
-        for name, settings in recipe.tasks.items()
-    }
+
+    found = {spec.name: list(next(iter(spec.splits.values())).text_columns) for spec in specs if spec.splits}
+    tasks = {}
+    for name, settings in recipe.tasks.items():
+        columns = settings.text_columns or found.get(name) or None
+        tasks[name] = settings.model_copy(update={**_PATH_SETTINGS, "text_columns": columns})
     return recipe.model_copy(update={**defaults, "encoder": encoder, "tasks": tasks, "plugins": []})
 
 
@@ -215,6 +212,7 @@ def _copy_plugins(recipe: Recipe, specs: Sequence[TaskSpec], folder: Path) -> di
     """The plugin files, if a task is of a kind of the user's own, below plugins/; {name in the folder: sha256}."""
     if not any(spec.custom is not None for spec in specs):
         return {}
+
     copied = {}
     (folder / PLUGINS).mkdir()
     for number, source in enumerate(dict.fromkeys(recipe.plugins), 1):
@@ -222,26 +220,31 @@ def _copy_plugins(recipe: Recipe, specs: Sequence[TaskSpec], folder: Path) -> di
         target = folder / PLUGINS / path.name
         if target.exists():  # two files of one name
             target = target.with_name(f"{path.stem}_{number}.py")
+
         shutil.copyfile(path, target)
-        copied[target.relative_to(folder).as_posix()] = _sha256(target)
+        copied[target.relative_to(folder).as_posix()] = file_sha256(target)
     return copied
 
 
 def _own_kinds(
     folder: Path, plugins: Mapping[str, str], setting: str, *, trust_plugins: bool
 ) -> dict[str, CustomKind]:
+    """The kinds of the folder's plugin files, once they are trusted and seen to be those that were exported."""
     if not plugins:
         return {}
+
     listed = ", ".join(str(folder / name) for name in plugins)
     if not trust_plugins:
         raise ConfigError(
-            f"{setting} {folder}: holds task kinds of its maker's own, in Python files that opening it runs: {listed}; read them, "
-            f"and give --trust_plugins (in Python trust_plugins=True) if you trust them"
+            f"{setting} {folder}: holds task kinds of its maker's own, in Python files that opening it runs: "
+            f"{listed}; read them, and give --trust_plugins (in Python trust_plugins=True) if you trust them"
         )
+
     wrong = [
-        f"{folder / name}: is not the file that was exported (its sha256 differs from that in {ABOUT}); export the run again"
+        f"{folder / name}: is not the file that was exported (its sha256 differs from that in {ABOUT}); "
+        "export the run again"
         for name, sha256 in plugins.items()
-        if not (folder / name).is_file() or _sha256(folder / name) != sha256
+        if not (folder / name).is_file() or file_sha256(folder / name) != sha256
     ]
     if wrong:
         raise CheckpointError(wrong)
@@ -252,14 +255,11 @@ def _refuse_other_folders(folder: Path, setting: str) -> None:
     """Folders that an export made beside the one of the whole model."""
     if is_exported(str(folder / "multitask")):
         raise ConfigError(
-            f"{setting} {folder}: holds several exported folders; give {folder / 'multitask'}, that of the whole model"
+            f"{setting} {folder}: holds several exported folders; "
+            f"give {folder / 'multitask'}, that of the whole model"
         )
     if (folder / "config.json").is_file() and not (folder / "recipe.yaml").is_file():
         raise ConfigError(
-            f"{setting} {folder}: a plain transformers model, which transformers loads; give a run folder, or a folder of the whole model ({ABOUT})"
+            f"{setting} {folder}: a plain transformers model, which transformers loads; "
+            f"give a run folder, or a folder of the whole model ({ABOUT})"
         )
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

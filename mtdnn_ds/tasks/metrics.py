@@ -15,7 +15,6 @@ from numpy.typing import ArrayLike, NDArray
 
 from mtdnn_ds.config.errors import TrainingError
 from mtdnn_ds.tasks.answer_metrics import coqa_f1, exact_match, quac_f1, token_f1
-from mtdnn_ds.tasks.custom import CustomKind
 from mtdnn_ds.tasks.list_metrics import (
     entity_f1,
     entity_precision,
@@ -23,7 +22,7 @@ from mtdnn_ds.tasks.list_metrics import (
     first_relevant_ranks,
     mean_reciprocal_rank,
 )
-from mtdnn_ds.tasks.spec import Kind
+from mtdnn_ds.tasks.spec import CustomKind, Kind
 
 # sklearn and scipy are imported inside the functions: checking a recipe needs this table, but not their seconds of import.
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from mtdnn_ds.config.errors import did_you_mean
 from mtdnn_ds.config.recipe import TaskSettings
-from mtdnn_ds.tasks.custom import CustomKind
 from mtdnn_ds.tasks.kinds import KindFacts
-from mtdnn_ds.tasks.spec import TaskSpec
+from mtdnn_ds.tasks.spec import CustomKind, TaskSpec
 
 NO_FACTS = KindFacts(metrics=(), texts=(1, 2))
 """Settings of its kind that a task of a user's own has: none of ours."""

@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import Any
 
 from mtdnn_ds.config.errors import ConfigError
-from mtdnn_ds.tasks.custom import CustomKind
+from mtdnn_ds.tasks.spec import CustomKind
 from mtdnn_ds.tasks.kinds import KINDS
 from mtdnn_ds.tasks.layout import FORMS
 

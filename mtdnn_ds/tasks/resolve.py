@@ -14,14 +14,13 @@ from typing import Any, Literal
 from mtdnn_ds.config.errors import ConfigError, did_you_mean
 from mtdnn_ds.config.recipe import DataSettings, Recipe, TaskSettings
 from mtdnn_ds.tasks.builtin import BUILTIN_TASKS, NO_GOLD_LABEL
-from mtdnn_ds.tasks.custom import CustomKind
 from mtdnn_ds.tasks.kind_checks import kind_problems
 from mtdnn_ds.tasks.kinds import KIND_OPTIONS, KINDS, KindFacts
 from mtdnn_ds.tasks.metrics import METRICS, metric_misfit
 from mtdnn_ds.tasks.own_kinds import NO_FACTS, num_outputs_problem, own_facts, own_metric_problems
 from mtdnn_ds.tasks.plugins import load_plugins
 from mtdnn_ds.tasks.saved_datasets import completed
-from mtdnn_ds.tasks.spec import Kind, Source, TaskSpec
+from mtdnn_ds.tasks.spec import CustomKind, Kind, Source, TaskSpec
 from mtdnn_ds.tasks.user_sources import COLUMN_NUMBER, user_splits
 
 _TASK_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")  # becomes a folder name and a TensorBoard tag

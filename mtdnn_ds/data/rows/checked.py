@@ -17,8 +17,7 @@ from mtdnn_ds.config.errors import DataError, did_you_mean
 from mtdnn_ds.data.sources.lines import Cells, RowProblem
 from mtdnn_ds.data.sources.tables import iterate_rows, place_of, row_word
 from mtdnn_ds.tasks.builtin import NO_GOLD_LABEL
-from mtdnn_ds.tasks.custom import CustomKind
-from mtdnn_ds.tasks.spec import Source, TaskSpec
+from mtdnn_ds.tasks.spec import CustomKind, Source, TaskSpec
 
 _MAX_LISTED = 10
 _NO_GOLD_REASON = "no gold label"

@@ -1,4 +1,4 @@
-"""CustomHeads: heads that users bring with a kind of their own (tasks/custom.py), one for each of its tasks. Not their losses.
+"""CustomHeads: heads that users bring with a kind of their own (tasks/spec.py), one for each of its tasks. Not their losses.
 
 Shape legend: K supervised rows, D hidden, C columns of all the kind's tasks, M terms of the run.
 """
