@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from mtdnn_ds.batch.packed import PackedBatch, Targets
 from mtdnn_ds.config.errors import ConfigError
+from mtdnn_ds.counter_hash import stream_of
 from mtdnn_ds.model.attention import counter_backend, resolve_backend
 from mtdnn_ds.model.copies import CopiedEncoder
-from mtdnn_ds.model.dropout.counter_dropout import STREAM, stream_of
+from mtdnn_ds.model.dropout.counter_dropout import STREAM
 from mtdnn_ds.model.dropout.counter_masks import DropoutKeys, dropout_keys
 from mtdnn_ds.model.dropout.word_dropout import DropoutMode
 from mtdnn_ds.model.encoder import PackedEncoder, load_encoder

@@ -17,13 +17,12 @@ from transformers import AlbertConfig, AutoModel, ModernBertConfig
 
 from mtdnn_ds.batch.packed import PackedBatch, Targets
 from mtdnn_ds.config.errors import CheckpointError, ConfigError
-from mtdnn_ds.counter_hash import sequence_keys, stream_of
+from mtdnn_ds.counter_hash import mix_word, sequence_keys, stream_of
 from mtdnn_ds.model.attention import counter_backend
 from mtdnn_ds.model.dropout.counter_masks import (
     attention_dropout,
     counter_dropout,
     dropout_keys,
-    mix,
     row_counter_dropout,
     row_words,
     scaled_mask,
@@ -102,7 +101,7 @@ def batch_of(
 
 def test_the_hash_is_splitmix64() -> None:
     # The first words of the generator that starts at 0, from https://prng.di.unimi.it/splitmix64.c.
-    assert [mix(word * GOLDEN % 2**64) for word in range(3)] == [
+    assert [mix_word(word * GOLDEN % 2**64) for word in range(3)] == [
         0xE220A8397B1DCDAF,
         0x6E789E6AA1B965F4,
         0x06C45D188009454F,

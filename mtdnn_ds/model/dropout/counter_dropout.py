@@ -9,7 +9,6 @@ Shape legend: T packed tokens, S sequences, L longest sequence, N heads, D colum
 
 from __future__ import annotations
 
-import hashlib
 import random
 from collections.abc import Callable
 from typing import Any
@@ -18,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from mtdnn_ds.config.errors import ConfigError
-from mtdnn_ds.model.dropout.counter_masks import GOLDEN, attention_dropout, counter_dropout, mix, mix_, signed
+from mtdnn_ds.counter_hash import GOLDEN, mix_word, stream_of
+from mtdnn_ds.model.dropout.counter_masks import attention_dropout, counter_dropout, mix_, signed
 from mtdnn_ds.model.dropout.replayed import Replayed
 from mtdnn_ds.model.dropout.word_dropout import WordDropout
 
@@ -51,7 +51,7 @@ class CounterDropout(nn.Module):
         if input.dim() == 2 and self._is_table(
             len(input)
         ):  # no sequence's own, so one mask for the whole step
-            start = signed(mix(self.running.values["of_pass"]))
+            start = signed(mix_word(self.running.values["of_pass"]))
             return counter_dropout(
                 input,
                 self.p,
@@ -72,17 +72,12 @@ class CounterDropout(nn.Module):
         return f"p={self.p}"
 
 
-def stream_of(name: str) -> int:
-    """The stream of a module's name."""
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
-
-
 def next_stream(module: nn.Module, running: Replayed) -> int:
     """The stream of this run of a module in the running pass."""
     stream: int = getattr(module, STREAM)
     runs: int = running.values.get(stream, 0)
     running.values[stream] = runs + 1
-    return stream if runs == 0 else mix(stream + runs)
+    return stream if runs == 0 else mix_word(stream + runs)
 
 
 def start_pass(running: Replayed, keys: Tensor, of_pass: int) -> None:

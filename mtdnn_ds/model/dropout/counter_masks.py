@@ -1,7 +1,7 @@
 """Dropout masks from counters: each is a function of (seed, step, sequence, layer, position, pass) alone. No generator, no module.
 
-A token's key starts a SplitMix64 stream (counter_hash.py has the same in NumPy); a module's stream number moves the start, and the
-word at counter (head << 20) + column // 4 holds the draws of four neighbouring columns, 16 bits each, the lowest first:
+A token's key starts a SplitMix64 stream (counter_hash.py); a module's stream number moves the start, and the word at
+counter (head << 20) + column // 4 holds the draws of four neighbouring columns, 16 bits each, the lowest first:
 
     pass key       mix(mix(mix(seed) + step) + number of the pass)
     token key      word(mix(sequence key + pass key), position)
@@ -23,10 +23,9 @@ import torch
 from torch import Tensor
 
 from mtdnn_ds.batch.packed import PackedBatch
+from mtdnn_ds.counter_hash import GOLDEN, LAST_SHIFT, ROUNDS, mix_word
 from mtdnn_ds.model.dropout.word_dropout import LEVELS
 
-# SplitMix64's increment and the multipliers of its finalizer (Steele, Lea, Flood 2014).
-GOLDEN, FIRST, SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 HEAD_BITS = 20  # room for the blocks of 4 columns of one head
 # Words hashed at a time on CPUs: with their temporaries they stay in the second-level cache, which is two to three times as fast.
 _CHUNK_WORDS = 2**16
@@ -45,32 +44,25 @@ def dropout_keys(batch: PackedBatch, *, seed: int, number: int = 0) -> DropoutKe
     assert batch.sequence_keys is not None, (
         "a micro-batch for counter dropout has a key for each sequence (data/batches/collate.py)"
     )
-    of_pass = mix(mix(mix(seed) + batch.step) + number)
+    of_pass = mix_word(mix_word(mix_word(seed) + batch.step) + number)
     keys_S = mix_(batch.sequence_keys + signed(of_pass))
     starts_T = torch.repeat_interleave(keys_S, batch.cu_seqlens.diff(), output_size=batch.input_ids.numel())
     return DropoutKeys(of_token_T=mix_(starts_T.add_(batch.position_ids * signed(GOLDEN))), of_pass=of_pass)
 
 
-def mix(word: int) -> int:
-    """SplitMix64's step on one word, from 0 to 2^64 - 1."""
-    word = (word + GOLDEN) % 2**64
-    word = (word ^ word >> 30) * FIRST % 2**64
-    word = (word ^ word >> 27) * SECOND % 2**64
-    return word ^ word >> 31
-
-
 def mix_(words: Tensor, scratch: Tensor | None = None) -> Tensor:
-    """The same on a tensor of int64, in place. `scratch`: a tensor of that shape to work in."""
+    """SplitMix64's step on a tensor of int64, in place. `scratch`: a tensor of that shape to work in."""
     words.add_(signed(GOLDEN))
     scratch = torch.empty_like(words) if scratch is None else scratch
-    for shift, factor in ((30, FIRST), (27, SECOND), (31, 1)):
-        torch.bitwise_right_shift(words, shift, out=scratch)
-        words.bitwise_xor_(
-            scratch.bitwise_and_(2 ** (64 - shift) - 1)
-        )  # int64 shifts the sign in: cut it off
-        if factor != 1:
-            words.mul_(signed(factor))
-    return words
+
+    for shift, factor in ROUNDS:
+        words.bitwise_xor_(_shifted(words, shift, scratch)).mul_(signed(factor))
+    return words.bitwise_xor_(_shifted(words, LAST_SHIFT, scratch))
+
+
+def _shifted(words: Tensor, shift: int, out: Tensor) -> Tensor:
+    torch.bitwise_right_shift(words, shift, out=out)
+    return out.bitwise_and_(2 ** (64 - shift) - 1)  # int64 shifts the sign in: cut it off
 
 
 def signed(word: int) -> int:

@@ -25,8 +25,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from mtdnn_ds.counter_hash import mix_word
 from mtdnn_ds.model.dropout.counter_dropout import STREAM
-from mtdnn_ds.model.dropout.counter_masks import mix, row_words
+from mtdnn_ds.model.dropout.counter_masks import row_words
 from mtdnn_ds.model.heads.by_term import RowsByTerm, rows_by_term
 from mtdnn_ds.model.heads.linear_bank import term_dropout
 from mtdnn_ds.model.seeded import seeded_normal_
@@ -133,7 +134,7 @@ class SanBank(nn.Module):
         if keys_K is None:
             draws_KS = torch.rand((len(term_ids_K), STEPS), device=term_ids_K.device)
         else:  # the upper 53 bits of a word are a float64 from 0 to 1
-            words_KS = row_words(keys_K, term_ids_K, mix(getattr(self, STREAM)), STEPS)
+            words_KS = row_words(keys_K, term_ids_K, mix_word(getattr(self, STREAM)), STEPS)
             draws_KS = (words_KS >> 11).double() / 2**53 + 0.5
         # The step with the largest draw stays in any case, which makes a difference only where all would be dropped.
         return (draws_KS >= self.prediction_dropout) | (draws_KS == draws_KS.amax(1, keepdim=True))
