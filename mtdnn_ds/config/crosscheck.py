@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Literal
 
+from mtdnn_ds.config.choices import LOSS_SCALES, scales_with
 from mtdnn_ds.config.errors import did_you_mean
 from mtdnn_ds.config.freeze import freeze_problems
 from mtdnn_ds.config.recipe import Recipe
@@ -18,9 +19,9 @@ ONLY_WITH: dict[str, tuple[str, tuple[str, ...]]] = {
     "mixture.cap": ("mixture.rates", ("cap",)),
     "mixture.anneal_to": ("mixture.rates", ("annealed",)),
     "schedule.power": ("schedule.name", ("polynomial",)),
-    "loss.scale_lr": ("loss.scale", ("uncertainty", "famo")),
-    "loss.scale_window": ("loss.scale", ("dwa",)),
-    "loss.scale_temperature": ("loss.scale", ("dwa",)),
+    "loss.scale_lr": ("loss.scale", scales_with("scale_lr")),
+    "loss.scale_window": ("loss.scale", scales_with("scale_window")),
+    "loss.scale_temperature": ("loss.scale", scales_with("scale_temperature")),
     "regularizer.tasks": ("regularizer.name", ("smart", "freelb", "r_drop")),
     "regularizer.factor": ("regularizer.name", ("smart", "r_drop")),
     "regularizer.ascent_steps": ("regularizer.name", ("smart", "freelb")),

@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 
 from mtdnn_ds.config.errors import ConfigError
+from mtdnn_ds.config.shipped import shipped_file
 
 PACKAGE_PREFIX = "package:"
 WEIGHTS_FILE = "model.safetensors"
@@ -25,10 +26,11 @@ def resolve_encoder_path(path: str, sha256: str | None = None) -> str:
     `package:NAME/SUBFOLDER` is a folder inside the installed Python package NAME, which is not imported. Raises ConfigError
     when there is no such package or folder, or when the folder's model.safetensors has another sha256 than the one given.
     """
+    local = Path(shipped_file(path)).expanduser()
     if path.startswith(PACKAGE_PREFIX):
         folder = _package_folder(path)
-    elif Path(path).expanduser().is_dir():
-        folder = Path(path).expanduser()
+    elif local.is_dir():
+        folder = local
     elif HUB_NAME.fullmatch(path):
         if sha256 is not None:
             raise ConfigError(

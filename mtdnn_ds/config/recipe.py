@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
+from mtdnn_ds.config.choices import LOSS_SCALES, AttentionName, LossScaleName, OptimizerName, listed, scales_with
 from mtdnn_ds.config.setting_types import Dropout, Fraction, PathText, Positive, Section
 
 
@@ -30,7 +31,7 @@ class EncoderSettings(Section):
         ge=8,
         description="tokens per sequence, special tokens included; longer pairs lose tokens longest-first",
     )
-    attention: Literal["auto", "grouped", "varlen", "flash", "padded"] = Field(
+    attention: AttentionName = Field(
         "auto", description="attention back end; auto = flash on CUDA if installed, else grouped"
     )
     gradient_checkpointing: bool = Field(False, description="recompute activations in the backward pass")
@@ -187,7 +188,7 @@ class BatchSettings(Section):
 
 
 class OptimizerSettings(Section):
-    name: Literal["adamw", "torch_adamw", "adamax", "lamb", "apex_adam"] = "adamw"
+    name: OptimizerName = "adamw"
     lr: Positive = 5e-5
     head_lr_factor: Positive = Field(
         1.0, description="learning rate of pooler and heads, as a multiple of lr"
@@ -212,22 +213,27 @@ class ScheduleSettings(Section):
     power: Positive = Field(2.0, description="for polynomial")
 
 
+_SCALE_LR_DEFAULTS = ", ".join(
+    f"{LOSS_SCALES[name].default_lr} for {name}" for name in scales_with("scale_lr")
+)
+
+
 class LossSettings(Section):
-    scale: (
-        Literal["examples", "task_mean", "log_classes", "uncertainty", "dwa", "random", "famo"]
-        | dict[str, Positive]
-    ) = "examples"
+    scale: LossScaleName | dict[str, Positive] = "examples"
     scale_lr: Positive | None = Field(
         None,
-        description="for scale=uncertainty or famo: step size of the learned scales; default 0.01 for uncertainty, 0.025 for famo",
+        description=f"for scale={listed(scales_with('scale_lr'))}: step size of the learned scales; "
+        f"default {_SCALE_LR_DEFAULTS}",
     )
     scale_window: int = Field(
         50,
         ge=1,
-        description="for scale=dwa: steps whose mean losses are compared with those of as many steps before",
+        description=f"for scale={listed(scales_with('scale_window'))}: steps whose mean losses are compared with "
+        "those of as many steps before",
     )
     scale_temperature: Positive = Field(
-        2.0, description="for scale=dwa: the higher, the more equal the scales"
+        2.0,
+        description=f"for scale={listed(scales_with('scale_temperature'))}: the higher, the more equal the scales",
     )
 
 

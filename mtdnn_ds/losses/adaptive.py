@@ -26,12 +26,13 @@ Shape legend: N tasks.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Protocol
 
 import numpy as np
 
-Name = Literal["uncertainty", "dwa", "random", "famo"]
-NAMES: tuple[str, ...] = get_args(Name)
+from mtdnn_ds.config.choices import LOSS_SCALES
+
+NAMES = tuple(name for name, facts in LOSS_SCALES.items() if facts.is_adaptive)
 
 # Added to losses that are divided by or whose logarithm is taken; and the L2 decay of xi (gamma). Both as in
 # https://github.com/Cranial-XIX/FAMO/blob/250873e/famo.py
@@ -57,20 +58,24 @@ class AdaptiveScales(Protocol):
 
 
 def adaptive_scales(
-    name: Name, *, is_regression: Sequence[bool], seed: int, lr: float | None, window: int, temperature: float
+    name: str, *, is_regression: Sequence[bool], seed: int, lr: float | None, window: int, temperature: float
 ) -> AdaptiveScales:
     """The scales of a run.
 
     `is_regression`: for each task, whether its loss is a squared error. `lr` None: the default of the choice.
     """
     num_tasks = len(is_regression)
+    if lr is None:
+        lr = LOSS_SCALES[name].default_lr or 0.0
+
     if name == "uncertainty":
-        return UncertaintyScales(np.array(is_regression), lr=0.01 if lr is None else lr)
+        return UncertaintyScales(np.array(is_regression), lr=lr)
     if name == "dwa":
         return WindowScales(num_tasks, window=window, temperature=temperature)
     if name == "random":
         return RandomScales(num_tasks, seed=seed)
-    return FamoScales(num_tasks, lr=0.025 if lr is None else lr)
+    assert name == "famo", name
+    return FamoScales(num_tasks, lr=lr)
 
 
 class UncertaintyScales:

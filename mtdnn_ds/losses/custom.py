@@ -13,8 +13,8 @@ from torch import Tensor
 from mtdnn_ds.batch import Targets
 from mtdnn_ds.config.errors import ConfigError
 from mtdnn_ds.losses.sums import TermTable, own_outputs
-from mtdnn_ds.tasks.spec import CustomKind
 from mtdnn_ds.tasks.layout import HeadLayout
+from mtdnn_ds.tasks.spec import CustomKind
 
 
 def custom_losses(kind: CustomKind, layout: HeadLayout) -> Callable[[Tensor, Targets, TermTable], Tensor]:

@@ -16,22 +16,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 from torch import Tensor
 
 from mtdnn_ds.losses.sums import LossSum
 
-Scale = Literal["examples", "task_mean", "log_classes", "explicit"]
-
 
 def task_scales(
-    counts_N: np.ndarray, scale: Scale, *, num_classes: Sequence[int], explicit: Sequence[float]
+    counts_N: np.ndarray, scale: str, *, num_classes: Sequence[int], explicit: Sequence[float]
 ) -> np.ndarray:
     """w_t of each task for one step, (N,) float64; 0 for a task without examples in the step.
 
-    `counts_N` are the step's N_t over all ranks, `num_classes` is 1 for a task without classes, `explicit`
+    `counts_N` are the step's N_t over all ranks, `scale` is "explicit" or a name of loss.scale, `num_classes` is 1 for a task without classes, `explicit`
     the tasks' own factors.
     """
     present_N = counts_N > 0
@@ -42,6 +39,7 @@ def task_scales(
     elif scale == "log_classes":
         factors_N = np.array([1.0 if classes < 2 else 1.0 / math.log(classes) for classes in num_classes])
     else:
+        assert scale == "explicit", scale
         factors_N = np.asarray(explicit, dtype=np.float64)
 
     return np.where(present_N, factors_N * counts_N / max(int(counts_N.sum()), 1), 0.0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from mtdnn_ds.config.choices import OPTIMIZERS
 from mtdnn_ds.config.encoder_path import resolve_encoder_path
 from mtdnn_ds.config.errors import ConfigError
 from mtdnn_ds.config.recipe import InitSettings, Recipe, TrainSettings
@@ -32,7 +33,7 @@ def small_recipe(recipe: Recipe, folder: Path, *, steps: int, say: Callable[[str
         left_out.append("train.freeze")
     if left_out:
         say(f"left out of the small runs: {', '.join(left_out)} (they belong to the large encoder)")
-    if recipe.optimizer.name in ("lamb", "apex_adam"):
+    if OPTIMIZERS[recipe.optimizer.name].cuda_only:
         say(f"optimizer.name={recipe.optimizer.name}: torch_adamw in the small runs")
     path = write_small_encoder(recipe, folder)
     encoder = recipe.encoder.model_copy(
@@ -46,8 +47,8 @@ def small_recipe(recipe: Recipe, folder: Path, *, steps: int, say: Callable[[str
         }
     )
     optimizer = recipe.optimizer
-    if optimizer.name != "adamax":
-        optimizer = optimizer.model_copy(update={"name": "torch_adamw"})  # nothing to compile
+    if OPTIMIZERS[optimizer.name].needs_compiler:
+        optimizer = optimizer.model_copy(update={"name": "torch_adamw"})
     return recipe.model_copy(
         update={
             "encoder": encoder,
