@@ -35,7 +35,8 @@ from mtdnn_ds.export.parity import Parity, compared, padded
 from mtdnn_ds.export.plain import plain_config
 from mtdnn_ds.export.run import NO_GRAPH
 from mtdnn_ds.export.samples import Sample
-from mtdnn_ds.model.encoder import PackedEncoder, quiet_transformers
+from mtdnn_ds.model.encoder import PackedEncoder
+from mtdnn_ds.model.hf_model import quiet_transformers
 from mtdnn_ds.model.sharing import merged_encoder_state
 from mtdnn_ds.tasks.layout import Term
 

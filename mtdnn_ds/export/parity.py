@@ -16,7 +16,7 @@ import transformers
 
 from mtdnn_ds.config.errors import CheckpointError
 from mtdnn_ds.export.samples import Sample
-from mtdnn_ds.model.encoder import quiet_transformers
+from mtdnn_ds.model.hf_model import quiet_transformers
 from mtdnn_ds.tasks.spec import TaskSpec
 
 MOST = 1e-4

@@ -13,7 +13,8 @@ import transformers
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from mtdnn_ds.model.encoder import PackedEncoder, quiet_transformers
+from mtdnn_ds.model.encoder import PackedEncoder
+from mtdnn_ds.model.hf_model import quiet_transformers
 from mtdnn_ds.model.multitask import MultiTaskNet
 from mtdnn_ds.model.sharing import merged_encoder_state
 from mtdnn_ds.tasks.layout import HeadLayout

@@ -22,7 +22,7 @@ from mtdnn_ds.export.opened import Opened
 from mtdnn_ds.export.parity import Parity, compared, load_plain, padded
 from mtdnn_ds.export.plain import ENCODER, plain_config, plain_model
 from mtdnn_ds.export.samples import Sample, hidden_outputs
-from mtdnn_ds.model.encoder import quiet_transformers
+from mtdnn_ds.model.hf_model import quiet_transformers
 
 LAYOUT_OF = "5.0.0"
 """Version of sentence-transformers whose layout this is; 6.2.0 has been seen to load it."""

@@ -15,7 +15,7 @@ from mtdnn_ds.export.opened import Opened
 from mtdnn_ds.export.parity import Parity, compared, load_plain, padded, plain_outputs
 from mtdnn_ds.export.plain import CLASSES, ENCODER, plain_config, plain_model
 from mtdnn_ds.export.samples import Sample, hidden_outputs, take_samples, with_outputs
-from mtdnn_ds.model.encoder import quiet_transformers
+from mtdnn_ds.model.hf_model import quiet_transformers
 from mtdnn_ds.runs.model_folder import open_model, save_folder
 from mtdnn_ds.tasks.spec import TaskSpec
 

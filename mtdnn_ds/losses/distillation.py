@@ -1,5 +1,4 @@
-"""Distillation: units with soft targets learn them beside their labels. Wraps a form's loss; not the
-teachers.
+"""Distillation: units with soft targets learn them beside their labels. Not the teachers that give them.
 
 With p the teachers' probabilities at temperature T, q the model's at the same temperature, and w the weight:
 

@@ -1,5 +1,4 @@
-"""Losses of a micro-batch, form by form (tasks/layout.py), and what evaluation keeps of outputs. Never a
-mean.
+"""Losses of a micro-batch, form by form (tasks/layout.py), and what evaluation keeps of outputs. No means.
 
 Not the objective, which divides (losses/objective.py), and not predictions (data/examples/ decodes).
 

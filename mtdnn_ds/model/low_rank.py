@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mtdnn_ds.config.errors import ConfigError
-from mtdnn_ds.model.attention import AttentionLayout
+from mtdnn_ds.model.attention_layout import AttentionLayout
 from mtdnn_ds.model.dropout.replayed import Replayed
 from mtdnn_ds.model.encoder import PackedEncoder
 from mtdnn_ds.model.seeded import seeded_normal_

@@ -1,4 +1,6 @@
-"""Embeddings: what the encoder makes of texts, its first token's hidden state or the mean over all tokens, as AutoModel gives them.
+"""Embeddings: what the encoder makes of texts, its first token's hidden state or the mean over all tokens. No answers, no files.
+
+They are those that transformers' AutoModel gives.
 
 Shape legend: R rows, S sequences, T tokens, D hidden.
 """
@@ -7,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -17,25 +19,28 @@ from mtdnn_ds.batch import PackedBatch
 from mtdnn_ds.config.errors import ConfigError, DataError, did_you_mean
 from mtdnn_ds.data.rows.checked import CheckedRow
 from mtdnn_ds.data.sources.lines import RowProblem
-from mtdnn_ds.model.attention import padded_group, unpad
+from mtdnn_ds.model.attention_layout import padded_group, unpad_group
 from mtdnn_ds.model.encoder import PackedEncoder
 from mtdnn_ds.model.heads.mean_pooler import MeanPooler
 from mtdnn_ds.predict.inputs import TaskInput, read_as, rows_of
-from mtdnn_ds.predict.model import MultiTaskModel, Pooling
-from mtdnn_ds.predict.passes import micro_batches
-from mtdnn_ds.predict.sets import set_of_rows, truncated_rows
+from mtdnn_ds.predict.passes import lanes_of, micro_batches
+from mtdnn_ds.predict.sets import Tokenizing, set_of_rows, truncated_rows
 from mtdnn_ds.predict.views import View, parsed, views_of
+from mtdnn_ds.runs.load import LoadedRun
+
+Pooling = Literal["cls", "mean"]
 
 
 def embed(
-    model: MultiTaskModel,
+    loaded: LoadedRun,
+    tokenizing: Tokenizing,
     texts: Sequence[Any],
     pooling: Pooling = "cls",
     *,
     layer: int = -1,
     task: str | None = None,
 ) -> np.ndarray:
-    """(R, D) float32, one row a text. See MultiTaskModel.embed."""
+    """(R, D) float32, one row a text. See MultiTaskModel.embed. Raises ConfigError and DataError."""
     rows = rows_of(texts)
     view_of: dict[tuple[str, ...], View] = {}
     members: dict[tuple[str, ...], list[tuple[int, CheckedRow]]] = {}
@@ -43,7 +48,8 @@ def embed(
     for number, row in enumerate(rows):
         columns = tuple(row)
         if columns not in view_of:
-            view_of[columns] = embedding_view(model, columns, task=task)
+            view_of[columns] = embedding_view(loaded, columns, task=task)
+
         one = parsed([view_of[columns]], number + 1, row)
         if isinstance(one, RowProblem):
             problems.append(f"text {number + 1}: {one.detail}")
@@ -51,49 +57,68 @@ def embed(
             members.setdefault(columns, []).append((number, one[0]))
     if problems:
         raise DataError(problems[:10])
-    found = np.zeros((len(rows), model.net.encoder.hidden_size), dtype=np.float32)
+
+    found = np.zeros((len(rows), loaded.model.encoder.hidden_size), dtype=np.float32)
     for columns, own in members.items():
-        checked = [row for _, row in own]
-        found[[number for number, _ in own]] = embed_checked(
-            model, view_of[columns], checked, pooling=pooling, layer=layer
-        )[0]
+        numbers, checked = [number for number, _ in own], [row for _, row in own]
+        states, _ = embed_checked(loaded, tokenizing, view_of[columns], checked, pooling=pooling, layer=layer)
+        found[numbers] = states
     return found
 
 
 def embedding_view(
-    model: MultiTaskModel, columns: Sequence[str], *, task: str | None, chosen: Sequence[str] = ()
+    loaded: LoadedRun, columns: Sequence[str], *, task: str | None, chosen: Sequence[str] = ()
 ) -> View:
-    """How a row's one or two texts become a sequence. Raises ConfigError if its columns are none, or `task` is needed or has no effect."""
-    shares = model.sharing.mode == "hard"
-    names = [spec.name for spec in model.specs]
-    if task is not None and (shares or task not in names):
-        raise ConfigError(
-            f"--task {task}: has no effect, all tasks of this model share one encoder; leave it out"
-            if shares
-            else f"--task {task}: the model has no task '{task}'{did_you_mean(task, names)}"
-        )
-    if task is None and not shares:
-        raise ConfigError(
-            f"--task: missing; {model.sharing.mode} sharing has several encoders: name the task whose encoder embeds"
-        )
-    number = 0 if task is None else names.index(task)
-    kinds = (TaskInput(kind="text", texts=()), TaskInput(kind="pair", texts=()))
-    reading = next(
-        (found for reads in kinds if (found := read_as(number, reads, columns, chosen)) is not None), None
-    )
+    """How a row's one or two texts become a sequence; `chosen`: the text columns that the user has named.
+
+    Raises ConfigError if none of its columns holds texts, and if `task` is needed, unknown or has no effect.
+    """
+    number = _number_of(loaded, task)
+    reading = None
+    for kind in ("text", "pair"):
+        reads = TaskInput(kind=kind, texts=())
+        reading = reading or read_as(number, reads, columns, chosen)
     if reading is None:
         given = ", ".join(f"'{name}'" for name in columns)
         raise ConfigError(
-            f"an input of {given}: none of these is known to hold texts; name one column or two with --text_columns"
+            f"an input of {given}: none of these is known to hold texts; "
+            "name one column or two with --text_columns"
         )
+
+    lanes = lanes_of(len(loaded.specs), loaded.settings.sharing)
     (view,) = views_of(
-        [reading], model.specs, lane_of=dict(enumerate(model.lanes)), word_prefix="", truncates_left=False, is_list=frozenset()
-    )  # fmt: skip
+        [reading],
+        loaded.specs,
+        lane_of=dict(enumerate(lanes)),
+        word_prefix="",
+        truncates_left=False,
+        is_list=frozenset(),
+    )
     return view
 
 
+def _number_of(loaded: LoadedRun, task: str | None) -> int:
+    """The number of the task whose encoder embeds; 0 where all tasks share it."""
+    mode, names = loaded.settings.sharing.mode, [spec.name for spec in loaded.specs]
+    if mode == "hard":
+        if task is not None:
+            raise ConfigError(
+                f"--task {task}: has no effect, all tasks of this model share one encoder; leave it out"
+            )
+        return 0
+
+    if task is None:
+        raise ConfigError(
+            f"--task: missing; {mode} sharing has several encoders: name the task whose encoder embeds"
+        )
+    if task not in names:
+        raise ConfigError(f"--task {task}: the model has no task '{task}'{did_you_mean(task, names)}")
+    return names.index(task)
+
+
 def embed_checked(
-    model: MultiTaskModel,
+    loaded: LoadedRun,
+    tokenizing: Tokenizing,
     view: View,
     rows: Sequence[CheckedRow],
     *,
@@ -101,32 +126,45 @@ def embed_checked(
     layer: int,
     max_tokens: int | None = None,
 ) -> tuple[np.ndarray, int]:
-    """(R, D) float32, and how many rows lost tokens to encoder.max_length."""
+    """(R, D) float32, and how many rows lost tokens to encoder.max_length.
+
+    `max_tokens`: of a micro-batch, the training run's if None. Raises ConfigError.
+    """
     if pooling not in get_args(Pooling):
         raise ConfigError(f"--pooling {pooling}: must be one of {', '.join(get_args(Pooling))}")
-    part = set_of_rows(view, rows, model.layout, model.lanes, model.tokenizing)
-    found = np.zeros((len(rows), model.net.encoder.hidden_size), dtype=np.float32)
+
+    settings, net = loaded.settings, loaded.model
+    lanes = lanes_of(len(loaded.specs), settings.sharing)
+    part = set_of_rows(view, rows, loaded.layout, lanes, tokenizing)
     batches = micro_batches(
-        [part], model.layout, model.lanes, model.sharing, filler_ids=model.settings.filler_ids,
-        max_tokens=max_tokens or model.settings.max_tokens_per_micro_batch,
-    )  # fmt: skip
-    encoders: list[PackedEncoder] = getattr(model.net.encoder, "encoders", [model.net.encoder])
+        [part],
+        loaded.layout,
+        lanes,
+        settings.sharing,
+        filler_ids=settings.filler_ids,
+        max_tokens=max_tokens or settings.max_tokens_per_micro_batch,
+    )
+
+    found = np.zeros((len(rows), net.encoder.hidden_size), dtype=np.float32)
+    encoders: list[PackedEncoder] = getattr(net.encoder, "encoders", [net.encoder])
     with torch.inference_mode():
         for batch in batches:
-            own = batch.parts[view.lane] if batch.parts else batch
-            encoder = encoders[view.lane] if batch.parts else encoders[0]
-            own = own.to(model.device)
+            own, encoder = batch, encoders[0]
+            if batch.parts:  # soft sharing: a part for each copy of the encoder
+                own, encoder = batch.parts[view.lane], encoders[view.lane]
+
+            own = own.to(loaded.device)
             states_SD = _pooled(_hidden(encoder, own, layer), own, pooling)
             found[batch.example_rows[own.sequence_examples]] = states_SD.float().cpu().numpy()
-    return found, int(truncated_rows(part, model.tokenizing.max_length).sum())
+    return found, int(truncated_rows(part, tokenizing.max_length).sum())
 
 
 def _pooled(hidden_TD: Tensor, batch: PackedBatch, pooling: Pooling) -> Tensor:
+    """(S, D)."""
     if pooling == "cls":
         return hidden_TD.index_select(0, batch.cu_seqlens[:-1].long())
-    return MeanPooler()(
-        hidden_TD.float(), batch.cu_seqlens, torch.arange(batch.num_sequences, device=hidden_TD.device)
-    )
+    every_S = torch.arange(batch.num_sequences, device=hidden_TD.device)
+    return MeanPooler()(hidden_TD.float(), batch.cu_seqlens, every_S)
 
 
 def _hidden(encoder: PackedEncoder, batch: PackedBatch, layer: int) -> Tensor:
@@ -135,11 +173,12 @@ def _hidden(encoder: PackedEncoder, batch: PackedBatch, layer: int) -> Tensor:
         last_TD = encoder(batch)
     if seen is None:
         return last_TD
+
     (states,) = seen
     if encoder.packs:
         return states[0]
     group, packed_to_padded = padded_group(batch)
-    return unpad(states, group, packed_to_padded)
+    return unpad_group(states, group, packed_to_padded)
 
 
 @contextmanager
@@ -154,31 +193,28 @@ def _layer_output(encoder: PackedEncoder, layer: int) -> Iterator[list[Tensor] |
     if layer == num_layers:
         yield None
         return
-    stack = next(
-        (
-            each
-            for each in encoder.model.modules()
-            if isinstance(each, nn.ModuleList) and len(each) == num_layers
-        ),
-        None,
-    )
+
+    lists = [each for each in encoder.model.modules() if isinstance(each, nn.ModuleList)]
+    stack = next((each for each in lists if len(each) == num_layers), None)
     if stack is None:
         raise ConfigError(
-            f"--layer {layer}: {type(encoder.model).__name__} has no list of layers; only the last one (-1) can be read"
+            f"--layer {layer}: {type(encoder.model).__name__} has no list of layers; "
+            "only the last one (-1) can be read"
         )
+
     seen: list[Tensor] = []
+
+    def keep_input(module: nn.Module, inputs: Any, named: dict[str, Any]) -> None:
+        seen.append(inputs[0] if inputs else named["hidden_states"])
+
+    def keep_output(module: nn.Module, inputs: Any, output: Any) -> None:
+        seen.append(output if isinstance(output, Tensor) else output[0])
+
     if layer == 0:
-        hook = stack[0].register_forward_pre_hook(
-            lambda module, inputs, kwargs: _keep(seen, inputs, kwargs), with_kwargs=True
-        )
+        hook = stack[0].register_forward_pre_hook(keep_input, with_kwargs=True)
     else:
-        hook = stack[layer - 1].register_forward_hook(lambda module, inputs, output: _keep(seen, output, {}))
+        hook = stack[layer - 1].register_forward_hook(keep_output)
     try:
         yield seen
     finally:
         hook.remove()
-
-
-def _keep(seen: list[Tensor], values: Any, named: dict[str, Any]) -> None:
-    states = values if isinstance(values, Tensor) else (values[0] if values else named["hidden_states"])
-    seen.append(states)

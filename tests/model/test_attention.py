@@ -11,7 +11,8 @@ import torch
 from mtdnn_ds.batch.groups import GROUP_OVERHEAD_PAIRS, attention_groups, cheapest_cut
 from mtdnn_ds.batch.packed import PackedBatch, Targets
 from mtdnn_ds.config.errors import ConfigError
-from mtdnn_ds.model.attention import attend, attention_layout, resolve_backend
+from mtdnn_ds.model.attention import attend, resolve_backend
+from mtdnn_ds.model.attention_layout import attention_layout
 from mtdnn_ds.model.dropout.word_dropout import WordDropout, word_dropout
 
 

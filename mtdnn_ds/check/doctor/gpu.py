@@ -15,8 +15,10 @@ import torch
 from mtdnn_ds import dist
 from mtdnn_ds.check.doctor.findings import Finding
 from mtdnn_ds.check.tiny_runs import TINY_STEPS, losses_of, tiny_run
+from mtdnn_ds.config.choices import ATTENTION_BACKENDS, OPTIMIZERS
 from mtdnn_ds.config.errors import ConfigError
-from mtdnn_ds.model.attention import Backend, attend, attention_layout, resolve_backend
+from mtdnn_ds.model.attention import attend, resolve_backend
+from mtdnn_ds.model.attention_layout import Backend, attention_layout
 from mtdnn_ds.model.probe import batch_of_lengths
 
 # name -> (DeepSpeed JSON without shared keys, largest relative difference of the losses from float32's)
@@ -37,7 +39,6 @@ CONFIGURATIONS: dict[str, tuple[dict[str, object], float]] = {
         1e-4,
     ),
 }
-OPTIMIZERS = ("adamw", "torch_adamw", "adamax", "lamb", "apex_adam")
 ATTENTION_TOLERANCE = 2e-2  # bf16 against float32, outputs of order 1
 
 
@@ -46,10 +47,11 @@ def gpu_findings(device: torch.device) -> list[Finding]:
     if device.type != "cuda":
         advice = "run it on a node with GPUs, and look at nvidia-smi and torch.cuda.is_available()"
         return [Finding(check="GPU paths", status="fails", what="no CUDA device is seen", advice=advice)]
-    findings = [attention_finding(backend, device) for backend in ("grouped", "padded", "varlen", "flash")]
+    plain_first = sorted(ATTENTION_BACKENDS, key=lambda name: ATTENTION_BACKENDS[name].is_kernel)
+    findings = [attention_finding(backend, device) for backend in plain_first]
     with tempfile.TemporaryDirectory() as folder:
         root = Path(dist.broadcast(folder))
-        return [*findings, *run_findings(root, CONFIGURATIONS, OPTIMIZERS)]
+        return [*findings, *run_findings(root, CONFIGURATIONS, tuple(OPTIMIZERS))]
 
 
 def attention_finding(backend: Backend, device: torch.device, dtype: torch.dtype = torch.bfloat16) -> Finding:

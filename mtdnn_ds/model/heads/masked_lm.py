@@ -18,7 +18,8 @@ from transformers import AutoModelForMaskedLM, PreTrainedConfig, PreTrainedModel
 from transformers.activations import ACT2FN
 
 from mtdnn_ds.config.errors import ConfigError
-from mtdnn_ds.model.encoder import PROBE_TOLERANCE, PackedEncoder, quiet_transformers
+from mtdnn_ds.model.encoder import PROBE_TOLERANCE, PackedEncoder
+from mtdnn_ds.model.hf_model import quiet_transformers
 from mtdnn_ds.model.probe import probe_batch, relative_difference
 from mtdnn_ds.model.seeded import reset_linear_layers
 
