@@ -1,31 +1,98 @@
-"""Fixtures: real data (../shared/data), the MiniLM package, a tiny random BERT in a Hugging Face folder."""
+"""Fixtures: generated data in official layouts, the real data files, the MiniLM package, tiny encoders, runs that several tests read.
+
+`make test` leaves out what is marked `slow` (minutes) and `data` (asks for the real files of ../shared/data); `make test-all` runs everything.
+What is skipped is listed with its reasons at the end; with --no-skips a skipped test is a failure.
+"""
 
 from __future__ import annotations
 
 import importlib.util
 import os
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
+from helpers.processes import ROOT
 from helpers.tiny_encoders import write_tiny_encoder
 
+# Before torch, transformers and deepspeed are imported anywhere. A waiting OpenMP thread that spins makes every other process crawl.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
-ROOT = Path(__file__).resolve().parent.parent
+REAL_DATA = ROOT.parent / "shared" / "data"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--no-skips", action="store_true", help="a skipped test is a failure")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A test that asks for the real files is marked `data`."""
+    for item in items:
+        if "real_data" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.data)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """A table of all reasons for which tests were skipped."""
+    skipped = terminalreporter.stats.get("skipped", [])
+    if not skipped:
+        return
+
+    reasons = Counter(str(report.longrepr[2]).removeprefix("Skipped: ") for report in skipped)
+    terminalreporter.section("skipped")
+    for reason, count in reasons.most_common():
+        terminalreporter.line(f"{count:4d}  {reason}")
+    if config.getoption("--no-skips"):
+        terminalreporter.line("--no-skips: this machine must skip nothing", red=True)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if session.config.getoption("--no-skips") and reporter is not None and reporter.stats.get("skipped"):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 @pytest.fixture(scope="session")
-def shared_data() -> Path:
-    """The folder with the real GLUE, SNLI, SciTail files; tests that need it skip without it, but never under CI."""
-    folder = ROOT.parent / "shared" / "data"
-    if not folder.is_dir():
-        if os.environ.get("CI") == "true":
-            pytest.fail(f"{folder} is missing, and CI must have it")
+def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], object]], Path]:
+    """`once(NAME, make)`: a folder that `make(folder)` fills, one for all of pytest's worker processes. Read it, and write elsewhere."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base
+
+    def folder_of(name: str, make: Callable[[Path], object]) -> Path:
+        folder, done = shared / name, shared / f"{name}.done"
+        with FileLock(shared / f"{name}.lock"):
+            if not done.exists():
+                folder.mkdir()
+                make(folder)
+                done.touch()
+        return folder
+
+    return folder_of
+
+
+Once = Callable[[str, Callable[[Path], object]], Path]
+
+
+@pytest.fixture(scope="session")
+def official_files(once: Once) -> Path:
+    """Generated GLUE, SNLI, WNUT-17, SQuAD, CoQA and QuAC files in the official layouts, with the real files' traps."""
+    from helpers.official_files import write_official_files
+
+    return once("official_files", write_official_files)
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder with the real GLUE, SNLI, SciTail files, for what only they can show."""
+    if not REAL_DATA.is_dir():
         pytest.skip("needs the real data files in ../shared/data")
-    return folder
+    return REAL_DATA
 
 
 @pytest.fixture(scope="session")
@@ -37,25 +104,26 @@ def minilm() -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_encoder(tmp_path_factory: pytest.TempPathFactory, minilm: Path) -> Path:
-    return write_tiny_encoder(tmp_path_factory.mktemp("tiny_bert"), minilm)
+def tiny_encoder(once: Once, minilm: Path) -> Path:
+    return once("tiny_bert", lambda folder: write_tiny_encoder(folder, minilm))
 
 
 @pytest.fixture(scope="session")
-def finished_run(tmp_path_factory: pytest.TempPathFactory, tiny_encoder: Path, shared_data: Path) -> Path:
-    """A small run of several kinds of tasks with GLUE's real test files (finished_run.py); read it, and write elsewhere."""
+def finished_run(once: Once, tiny_encoder: Path, official_files: Path) -> Path:
+    """A small run of several kinds of tasks with GLUE's test files (helpers/finished_run.py); read it, and write elsewhere."""
     from helpers.finished_run import train_finished_run
 
-    return train_finished_run(tmp_path_factory.mktemp("finished"), tiny_encoder, shared_data)
+    return once("finished", lambda folder: train_finished_run(folder, tiny_encoder, official_files)) / "run"
 
 
 @pytest.fixture(scope="session")
-def all_kinds_run(tmp_path_factory: pytest.TempPathFactory, shared_data: Path, minilm: Path) -> Path:
-    """A trained run folder with a task of every kind; its data lie beside it (tests/helpers/predict_runs.py)."""
+def all_kinds_run(once: Once, official_files: Path, minilm: Path) -> Path:
+    """A trained run folder with a task of every kind; its data lie beside it (helpers/predict_runs.py)."""
     from helpers.predict_runs import train_all_kinds
 
-    folder = tmp_path_factory.mktemp("all_kinds")
-    encoder = write_tiny_encoder(
-        folder / "encoder", minilm, initializer_range=0.2
-    )  # answers differ from text to text
-    return train_all_kinds(folder, shared_data, encoder)
+    def make(folder: Path) -> Path:
+        # Random weights large enough that answers differ from text to text.
+        encoder = write_tiny_encoder(folder / "encoder", minilm, initializer_range=0.2)
+        return train_all_kinds(folder, official_files, encoder)
+
+    return once("all_kinds", make) / "run"

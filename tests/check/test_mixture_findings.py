@@ -51,11 +51,11 @@ def rows_of(glue: Path, task: str, file: str) -> list[tuple[str, ...]]:
 
 @pytest.fixture(scope="module")
 def glue_findings(
-    tmp_path_factory: pytest.TempPathFactory, tiny_encoder: Path, shared_data: Path
+    tmp_path_factory: pytest.TempPathFactory, tiny_encoder: Path, real_data: Path
 ) -> tuple[list[str], list[str]]:
     folder = tmp_path_factory.mktemp("glue")
     more = {
-        "data": {"glue_dir": str(shared_data / "glue"), "cache_dir": str(folder / "cache")},
+        "data": {"glue_dir": str(real_data / "glue"), "cache_dir": str(folder / "cache")},
         "train": {"epochs": 1},
     }
     data, plan = opened(write_recipe(folder, tiny_encoder, ["cola", "mrpc", "stsb", "rte"], **more))
@@ -63,12 +63,12 @@ def glue_findings(
 
 
 def test_rows_of_glue_in_two_places(
-    glue_findings: tuple[list[str], list[str]], shared_data: Path, tiny_encoder: Path
+    glue_findings: tuple[list[str], list[str]], real_data: Path, tiny_encoder: Path
 ) -> None:
     found, _ = glue_findings
     lines = [line.split(" (")[0] for line in found]
     train, dev = (
-        {task: rows_of(shared_data / "glue", task, f"{name}.tsv") for task in ("cola", "stsb", "mrpc")}
+        {task: rows_of(real_data / "glue", task, f"{name}.tsv") for task in ("cola", "stsb", "mrpc")}
         for name in ("train", "dev")
     )
     own = {task: sum(row in set(train[task]) for row in dev[task]) for task in train}

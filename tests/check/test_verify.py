@@ -91,7 +91,6 @@ def test_the_quickstart_recipe_is_verified(tmp_path: Path) -> None:
     file = tmp_path / "certificate.json"
     result = run_command(
         ["-m", "mtdnn_ds", "verify", "recipes/quickstart.yaml", "--certificate", str(file)],
-        timeout_seconds=500,
     )
     assert result.returncode == 0, result.stdout + result.stderr
     assert (

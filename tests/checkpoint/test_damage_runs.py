@@ -121,10 +121,10 @@ CONTINUED = {1: "truncated shard", 2: "flipped byte", 3: "missing rank file"}
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory, shared_data: Path, tiny_encoder: Path) -> Path:
+def base(tmp_path_factory: pytest.TempPathFactory, official_files: Path, tiny_encoder: Path) -> Path:
     """A run of two ranks for each stage, with checkpoints of steps 3 and 6."""
     folder = write_base(
-        tmp_path_factory.mktemp("damage"), shared_data, tiny_encoder, steps=6, save_every=3, eval_every=0
+        tmp_path_factory.mktemp("damage"), official_files, tiny_encoder, steps=6, save_every=3, eval_every=0
     )
     run_jobs([job(folder, stage) for stage in STAGES], folder, 2)
     return folder

@@ -15,7 +15,7 @@ import torch
 from helpers.fault_runs import Outcome, exact, run_forked, scenario, write_base
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from mtdnn_ds.checkpoint.find import damage
+from mtdnn_ds.checkpoint.manifest import damage
 from mtdnn_ds.checkpoint.safe_load import load
 from mtdnn_ds.config.errors import DataError
 from mtdnn_ds.files import PatientFile, size
@@ -32,8 +32,8 @@ ALONE: dict[str, Any] = {"world_size": 1}
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory, shared_data: Path, tiny_encoder: Path) -> Path:
-    return write_base(tmp_path_factory.mktemp("disk"), shared_data, tiny_encoder, save_every=3, eval_every=6)
+def base(tmp_path_factory: pytest.TempPathFactory, official_files: Path, tiny_encoder: Path) -> Path:
+    return write_base(tmp_path_factory.mktemp("disk"), official_files, tiny_encoder, save_every=3, eval_every=6)
 
 
 @pytest.fixture(scope="module")

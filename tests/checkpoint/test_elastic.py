@@ -116,10 +116,10 @@ CHAINS = [
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory, shared_data: Path, tiny_encoder: Path) -> Path:
+def base(tmp_path_factory: pytest.TempPathFactory, official_files: Path, tiny_encoder: Path) -> Path:
     """A folder with recipes, data and DeepSpeed JSONs."""
     folder = tmp_path_factory.mktemp("elastic")
-    glue = cut_glue(shared_data / "glue", folder / "glue", train_rows=60, dev_rows=4)
+    glue = cut_glue(official_files / "glue", folder / "glue", train_rows=60, dev_rows=4)
     for file in glue.glob("*/dev.tsv"):
         file.unlink()  # nothing to evaluate: that takes as long as the steps
     recipe: dict[str, Any] = {

@@ -31,9 +31,9 @@ Outputs = dict[str, str]
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory, shared_data: Path, tiny_encoder: Path) -> Path:
+def base(tmp_path_factory: pytest.TempPathFactory, official_files: Path, tiny_encoder: Path) -> Path:
     """A folder with recipe, data and DeepSpeed JSONs."""
-    folder = write_base(tmp_path_factory.mktemp("resume"), shared_data, tiny_encoder, keep_last=1)
+    folder = write_base(tmp_path_factory.mktemp("resume"), official_files, tiny_encoder, keep_last=1)
     for stage, precision in CASES:
         write_json(folder / f"zero{stage}_{precision}.json", zero_config(stage, precision))
     return folder

@@ -16,12 +16,12 @@ STEPS, SAVED, KILLED = 5, 3, 5  # killed before step 5, so that step 4 is done t
 
 
 @pytest.fixture(scope="module")
-def resumed(tmp_path_factory: pytest.TempPathFactory, shared_data: Path, tiny_encoder: Path) -> Path:
+def resumed(tmp_path_factory: pytest.TempPathFactory, official_files: Path, tiny_encoder: Path) -> Path:
     """A teacher, then its student twice: straight, and killed and resumed."""
     folder = tmp_path_factory.mktemp("resumed")
     recipe = {
         "encoder": {"path": str(tiny_encoder), "max_length": 64},
-        "tasks": write_files(shared_data, folder),
+        "tasks": write_files(official_files, folder),
         "mixture": {"rates": "uniform"},
         "batch": {"examples_per_step": 22, "max_tokens_per_micro_batch": 800},
         "optimizer": {"name": "torch_adamw", "lr": 1e-3},

@@ -17,7 +17,7 @@ from helpers.fault_runs import Outcome, run_forked, scenario, write_base
 from helpers.processes import ROOT, write_json, zero_config
 
 from mtdnn_ds import cli
-from mtdnn_ds.checkpoint.find import write_manifest
+from mtdnn_ds.checkpoint.manifest import write_manifest
 from mtdnn_ds.checkpoint.safe_load import FORCE, load, refusals, safe_loads
 from mtdnn_ds.config.errors import CheckpointError
 
@@ -86,10 +86,10 @@ def test_a_loss_scaler_of_fp16_is_allowed(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory, shared_data: Path, tiny_encoder: Path) -> Path:
+def base(tmp_path_factory: pytest.TempPathFactory, official_files: Path, tiny_encoder: Path) -> Path:
     """Two runs, of ZeRO 2 and 3, whose checkpoints then are made malicious; their manifests are right."""
     folder = write_base(
-        tmp_path_factory.mktemp("malicious"), shared_data, tiny_encoder, steps=2, save_every=0, eval_every=0
+        tmp_path_factory.mktemp("malicious"), official_files, tiny_encoder, steps=2, save_every=0, eval_every=0
     )
     write_json(folder / "zero3.json", zero_config(3))
     ended = run_forked({str(stage): of_stage(folder, stage) for stage in STAGES}, folder)

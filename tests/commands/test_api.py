@@ -34,8 +34,8 @@ print(json.dumps({"folders": [str(first), str(second)], "refused": refused, "met
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory, shared_data: Path, tiny_encoder: Path) -> Path:
-    return write_base(tmp_path_factory.mktemp("api"), shared_data, tiny_encoder)
+def base(tmp_path_factory: pytest.TempPathFactory, official_files: Path, tiny_encoder: Path) -> Path:
+    return write_base(tmp_path_factory.mktemp("api"), official_files, tiny_encoder)
 
 
 @pytest.mark.distributed

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from mtdnn_ds.checkpoint.find import damage, open_checkpoint, write_manifest
+from mtdnn_ds.checkpoint.find import open_checkpoint
+from mtdnn_ds.checkpoint.manifest import damage, write_manifest
 from mtdnn_ds.cli import read_arguments
 from mtdnn_ds.commands.verbs import VERBS
 from mtdnn_ds.config.deepspeed import load_deepspeed_json

@@ -26,13 +26,13 @@ from mtdnn_ds.tasks.resolve import resolve_tasks
 from mtdnn_ds.tasks.spec import Source, TaskSpec
 
 
-def glue_specs(shared_data: Path, *names: str) -> tuple[TaskSpec, ...]:
+def glue_specs(official_files: Path, *names: str) -> tuple[TaskSpec, ...]:
     tasks = list(names)
     recipe = {
         "encoder": {"path": "x"},
         "train": {"steps": 1},
         "tasks": tasks,
-        "data": {"glue_dir": str(shared_data / "glue")},
+        "data": {"glue_dir": str(official_files / "glue")},
     }
     return resolve_tasks(Recipe.model_validate(recipe))
 
@@ -82,9 +82,9 @@ def theirs(
 
 @pytest.mark.parametrize(("task", "columns"), [("rte", (1, 2)), ("mrpc", (3, 4)), ("cola", (3,))])
 def test_gather_equals_transformers_on_real_rows(
-    task: str, columns: tuple[int, ...], shared_data: Path, minilm: Path, tmp_path: Path
+    task: str, columns: tuple[int, ...], official_files: Path, minilm: Path, tmp_path: Path
 ) -> None:
-    specs = glue_specs(shared_data, task)
+    specs = glue_specs(official_files, task)
     split = prepare(specs, tokenizer_path=str(minilm), cache_dir=str(tmp_path), splits=["dev"], say=Said())[
         task
     ]["dev"]
@@ -174,10 +174,10 @@ def test_tokenizers_own_padding_and_truncation_are_off(minilm: Path, tmp_path: P
     assert split.lengths(512).tolist() == [302, 3]
 
 
-def test_sources_are_interchangeable(shared_data: Path, minilm: Path, tmp_path: Path) -> None:
+def test_sources_are_interchangeable(official_files: Path, minilm: Path, tmp_path: Path) -> None:
     import datasets
 
-    (mrpc,) = glue_specs(shared_data, "mrpc")
+    (mrpc,) = glue_specs(official_files, "mrpc")
     lines = Path(mrpc.splits["dev"].path).read_text(encoding="utf-8-sig").removesuffix("\n").split("\n")
     rows = [
         dict(zip(("label", "s1", "s2"), (int(f[0]), f[3], f[4]), strict=True))

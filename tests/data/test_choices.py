@@ -326,17 +326,17 @@ def test_scores_that_are_not_finite_are_refused() -> None:
         compute_metrics(["mrr"], [np.array([np.nan, 1.0])], [np.array([1, 0])])
 
 
-def test_qnli_questions_with_their_candidates(shared_data: Path, tmp_path: Path, minilm: Path) -> None:
+def test_qnli_questions_with_their_candidates(official_files: Path, tmp_path: Path, minilm: Path) -> None:
     from mtdnn_ds.config.recipe import Recipe
     from mtdnn_ds.tasks.resolve import resolve_tasks
 
-    data = {"glue_dir": str(shared_data / "glue")}
+    data = {"glue_dir": str(official_files / "glue")}
     recipe = {"encoder": {"path": "x"}, "train": {"steps": 1}, "tasks": ["qnli_ranking"], "data": data}
     (spec,) = resolve_tasks(Recipe.model_validate(recipe))
     split = prepare(
         [spec], tokenizer_path=str(minilm), cache_dir=str(tmp_path), splits=["dev"], say=lambda text: None
     )[spec.name]["dev"]
-    lines = (shared_data / "glue/QNLI/dev.tsv").read_text(encoding="utf-8").removesuffix("\n").split("\n")[1:]
+    lines = (official_files / "glue/QNLI/dev.tsv").read_text(encoding="utf-8").removesuffix("\n").split("\n")[1:]
     groups: dict[str, list[bool]] = {}
     for line in lines:
         _, question, _, label = line.split("\t")

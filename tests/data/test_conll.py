@@ -11,7 +11,8 @@ import pytest
 from mtdnn_ds.config.errors import DataError
 from mtdnn_ds.data.rows.checked import CheckedRow, checked_rows
 from mtdnn_ds.data.rows.readers import READERS
-from mtdnn_ds.data.sources.tables import iterate_rows, place_of
+from mtdnn_ds.data.sources.names import place_of
+from mtdnn_ds.data.sources.tables import iterate_rows
 from mtdnn_ds.tasks.spec import Source, TaskSpec
 
 LABELS = ("O", "B-per", "I-per", "B-loc", "I-loc")
@@ -167,12 +168,12 @@ def test_bad_lists_are_refused(tmp_path: Path, tokens: str, tags: str, problem: 
     assert str(raised.value).splitlines()[1] == f"  line 1: {problem}"
 
 
-def test_the_real_wnut_files(shared_data: Path) -> None:
+def test_the_real_wnut_files(official_files: Path) -> None:
     counts = {}
     for split in ("train", "dev", "test"):
         source = Source(
             format="conll",
-            path=str(shared_data / f"WNUT17/{split}.conll"),
+            path=str(official_files / f"WNUT17/{split}.conll"),
             text_columns=("0",),
             label_column="-1",
         )

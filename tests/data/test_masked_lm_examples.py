@@ -409,8 +409,8 @@ def test_next_sentence_needs_two_documents(minilm: Path, tmp_path: Path) -> None
         examples_of(tmp_path / "one.txt", minilm, next_sentence=True)
 
 
-def test_real_articles(shared_data: Path, minilm: Path, tmp_path: Path) -> None:
-    (tmp_path / "articles.jsonl").symlink_to(shared_data / "wiki/articles.jsonl")
+def test_real_articles(official_files: Path, minilm: Path, tmp_path: Path) -> None:
+    (tmp_path / "articles.jsonl").symlink_to(official_files / "wiki/articles.jsonl")
     examples = examples_of(tmp_path / "articles.jsonl", minilm, max_length=128, next_sentence=True)
     gathered = all_of(examples)
     share = len(gathered.targets[0].rows) / (gathered.lengths.sum() - 3 * examples.num_examples)

@@ -46,12 +46,12 @@ def check(packing: Packing, lengths: np.ndarray, world_size: int, max_tokens: in
 
 
 @pytest.fixture(scope="module")
-def glue_lengths(shared_data: Path) -> tuple[np.ndarray, np.ndarray]:
+def glue_lengths(real_data: Path) -> tuple[np.ndarray, np.ndarray]:
     """Stand-in token lengths (1.3 a word, 3 special tokens, at most 128) and task ids of up to 20,000 real training rows of each GLUE task."""
     lengths, tasks = [], []
     for task, (folder, columns) in enumerate(GLUE_TEXT.items()):
         for line in (
-            (shared_data / "glue" / folder / "train.tsv").read_text(encoding="utf-8").splitlines()[1:20_000]
+            (real_data / "glue" / folder / "train.tsv").read_text(encoding="utf-8").splitlines()[1:20_000]
         ):
             cells = line.split("\t")
             lengths.append(min(128, int(1.3 * sum(len(cells[column].split()) for column in columns)) + 3))

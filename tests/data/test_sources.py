@@ -91,19 +91,19 @@ REAL_FILES = {
 }
 
 
-def real_source(shared_data: Path, task: str, split: str) -> Source:
-    folder = {"snli": shared_data / "SNLI", "scitail": shared_data / "SciTail" / "tsv_format"}.get(
-        task, shared_data / "glue"
+def real_source(real_data: Path, task: str, split: str) -> Source:
+    folder = {"snli": real_data / "SNLI", "scitail": real_data / "SciTail" / "tsv_format"}.get(
+        task, real_data / "glue"
     )
     source = BUILTIN_TASKS[task].folder[split]
     return replace(source, path=str(folder / source.path))
 
 
 @pytest.mark.parametrize(("task", "split"), REAL_FILES)
-def test_real_files_parse_in_full(task: str, split: str, shared_data: Path) -> None:
+def test_real_files_parse_in_full(task: str, split: str, real_data: Path) -> None:
     num_rows, class_counts = REAL_FILES[task, split]
     spec = BUILTIN_TASKS[task]
-    source = real_source(shared_data, task, split)
+    source = real_source(real_data, task, split)
     rows, skipped = read(source, kind=spec.kind, labels=spec.labels)
     assert (len(rows), skipped) == (num_rows, {})
     if class_counts is not None:
@@ -120,8 +120,8 @@ def test_real_files_parse_in_full(task: str, split: str, shared_data: Path) -> N
     )
 
 
-def test_mrpc_quotes_and_bom_are_read_as_they_are(shared_data: Path) -> None:
-    rows, _ = read(real_source(shared_data, "mrpc", "train"), labels=BUILTIN_TASKS["mrpc"].labels)
+def test_mrpc_quotes_and_bom_are_read_as_they_are(real_data: Path) -> None:
+    rows, _ = read(real_source(real_data, "mrpc", "train"), labels=BUILTIN_TASKS["mrpc"].labels)
     assert rows[0] == CheckedRow(
         number=2,
         texts=(

@@ -39,9 +39,7 @@ def base(tmp_path_factory: pytest.TempPathFactory, tiny_encoder: Path) -> Path:
 
 
 def command(base: Path, *words: str) -> str:
-    ended = run_command(
-        ["-m", "mtdnn_ds", *words, "--deepspeed_config", str(base / "zero2.json")], timeout_seconds=400
-    )
+    ended = run_command(["-m", "mtdnn_ds", *words, "--deepspeed_config", str(base / "zero2.json")])
     assert ended.returncode == 0, ended.stdout[-2000:] + ended.stderr[-2000:]
     return ended.stdout
 

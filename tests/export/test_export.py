@@ -66,7 +66,7 @@ def write_data(shared: Path, folder: Path) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory, shared_data: Path, minilm: Path) -> Path:
+def runs(tmp_path_factory: pytest.TempPathFactory, official_files: Path, minilm: Path) -> Path:
     folder = tmp_path_factory.mktemp("export")
     # Weights larger than usual: without training those of 0.02 answer all rows nearly alike.
     encoder = write_tiny_encoder(folder / "encoder", minilm, initializer_range=0.15)
@@ -77,7 +77,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, shared_data: Path, minilm: Pa
         "batch": {"examples_per_step": 24, "max_tokens_per_micro_batch": 2048},
         "optimizer": {"name": "torch_adamw", "lr": 1e-3},
         "train": {"steps": 3, "seed": 4},
-        "data": {**write_data(shared_data, folder), "cache_dir": str(folder / "cache")},
+        "data": {**write_data(official_files, folder), "cache_dir": str(folder / "cache")},
     }
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
     scenarios = {}
@@ -111,9 +111,7 @@ def exports(runs: Path) -> dict[str, Export]:
         loaded = open_model(str(runs / name), "latest", device=CPU)
         data = prepare_run_data(loaded.recipe, loaded.specs, lambda text: None)
         wanted = [(task, "dev") for task in range(len(loaded.specs))]
-        outputs = predict(
-            loaded.model, wanted, loaded.specs, loaded.layout, data.examples, loaded.settings, CPU
-        )
+        outputs = predict(loaded.model, wanted, data, loaded.settings, CPU)
         ours = {spec.name: own[0].values for spec, own in zip(loaded.specs, outputs, strict=True)}
         result[name] = Export(
             runs / name, runs / f"exported_{name}", {each.name: each for each in made}, ours
@@ -336,7 +334,7 @@ def test_whole_model_opens_without_its_data_and_encoder(
     original = open_model(str(exports["ranks2_zero3"].run), "latest", device=CPU)
     data = prepare_run_data(original.recipe, original.specs, lambda text: None)
     wanted = [(task, "dev") for task in range(len(TASKS))]
-    outputs = predict(loaded.model, wanted, loaded.specs, loaded.layout, data.examples, loaded.settings, CPU)
+    outputs = predict(loaded.model, wanted, data, loaded.settings, CPU)
     for name, own in zip(TASKS, outputs, strict=True):
         assert np.array_equal(own[0].values, exports["ranks2_zero3"].ours[name]), name
     assert default_checkpoint(str(moved)) == "best/average" and default_checkpoint(str(tmp_path)) == "latest"

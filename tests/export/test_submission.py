@@ -126,12 +126,12 @@ def test_label_words_stand_in_the_order_of_the_heads_classes() -> None:
     assert [file.name for file in GLUE_FILES if not file.words] == ["STS-B.tsv"]
 
 
-def test_most_frequent_labels_are_those_of_the_dev_sets(shared_data: Path) -> None:
+def test_most_frequent_labels_are_those_of_the_dev_sets(official_files: Path) -> None:
     columns = {"CoLA": ("dev", 1), "SST-2": ("dev", 1), "MRPC": ("dev", 0), "MNLI": ("dev_matched", -1), "QNLI": ("dev", -1), "RTE": ("dev", -1),
                "WNLI": ("dev", -1)}  # fmt: skip
     for folder, (file, column) in columns.items():
         rows = (
-            (shared_data / f"glue/{folder}/{file}.tsv")
+            (official_files / f"glue/{folder}/{file}.tsv")
             .read_text(encoding="utf-8-sig")
             .splitlines()[folder != "CoLA" :]
         )
@@ -146,11 +146,11 @@ def test_most_frequent_labels_are_those_of_the_dev_sets(shared_data: Path) -> No
 
 @pytest.fixture(scope="module")
 def submitted(
-    finished_run: Path, shared_data: Path, tmp_path_factory: pytest.TempPathFactory
+    finished_run: Path, official_files: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, list[float], str]:
     """Two zips of one run: official test files; and STS-B's dev rows, whose scores are known, in place of its test rows."""
     folder = tmp_path_factory.mktemp("submitted")
-    scores = write_stsb_dev_as_test(shared_data / "glue", folder / "glue")
+    scores = write_stsb_dev_as_test(official_files / "glue", folder / "glue")
     commands = [
         ["submit", str(finished_run), "--output", str(folder / "official.zip")],
         ["submit", str(finished_run), "--output", str(folder / "official.zip"), "--fill_missing"],

@@ -26,10 +26,10 @@ SECONDS_PER_START = 150  # imports and tokens from the cache, on a busy machine
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory, shared_data: Path, tiny_encoder: Path) -> Path:
+def base(tmp_path_factory: pytest.TempPathFactory, official_files: Path, tiny_encoder: Path) -> Path:
     """100 steps, saved every 4, and the undisturbed run."""
     folder = write_base(
-        tmp_path_factory.mktemp("kills"), shared_data, tiny_encoder, steps=100, save_every=4, eval_every=10
+        tmp_path_factory.mktemp("kills"), official_files, tiny_encoder, steps=100, save_every=4, eval_every=10
     )
     ended = run_forked({"straight": scenario(folder, "straight")}, folder)["straight"]
     assert ended.codes == [0, 0], ended.said

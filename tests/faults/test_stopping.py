@@ -16,7 +16,7 @@ from helpers.processes import ROOT, free_port, living_of_session, training_lines
 
 from mtdnn_ds.config.errors import Stopped
 from mtdnn_ds.faults import stop_requests
-from mtdnn_ds.faults.exit_codes import STOPPED
+from mtdnn_ds.faults.exit import STOPPED
 from mtdnn_ds.faults.slurm_time_limit import TimeLimit, job_end, parse_time_left
 
 # name: (acts, last step done when it stops, what is said of saving)
@@ -35,8 +35,8 @@ STOPS = {
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory, shared_data: Path, tiny_encoder: Path) -> Path:
-    folder = write_base(tmp_path_factory.mktemp("stopping"), shared_data, tiny_encoder)
+def base(tmp_path_factory: pytest.TempPathFactory, official_files: Path, tiny_encoder: Path) -> Path:
+    folder = write_base(tmp_path_factory.mktemp("stopping"), official_files, tiny_encoder)
     recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
     recipe["stages"] = [
         {"name": "all"},
@@ -180,7 +180,7 @@ def wait_for(condition: object, process: subprocess.Popen[bytes] | None, seconds
 def test_handlers_are_put_back_and_a_request_is_forgotten() -> None:
     before = {number: signal.getsignal(number) for number in stop_requests.SIGNALS}
     with pytest.raises(Stopped), stop_requests.listening():
-        stop_requests.heed(stop_requests.Heed.BETWEEN_STEPS)
+        stop_requests.set_policy(stop_requests.StopPolicy.BETWEEN_STEPS)
         os.kill(os.getpid(), signal.SIGUSR1)
         os.kill(os.getpid(), signal.SIGTERM)
         assert stop_requests.requested() == "signal SIGUSR1"  # the first
@@ -194,7 +194,7 @@ def test_handlers_are_put_back_and_a_request_is_forgotten() -> None:
 
 def test_a_forked_worker_dies_of_its_own_signals() -> None:
     with stop_requests.listening():
-        stop_requests.heed(stop_requests.Heed.BETWEEN_STEPS)
+        stop_requests.set_policy(stop_requests.StopPolicy.BETWEEN_STEPS)
         pid = os.fork()
         if pid == 0:
             signal.pause()

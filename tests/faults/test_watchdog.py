@@ -15,7 +15,7 @@ from helpers.fault_runs import Outcome, exact, run_forked, scenario, write_base
 from mtdnn_ds.faults import heartbeat
 from mtdnn_ds.faults.heartbeat import Place
 from mtdnn_ds.faults.shared_memory import SHARED_MEMORY, remove_own_segments
-from mtdnn_ds.faults.watchdog.diagnosis import Process, Seen, judge, summarize
+from mtdnn_ds.faults.watchdog.diagnosis import Process, RankStatus, judge, summarize
 
 STALL_SECONDS = 4.0
 SECONDS_MORE = 30  # on a busy machine; the bar is 60
@@ -77,9 +77,9 @@ LOSSES = {
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory, shared_data: Path, tiny_encoder: Path) -> Path:
+def base(tmp_path_factory: pytest.TempPathFactory, official_files: Path, tiny_encoder: Path) -> Path:
     return write_base(
-        tmp_path_factory.mktemp("watchdog"), shared_data, tiny_encoder, stall_timeout=STALL_SECONDS
+        tmp_path_factory.mktemp("watchdog"), official_files, tiny_encoder, stall_timeout=STALL_SECONDS
     )
 
 
@@ -177,7 +177,7 @@ def seen(
     moved: float = 100.0,
     waits: bool = True,
     loop: bool = True,
-) -> Seen:
+) -> RankStatus:
     place = Place(
         count=count,
         text=f"step {count}",
@@ -185,7 +185,7 @@ def seen(
         waits=waits,
         in_loop=loop,
     )
-    return Seen(
+    return RankStatus(
         rank=rank,
         process=Process(host=f"n{rank // 2}", pid=1, started="1"),
         heard=heard,
@@ -194,7 +194,7 @@ def seen(
     )
 
 
-def lost(*ranks: Seen, now: float = 105.0, timeout: float = 10.0) -> tuple[int, ...] | None:
+def lost(*ranks: RankStatus, now: float = 105.0, timeout: float = 10.0) -> tuple[int, ...] | None:
     verdict = judge(ranks, now, timeout)
     return None if verdict is None else verdict.lost
 
@@ -260,5 +260,5 @@ def test_only_own_segments_are_removed(tmp_path: Path, monkeypatch: pytest.Monke
 def test_a_mark_costs_nothing() -> None:
     begin = time.perf_counter()
     for number in range(10_000):
-        heartbeat.mark(f"step {number}, micro-batch 1 of 1")
+        heartbeat.heartbeat(f"step {number}, micro-batch 1 of 1")
     assert (time.perf_counter() - begin) / 10_000 < 20e-6

@@ -26,9 +26,9 @@ class Outcome:
     seconds_after_act: float | None
 
 
-def write_base(folder: Path, shared_data: Path, tiny_encoder: Path, **train: Any) -> Path:
+def write_base(folder: Path, official_files: Path, tiny_encoder: Path, **train: Any) -> Path:
     """Recipe, data and DeepSpeed JSON of a small run with dropout: 12 steps, evaluated every 3, saved every 6."""
-    glue = cut_glue(shared_data / "glue", folder / "glue", train_rows=60, dev_rows=8)
+    glue = cut_glue(official_files / "glue", folder / "glue", train_rows=60, dev_rows=8)
     recipe = {
         "encoder": {"path": str(tiny_encoder), "max_length": 48},
         "tasks": {"cola": {"dropout": 0.3}, "stsb": {}, "rte": {}},
@@ -71,7 +71,6 @@ def run_forked(
     environment = {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}
     ended = run_command(
         [str(ROOT / "tests/workers/forked_ranks.py"), str(given), str(results), str(at_once)],
-        timeout_seconds=500,
         **environment,
     )
     assert ended.returncode == 0, ended.stdout + ended.stderr

@@ -49,10 +49,10 @@ def write_stsb_dev_as_test(shared_glue: Path, glue: Path) -> list[float]:
     return [float(row[9]) for row in rows[1:]]
 
 
-def train_finished_run(folder: Path, encoder: Path, shared_data: Path) -> Path:
+def train_finished_run(folder: Path, encoder: Path, official_files: Path) -> Path:
     """A run of 12 steps with three evaluations in `folder`/run."""
-    glue = write_glue(shared_data / "glue", folder / "glue")
-    sentences = re.split(r"\n\s*\n", (shared_data / "WNUT17/train.conll").read_text())
+    glue = write_glue(official_files / "glue", folder / "glue")
+    sentences = re.split(r"\n\s*\n", (official_files / "WNUT17/train.conll").read_text())
     (folder / "wnut").mkdir()
     for split, first in (("train", 0), ("dev", 60), ("test", 90)):
         (folder / f"wnut/{split}.conll").write_text("\n\n".join(sentences[first : first + 30]) + "\n\n")

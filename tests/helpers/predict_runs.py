@@ -96,10 +96,10 @@ def write_rows(folder: Path) -> dict[str, Any]:
 
 
 def train_all_kinds(
-    folder: Path, shared_data: Path, encoder: Path, *, steps: int = 12, **changes: Any
+    folder: Path, official_files: Path, encoder: Path, *, steps: int = 12, **changes: Any
 ) -> Path:
     """A run of GLUE tasks and of every other kind, on one rank; returns its folder."""
-    glue = cut_glue(shared_data / "glue", folder / "glue", train_rows=40, dev_rows=32)
+    glue = cut_glue(official_files / "glue", folder / "glue", train_rows=40, dev_rows=32)
     (folder / "words.txt").write_text("The harbour was closed.\n\nThe ships went on for many years.\n")
     recipe = {
         "encoder": {"path": str(encoder), "max_length": 48},

@@ -6,14 +6,13 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from helpers import warm
 from mtdnn_ds.config.launch import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -40,7 +39,7 @@ def rank_environment(rank: int, world_size: int, port: int) -> dict[str, str]:
 class Rank:
     """One process of a run. It writes to a file: a pipe that nobody reads yet would block a rank that says much."""
 
-    process: subprocess.Popen[str]
+    process: subprocess.Popen[str] | warm.WarmProcess
     output: IO[str]
 
     def said(self) -> str:
@@ -48,23 +47,17 @@ class Rank:
         return self.output.read()
 
 
-def start_ranks(arguments: Sequence[str], world_size: int) -> list[Rank]:
-    """`python ARGUMENTS` once per rank, each in a process group of its own."""
+def start_ranks(arguments: Sequence[str], world_size: int, *, fresh: bool = False) -> list[Rank]:
+    """`python ARGUMENTS` once per rank, each in a session of its own, forked from a warm process unless `fresh` (helpers/warm.py)."""
     port = free_port()
     ranks = []
+
     for rank in range(world_size):
         output = tempfile.TemporaryFile("w+")  # noqa: SIM115  # closed by kill()
         environment = rank_environment(rank, world_size, port)
-        process = subprocess.Popen(
-            [sys.executable, *arguments],
-            env=environment,
-            cwd=ROOT,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
+        process = warm.start(arguments, environment=environment, output=output, errors=output, fresh=fresh)
         ranks.append(Rank(process, output))
+
     return ranks
 
 
@@ -90,15 +83,17 @@ def living_of_session(session: int) -> list[int]:
     return found
 
 
-def run_ranks(arguments: Sequence[str], world_size: int, timeout_seconds: float = 300) -> str:
+def run_ranks(arguments: Sequence[str], world_size: int, *, fresh: bool = False) -> str:
     """Run all ranks to a good end, killing what is left if one hangs; returns rank 0's output."""
-    ranks = start_ranks(arguments, world_size)
-    deadline = time.monotonic() + timeout_seconds
+    ranks = start_ranks(arguments, world_size, fresh=fresh)
+
     try:
-        codes = [rank.process.wait(timeout=max(deadline - time.monotonic(), 1)) for rank in ranks]
+        warm.wait_for([rank.process for rank in ranks])
+        codes = [rank.process.poll() for rank in ranks]
         outputs = [rank.said() for rank in ranks]
     finally:
         kill(ranks)
+
     assert codes == [0] * world_size, f"exit codes {codes}\n" + "\n----\n".join(outputs)[-6000:]
     return outputs[0]
 
@@ -107,33 +102,24 @@ def run_jobs(
     jobs: Sequence[Mapping[str, Any]],
     folder: Path,
     world_size: int,
-    timeout_seconds: float = 600,
     worker: str = "train_jobs.py",
 ) -> dict[str, str]:
     """Train several runs in one process group (tests/workers/WORKER); returns what rank 0 said in each, by run folder name."""
     file = folder / f"jobs_{free_port()}.json"
     file.write_text(json.dumps(list(jobs)))
-    output = run_ranks([str(ROOT / "tests/workers" / worker), str(file)], world_size, timeout_seconds)
+    output = run_ranks([str(ROOT / "tests/workers" / worker), str(file)], world_size)
     parts = output.split("== ")[1:]
     return {part.split("\n", 1)[0]: part for part in parts}
 
 
 def run_command(
-    arguments: Sequence[str], timeout_seconds: float = 120, **environment: str
+    arguments: Sequence[str], *, fresh: bool = False, **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    """`python ARGUMENTS` as a user runs it, without a launcher."""
-    env = {
+    """`python ARGUMENTS` without a launcher, forked from a warm process unless `fresh`; killed if it hangs."""
+    given = {
         name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")
     }
-    return subprocess.run(
-        [sys.executable, *arguments],
-        env={**env, "PYTHONPATH": str(ROOT), **environment},
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=timeout_seconds,
-        check=False,
-    )
+    return warm.run(arguments, environment={**given, "PYTHONPATH": str(ROOT), **environment}, fresh=fresh)
 
 
 def lines(run_folder: Path) -> list[dict[str, Any]]:

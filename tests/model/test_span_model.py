@@ -82,12 +82,12 @@ def test_a_batch_without_spans_keeps_the_head_in_the_graph() -> None:
 
 @pytest.fixture(scope="module")
 def sets(
-    tiny_encoder: Path, shared_data: Path, tmp_path_factory: pytest.TempPathFactory
+    tiny_encoder: Path, official_files: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[tuple[TaskSpec, ...], list[Any]]:
     """SQuAD 2.0's sample (with questions without an answer) and CoQA's story, in windows of 64 tokens."""
     folder = tmp_path_factory.mktemp("span_model")
-    squad = span_task(shared_data / "SQuAD/dev-v2.0-sample.json", null_threshold=0.0)
-    coqa = task({}, {"coqa_dir": str(shared_data / "CoQA")}, name="coqa")
+    squad = span_task(official_files / "SQuAD/dev-v2.0-sample.json", null_threshold=0.0)
+    coqa = task({}, {"coqa_dir": str(official_files / "CoQA")}, name="coqa")
     return (squad, coqa), [made(spec, tiny_encoder, folder, 64) for spec in (squad, coqa)]
 
 
@@ -203,9 +203,9 @@ def test_a_step_does_not_depend_on_its_micro_batches(
 
 @pytest.mark.distributed
 def test_a_run_trains_and_scores_squad_and_coqa_on_two_ranks(
-    tiny_encoder: Path, shared_data: Path, tmp_path: Path
+    tiny_encoder: Path, official_files: Path, tmp_path: Path
 ) -> None:
-    data = json.loads((shared_data / "SQuAD/dev-v2.0-sample.json").read_text())
+    data = json.loads((official_files / "SQuAD/dev-v2.0-sample.json").read_text())
     for name, part in (("train", slice(0, 2)), ("dev", slice(2, 3))):
         articles = [{**article, "paragraphs": article["paragraphs"][part]} for article in data["data"]]
         (tmp_path / f"{name}-v2.0.json").write_text(json.dumps({"data": articles}))
@@ -214,7 +214,7 @@ def test_a_run_trains_and_scores_squad_and_coqa_on_two_ranks(
         "tasks": {"squad_v2": {"max_answer_tokens": 20}, "coqa": {"history_turns": 1}},
         "data": {
             "squad_dir": str(tmp_path),
-            "coqa_dir": str(shared_data / "CoQA"),
+            "coqa_dir": str(official_files / "CoQA"),
             "cache_dir": str(tmp_path / "cache"),
         },
         "batch": {"examples_per_step": 8, "max_tokens_per_micro_batch": 512},

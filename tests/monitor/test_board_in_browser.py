@@ -56,7 +56,7 @@ def test_text_and_embeddings_are_read_back(finished_run: Path) -> None:
     ]  # STS-B's dev.tsv
 
 
-def test_embeddings_are_the_hidden_states_of_the_first_token(finished_run: Path, shared_data: Path) -> None:
+def test_embeddings_are_the_hidden_states_of_the_first_token(finished_run: Path, official_files: Path) -> None:
     """Against plain transformers on the last weights, CoLA's first dev row."""
     import torch
     from transformers import AutoModel, AutoTokenizer
@@ -72,7 +72,7 @@ def test_embeddings_are_the_hidden_states_of_the_first_token(finished_run: Path,
     }
     theirs = AutoModel.from_pretrained(path, add_pooling_layer=False)
     theirs.load_state_dict(weights)
-    text = (shared_data / "glue/CoLA/dev.tsv").read_text().split("\n")[0].split("\t")[3]
+    text = (official_files / "glue/CoLA/dev.tsv").read_text().split("\n")[0].split("\t")[3]
     with torch.no_grad():
         expected = (
             theirs.eval()(**AutoTokenizer.from_pretrained(path)(text, return_tensors="pt"))

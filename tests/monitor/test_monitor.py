@@ -16,7 +16,7 @@ from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import plugin_data_pb2
 
 from mtdnn_ds.config.errors import ConfigError
-from mtdnn_ds.monitor.console import Progress, TaskResult, configure_logging, format_results
+from mtdnn_ds.monitor.console import configure_logging
 from mtdnn_ds.monitor.flops import (
     StepCost,
     activation_bytes,

@@ -65,9 +65,7 @@ def evaluated(all_kinds_run: Path, model: MultiTaskModel) -> dict[str, Any]:
     """Task -> what evaluation predicts for each row of its dev split."""
     data = prepare_run_data(model.recipe, resolve_tasks(model.recipe), lambda text: None)
     wanted = [(index, "dev") for index, spec in enumerate(data.specs) if spec.kind != "masked_lm"]
-    outputs = predict_split(
-        model.net, wanted, data.specs, data.layout, data.examples, model.settings, model.device
-    )
+    outputs = predict_split(model.net, wanted, data, model.settings, model.device)
     names = [data.specs[index].name for index, _ in wanted]
     return {
         name: data.examples[name]["dev"].decode(of_split).predictions for name, of_split in zip(names, outputs, strict=True)

@@ -20,7 +20,7 @@ from mtdnn_ds import MultiTaskModel
 from mtdnn_ds.cli import main
 from mtdnn_ds.config.errors import ConfigError, DataError
 from mtdnn_ds.predict.embed_files import embed_file
-from mtdnn_ds.predict.files import Written, predict_file
+from mtdnn_ds.predict.files import OutputSummary, predict_file
 from mtdnn_ds.predict.output import PartFile
 from mtdnn_ds.predict.table import open_table
 
@@ -63,7 +63,7 @@ def run(
     columns: str | None = None,
     ids: str | None = None,
     **settings: Any,
-) -> Written:
+) -> OutputSummary:
     table = open_table(str(source), text_columns=columns, id_column=ids)
     return predict_file(model, table, output, **{"asked": None, **settings})
 
@@ -75,7 +75,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".parquet"])
 def test_every_format_keeps_ids_and_order(suffix: str, model: MultiTaskModel, tmp_path: Path) -> None:
     written = run(model, write(tmp_path / f"in{suffix}"), tmp_path / "out.jsonl", window_rows=5)
-    assert written == Written(rows=18, bad=0, truncated=0, went_on=0)
+    assert written == OutputSummary(rows=18, bad=0, truncated=0, went_on=0)
     found = lines(tmp_path / "out.jsonl")
     expected = model.predict(
         [(row["sentence1"], row["sentence2"]) for row in ROWS],
@@ -204,7 +204,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(
         ConfigError, match=r"\(window_rows was 4 and is 5\); repeat that call to go on, or delete"
     ):
         run(model, source, output, window_rows=5)
-    assert run(model, source, output, window_rows=4) == Written(
+    assert run(model, source, output, window_rows=4) == OutputSummary(
         rows=18, bad=0, truncated=0, went_on=4 * kept["windows"]
     )
     assert output.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()

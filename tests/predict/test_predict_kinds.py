@@ -20,6 +20,7 @@ from mtdnn_ds.config.recipe import Recipe
 from mtdnn_ds.data.cache.build import prepare
 from mtdnn_ds.data.examples import make_examples
 from mtdnn_ds.runs.evaluate import predict as predict_split
+from mtdnn_ds.runs.setup import RunData
 from mtdnn_ds.tasks.spec import Source, TaskSpec
 
 STORY = (
@@ -61,9 +62,8 @@ def test_conversations_are_answered_as_evaluation_answers_them(tiny_encoder: Pat
         say=lambda text: None,
     )  # fmt: skip
     examples = make_examples(spec, prepared["talk"]["dev"], max_length=48)
-    (outputs,) = predict_split(
-        model.net, [(0, "dev")], [spec], model.layout, {"talk": {"dev": examples}}, model.settings, model.device
-    )  # fmt: skip
+    run_data = RunData(specs=(spec,), layout=model.layout, examples={"talk": {"dev": examples}})
+    (outputs,) = predict_split(model.net, [(0, "dev")], run_data, model.settings, model.device)
     rows = [
         {"question": question, "context": STORY, "history": [list(turn) for turn in TALK[:number]]}
         for number, (question, _) in enumerate(TALK)

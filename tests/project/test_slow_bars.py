@@ -13,17 +13,16 @@ from helpers.processes import ROOT, lines, run_command, training_lines, write_js
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
 
-def test_nine_glue_tasks_learn_together(shared_data: Path, tmp_path: Path) -> None:
+def test_nine_glue_tasks_learn_together(real_data: Path, tmp_path: Path) -> None:
     arguments = [
         "launchers/train.py",
         "--recipe",
         "recipes/glue_small.yaml",
         "--data.glue_dir",
-        str(shared_data / "glue"),
+        str(real_data / "glue"),
     ]
     ended = run_command(
         [*arguments, "--output_dir", str(tmp_path / "run"), "--train.eval_every", "0"],
-        timeout_seconds=3000,
         OMP_NUM_THREADS="2",
     )
     assert ended.returncode == 0, ended.stderr
@@ -34,11 +33,11 @@ def test_nine_glue_tasks_learn_together(shared_data: Path, tmp_path: Path) -> No
 
 
 def test_questions_of_squad_are_learnt_from_half_of_its_development_set(
-    shared_data: Path, tmp_path: Path
+    real_data: Path, tmp_path: Path
 ) -> None:
     """Trained on the articles of part B, scored on those of part A."""
     for name, part in (("train", "B"), ("dev", "A")):
-        (tmp_path / f"{name}-v1.1.json").symlink_to(shared_data / f"SQuAD/dev-v1.1-part{part}.json")
+        (tmp_path / f"{name}-v1.1.json").symlink_to(real_data / f"SQuAD/dev-v1.1-part{part}.json")
     arguments = [
         "launchers/train.py",
         "--recipe",
@@ -48,9 +47,7 @@ def test_questions_of_squad_are_learnt_from_half_of_its_development_set(
         "--encoder.max_length",
         "256",
     ]
-    ended = run_command(
-        [*arguments, "--output_dir", str(tmp_path / "run")], timeout_seconds=3500, OMP_NUM_THREADS="2"
-    )
+    ended = run_command([*arguments, "--output_dir", str(tmp_path / "run")], OMP_NUM_THREADS="2")
     assert ended.returncode == 0, ended.stderr
     (metrics,) = [line["eval"]["squad"] for line in lines(tmp_path / "run") if "eval" in line]
     assert metrics["token_f1"] >= 0.40
@@ -58,17 +55,15 @@ def test_questions_of_squad_are_learnt_from_half_of_its_development_set(
     assert sum(losses[-100:]) < sum(losses[-300:-200])  # still falling
 
 
-def test_named_entities_of_wnut17_are_found(shared_data: Path, tmp_path: Path) -> None:
+def test_named_entities_of_wnut17_are_found(real_data: Path, tmp_path: Path) -> None:
     arguments = [
         "launchers/train.py",
         "--recipe",
         "recipes/ner.yaml",
         "--data.wnut_dir",
-        str(shared_data / "WNUT17"),
+        str(real_data / "WNUT17"),
     ]
-    ended = run_command(
-        [*arguments, "--output_dir", str(tmp_path / "run")], timeout_seconds=3000, OMP_NUM_THREADS="1"
-    )
+    ended = run_command([*arguments, "--output_dir", str(tmp_path / "run")], OMP_NUM_THREADS="1")
     assert ended.returncode == 0, ended.stderr
     (evaluation,) = [line["eval"] for line in lines(tmp_path / "run") if "eval" in line]
     assert evaluation["wnut17"]["entity_f1"] >= 0.30
@@ -99,7 +94,7 @@ def test_bert_large_trains_in_bf16_under_zero2_within_12_gb(tmp_path: Path) -> N
         "try:\n    runpy.run_path(sys.argv[0], run_name='__main__')\n"
         "finally:\n    print('peak', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)"
     )
-    ended = run_command(["-c", measured, *arguments], timeout_seconds=3400, OMP_NUM_THREADS="2")
+    ended = run_command(["-c", measured, *arguments], OMP_NUM_THREADS="2")
     assert ended.returncode == 0, ended.stderr[-3000:]
     assert [line["step"] for line in training_lines(tmp_path / "run")] == [1, 2]
     peak_gigabytes = int(re.findall(r"peak (\d+)", ended.stderr)[-1]) * 1024 / 1e9

@@ -411,7 +411,7 @@ def test_answers_of_spans_choices_and_entities(tiny_encoder: Path, tmp_path: Pat
     model = run_model(recipe, data, device=device, compute_dtype=torch.float32)
     settings = loader_settings(recipe, hidden_size=32, world_size=1, rank=0, device=device)
     wanted = [(index, "dev") for index in range(3)]
-    outputs = predict(model, wanted, specs, data.layout, data.examples, settings, device)
+    outputs = predict(model, wanted, data, settings, device)
     metrics = scored(wanted, outputs, specs, data.examples).metrics
     found = {
         spec.name: task_answers(spec, data.examples[spec.name]["dev"], of_task)

@@ -28,7 +28,8 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from mtdnn_ds.checkpoint import restore as elastic
-from mtdnn_ds.checkpoint.find import damage, find_checkpoint, resume_from, write_manifest
+from mtdnn_ds.checkpoint.find import find_checkpoint, resume_from
+from mtdnn_ds.checkpoint.manifest import damage, write_manifest
 from mtdnn_ds.checkpoint.weights import read_weights
 from mtdnn_ds.config.load import load_recipe
 from mtdnn_ds.config.stages import load_runs

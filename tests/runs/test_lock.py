@@ -140,8 +140,8 @@ def test_a_new_folder_is_private_an_old_one_keeps_its_mode_and_an_unused_one_goe
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory, shared_data: Path, tiny_encoder: Path) -> Path:
-    return write_base(tmp_path_factory.mktemp("lock"), shared_data, tiny_encoder, save_every=3, eval_every=0)
+def base(tmp_path_factory: pytest.TempPathFactory, official_files: Path, tiny_encoder: Path) -> Path:
+    return write_base(tmp_path_factory.mktemp("lock"), official_files, tiny_encoder, save_every=3, eval_every=0)
 
 
 @pytest.fixture(scope="module")

@@ -105,8 +105,8 @@ def test_builtin_tasks_of_these_kinds() -> None:
     assert ranking.splits["train"].text_columns == ("question", "sentence")
 
 
-def test_wnut_dir_takes_the_files_that_are_there(shared_data: Path) -> None:
-    (spec,) = resolve_tasks(recipe(["wnut17"], data={"wnut_dir": str(shared_data / "WNUT17")}))
+def test_wnut_dir_takes_the_files_that_are_there(official_files: Path) -> None:
+    (spec,) = resolve_tasks(recipe(["wnut17"], data={"wnut_dir": str(official_files / "WNUT17")}))
     assert {
         split: (Path(source.path).name, source.format, source.label_column)
         for split, source in spec.splits.items()

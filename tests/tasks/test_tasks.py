@@ -108,8 +108,8 @@ def test_builtin_without_folder_comes_from_the_hub() -> None:
     assert mnli.dev_splits == ("dev", "dev_mm")
 
 
-def test_glue_dir_takes_the_files_that_are_there(shared_data: Path) -> None:
-    glue = str(shared_data / "glue")
+def test_glue_dir_takes_the_files_that_are_there(official_files: Path) -> None:
+    glue = str(official_files / "glue")
     specs = resolve_tasks(recipe(["cola", "sst2", "mnli"], data={"glue_dir": glue}))
     assert [tuple(spec.splits) for spec in specs] == [
         ("train", "dev", "test"),

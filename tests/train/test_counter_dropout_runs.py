@@ -50,10 +50,10 @@ FIRST = {name.split(".")[0]: name for name in reversed(RUNS)}
 KILLED = "plain.1_zero2_recomputed"  # the run that is killed before step 4, too, in a folder of its own
 
 
-def write_recipes(folder: Path, shared_data: Path, minilm: Path) -> None:
+def write_recipes(folder: Path, official_files: Path, minilm: Path) -> None:
     """Recipes and DeepSpeed JSONs. Weights larger than BERT's first ones, so that dropout changes losses by far more than rounding."""
     encoder = write_tiny_encoder(folder / "encoder", minilm, initializer_range=0.08)
-    tasks = write_files(shared_data, folder)
+    tasks = write_files(official_files, folder)
     tasks["cola"] = {"dropout": 0.3}
     recipe = {
         "encoder": {"path": str(encoder), "max_length": 48},
@@ -73,10 +73,10 @@ def write_recipes(folder: Path, shared_data: Path, minilm: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory, shared_data: Path, minilm: Path) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory, official_files: Path, minilm: Path) -> Path:
     """Every run in a folder of its name; one killed and resumed as it was (`killed`) and elsewhere (`elsewhere`)."""
     folder = tmp_path_factory.mktemp("counter")
-    write_recipes(folder, shared_data, minilm)
+    write_recipes(folder, official_files, minilm)
     killed = job_of(folder, KILLED, output_dir=str(folder / "killed"))
     killed["overrides"] = {**killed["overrides"], "train.save_every": "2"}
     file = write_json(folder / "killed.json", killed)

@@ -22,7 +22,7 @@ from mtdnn_ds.config.load import dump_recipe, load_recipe
 from mtdnn_ds.data.batches.collate import collate
 from mtdnn_ds.data.examples import Gathered, TargetRows
 from mtdnn_ds.data.examples.distilled import DistilledExamples
-from mtdnn_ds.data.soft_targets import RowsByExample, read_outputs, soft_file, soft_targets, write_outputs
+from mtdnn_ds.data.cache.soft_targets import RowsByExample, read_outputs, soft_file, soft_targets, write_outputs
 from mtdnn_ds.losses.distillation import Distillation
 from mtdnn_ds.losses.forms import build_losses
 from mtdnn_ds.tasks.layout import head_layout
@@ -326,7 +326,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 import numpy as np
-from mtdnn_ds.data import soft_targets as module
+from mtdnn_ds.data.cache import soft_targets as module
 
 def half(arrays, path):
     Path(path).write_bytes(b"half a file")

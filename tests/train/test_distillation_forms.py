@@ -21,7 +21,7 @@ from mtdnn_ds.config.recipe import Recipe
 from mtdnn_ds.runs.setup import RunData, prepare_run_data, run_model
 from mtdnn_ds.tasks.layout import head_layout
 from mtdnn_ds.tasks.resolve import resolve_tasks
-from mtdnn_ds.train.distillation.teacher_outputs import find_lessons, taught
+from mtdnn_ds.train.distillation.teacher_outputs import find_teacher_outputs, with_soft_targets
 
 QUESTIONS = [
     ("which colour has the sky", ["blue", "green grass", "a red car"], 0),
@@ -100,8 +100,8 @@ def recipe(tmp_path_factory: pytest.TempPathFactory, tiny_encoder: Path) -> Reci
 def soft_targets_of(recipe: Recipe) -> dict[str, list[np.ndarray]]:
     """Soft targets of each example of each task, as a micro-batch gets them."""
     data = prepare_run_data(recipe, resolve_tasks(recipe), quiet)
-    with_answers = taught(
-        recipe, data, find_lessons(recipe, data, quiet), device=torch.device("cpu"), say=quiet
+    with_answers = with_soft_targets(
+        recipe, data, find_teacher_outputs(recipe, data), device=torch.device("cpu")
     )
     result = {}
     for spec, examples in zip(with_answers.specs, with_answers.train_sets, strict=True):
@@ -181,7 +181,7 @@ def test_a_teacher_of_tags_with_another_tokenizer_is_refused(recipe: Recipe, tmp
     data = prepare_run_data(student, resolve_tasks(student), quiet)
     assert recipe.distillation.teachers is not None
     with pytest.raises(ConfigError) as caught:
-        find_lessons(student, data, quiet)
+        find_teacher_outputs(student, data)
     assert str(caught.value) == (
         f"distillation.teachers: {recipe.distillation.teachers[0]}: task 'ner': another tokenizer may leave out other words; "
         "take a teacher with this run's tokenizer, or leave the task out of distillation.tasks"

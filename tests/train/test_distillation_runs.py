@@ -33,7 +33,7 @@ from mtdnn_ds.losses.forms import build_losses
 from mtdnn_ds.runs.setup import RunData, build_plan, prepare_run_data, run_model, settings_dict
 from mtdnn_ds.runs.state import RunState, check_fit
 from mtdnn_ds.tasks.resolve import resolve_tasks
-from mtdnn_ds.train.distillation.teacher_outputs import find_lessons, fingerprints, taught
+from mtdnn_ds.train.distillation.teacher_outputs import find_teacher_outputs, fingerprints, with_soft_targets
 
 RANKS = 2
 LABELS = {"pair": ["no", "maybe", "yes"], "one": ["neg", "pos"], "score": None}
@@ -148,14 +148,14 @@ def _student_data(folder: Path) -> tuple[Any, RunData]:
 
 
 def _stored(runs: Runs, teacher: str, task: str) -> dict[str, np.ndarray]:
-    """Outputs of one teacher as its lesson names them."""
+    """Outputs of one teacher as its keys name them."""
     recipe, data = _student_data(runs.folder)
-    lessons = {
-        lesson.teacher.found.folder.path.name: lesson
-        for lesson in find_lessons(recipe, data, lambda text: None)
+    teacher_outputs = {
+        outputs.teacher.run.folder.path.name: outputs
+        for outputs in find_teacher_outputs(recipe, data)
     }
     return load_file(
-        runs.folder / "cache" / f"{task}-train-{lessons[teacher].keys[task][:16]}.soft.safetensors"
+        runs.folder / "cache" / f"{task}-train-{teacher_outputs[teacher].keys[task][:16]}.soft.safetensors"
     )
 
 
@@ -250,7 +250,7 @@ def test_every_example_learns_its_own_answers(runs: Runs, tiny_encoder: Path) ->
     """A step's losses, from Hugging Face's outputs for the teachers and torch's own functions."""
     recipe, data = _student_data(runs.folder)
     device, quiet = torch.device("cpu"), lambda text: None
-    with_answers = taught(recipe, data, find_lessons(recipe, data, quiet), device=device, say=quiet)
+    with_answers = with_soft_targets(recipe, data, find_teacher_outputs(recipe, data), device=device)
     step = build_plan(recipe, data).step(1)
     batch = collate(
         step.task_ids,
@@ -309,7 +309,7 @@ def test_other_teacher_weights_are_noticed_and_refused_when_a_run_goes_on(runs: 
         changed = load_recipe(
             str(runs.folder / "student.yaml"), {"distillation.teachers": ",".join(teachers)}
         )
-        prints = fingerprints(find_lessons(changed, data, lambda text: None))
+        prints = fingerprints(find_teacher_outputs(changed, data))
         return RunState(
             step=0,
             recipe=settings_dict(changed),

@@ -53,9 +53,9 @@ class Runs:
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory, shared_data: Path, tiny_encoder: Path) -> Runs:
+def runs(tmp_path_factory: pytest.TempPathFactory, official_files: Path, tiny_encoder: Path) -> Runs:
     folder = tmp_path_factory.mktemp("exactness")
-    glue = cut_glue(shared_data / "glue", folder / "glue", train_rows=300, dev_rows=8)
+    glue = cut_glue(official_files / "glue", folder / "glue", train_rows=300, dev_rows=8)
     recipe = {
         **RECIPE,
         "encoder": {"path": str(tiny_encoder), "max_length": 96},

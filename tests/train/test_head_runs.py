@@ -37,10 +37,10 @@ class Runs:
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory, shared_data: Path, tiny_encoder: Path) -> Runs:
+def runs(tmp_path_factory: pytest.TempPathFactory, official_files: Path, tiny_encoder: Path) -> Runs:
     """One rank without ZeRO; two ranks under ZeRO 3 in small micro-batches; two ranks, ZeRO 3, bf16, with dropout."""
     folder = tmp_path_factory.mktemp("head_runs")
-    glue = cut_glue(shared_data / "glue", folder / "glue", train_rows=40, dev_rows=12)
+    glue = cut_glue(official_files / "glue", folder / "glue", train_rows=40, dev_rows=12)
     (folder / "lengths.py").write_text(WORD_LENGTHS)
     sentences = [
         line.split(",")[0].split()

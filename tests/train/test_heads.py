@@ -120,7 +120,7 @@ def our_outputs(recipe_path: Path) -> tuple[dict[str, np.ndarray], list[str]]:
     notes = begin_with_heads(model, specs, recipe)
     settings: LoaderSettings = loader_settings(recipe, hidden_size=32, rank=0, world_size=1, device=device)
     wanted = [(task, "dev") for task in range(len(specs))]
-    outputs = predict(model, wanted, data.specs, data.layout, data.examples, settings, device)
+    outputs = predict(model, wanted, data, settings, device)
     return {spec.name: of_split[0].values for spec, of_split in zip(specs, outputs, strict=True)}, notes
 
 

@@ -35,10 +35,10 @@ FROZEN = ("encoder.model.embeddings.", "encoder.model.encoder.layer.0.", "encode
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory, shared_data: Path, tiny_encoder: Path) -> Path:
+def base(tmp_path_factory: pytest.TempPathFactory, official_files: Path, tiny_encoder: Path) -> Path:
     """A folder with data, recipe, DeepSpeed JSONs and finished runs of two ranks."""
     folder = tmp_path_factory.mktemp("init")
-    glue = cut_glue(shared_data / "glue", folder / "glue", train_rows=40, dev_rows=6)
+    glue = cut_glue(official_files / "glue", folder / "glue", train_rows=40, dev_rows=6)
     recipe = {
         "encoder": {"path": str(tiny_encoder), "max_length": 40},
         "tasks": ["cola", "stsb", "rte"],

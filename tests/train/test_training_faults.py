@@ -26,9 +26,9 @@ from safetensors.torch import load_file
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory, shared_data: Path, tiny_encoder: Path) -> Path:
+def base(tmp_path_factory: pytest.TempPathFactory, official_files: Path, tiny_encoder: Path) -> Path:
     folder = tmp_path_factory.mktemp("faults")
-    glue = cut_glue(shared_data / "glue", folder / "glue", train_rows=60, dev_rows=8)
+    glue = cut_glue(official_files / "glue", folder / "glue", train_rows=60, dev_rows=8)
     recipe = {
         "encoder": {"path": str(tiny_encoder), "max_length": 48},
         "tasks": ["cola", "mrpc"],
