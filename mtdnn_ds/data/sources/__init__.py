@@ -1,1 +1,1 @@
-"""Raw rows from files, parquet, saved datasets, the hub or our generator. No text or label is judged here."""
+"""Raw rows of files, parquet, saved datasets, the hub or our generator. No text or label is judged here."""

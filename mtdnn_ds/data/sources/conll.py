@@ -1,8 +1,11 @@
-"""Sentences of a .conll file: one word a line with its tag, a blank line after each sentence. No labels are judged here (data/rows/words.py).
+"""Sentences of a .conll file: a word with its tag in each line, a blank line after each sentence.
 
-Columns stand between tabs, or between blanks in a line without a tab, and have numbers: text_columns[0] of the source is the word's,
-label_column the tag's. Lines that begin with -DOCSTART- part documents. Before a sentence's first word, a line that begins with # is a
-comment (CoNLL-U) unless its tag is one: "# sent_id = 7" is a comment, "# O" and "#nlproc<TAB>O" are words.
+No labels are judged here (data/rows/words.py).
+
+Columns stand between tabs, or between blanks in a line without a
+tab, and have numbers: text_columns[0] of the source is the word's, label_column the tag's. Lines that begin
+with -DOCSTART- part documents. Before a sentence's first word, a line that begins with # is a comment
+(CoNLL-U) unless its tag is one: "# sent_id = 7" is a comment, "# O" and "#nlproc<TAB>O" are words.
 """
 
 from __future__ import annotations
@@ -21,9 +24,13 @@ _Line = tuple[int, list[str]]  # line number, fields
 
 
 def sentences_in(source: Source) -> Iterator[RawRow]:
-    """(line of its first word, (words, tags)) of each sentence; (words,) where the source has no label column."""
-    tag_column = None if source.label_column is None else int(source.label_column)
-    columns = [int(source.text_columns[0]), *([] if tag_column is None else [tag_column])]
+    """(line of its first word, (words, tags)) of each sentence; (words,) without a label column."""
+    columns = [int(source.text_columns[0])]
+    tag_column = None
+    if source.label_column is not None:
+        tag_column = int(source.label_column)
+        columns.append(tag_column)
+
     broken: set[int] = set()
     width = 0  # fields of the file's first word
     sentence: list[_Line] = []
@@ -47,17 +54,29 @@ def _fields(line: str) -> list[str]:
 
 
 def _is_comment(fields: Sequence[str], tag_column: int | None) -> bool:
-    if not fields[0].startswith("#") or (tag_column is None and len(fields) == 1):
+    if not fields[0].startswith("#"):
         return False
-    column = -1 if tag_column is None else tag_column
-    return not (-len(fields) <= column < len(fields) and _TAG.fullmatch(fields[column]))
+    if tag_column is None:
+        if len(fields) == 1:
+            return False
+        tag_column = -1
+    return not (-len(fields) <= tag_column < len(fields) and _TAG.fullmatch(fields[tag_column]))
 
 
 def _checked_width(path: str, columns: Sequence[int], first: Sequence[str]) -> int:
+    """Fields of the first word's line.
+
+    Raises DataError if a column lies outside of them, or both are the same.
+    """
     width = len(first)
     outside = [str(column) for column in columns if not -width <= column < width]
-    if outside or (len(columns) == 2 and columns[0] % width == columns[1] % width):
-        missing = f"no column {', '.join(outside)}" if outside else "no column beside the word's for the tag"
+    missing = None
+    if outside:
+        missing = f"no column {', '.join(outside)}"
+    elif len(columns) == 2 and columns[0] % width == columns[1] % width:
+        missing = "no column beside the word's for the tag"
+
+    if missing is not None:
         raise DataError(f"{path}: {missing}; its lines have {width} fields, numbered from 0")
     return width
 

@@ -25,8 +25,8 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from mtdnn_ds.config.errors import ConfigError
-from mtdnn_ds.data.cache.build import sync
 from mtdnn_ds.data.cache.tokenize import ragged_ranges
+from mtdnn_ds.files import sync
 from mtdnn_ds.tasks.layout import Answer
 
 VERSION = 1  # raise it when the same teacher's outputs on the same examples would be stored otherwise
