@@ -1,17 +1,19 @@
-"""The text behind --help: verbs, flags and every recipe setting, from the same tables that check them. Prints nothing."""
+"""The text behind --help: verbs, flags and every recipe setting, from the tables that check them. Prints nothing."""
 
 from __future__ import annotations
 
 import textwrap
 
-from mtdnn_ds.commands.verbs import LAUNCHER_FLAGS, VERBS, Flag, Verb
+from mtdnn_ds.commands.flags import LAUNCHER_FLAGS, Flag, Verb
+from mtdnn_ds.commands.verbs import VERBS
 
 _WIDTH = 118
+_VERB_COLUMN, _FLAG_COLUMN, _LAUNCHER_COLUMN, _SETTING_COLUMN = 19, 22, 29, 40  # where the texts begin
 
 
 def overview(program: str) -> str:
-    """What `python -m mtdnn_ds --help` shows."""
-    verbs = "\n".join(_entry(verb.name, verb.summary, indent=2, column=19) for verb in VERBS.values())
+    """What `mtdnn_ds --help` shows. `program` is how it was called."""
+    verbs = "\n".join(_entry(verb.name, verb.summary, _VERB_COLUMN) for verb in VERBS.values())
     return (
         f"usage: {program} VERB [--flag value ...] [--section.setting value ...]\n\n"
         "One encoder, many tasks, trained exactly under DeepSpeed.\n\n"
@@ -23,65 +25,59 @@ def overview(program: str) -> str:
 
 def verb_help(verb: Verb, program: str) -> str:
     """What `VERB --help` and `launchers/train.py --help` show. `program` is how the verb was called."""
-    from mtdnn_ds.config.schema import field_docs
-
-    name = f" {verb.positional.upper()}" if verb.positional else ""
-    name += f" [{name.strip()} ...]" if verb.takes_several else ""
-    settings = " [--section.setting value ...]" if verb.takes_settings else ""
-    parts = [f"usage: {program}{name} [--flag value ...]{settings}\n\n{verb.summary}\n", "flags:"]
-    parts += [_entry(f"--{flag.name}", _flag_text(flag), indent=2, column=22) for flag in verb.flags]
+    lines = [f"{_usage(verb, program)}\n\n{verb.summary}\n", "flags:"]
+    lines += [_entry(f"--{flag.name}", _flag_text(flag), _FLAG_COLUMN) for flag in verb.flags]
     if verb.from_launcher:
-        parts.append(
-            _entry(
-                " ".join(f"--{name}" for name in LAUNCHER_FLAGS),
-                "as launchers pass them; without effect",
-                indent=2,
-                column=29,
-            )
-        )
+        names = " ".join(f"--{name}" for name in LAUNCHER_FLAGS)
+        lines.append(_entry(names, "as launchers pass them; without effect", _LAUNCHER_COLUMN))
+
     if verb.takes_settings:
-        parts += ["", "settings, over those of the recipe (paths are relative to the current directory):"]
-        parts.append(
-            _entry(
-                "--tasks",
-                "a,b,c: train these of the recipe's and the built-in tasks  [the recipe's]",
-                indent=2,
-                column=40,
-            )
-        )
-        parts.append(
-            _entry(
-                "--stages.NAME.SETTING",
-                "any setting of one stage of a recipe with stages: docs/stages.md",
-                indent=2,
-                column=40,
-            )
-        )
-        parts += [
-            _entry(
-                f"--{doc.name}", _setting_text(doc.type, doc.default, doc.description), indent=2, column=40
-            )
-            for doc in field_docs()
-        ]
-    return "\n".join(parts) + "\n"
+        lines += ["", "settings, over those of the recipe (paths are relative to the current directory):"]
+        lines += [_entry(name, text, _SETTING_COLUMN) for name, text in _settings()]
+    return "\n".join(lines) + "\n"
+
+
+def _usage(verb: Verb, program: str) -> str:
+    words = ["usage:", program]
+    if verb.positional:
+        words.append(verb.positional.upper())
+    if verb.takes_several:
+        words.append(f"[{words[-1]} ...]")
+    words.append("[--flag value ...]")
+    if verb.takes_settings:
+        words.append("[--section.setting value ...]")
+    return " ".join(words)
 
 
 def _flag_text(flag: Flag) -> str:
-    default = f"  [{flag.default}]" if flag.default is not None else ""
-    return f"{flag.help}{'  (required)' if flag.required else default}"
+    if flag.required:
+        return f"{flag.help}  (required)"
+    if flag.default is not None:
+        return f"{flag.help}  [{flag.default}]"
+    return flag.help
 
 
-def _setting_text(kind: str, default: str, description: str) -> str:
-    about = f"; {description}" if description else ""
-    return f"{kind}{about}{'' if default == '-' else f'  [{default}]'}"
+def _settings() -> list[tuple[str, str]]:
+    """(flag, text) of everything that a recipe can say."""
+    from mtdnn_ds.config.schema import field_docs
+
+    settings = [
+        ("--tasks", "a,b,c: train these of the recipe's and the built-in tasks  [the recipe's]"),
+        ("--stages.NAME.SETTING", "any setting of one stage of a recipe with stages: docs/stages.md"),
+    ]
+    for doc in field_docs():
+        text = f"{doc.type}; {doc.description}" if doc.description else doc.type
+        if doc.default != "-":
+            text += f"  [{doc.default}]"
+        settings.append((f"--{doc.name}", text))
+    return settings
 
 
-def _entry(name: str, text: str, *, indent: int, column: int) -> str:
-    first = f"{' ' * indent}{name}".ljust(column - 1) + " "
+def _entry(name: str, text: str, column: int) -> str:
     return textwrap.fill(
         text,
         width=_WIDTH,
-        initial_indent=first,
+        initial_indent=f"  {name}".ljust(column - 1) + " ",
         subsequent_indent=" " * column,
         break_on_hyphens=False,
         break_long_words=False,

@@ -95,7 +95,7 @@ FLAGS = {
 }  # fmt: skip
 
 COMMANDS = {
-    "unknown verb": (["trian"], "unknown verb 'trian'; did you mean 'train'? (known: adapt, compare, distill, doctor, embed, evaluate, export, import-task-def, plan, predict, prepare, report, serve, submit, tasks, train, verify)"),
+    "unknown verb": (["trian"], "unknown verb 'trian'; did you mean 'train'? (known: adapt, compare, distill, doctor, embed, evaluate, export, import-task-def, plan, predict, prepare, recipes, report, serve, submit, tasks, train, verify)"),
     "flag before verb": (["--recipe", "x"], "'--recipe' is a flag; the verb comes first"),
     "unknown flag": (["train", "--resum", "auto"], "unknown flag '--resum'; did you mean '--resume'?"),
     "a setting without its section": (["train", "--lr", "1"], "unknown flag '--lr'; did you mean '--optimizer.lr'?"),
