@@ -1,7 +1,11 @@
-"""A disk that fails: its errors in words, its free space, and a file that keeps what it cannot write. Decides nothing about the run."""
+"""Files that outlive crashes and failing disks: written aside and renamed, synced, hashed; errors in words.
+
+Decides nothing about a run, and knows no format.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +15,58 @@ from mtdnn_ds.config.errors import TrainingError
 
 
 class SaveFailed(TrainingError):
-    """Something of the run could not be written; what was there before is untouched. Raised on all ranks alike."""
+    """Something of the run could not be written; what was there before is untouched.
+
+    Raised on all ranks alike.
+    """
+
+
+# Whole or not at all
+
+
+def sync(path: Path) -> None:
+    """Make a file, or the entries of a folder, durable (fsync) before anything refers to them.
+
+    Raises OSError.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def written_aside(path: Path) -> Iterator[Path]:
+    """Another path in the same folder, for the block to write a file to, which is then synced and renamed to
+    `path`.
+
+    A reader of `path` sees the old file or the new one, never a part. What the block raises leaves `path` as
+    it was, and nothing beside it. A rename is durable once its folder is synced, which is left to the caller.
+    """
+    aside = path.with_name(f".{path.name}.new")
+    try:
+        yield aside
+        sync(aside)
+        os.replace(aside, path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
+
+
+def replace_file(path: Path, text: str) -> None:
+    """Write a small text file (UTF-8) aside, and rename it. Raises OSError."""
+    with written_aside(path) as aside:
+        aside.write_text(text, encoding="utf-8")
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 of a file's bytes, in hex. Raises OSError."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+# Disks that fail
 
 
 @contextmanager
@@ -26,21 +81,31 @@ def writing(what: str) -> Iterator[None]:
 
 
 def reason(error: BaseException) -> str:
-    """`No space left on device`, with the file if the error knows it."""
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    return str(error).split("\n", 1)[0] or type(error).__name__
+    """`No space left on device`, with the file if the error knows it; of other errors the first line."""
+    if not isinstance(error, OSError) or not error.strerror:
+        return str(error).split("\n", 1)[0] or type(error).__name__
+
+    if error.filename:
+        return f"{error.filename}: {error.strerror}"
+    return error.strerror
 
 
 def free_bytes(path: Path) -> int | None:
-    """What this user may still write to the disk of `path`, which may not exist yet; None where the file system does not say."""
+    """What this user may still write to the disk of `path`, which may not exist yet.
+
+    None where the file system does not say.
+    """
     while not path.exists() and path != path.parent:
         path = path.parent
+
     try:
         disk = os.statvfs(path)
     except OSError:
         return None
-    return disk.f_bavail * disk.f_frsize if disk.f_blocks else None
+
+    if not disk.f_blocks:
+        return None
+    return disk.f_bavail * disk.f_frsize
 
 
 def size(num_bytes: float) -> str:
@@ -53,17 +118,19 @@ def size(num_bytes: float) -> str:
 
 
 class PatientFile:
-    """A file that is appended to and never raises: what the disk does not take stays in memory, in order, until it does.
+    """A file that is appended to and never raises.
 
-    `problem` says why the last attempt failed, None if all is written. A write that the disk takes in part is gone on with where it
-    stopped, so that no line is torn or doubled.
+    What the disk does not take stays in memory, in order, until it does. `problem` says why the last attempt
+    failed, None if all is written. A write that the disk takes in part is gone on with where it stopped, so
+    that no line is torn or doubled.
     """
 
     def __init__(self, path: Path) -> None:
         """Raises OSError if the file cannot be opened."""
-        self._path, self._waiting = path, bytearray()
-        self.problem: str | None = None
+        self._path = path
+        self._waiting = bytearray()
         self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+        self.problem: str | None = None
         self.closed = False
 
     @property
@@ -72,6 +139,7 @@ class PatientFile:
         return len(self._waiting)
 
     def write(self, data: bytes) -> None:
+        """Take `data`; `flush` writes it."""
         self._waiting += data
 
     def flush(self) -> None:
@@ -87,7 +155,8 @@ class PatientFile:
 
     def close(self) -> None:
         """Try once more, and close. What still waits is lost; `problem` says so."""
-        if not self.closed:
-            self.flush()
-            self.closed = True
-            os.close(self._descriptor)
+        if self.closed:
+            return
+        self.flush()
+        self.closed = True
+        os.close(self._descriptor)

@@ -1,7 +1,9 @@
-"""Reading pickled files: the one place of this package that does. Only tensors, plain values and the classes of ALLOWED come out; no code runs.
+"""Reading pickled files: the one place of this package that does, and it runs no code of theirs.
 
-A pickle may name any function and have it called. torch's `weights_only` reader calls none but those on a list: its own (tensors,
-collections) and ALLOWED, which is all that DeepSpeed 0.19.8 adds to the checkpoints of ZeRO 0-3 in fp32, bf16, fp16 and autocast.
+Only tensors, plain values and the classes of ALLOWED come out. A pickle may name any function and have it
+called. torch's `weights_only` reader calls none but those on a list: its own (tensors, collections) and
+ALLOWED, which is all that DeepSpeed 0.19.8 adds to the checkpoints of ZeRO 0-3 in fp32, bf16, fp16 and
+autocast.
 """
 
 from __future__ import annotations
@@ -29,18 +31,23 @@ FORCE, FORCE_NOT = "TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY
 
 
 def load(path: Path, *, mmap: bool = False, map_location: Any = "cpu") -> Any:
-    """What torch.save wrote to `path`. `mmap`: tensors stay in the file until they are read. Raises CheckpointError naming what is refused."""
+    """What torch.save wrote to `path`. `mmap`: tensors stay in the file until they are read.
+
+    Raises CheckpointError naming what is refused.
+    """
     with safe_loads(path):
         return torch.load(path, map_location=map_location, mmap=mmap or None, weights_only=True)
 
 
 @contextmanager
 def safe_loads(where: Path) -> Iterator[None]:
-    """Every torch.load of the block, DeepSpeed's own too, reads with `weights_only`, whatever it asks for. For this process and its children.
+    """Every torch.load of the block, DeepSpeed's own too, reads with `weights_only`, whatever it asks for.
 
-    `where`, a file or a folder of checkpoint files, is named in the CheckpointError of a refusal. Not for two threads at a time.
+    For this process and its children. `where`, a file or a folder of checkpoint files, is named in the
+    CheckpointError of a refusal. Not for two threads at a time.
     """
-    before = {name: os.environ.pop(name, None) for name in (FORCE, FORCE_NOT)}
+    before = {name: os.environ.get(name) for name in (FORCE, FORCE_NOT)}
+    os.environ.pop(FORCE_NOT, None)
     os.environ[FORCE] = "1"
     try:
         with torch.serialization.safe_globals(_allowed()):
@@ -56,15 +63,17 @@ def safe_loads(where: Path) -> Iterator[None]:
 
 
 def refusals(files: Iterable[Path]) -> list[str]:
-    """What would be refused of these checkpoint files, in words. Reads their lists of names only: quick for any size."""
+    """What would be refused of these checkpoint files, in words.
+
+    Reads their lists of names only: quick for any size.
+    """
     problems = []
     with torch.serialization.safe_globals(_allowed()):
         for file in files:
+            # A file that is no checkpoint may make the readers of zip and pickle raise anything.
             try:
                 names = torch.serialization.get_unsafe_globals_in_checkpoint(file)
-            except (
-                Exception
-            ) as error:  # whatever a file that is no checkpoint makes the readers of zip and pickle raise
+            except Exception as error:
                 problems.append(
                     f"{file}: is no file of a checkpoint ({_first_line(error)}); give another checkpoint"
                 )
@@ -79,11 +88,9 @@ def _allowed() -> list[Any]:
 
 def _refusal(where: Path, text: str) -> str:
     name = re.search(r"GLOBAL (\S+)", text)
-    return (
-        _words(where, name[1])
-        if name
-        else f"{where}: holds what no checkpoint of a run holds, so it is not read; give another checkpoint"
-    )
+    if name is None:
+        return f"{where}: holds what no checkpoint of a run holds, so it is not read; give another checkpoint"
+    return _words(where, name[1])
 
 
 def _words(file: Path, name: str) -> str:

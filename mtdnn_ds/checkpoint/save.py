@@ -1,9 +1,10 @@
-"""Saving checkpoints: whole or not at all, on every rank alike, at once or beside the training. Finds and reads none (checkpoint/find.py).
+"""Saving checkpoints: whole or not at all, on every rank alike, at once or beside the training. Reads none.
 
-A checkpoint is written into checkpoints/.partial_step_N.XXXXXX, checked, given a manifest with every file's size and sha256, flushed to
-disk and only then renamed to checkpoints/step_N; `latest` is replaced and old ones are deleted last. A kill or a full disk at any point
-leaves a folder without a manifest, or an untouched older checkpoint. The X are new each time: a rank of a killed run that still dies
-cannot write into the folder of the run that has taken its place.
+A checkpoint is written into checkpoints/.partial_step_N.XXXXXX, checked, given a manifest with every file's
+size and sha256, flushed to disk and only then renamed to checkpoints/step_N; `latest` is replaced and old
+ones are deleted last. A kill or a full disk at any point leaves a folder without a manifest, or an untouched
+older checkpoint. The X are new each time: a rank of a killed run that still dies cannot write into the folder
+of the run that has taken its place.
 """
 
 from __future__ import annotations
@@ -21,27 +22,29 @@ from typing import Any, Literal
 from safetensors import SafetensorError
 
 from mtdnn_ds import dist
-from mtdnn_ds.checkpoint.find import (
+from mtdnn_ds.checkpoint.manifest import (
     MANIFEST,
     PARTIAL,
     RUN_STATE,
-    flush,
-    manifest_bytes,
+    newest_bytes,
     numbered,
-    replace_file,
     write_manifest,
 )
-from mtdnn_ds.checkpoint.shard_writer import ShardWriter, Written
+from mtdnn_ds.checkpoint.shard_writer import ShardReport, ShardWriter
 from mtdnn_ds.config.errors import CheckpointError
-from mtdnn_ds.files import SaveFailed, free_bytes, reason, size
+from mtdnn_ds.faults.heartbeat import announce
+from mtdnn_ds.files import SaveFailed, free_bytes, reason, size, sync, written_aside
 
 OnError = Literal["stop", "continue"]
 Also = Sequence[Callable[[Path], None]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Begun:
-    """A checkpoint that is being written. Equal on all ranks but for `writer`, which writes this rank's files."""
+class PendingSave:
+    """A checkpoint that is being written.
+
+    Equal on all ranks but for `writer`, which writes this rank's files.
+    """
 
     engine: Any
     checkpoints: Path
@@ -53,11 +56,15 @@ class Begun:
 
     @property
     def final(self) -> Path:
+        """Where it will be once it is whole."""
         return self.checkpoints / f"step_{self.step}"
 
 
 class Saver:
-    """Saves the checkpoints of a run as its recipe says, and knows which step is safe. Every method is collective: all ranks must call it."""
+    """Saves the checkpoints of a run as its recipe says, and knows which step is safe.
+
+    Every method is collective: all ranks must call it.
+    """
 
     def __init__(
         self,
@@ -73,12 +80,16 @@ class Saver:
         """`step`: of the checkpoint that the run went on from, 0 for a new run."""
         self._engine, self._checkpoints, self._keep_last = engine, checkpoints, keep_last
         self._on_error, self._in_background, self._say = on_error, in_background, say
-        self._begun: tuple[Begun, float] | None = None
+        self._pending: PendingSave | None = None
+        self._began = 0.0  # perf_counter of the pending one
         self.saved_step = step  # of the newest checkpoint that is whole
         self.longest_seconds = 0.0  # from the beginning of a save to its end
 
     def save(self, *, step: int, run_state: dict[str, Any], also: Also = (), must: bool = False) -> None:
-        """Save `step`; what is still being written is completed first. `must`: SaveFailed whatever the recipe says, and wait for it."""
+        """Save `step`; what is still being written is completed first.
+
+        `must`: SaveFailed whatever the recipe says, and wait for it.
+        """
         self.wait()
         try:
             self._begin(step, run_state, also)
@@ -88,23 +99,26 @@ class Saver:
             self._failed(error, must)
 
     def poll(self) -> None:
-        """Between two steps: complete what all ranks have written. One small reduction while something is, else nothing."""
-        if self._begun is not None and not dist.any_rank(
-            not self._begun[0].writer.is_done(), self._engine.device
-        ):
+        """Between two steps: complete what all ranks have written.
+
+        One small reduction while something is, else nothing.
+        """
+        if self._pending is None:
+            return
+        if not dist.any_rank(not self._pending.writer.is_done(), self._engine.device):
             self.wait()
 
     def wait(self, *, must: bool = False) -> None:
         """Complete what is being written."""
         try:
-            if self._begun is not None:
+            if self._pending is not None:
                 self._complete()
         except SaveFailed as error:
             self._failed(error, must)
 
     def _begin(self, step: int, run_state: dict[str, Any], also: Also) -> None:
         began = perf_counter()
-        begun = begin_save(
+        pending = begin_save(
             self._engine,
             self._checkpoints,
             step=step,
@@ -113,15 +127,16 @@ class Saver:
             also=also,
             in_background=self._in_background,
         )
-        self._begun = (begun, began)
+        self._pending, self._began = pending, began
 
     def _complete(self) -> None:
-        assert self._begun is not None
-        (begun, began), self._begun = self._begun, None
-        for note in complete_save(begun):
+        assert self._pending is not None
+        pending, self._pending = self._pending, None
+        for note in complete_save(pending):
             self._say(note)
-        self.saved_step = begun.step
-        self.longest_seconds = max(self.longest_seconds, perf_counter() - began)
+
+        self.saved_step = pending.step
+        self.longest_seconds = max(self.longest_seconds, perf_counter() - self._began)
 
     def _failed(self, error: SaveFailed, must: bool) -> None:
         if must or self._on_error == "stop":
@@ -135,11 +150,12 @@ class Saver:
 def save_checkpoint(
     engine: Any, checkpoints: Path, *, step: int, run_state: dict[str, Any], keep_last: int, also: Also = ()
 ) -> tuple[Path, tuple[str, ...]]:
-    """Write checkpoints/step_N; returns it and what is to be said. Collective: all ranks must call this, between steps.
+    """Write checkpoints/step_N; returns it and what is to be said.
 
-    `run_state` is JSON, equal on all ranks. `also`: each writes a file of its own into the folder, on rank 0. Raises SaveFailed on all ranks.
+    Collective: all ranks must call this, between steps. `run_state` is JSON, equal on all ranks. `also`: each
+    writes a file of its own into the folder, on rank 0. Raises SaveFailed on all ranks.
     """
-    begun = begin_save(
+    pending = begin_save(
         engine,
         checkpoints,
         step=step,
@@ -148,7 +164,7 @@ def save_checkpoint(
         also=also,
         in_background=False,
     )
-    return begun.final, complete_save(begun)
+    return pending.final, complete_save(pending)
 
 
 def begin_save(
@@ -160,9 +176,14 @@ def begin_save(
     keep_last: int,
     also: Also,
     in_background: bool,
-) -> Begun:
-    """Take the state of every rank, and write it: before this returns, or in a thread. Collective. Raises SaveFailed on all ranks."""
+) -> PendingSave:
+    """Take the state of every rank, and write it: before this returns, or in a thread.
+
+    Collective: all ranks must call this. Raises SaveFailed on all of them.
+    """
     partial = dist.on_main(lambda: _open_partial(checkpoints, step, run_state, also))
+    announce(f"saving step {step}, before its shards")
+
     writer = ShardWriter(in_background=in_background)
     ours = {"step": step, "optimizer_order": _optimizer_order(engine)}
     client_state = {"mtdnn_ds": ours, "universal_checkpoint_info": {"universal_checkpoint_version": 0.2}}
@@ -170,7 +191,8 @@ def begin_save(
         engine.save_checkpoint(
             str(checkpoints), tag=partial.name, client_state=client_state, save_latest=False
         )
-    return Begun(
+
+    return PendingSave(
         engine=engine,
         checkpoints=checkpoints,
         partial=partial,
@@ -181,31 +203,41 @@ def begin_save(
     )
 
 
-def complete_save(begun: Begun) -> tuple[str, ...]:
-    """Wait for all ranks' files and make them a checkpoint; returns what is to be said. Collective. Raises SaveFailed on all ranks."""
-    written = dist.gather(begun.writer.wait())
-    return dist.on_main(lambda: _finish(begun, written))
+def complete_save(pending: PendingSave) -> tuple[str, ...]:
+    """Wait for all ranks' files and make them a checkpoint; returns what is to be said.
+
+    Collective: all ranks must call this. Raises SaveFailed on all of them.
+    """
+    reports = dist.gather(pending.writer.wait())
+    return dist.on_main(lambda: _finish(pending, reports))
 
 
 def space_note(engine: Any, checkpoints: Path, keep_last: int) -> str | None:
-    """What is to be said before the first step, if the disk has no room for the checkpoints to come. Any one rank."""
-    there, free = numbered(checkpoints), free_bytes(checkpoints)
-    each = _newest_bytes(checkpoints) or _estimated_bytes(engine)
-    needed = each * max(1, keep_last + 1 - len(there))  # an old one is deleted when the new one is whole
+    """What is to be said before the first step, if the disk has no room for the checkpoints to come.
+
+    Any one rank.
+    """
+    each = newest_bytes(checkpoints) or _estimated_bytes(engine)
+    # An old one is deleted when the new one is whole.
+    needed = each * max(1, keep_last + 1 - len(numbered(checkpoints)))
+
+    free = free_bytes(checkpoints)
     if free is None or free >= needed:
         return None
     return (
-        f"{checkpoints}: checkpoints of about {size(each)} will need {size(needed)} (train.keep_last={keep_last}, and one more while it is written); "
-        f"{size(free)} are free there"
+        f"{checkpoints}: checkpoints of about {size(each)} will need {size(needed)} "
+        f"(train.keep_last={keep_last}, and one more while it is written); {size(free)} are free there"
     )
 
 
 def _open_partial(checkpoints: Path, step: int, run_state: dict[str, Any], also: Also) -> Path:
     """A folder for step N with the files that rank 0 alone writes."""
     partial = checkpoints / f"{PARTIAL}step_{step}.{secrets.token_hex(3)}"
-    needed, free = _newest_bytes(checkpoints), free_bytes(checkpoints)
+
+    needed, free = newest_bytes(checkpoints), free_bytes(checkpoints)
     if needed is not None and free is not None and free < needed:
         raise _save_failed(checkpoints, step, ["the disk has no room for it; nothing was written"])
+
     try:
         checkpoints.mkdir(parents=True, exist_ok=True)
         partial.mkdir()
@@ -218,55 +250,74 @@ def _open_partial(checkpoints: Path, step: int, run_state: dict[str, Any], also:
     return partial
 
 
-def _finish(begun: Begun, written: Sequence[Written]) -> tuple[str, ...]:
-    """Rank 0."""
-    checkpoints, partial = begun.checkpoints, begun.partial
-    problems = [f"rank {rank}: {one.problem}" for rank, one in enumerate(written) if one.problem is not None]
+def _finish(pending: PendingSave, reports: Sequence[ShardReport]) -> tuple[str, ...]:
+    """Of rank 0: the partial folder becomes the checkpoint, `latest` names it, and old ones go."""
+    checkpoints = pending.checkpoints
+    problems = [
+        f"rank {rank}: {report.problem}" for rank, report in enumerate(reports) if report.problem is not None
+    ]
     try:
         if not problems:
-            _check_shards(partial, begun.engine)
-            write_manifest(
-                partial, known={name: entry for one in written for name, entry in one.files.items()}
-            )
-            os.replace(partial, begun.final)
-            flush(checkpoints)
+            _make_whole(pending, reports)
     except (OSError, CheckpointError) as error:
         problems = [reason(error)]
     if problems:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise _save_failed(checkpoints, begun.step, problems)
+        shutil.rmtree(pending.partial, ignore_errors=True)
+        raise _save_failed(checkpoints, pending.step, problems)
+
     try:
-        replace_file(checkpoints / "latest", begun.final.name)
-        _prune(checkpoints, begun.keep_last)
+        announce(f"saving step {pending.step}, before latest")
+        with written_aside(checkpoints / "latest") as aside:
+            aside.write_text(pending.final.name)
+            announce(f"saving step {pending.step}, inside latest")
+        _prune(checkpoints, pending.keep_last)
     except OSError as error:
-        return (f"{begun.final}: is saved, but not all that comes after could be done: {reason(error)}",)
+        return (f"{pending.final}: is saved, but not all that comes after could be done: {reason(error)}",)
     return ()
 
 
-def _save_failed(checkpoints: Path, step: int, problems: Sequence[str]) -> SaveFailed:
-    needed, free, there = _newest_bytes(checkpoints), free_bytes(checkpoints), numbered(checkpoints)
-    room = [f"a checkpoint takes {size(needed)}"] if needed is not None else []
-    room += [f"{size(free)} are free"] if free is not None else []
-    kept = f"; {there[0][1]} is untouched" if there else "; there is no earlier one"
-    return SaveFailed(
-        f"step {step}: the checkpoint could not be saved: {'; '.join(problems)} ({', '.join(room)}){kept}"
+def _make_whole(pending: PendingSave, reports: Sequence[ShardReport]) -> None:
+    announce(f"saving step {pending.step}, all shards written")
+    _check_shards(pending.partial, pending.engine)
+    write_manifest(
+        pending.partial, known={name: entry for report in reports for name, entry in report.files.items()}
     )
 
+    announce(f"saving step {pending.step}, before the rename")
+    os.replace(pending.partial, pending.final)
+    sync(pending.checkpoints)
 
-def _newest_bytes(checkpoints: Path) -> int | None:
-    return next(
-        (total for _step, path in numbered(checkpoints) if (total := manifest_bytes(path)) is not None), None
+
+def _save_failed(checkpoints: Path, step: int, problems: Sequence[str]) -> SaveFailed:
+    room = []
+    needed, free = newest_bytes(checkpoints), free_bytes(checkpoints)
+    if needed is not None:
+        room.append(f"a checkpoint takes {size(needed)}")
+    if free is not None:
+        room.append(f"{size(free)} are free")
+
+    kept = "there is no earlier one"
+    there = numbered(checkpoints)
+    if there:
+        kept = f"{there[0][1]} is untouched"
+    return SaveFailed(
+        f"step {step}: the checkpoint could not be saved: {'; '.join(problems)} ({', '.join(room)}); {kept}"
     )
 
 
 def _estimated_bytes(engine: Any) -> int:
-    """Weights as they compute, float32 masters beside them under ZeRO, and two float32 states of each trained one (AdamW's)."""
-    masters = 0 if engine.zero_optimization_stage() == 0 else 4
+    """Weights as they compute, float32 masters beside them under ZeRO, and two float32 states of each trained
+    one.
+
+    The states are AdamW's.
+    """
+    bytes_of_states = 8 if engine.zero_optimization_stage() == 0 else 12
     total = 0
     for parameter in engine.module.parameters():
-        total += getattr(parameter, "ds_numel", parameter.numel()) * (
-            parameter.element_size() + (8 + masters) * parameter.requires_grad
-        )
+        each = parameter.element_size()
+        if parameter.requires_grad:
+            each += bytes_of_states
+        total += each * getattr(parameter, "ds_numel", parameter.numel())
     return total
 
 
@@ -286,18 +337,20 @@ def _check_shards(folder: Path, engine: Any) -> None:
     stage, ranks = engine.zero_optimization_stage(), dist.world_size()
     optimizer_files = len(list(folder.glob("*_optim_states.pt")))
     model_files = len(list(folder.glob("*_model_states.pt")))
-    expected = (1, 0) if stage == 0 else (1, ranks) if stage < 3 else (ranks, ranks)
+    expected = {0: (1, 0), 1: (1, ranks), 2: (1, ranks), 3: (ranks, ranks)}[stage]
     if (model_files, optimizer_files) != expected:
         raise CheckpointError(
-            f"{folder}: holds {model_files} model and {optimizer_files} optimizer files instead of {expected[0]} and {expected[1]}; "
-            "is --output_dir a folder that all nodes share?"
+            f"{folder}: holds {model_files} model and {optimizer_files} optimizer files "
+            f"instead of {expected[0]} and {expected[1]}; is --output_dir a folder that all nodes share?"
         )
 
 
 def _prune(checkpoints: Path, keep_last: int) -> None:
     whole = [path for _step, path in numbered(checkpoints) if (path / MANIFEST).is_file()]
     for path in whole[keep_last:]:
-        # Renamed first: a kill in between leaves something that is plainly unfinished, not a damaged checkpoint.
+        # Renamed first: a kill in between leaves something that is plainly unfinished, not a damaged
+        # checkpoint.
         doomed = checkpoints / f"{PARTIAL}{path.name}"
         os.replace(path, doomed)
+        announce(f"removing {path.name}")
         shutil.rmtree(doomed)

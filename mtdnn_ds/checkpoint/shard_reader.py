@@ -1,13 +1,16 @@
-"""What a checkpoint of any ZeRO stage and number of ranks holds, parameter by parameter, read where it lies. Puts nothing into an engine.
+"""What a checkpoint of any ZeRO stage and number of ranks holds, parameter by parameter, read where it lies.
 
-DeepSpeed writes each rank's share of flattened groups of parameters. Here they are mapped into memory, not read, and found again by the
-names of the parameters, so that any part of one costs what it is long. Nothing is converted or written. Layouts of DeepSpeed 0.19.8:
+Puts nothing into an engine (checkpoint/restore.py does). DeepSpeed writes each rank's share of flattened
+groups of parameters. Here they are mapped into memory, not read, and found again by the names of the
+parameters, so that any part of one costs what it is long. Nothing is converted or written. Layouts of
+DeepSpeed 0.19.8:
 
-    ZeRO 0     mp_rank_00_model_states.pt: parameters whole, and the optimizer's own state by number; checkpoint.py adds the names
+    ZeRO 0     mp_rank_00_model_states.pt: parameters whole, and the optimizer's own state by number; save.py adds names
     ZeRO 1, 2  *_optim_states.pt of each rank: a group of parameters laid end to end and cut into equal parts
     ZeRO 3     every parameter cut into equal parts, the last one padded; rank r's part of each, one after the other
 
-Two ranks and parameters a (3 elements) and b (5) of one group: ZeRO 1 keeps aaab | bbbb, ZeRO 3 keeps aabbb | a-bb-.
+Two ranks and parameters a (3 elements) and b (5) of one group: ZeRO 1 keeps aaab | bbbb, ZeRO 3 keeps aabbb |
+a-bb-.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ from mtdnn_ds.config.errors import CheckpointError
 
 FP32 = "fp32"  # the float32 weights, beside the names of an optimizer's states
 COUNTERS = ("global_steps", "global_samples", "skipped_steps")
+LOSS_SCALER = ("loss_scaler", "dynamic_loss_scale", "overflow")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,52 +80,57 @@ class SavedState:
 
 
 def open_saved(folder: Path, *, zero_stage: int, num_ranks: int) -> SavedState:
-    """The checkpoint `folder`, which is whole and was written at `zero_stage` by `num_ranks` ranks. Raises CheckpointError if it cannot be read so."""
+    """The checkpoint `folder`, which is whole and was written at `zero_stage` by `num_ranks` ranks.
+
+    Raises CheckpointError if it cannot be read so.
+    """
     try:
         return _open(folder, zero_stage, num_ranks)
     except (KeyError, IndexError, TypeError, AttributeError, RuntimeError, OSError) as error:
         raise CheckpointError(
-            f"{folder}: its shards are not laid out as DeepSpeed 0.19.8 writes them ({type(error).__name__}: {str(error)[:200]}); "
+            f"{folder}: its shards are not laid out as DeepSpeed 0.19.8 writes them "
+            f"({type(error).__name__}: {str(error)[:200]}); "
             "resume with the number of ranks and the ZeRO stage that it was saved with"
         ) from error
 
 
 def _open(folder: Path, zero_stage: int, num_ranks: int) -> SavedState:
-    model_names = (
-        [f"zero_pp_rank_{rank}_mp_rank_00" for rank in range(num_ranks)]
-        if zero_stage == 3
-        else ["mp_rank_00"]
-    )
+    model_names = ["mp_rank_00"]
+    if zero_stage == 3:
+        model_names = [f"zero_pp_rank_{rank}_mp_rank_00" for rank in range(num_ranks)]
     models = [load(folder / f"{name}_model_states.pt", mmap=True) for name in model_names]
+    first = models[0]
+
     scaler: Mapping[str, Any] = {}
     if zero_stage == 0:
-        base = models[0]["optimizer"]
-        pieces = _whole(models[0], folder)
-        shapes = {name: models[0]["module"][name].shape for name in pieces}
+        base = first["optimizer"]
+        pieces = _whole(first, folder)
+        shapes = {name: first["module"][name].shape for name in pieces}
     else:
         optims = [
             load(_optimizer_file(folder, rank), mmap=True)["optimizer_state_dict"]
             for rank in range(num_ranks)
         ]
-        shapes = {name: shape for group in models[0]["param_shapes"] for name, shape in group.items()}
-        pieces = _cut_by_rank(models[0], optims) if zero_stage == 3 else _cut_anywhere(models[0], optims)
-        base = optims[0]["optimizer_state_dict" if zero_stage == 3 else "base_optimizer_state"]
-        scaler = {
-            name: optims[0][name]
-            for name in ("loss_scaler", "dynamic_loss_scale", "overflow")
-            if name in optims[0]
-        }
+        scaler = {name: optims[0][name] for name in LOSS_SCALER if name in optims[0]}
+        shapes = {name: shape for group in first["param_shapes"] for name, shape in group.items()}
+        if zero_stage == 3:
+            base = optims[0]["optimizer_state_dict"]
+            pieces = _cut_by_rank(first, optims)
+        else:
+            base = optims[0]["base_optimizer_state"]
+            pieces = _cut_anywhere(first, optims)
+
     for name, shape in shapes.items():
-        if sum(piece.numel for piece in pieces[name]) != shape.numel():
-            raise IndexError(
-                f"{name} has {shape.numel()} elements, its pieces have {sum(piece.numel for piece in pieces[name])}"
-            )
+        numel = sum(piece.numel for piece in pieces[name])
+        if numel != shape.numel():
+            raise IndexError(f"{name} has {shape.numel()} elements, its pieces have {numel}")
+
     return SavedState(
         shapes=shapes,
         untrained=_untrained(models, zero_stage, shapes.keys()),
-        counters={name: int(models[0][name]) for name in COUNTERS},
+        counters={name: int(first[name]) for name in COUNTERS},
         group_counts=tuple(
-            {"step": group["step"]} if "step" in group else {} for group in base["param_groups"]
+            {name: group[name] for name in ("step",) if name in group} for group in base["param_groups"]
         ),
         loss_scaler=scaler,
         pieces=pieces,
@@ -130,23 +139,25 @@ def _open(folder: Path, zero_stage: int, num_ranks: int) -> SavedState:
 
 def _optimizer_file(folder: Path, rank: int) -> Path:
     """With bf16 weights its name begins otherwise."""
-    plain, bf16 = (
-        folder / f"{prefix}zero_pp_rank_{rank}_mp_rank_00_optim_states.pt" for prefix in ("", "bf16_")
-    )
-    return bf16 if bf16.is_file() else plain
+    name = f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt"
+    bf16 = folder / f"bf16_{name}"
+    if bf16.is_file():
+        return bf16
+    return folder / name
 
 
 def _flat(weights: Tensor, state: Mapping[str, Any]) -> _Flat:
-    """A state belongs to the elements if it has as many dimensions as the weights; the count of steps never does."""
-    is_value = {
-        key: torch.is_tensor(value) and key != "step" and value.dim() == weights.dim()
-        for key, value in state.items()
-    }
-    values = {
-        FP32: weights.reshape(-1),
-        **{key: value.reshape(-1) for key, value in state.items() if is_value[key]},
-    }
-    return _Flat(values=values, counts={key: value for key, value in state.items() if not is_value[key]})
+    """A state belongs to the elements if it has as many dimensions as the weights; the count of steps never
+    does.
+    """
+    values = {FP32: weights.reshape(-1)}
+    counts = {}
+    for key, value in state.items():
+        if torch.is_tensor(value) and key != "step" and value.dim() == weights.dim():
+            values[key] = value.reshape(-1)
+        else:
+            counts[key] = value
+    return _Flat(values=values, counts=counts)
 
 
 def _whole(model: Mapping[str, Any], folder: Path) -> dict[str, list[_Piece]]:
@@ -154,9 +165,10 @@ def _whole(model: Mapping[str, Any], folder: Path) -> dict[str, list[_Piece]]:
     names = model["mtdnn_ds"].get("optimizer_order")
     if names is None:
         raise CheckpointError(
-            f"{folder}: was saved at ZeRO stage 0 by mtdnn_ds 0.2 or older, which did not write which optimizer state belongs to which "
-            "parameter; resume once with ZeRO stage 0, and from its next checkpoint as you like"
+            f"{folder}: was saved at ZeRO stage 0 by mtdnn_ds 0.2 or older, which did not write which optimizer state "
+            "belongs to which parameter; resume once with ZeRO stage 0, and from its next checkpoint as you like"
         )
+
     order, states = iter(names), model["optimizer"]["state"]
     pieces: dict[str, list[_Piece]] = {}
     for group in model["optimizer"]["param_groups"]:
@@ -164,21 +176,24 @@ def _whole(model: Mapping[str, Any], folder: Path) -> dict[str, list[_Piece]]:
             name: _flat(model["module"][name], states[number])
             for number, name in zip(group["params"], order, strict=False)
         }
-        # All take part in every step. DeepSpeed's FusedAdam counts on in the last one of a group only, and goes by that.
+
+        # All take part in every step. DeepSpeed's FusedAdam counts on in the last one of a group only, and
+        # goes by that.
         furthest = max(
             (flat.counts for flat in flats.values()), key=lambda counts: float(counts.get("step", 0))
         )
         for name, flat in flats.items():
-            pieces[name] = [
-                _Piece(
-                    flat=replace(flat, counts=furthest), start=0, numel=flat.values[FP32].numel(), offset=0
-                )
-            ]
+            counted = replace(flat, counts=furthest)
+            pieces[name] = [_Piece(flat=counted, start=0, numel=flat.values[FP32].numel(), offset=0)]
     return pieces
 
 
 def _cut_anywhere(model: Mapping[str, Any], optims: Sequence[Mapping[str, Any]]) -> dict[str, list[_Piece]]:
-    """ZeRO 1 and 2. `param_slice_mappings` is not asked: with round_robin_gradients it takes another order than the groups were laid in."""
+    """ZeRO 1 and 2.
+
+    `param_slice_mappings` is not asked: with round_robin_gradients it takes another order than the groups
+    were laid in.
+    """
     pieces: dict[str, list[_Piece]] = {}
     for number, shapes in enumerate(model["param_shapes"]):
         paddings = (optims[0].get("param_alignment_paddings") or {number: [0] * len(shapes)})[number]
@@ -189,9 +204,9 @@ def _cut_anywhere(model: Mapping[str, Any], optims: Sequence[Mapping[str, Any]])
             )
             for optim in optims
         ]
-        size = max(
-            values.numel() for values in flats[0].values.values()
-        )  # the weights have lost the padding at the end of the group
+        # The weights have lost the padding at the end of the group; the states have not.
+        size = max(values.numel() for values in flats[0].values.values())
+
         begin = 0
         for (name, shape), padding in zip(shapes.items(), paddings, strict=True):
             pieces[name] = []
@@ -225,7 +240,10 @@ def _cut_by_rank(model: Mapping[str, Any], optims: Sequence[Mapping[str, Any]]) 
 def _untrained(
     models: Sequence[Mapping[str, Any]], zero_stage: int, trained: Collection[str]
 ) -> dict[str, Tensor]:
-    """Frozen parameters and buffers. ZeRO 3 cuts the parameters up as it does trained ones, and leaves empty tensors in `module`."""
+    """Frozen parameters and buffers.
+
+    ZeRO 3 cuts the parameters up as it does trained ones, and leaves empty tensors in `module`.
+    """
     rest = {name: tensor for name, tensor in models[0]["module"].items() if name not in trained}
     if zero_stage == 3:
         for name, shape in models[0]["frozen_param_shapes"].items():

@@ -1,7 +1,8 @@
-"""Writing this rank's files of a DeepSpeed checkpoint: hashed as they are written, flushed, at once or from a thread. Names no folder.
+"""Writing this rank's files of a DeepSpeed checkpoint: hashed as they are written, at once or from a thread.
 
-DeepSpeed hands its states to its checkpoint engine between barriers, where an exception on one rank would leave the others waiting.
-ShardWriter stands in for that engine during one save: it records what goes wrong, and the ranks agree afterwards (checkpoint/save.py).
+Chooses no folder. DeepSpeed hands its states to its checkpoint engine between barriers, where an exception on
+one rank would leave the others waiting. ShardWriter stands in for that engine during one save: it records
+what goes wrong, and the ranks agree afterwards (checkpoint/save.py).
 """
 
 from __future__ import annotations
@@ -20,30 +21,40 @@ from typing import Any
 
 import torch
 
+from mtdnn_ds.faults.heartbeat import announce
 from mtdnn_ds.files import reason
 
 
 @dataclass(kw_only=True, slots=True)
-class Written:
-    """What a rank has written: files by name with size and sha256, the seconds it took, and the first problem."""
+class ShardReport:
+    """What a rank has written, and how it went."""
 
-    files: dict[str, dict[str, Any]] = field(default_factory=dict)
-    problem: str | None = None
-    seconds: dict[str, float] = field(
-        default_factory=dict
-    )  # snapshot, write (with the hash beside it), flush
+    files: dict[str, dict[str, Any]] = field(default_factory=dict)  # by name: `bytes` and `sha256`
+    problem: str | None = None  # the first one
+    seconds: dict[str, float] = field(default_factory=dict)  # of snapshot, write (hashed meanwhile) and flush
+
+    def spent(self, what: str, seconds: float) -> None:
+        """Add to the seconds of `what`."""
+        self.seconds[what] = self.seconds.get(what, 0.0) + seconds
 
 
 class HashingFile:
-    """What torch.save writes to: hashes on a second thread what it writes on this one. Records an OSError instead of raising it."""
+    """What torch.save writes to: hashes on a second thread what it writes on this one.
+
+    Records an OSError instead of raising it.
+    """
 
     def __init__(self, path: Path, pool: ThreadPoolExecutor) -> None:
+        """Raises OSError if `path` cannot be opened."""
         self._pool, self._sha256, self.num_bytes = pool, hashlib.sha256(), 0
+        self._place = f"writing {path.name}"
         self.error: OSError | None = None
         self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
 
     def write(self, data: memoryview) -> int:
-        # An exception would have to pass through torch's C++ writer, which forgets it; the rest of a failed file is dropped.
+        """Write `data`, and hash it meanwhile."""
+        # An exception would have to pass through torch's C++ writer, which forgets it: the rest of a failed
+        # file is dropped.
         if self.error is None:
             hashed = self._pool.submit(self._sha256.update, data)
             try:
@@ -52,6 +63,7 @@ class HashingFile:
                 self.error = error
             hashed.result()  # `data` is torch's own memory, and only until this returns
             self.num_bytes += len(data)
+            announce(self._place)
         return len(data)
 
     def flush(self) -> None:
@@ -70,17 +82,21 @@ class HashingFile:
         return perf_counter() - begin
 
     def sha256(self) -> str:
+        """Of what was written, in hex."""
         return self._sha256.hexdigest()
 
 
 class ShardWriter:
-    """In place of DeepSpeed's checkpoint engine while it saves. `in_background`: states are copied to memory, and a thread writes them."""
+    """In place of DeepSpeed's checkpoint engine while it saves.
+
+    `in_background`: states are copied to memory, and a thread writes them.
+    """
 
     def __init__(self, *, in_background: bool) -> None:
         self._in_background = in_background
         self._jobs: list[tuple[Any, Path]] = []
         self._thread: threading.Thread | None = None
-        self._written = Written()
+        self._report = ShardReport()
         self._theirs: Any = None
 
     @contextmanager
@@ -88,7 +104,7 @@ class ShardWriter:
         """For one engine.save_checkpoint."""
         self._theirs, copy_script = engine.checkpoint_engine, getattr(engine, "_copy_recovery_script", None)
         engine.checkpoint_engine = self
-        if copy_script is not None:  # private: writes zero_to_fp32.py on rank 0, between two barriers
+        if copy_script is not None:  # private: writes a script, zero_to_fp32, on rank 0, between two barriers
             engine._copy_recovery_script = self.guarded(copy_script)
         try:
             yield
@@ -96,6 +112,7 @@ class ShardWriter:
             engine.checkpoint_engine = self._theirs
             if copy_script is not None:
                 del engine._copy_recovery_script
+
         if self._in_background:
             self._thread = threading.Thread(target=self._write_jobs, name="checkpoint writer")
             self._thread.start()
@@ -107,9 +124,10 @@ class ShardWriter:
             return
         begin = perf_counter()
         self._jobs.append((in_memory(state_dict, {}), Path(path)))
-        self._spent("snapshot", begin)
+        self._report.spent("snapshot", perf_counter() - begin)
 
     def makedirs(self, path: str, exist_ok: bool = False) -> None:
+        """What DeepSpeed calls for the folder."""
         self.guarded(os.makedirs)(path, exist_ok=exist_ok)
 
     def __getattr__(self, name: str) -> Any:
@@ -131,11 +149,11 @@ class ShardWriter:
         """Whether nothing is left to write; costs nothing."""
         return self._thread is None or not self._thread.is_alive()
 
-    def wait(self) -> Written:
+    def wait(self) -> ShardReport:
         """What was written, when all is."""
         if self._thread is not None:
             self._thread.join()
-        return self._written
+        return self._report
 
     def _write_jobs(self) -> None:
         while self._jobs:
@@ -147,8 +165,9 @@ class ShardWriter:
             del state  # its memory is free before the next file is written
 
     def _write(self, state: Any, path: Path) -> None:
-        if self._written.problem is not None:
+        if self._report.problem is not None:
             return  # the checkpoint is lost already
+
         begin = perf_counter()
         try:
             with ThreadPoolExecutor(max_workers=1) as pool:
@@ -157,26 +176,28 @@ class ShardWriter:
         except OSError as error:  # it could not be opened
             self._failed(error, path)
             return
-        self._spent("write", begin)
-        self._written.seconds["flush"] = self._written.seconds.get("flush", 0.0) + file.close()
+        self._report.spent("write", perf_counter() - begin)
+        self._report.spent("flush", file.close())
+
         if file.error is not None:
             self._failed(file.error, path)
         else:
-            self._written.files[path.name] = {"bytes": file.num_bytes, "sha256": file.sha256()}
+            self._report.files[path.name] = {"bytes": file.num_bytes, "sha256": file.sha256()}
 
     def _failed(self, error: Exception, path: Path | None = None) -> None:
-        if self._written.problem is None:
-            named = f"{path}: " if path is not None and getattr(error, "filename", None) is None else ""
-            self._written.problem = named + reason(error)
-
-    def _spent(self, what: str, begin: float) -> None:
-        self._written.seconds[what] = self._written.seconds.get(what, 0.0) + perf_counter() - begin
+        """Record the first problem, with the file's name where the error does not know it."""
+        if self._report.problem is not None:
+            return
+        self._report.problem = reason(error)
+        if path is not None and getattr(error, "filename", None) is None:
+            self._report.problem = f"{path}: {reason(error)}"
 
 
 def in_memory(value: Any, storages: dict[tuple[int, int], torch.UntypedStorage]) -> Any:
-    """A copy of a state dict on the CPU, which training no longer changes. Tensors that share memory share it in the copy.
+    """A copy of a state dict on the CPU, which training no longer changes.
 
-    `storages`: copies made so far, by the address and size of the original.
+    Tensors that share memory share it in the copy. `storages`: copies made so far, by the address and size of
+    the original.
     """
     if isinstance(value, torch.Tensor):
         storage = value.untyped_storage()
@@ -187,12 +208,14 @@ def in_memory(value: Any, storages: dict[tuple[int, int], torch.UntypedStorage])
         return torch.empty(0, dtype=value.dtype).set_(
             storages[key], value.storage_offset(), value.size(), value.stride()
         )
+
     if isinstance(value, dict):
-        made: Any = type(value)()
+        copied: Any = type(value)()
         if hasattr(value, "__dict__"):  # state_dict() hangs its _metadata there
-            vars(made).update(copy.deepcopy(vars(value)))
-        made.update({name: in_memory(item, storages) for name, item in value.items()})
-        return made
+            vars(copied).update(copy.deepcopy(vars(value)))
+        copied.update({name: in_memory(item, storages) for name, item in value.items()})
+        return copied
+
     if type(value) in (list, tuple, set):
         return type(value)(in_memory(item, storages) for item in value)
     return copy.deepcopy(value)

@@ -1,7 +1,8 @@
-"""The lock that torch holds while it builds or loads a C++ op: waited for in words, and taken away where a killed process has left it. Builds nothing.
+"""The lock that torch holds while it builds or loads a C++ op: waited for in words, removed if nobody's.
 
-torch.utils.cpp_extension makes an empty file `lock` in the op's folder, also to load what is built already, and waits for it without a word
-and without end (torch/utils/file_baton.py). A process that is killed meanwhile leaves it, and every later run would hang.
+Builds nothing. torch.utils.cpp_extension makes an empty file `lock` in the op's folder, also to load what is
+built already, and waits for it without a word and without end (torch.utils.file_baton). A process that is
+killed meanwhile leaves it, and every later run would hang.
 """
 
 from __future__ import annotations
@@ -19,9 +20,10 @@ SECONDS_TO_BUILD = 1800.0  # a build takes a minute, on a GPU machine some
 
 
 def wait_for_lock(folder: Path, op: str, say: Callable[[str], None], *, poll_seconds: float = 0.2) -> None:
-    """Return once nobody holds the lock of `op`, built in `folder`. Raises ConfigError if one has been there for too long.
+    """Return once nobody holds the lock of `op`, built in `folder`.
 
-    Where the op is built and no build of it runs on this machine, a lock older than a minute is nobody's, and is removed.
+    Raises ConfigError if one has been there for too long. Where the op is built and no build of it runs on
+    this machine, a lock older than a minute is nobody's, and is removed.
     """
     lock, said = folder / "lock", False
     while True:
@@ -29,14 +31,19 @@ def wait_for_lock(folder: Path, op: str, say: Callable[[str], None], *, poll_sec
             seconds = time.time() - lock.stat().st_mtime
         except FileNotFoundError:
             return
-        if (folder / f"{op}.so").exists() and seconds > SECONDS_TO_LOAD and not _builds_in(folder):
+
+        is_built = (folder / f"{op}.so").exists()
+        if is_built and seconds > SECONDS_TO_LOAD and not _builds_in(folder):
             lock.unlink(missing_ok=True)
             say(f"{lock}: was left by a process that was killed; removed")
             return
+
         if seconds > SECONDS_TO_BUILD:
             raise ConfigError(
-                f"{lock}: is {seconds / 60:.0f} minutes old, and no build of {op} takes that long; if none is going on, remove it"
+                f"{lock}: is {seconds / 60:.0f} minutes old, and no build of {op} takes that long; "
+                "if none is going on, remove it"
             )
+
         if not said:
             say(f"waiting for another process that builds or loads DeepSpeed's {op} (its lock: {lock})")
             said = True

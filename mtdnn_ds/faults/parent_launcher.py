@@ -1,14 +1,17 @@
-"""The launcher above this process: is it still there? Knows deepspeed, torchrun and SLURM by their command lines; sends no signals.
+"""The launcher above this process: is it still there?
 
-`deepspeed` on one node dies of SIGTERM and leaves its launch.py and all ranks running; a torchrun agent killed by -9 leaves its ranks.
-A shell is no launcher: it may go while its job stays.
+Knows deepspeed, torchrun and SLURM by name; sends no signals. `deepspeed` on one node dies of SIGTERM and
+leaves its launch.py and all ranks running; a torchrun agent killed by -9 leaves its ranks. A shell is no
+launcher: it may go while its job stays.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 # Words of a command line, and what its process is called in messages.
 _LAUNCHERS = {
@@ -31,23 +34,22 @@ class Ancestor:
 
 
 def launchers_above() -> tuple[Ancestor, ...]:
-    """This process's parent if it is a launcher, and the deepspeed runner above launch.py. Empty where there is no /proc."""
+    """This process's parent if it is a launcher, and the deepspeed runner above launch.py.
+
+    Empty where there is no /proc.
+    """
     parent = os.getppid()
-    command = _command(parent)
-    name = next((name for word, name in _LAUNCHERS.items() if any(_is(part, word) for part in command)), None)
-    above = _stat(parent)
-    if name is None or above is None:
+    name = _launcher_name(_command(parent))
+    stat = _stat(parent)
+    if name is None or stat is None:
         return ()
-    found = [Ancestor(name, parent, above[1])]
-    runner = _stat(above[0])
-    is_launched = name == _LAUNCHERS["deepspeed.launcher.launch"]
-    if (
-        is_launched
-        and runner is not None
-        and any(_is(part, word) for part in _command(above[0]) for word in _RUNNERS)
-    ):
-        found.append(Ancestor("deepspeed", above[0], runner[1]))
-    return tuple(found)
+    launcher = Ancestor(name, parent, stat.started)
+
+    runner = _stat(stat.parent)
+    is_run = any(_is(part, word) for part in _command(stat.parent) for word in _RUNNERS)
+    if name == _LAUNCHERS["deepspeed.launcher.launch"] and runner is not None and is_run:
+        return launcher, Ancestor("deepspeed", stat.parent, runner.started)
+    return (launcher,)
 
 
 def gone(ancestors: tuple[Ancestor, ...]) -> Ancestor | None:
@@ -59,13 +61,36 @@ def gone(ancestors: tuple[Ancestor, ...]) -> Ancestor | None:
 
 
 def start_time(pid: int) -> str | None:
-    """When a living process was started, in the kernel's count; None if there is none of this number, or no /proc."""
+    """When a living process was started, in the kernel's count; None if none has this number, or without
+    /proc.
+    """
     stat = _stat(pid)
-    return None if stat is None or stat[2] in "ZX" else stat[1]
+    if stat is None or stat.state in "ZX":
+        return None
+    return stat.started
+
+
+class _Stat(NamedTuple):
+    """What the kernel says of a process."""
+
+    parent: int
+    started: str
+    state: str
+
+
+def _launcher_name(command: Sequence[str]) -> str | None:
+    for word, name in _LAUNCHERS.items():
+        if any(_is(part, word) for part in command):
+            return name
+    return None
 
 
 def _is(part: str, word: str) -> bool:
-    """`/usr/bin/torchrun`, `-m torch.distributed.run` and `slurmstepd: [42.0]` are; a script's own argument that contains the word is not."""
+    """Whether a part of a command line is `word`, with its folder or a colon.
+
+    `/usr/bin/torchrun`, `-m torch.distributed.run` and `slurmstepd: [42.0]` are; a script's own argument that
+    contains the word is not.
+    """
     return Path(part.split(":")[0]).name == word
 
 
@@ -77,11 +102,10 @@ def _command(pid: int) -> list[str]:
     return words[:4]  # python -u -m MODULE
 
 
-def _stat(pid: int) -> tuple[int, str, str] | None:
-    """(parent, start time, state) of a process, or None."""
+def _stat(pid: int) -> _Stat | None:
     try:
         text = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
         return None
     fields = text.rpartition(")")[2].split()  # the name before it may hold anything
-    return int(fields[1]), fields[19], fields[0]
+    return _Stat(parent=int(fields[1]), started=fields[19], state=fields[0])

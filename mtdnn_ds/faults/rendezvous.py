@@ -1,9 +1,11 @@
-"""Where ranks meet if not at MASTER_ADDR: a rank alone, and torchrun's restarted ranks, under a name that no earlier start has used. Knows no DeepSpeed.
+"""The ranks' rendezvous where MASTER_ADDR will not do: a rank alone, and ranks that torchrun restarts.
 
-torchrun keeps one store through all restarts (its static rendezvous always, c10d too unless TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1), and torch 2.13 puts
-the ranks' addresses into it under the same names each time: a restarted rank may read those of a dead one, and fails ("Gloo
-connectFullMesh failed") or waits for ever. torchrun's count of restarts does not help: it differs between nodes. So rank 0 of each start makes
-up a name and tells it to every rank that asks; a rank asks under a name of its own, so that no answer of an earlier start reaches it.
+Knows no DeepSpeed. torchrun keeps one store through all restarts (its static rendezvous always, c10d too
+unless TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1), and torch 2.13 puts the ranks' addresses into it under the same
+names each time: a restarted rank may read those of a dead one, and fails ("Gloo connectFullMesh failed") or
+waits for ever. torchrun's count of restarts does not help: it differs between nodes. So rank 0 of each start
+makes up a name that no earlier start has used, and tells it to every rank that asks; a rank asks under a name
+of its own, so that no answer of an earlier start reaches it.
 """
 
 from __future__ import annotations
@@ -22,18 +24,24 @@ SECONDS_BETWEEN_LOOKS = 0.05
 
 
 def own_store(rank: int, world_size: int, timeout: timedelta) -> AbstractContextManager[Store] | None:
-    """A store for joining the process group within the block, where torch's own by MASTER_ADDR and MASTER_PORT is not to be used. Collective.
+    """A store for joining the process group within the block; None where torch's own will do.
 
-    A rank alone needs no port, which another run may have; a torchrun's store outlives the ranks.
+    torch's own is that of MASTER_ADDR and MASTER_PORT. Collective. A rank alone needs no port, which another
+    run may have; a torchrun's store outlives the ranks.
     """
     if world_size == 1:
         return nullcontext(HashStore())
-    return fresh_store(rank, timeout) if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" else None
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        return fresh_store(rank, timeout)
+    return None
 
 
 @contextmanager
 def fresh_store(rank: int, timeout: timedelta) -> Iterator[Store]:
-    """The part of torchrun's store that belongs to this start alone; for joining the process group within the block. Collective."""
+    """This start's own part of torchrun's store, for joining the process group within the block.
+
+    Collective.
+    """
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
 
     def connect() -> TCPStore:
@@ -43,9 +51,10 @@ def fresh_store(rank: int, timeout: timedelta) -> Iterator[Store]:
     if rank != 0:
         yield PrefixStore(_ask(store), store)
         return
+
     name, joined = f"mtdnn_ds/{secrets.token_hex(8)}", threading.Event()
     answering = threading.Thread(
-        target=_answer, args=(connect(), name, joined), name="mtdnn_ds-meeting", daemon=True
+        target=_answer, args=(connect(), name, joined), name="mtdnn_ds-rendezvous", daemon=True
     )
     answering.start()
     try:

@@ -1,4 +1,7 @@
-"""What this machine can compute: device, fast bf16, fp16; and how its memory is kept. Formats are chosen in config/precision.py."""
+"""What this machine can compute: device, fast bf16, fp16; and how its memory is kept. Chooses no format.
+
+(config/precision.py does.)
+"""
 
 from __future__ import annotations
 
@@ -33,12 +36,14 @@ def probe_device() -> Device:
 
 
 def take_device() -> torch.device:
-    """This rank's device, made the current one and DeepSpeed's: the CPU, or a GPU of this node. Call it before DeepSpeed starts.
+    """This rank's device, made the current one and DeepSpeed's: the CPU, or a GPU of this node.
 
-    The GPU is that of the rank's place on the node, or the only one that it has been given (`srun --gpus-per-task=1`).
+    The GPU is that of the rank's place on the node, or the only one that it has been given (`srun
+    --gpus-per-task=1`). Call it before DeepSpeed starts. Raises ConfigError where there are too few GPUs.
     """
     if not torch.cuda.is_available():
         return torch.device("cpu")
+
     named = os.environ.get("CUDA_VISIBLE_DEVICES", "")
     index = gpu_index(
         dist.local_rank(), dist.local_size(), num_visible=torch.cuda.device_count(), named=named
@@ -50,19 +55,26 @@ def take_device() -> torch.device:
 
 
 def gpu_index(local_rank: int, local_size: int, *, num_visible: int, named: str) -> int:
-    """Which of `num_visible` GPUs a rank takes; `named` is its CUDA_VISIBLE_DEVICES. Refused on every rank of a node with too few of them."""
+    """Which of `num_visible` GPUs a rank takes; `named` is its CUDA_VISIBLE_DEVICES.
+
+    Raises ConfigError on every rank of a node with too few of them.
+    """
     if num_visible == 1 and named and "," not in named:
         return 0  # by CUDA_VISIBLE_DEVICES each has one, and the others have other ones
-    if max(local_size, local_rank + 1) > num_visible:
+
+    num_processes = max(local_size, local_rank + 1)
+    if num_processes > num_visible:
         raise ConfigError(
-            f"{max(local_size, local_rank + 1)} processes on this node, and {num_visible} GPUs: each needs its own; start one process for each GPU "
+            f"{num_processes} processes on this node, and {num_visible} GPUs: each needs its own; "
+            "start one process for each GPU "
             "(sbatch --gpus-per-node=N, deepspeed --num_gpus N, torchrun --nproc_per_node N)"
         )
     return local_rank
 
 
 def _cpu_has_bf16() -> bool:
-    # AVX512-BF16 and AMX compute bf16 in hardware; elsewhere PyTorch emulates it, some 20 times slower than fp32.
+    # AVX512-BF16 and AMX compute bf16 in hardware; elsewhere PyTorch emulates it, some 20 times slower than
+    # fp32.
     checks = (
         getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     )
@@ -76,12 +88,14 @@ def _cpu_has_fp16() -> bool:
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep freed memory instead of handing it back and faulting it in again at every large tensor (CPU training only).
+    """Let glibc keep freed memory instead of handing it back and faulting it in again at every large tensor.
 
-    A MiniLM step of 570 tokens on two cores takes 0.51 s instead of 0.74 s. Elsewhere than on glibc this does nothing.
+    For training on CPUs: a MiniLM step of 570 tokens on two cores takes 0.51 s instead of 0.74 s. Elsewhere
+    than on glibc this does nothing.
     """
     if not sys.platform.startswith("linux"):
         return
+
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         # malloc.h: M_TRIM_THRESHOLD -1, M_TOP_PAD -2, M_MMAP_MAX -4

@@ -1,4 +1,7 @@
-"""The run folder: its layout, what may be started in it, and the environment it records. No checkpoints (checkpoint/find.py)."""
+"""The run folder: its layout, what may be started in it, what it records.
+
+No checkpoints (checkpoint/find.py).
+"""
 
 from __future__ import annotations
 
@@ -59,20 +62,16 @@ class RunFolder:
 
 
 def create_private(path: Path) -> bool:
-    """Create a run folder that its user alone can open: weights and logs may tell of the data. An existing one keeps its mode.
+    """Create a run folder that its user alone can open: weights and logs may tell of the data.
 
-    Returns whether it was created. Raises ConfigError if it cannot be.
+    An existing one keeps its mode. Returns whether it was created. Raises ConfigError if it cannot be.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.mkdir(mode=0o700)
-    except FileExistsError as error:
-        if path.is_dir():
-            return False
-        raise ConfigError(
-            f"--output_dir {path}: cannot be created ({error.strerror}: {error.filename}); give another folder"
-        ) from error
     except OSError as error:
+        if isinstance(error, FileExistsError) and path.is_dir():
+            return False
         raise ConfigError(
             f"--output_dir {path}: cannot be created ({error.strerror}: {error.filename}); give another folder"
         ) from error
@@ -80,45 +79,68 @@ def create_private(path: Path) -> bool:
 
 
 def run_folder_of(resume: str) -> Path | None:
-    """The run folder that `--resume PATH` means: PATH itself, or that of PATH = RUN/checkpoints/step_N. None for auto and none."""
+    """The run folder that `--resume PATH` means: PATH itself, or that of PATH = RUN/checkpoints/step_N.
+
+    None for auto and none.
+    """
     if resume in ("auto", "none"):
         return None
+
     path = Path(resume)
-    return path.parent.parent if path.parent.name == "checkpoints" else path
+    if path.parent.name == "checkpoints":
+        return path.parent.parent
+    return path
 
 
 def refuse_used_folder(path: Path, resume: str, *, staged: bool = False) -> None:
-    """Raise ConfigError if `path` holds something that this run, which may be one in stages, would mix with or overwrite."""
+    """Raise ConfigError if `path` holds something that this run would mix with or overwrite.
+
+    `staged`: the run is one in stages.
+    """
     if path.exists() and not path.is_dir():
         raise ConfigError(f"--output_dir {path}: is a file; give a folder")
+
     source = run_folder_of(resume)
-    if (
-        staged
-        and source is not None
-        and (source.resolve() != path.resolve() or not (Path(resume) / "stages").is_dir())
-    ):
+    is_elsewhere = source is not None and source.resolve() != path.resolve()
+    if staged and source is not None and (is_elsewhere or not (Path(resume) / "stages").is_dir()):
         raise ConfigError(
-            f"--resume {resume}: a run in stages goes on with --resume auto, or with the folder that holds its stages/"
+            f"--resume {resume}: a run in stages goes on with --resume auto, "
+            "or with the folder that holds its stages/"
         )
-    if not path.is_dir() or not any(item.name != LOCK for item in path.iterdir()):
+
+    if not path.is_dir() or all(item.name == LOCK for item in path.iterdir()):
         return
+
     if resume == "none":
         raise ConfigError(
-            f"--output_dir {path}: is not empty; add --resume auto to go on with that run, or give another --output_dir"
+            f"--output_dir {path}: is not empty; "
+            "add --resume auto to go on with that run, or give another --output_dir"
         )
-    if source is not None and source.resolve() != path.resolve():
+    if is_elsewhere:
         raise ConfigError(
-            f"--output_dir {path}: holds another run than --resume {resume}; give an empty folder, or {source} to go on there"
+            f"--output_dir {path}: holds another run than --resume {resume}; "
+            f"give an empty folder, or {source} to go on there"
         )
-    if (path / ("checkpoints" if staged else "stages")).is_dir():
-        held, wanted = ("without stages", "without") if staged else ("in stages", "with")
+    _refuse_other_form(path, staged=staged)
+
+
+def _refuse_other_form(path: Path, *, staged: bool) -> None:
+    """Raise ConfigError if the run there is in stages, and this one is not, or the other way round."""
+    other, held, wanted = "stages", "in stages", "with"
+    if staged:
+        other, held, wanted = "checkpoints", "without stages", "without"
+    if (path / other).is_dir():
         raise ConfigError(
-            f"--output_dir {path}: holds a run {held}; give the recipe {wanted} stages that it was run with, or another --output_dir"
+            f"--output_dir {path}: holds a run {held}; "
+            f"give the recipe {wanted} stages that it was run with, or another --output_dir"
         )
 
 
 def refuse_staged_folder(folder: RunFolder, setting: str) -> None:
-    """Raise ConfigError, naming its stages, if `folder`, which `setting` named, is a run in stages and so has no weights of its own."""
+    """Raise ConfigError, naming its stages, if `folder`, which `setting` named, is a run in stages.
+
+    It has no weights of its own.
+    """
     stages = sorted(str(path.parent) for path in folder.path.glob("stages/*/recipe.yaml"))
     if stages:
         raise ConfigError(f"{setting} {folder.path}: a run in stages; give one of them: {', '.join(stages)}")
@@ -132,7 +154,10 @@ def write_run_files(
     topology: dict[str, Any],
     plan: dict[str, Any],
 ) -> None:
-    """recipe.yaml, deepspeed.json, plan.json and environment.json. Rank 0 only; earlier versions of a resumed run stay beside them."""
+    """recipe.yaml, deepspeed.json, plan.json and environment.json. Rank 0 only. Raises OSError.
+
+    Earlier versions of a resumed run stay beside them.
+    """
     environment = {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "mtdnn_ds": __version__,
@@ -144,6 +169,7 @@ def write_run_files(
         "machine": platform.platform(),
         "topology": topology,
     }
+
     write_keeping_old(folder.recipe, recipe_yaml)
     write_keeping_old(folder.deepspeed_config, json.dumps(deepspeed_config, indent=1))
     write_keeping_old(folder.path / PLAN, json.dumps(plan) + "\n")
@@ -169,23 +195,30 @@ def plan_record(plan: StepPlan) -> dict[str, Any]:
 def write_keeping_old(path: Path, text: str) -> None:
     """Write a small file; one with another text is kept beside it under a number. Rank 0 only."""
     if path.exists() and path.read_text() != text:
-        number = 1
-        while (old := path.with_name(f"{path.stem}.{number}{path.suffix}")).exists():
-            number += 1
-        path.rename(old)
+        path.rename(_unused_name(path))
     path.write_text(text)
+
+
+def _unused_name(path: Path) -> Path:
+    """`recipe.1.yaml`, `recipe.2.yaml` ..."""
+    number = 1
+    while True:
+        unused = path.with_name(f"{path.stem}.{number}{path.suffix}")
+        if not unused.exists():
+            return unused
+        number += 1
 
 
 def _git_state() -> dict[str, Any] | None:
     """Commit of the code, and whether it has changes that no commit holds; None outside a git checkout."""
-    root = Path(__file__).resolve().parents[2]
     try:
-        commit = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=True
-        ).stdout.strip()
-        changed = subprocess.run(
-            ["git", "status", "--porcelain"], cwd=root, capture_output=True, text=True, check=True
-        ).stdout
+        commit, changed = _git("rev-parse", "HEAD"), _git("status", "--porcelain")
     except (OSError, subprocess.CalledProcessError):
         return None
-    return {"commit": commit, "uncommitted_changes": bool(changed.strip())}
+    return {"commit": commit, "uncommitted_changes": bool(changed)}
+
+
+def _git(*arguments: str) -> str:
+    root = Path(__file__).resolve().parents[2]
+    ended = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=True)
+    return ended.stdout.strip()

@@ -1,12 +1,12 @@
-"""One run at a time in a run folder: a lock of the operating system on RUN/.lock, which ends with its holder, however that ends.
+"""One run at a time in a run folder: a lock of the operating system on RUN/.lock, which ends with its holder.
 
-The file alone refuses nobody: it may lie there from a run that was killed. Its text only says who holds the lock, if someone does.
+It does so however that ends, and in a forked child it is not held. The file alone refuses nobody: it may lie
+there from a run that was killed. Its text only says who holds the lock, if someone does.
 """
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import os
 import platform
@@ -15,105 +15,80 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
+import filelock
+
 from mtdnn_ds import dist
 from mtdnn_ds.config.errors import ConfigError
-from mtdnn_ds.files import reason
 from mtdnn_ds.runs.folder import LOCK, create_private
 
-NO_LOCKS = (
-    errno.ENOTSUP,
-    errno.EOPNOTSUPP,
-    errno.ENOLCK,
-    errno.ENOSYS,
-    errno.EINVAL,
-)  # what file systems without locks answer
-
-_descriptors: set[int] = set()  # of the locks that this process holds
+# What file systems without locks answer.
+NO_LOCKS = (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.ENOSYS, errno.EINVAL)
 
 
 @contextmanager
 def locked(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
-    """Hold the run folder, which is created if it is missing, for the length of the block. Collective: rank 0 holds it for all ranks.
+    """Hold the run folder, which is created if it is missing, for the length of the block.
 
-    Raises ConfigError on all ranks, saying who holds it, if another process does. A folder that is still empty at the end is removed.
+    Collective: rank 0 holds it for all ranks. Raises ConfigError on all ranks, saying who holds it, if
+    another process does. A folder that is still empty at the end is removed.
     """
     created = dist.on_main(lambda: create_private(folder))
-    descriptors: list[int] = []
-    dist.on_main(lambda: descriptors.append(_take(folder, say)))
+    locks: list[filelock.BaseFileLock] = []  # of rank 0
+    dist.on_main(lambda: locks.append(_take(folder, say)))
     try:
         yield
     finally:
-        for descriptor in descriptors:  # rank 0
-            with suppress(OSError):  # someone has removed it already
-                if created and [path.name for path in folder.iterdir()] == [
-                    LOCK
-                ]:  # refused before it wrote anything
-                    (folder / LOCK).unlink()
-                    folder.rmdir()
-            _descriptors.discard(descriptor)
-            os.close(descriptor)
+        for lock in locks:
+            if created:
+                _remove_unused(folder)
+            lock.release()
 
 
-def _take(folder: Path, say: Callable[[str], None]) -> int:
+def _remove_unused(folder: Path) -> None:
+    """A folder of a run that was refused before it wrote anything."""
+    with suppress(OSError):  # someone has removed it already
+        if [path.name for path in folder.iterdir()] == [LOCK]:
+            (folder / LOCK).unlink()
+            folder.rmdir()
+
+
+def _take(folder: Path, say: Callable[[str], None]) -> filelock.BaseFileLock:
     path = folder / LOCK
+    lock = filelock.FileLock(path, blocking=False, mode=0o600, fallback_to_soft=False)
     try:
-        while True:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                holder = _holder(descriptor)
-                os.close(descriptor)
-                raise ConfigError(
-                    f"--output_dir {folder}: another run is at work there ({holder}); wait until it has ended, or give another --output_dir"
-                ) from error
-            except OSError as error:
-                if error.errno not in NO_LOCKS:
-                    os.close(descriptor)
-                    raise
-                say(
-                    f"{folder}: its file system has no locks ({error.strerror}), so nothing keeps a second run out of this folder"
-                )
-            if path.exists() and os.path.samestat(os.fstat(descriptor), path.stat()):
-                break
-            os.close(
-                descriptor
-            )  # its last holder has removed it meanwhile: a lock that nobody else would see
-    except OSError as error:
+        lock.acquire()
+    except filelock.Timeout as error:
         raise ConfigError(
-            f"--output_dir {folder}: cannot be written ({reason(error)}); give a folder that can"
+            f"--output_dir {folder}: another run is at work there ({_holder(path)}); "
+            "wait until it has ended, or give another --output_dir"
         ) from error
-    if not _descriptors:
-        os.register_at_fork(after_in_child=_forget)
-    _descriptors.add(descriptor)
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise ConfigError(
+                f"--output_dir {folder}: cannot be written ({path}: {error.strerror}); give a folder that can"
+            ) from error
+        say(
+            f"{folder}: its file system has no locks ({error.strerror}), "
+            "so nothing keeps a second run out of this folder"
+        )
+
     with suppress(OSError):  # a full disk: the lock holds without its text
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, json.dumps(_ourselves()).encode(), 0)
-    return descriptor
-
-
-def _forget() -> None:
-    """In a forked child, which would otherwise keep the lock when its parent is dead."""
-    for descriptor in _descriptors:
-        with suppress(OSError):
-            os.close(descriptor)
-    _descriptors.clear()
+        path.write_text(json.dumps(_ourselves()))
+    return lock
 
 
 def _ourselves() -> dict[str, str]:
-    job = {"SLURM job": os.environ["SLURM_JOB_ID"]} if "SLURM_JOB_ID" in os.environ else {}
-    return {
-        "host": platform.node(),
-        "process": str(os.getpid()),
-        **job,
-        "since": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
+    about = {"host": platform.node(), "process": str(os.getpid())}
+    if "SLURM_JOB_ID" in os.environ:
+        about["SLURM job"] = os.environ["SLURM_JOB_ID"]
+    about["since"] = datetime.now(UTC).isoformat(timespec="seconds")
+    return about
 
 
-def _holder(descriptor: int) -> str:
+def _holder(path: Path) -> str:
+    """What the lock's text says of who holds it."""
     try:
-        return ", ".join(
-            f"{name} {value}" for name, value in json.loads(os.pread(descriptor, 4096, 0)).items()
-        )
+        about = json.loads(path.read_bytes()[:4096])
+        return ", ".join(f"{name} {value}" for name, value in about.items())
     except (OSError, ValueError, AttributeError):
         return "it does not say who it is"

@@ -1,6 +1,7 @@
-"""Learning-rate schedules: a pure function of the step, so that nothing about them needs saving. Not DeepSpeed's schedulers.
+"""Learning-rate schedules: a pure function of the step, so that nothing of them needs saving.
 
-With K steps, W of them warm-up, and k the step about to be done (1-based), x = (k - 1 - W) / (K - W) in [0, 1):
+Not DeepSpeed's. With K steps, W of them warm-up, and k the step about to be done (1-based), x = (k - 1 - W) /
+(K - W) in [0, 1):
 
     warm-up (k <= W)   k / W
     linear             1 - x                            as Hugging Face's, but no step has rate 0
@@ -21,7 +22,9 @@ Name = Literal["linear", "cosine", "polynomial", "constant"]
 
 def num_warmup_steps(warmup: float, total_steps: int) -> int:
     """`warmup` below 1 is a fraction of all steps (rounded up), 1 and above a number of steps."""
-    return math.ceil(round(warmup * total_steps, 6)) if warmup < 1 else int(warmup)
+    if warmup < 1:
+        return math.ceil(round(warmup * total_steps, 6))
+    return int(warmup)
 
 
 def learning_rate(
@@ -37,6 +40,7 @@ def learning_rate(
     """Learning rate of step `step` (1-based)."""
     if step <= warmup_steps:
         return peak * step / warmup_steps
+
     progress = (step - 1 - warmup_steps) / max(total_steps - warmup_steps, 1)
     remaining = {
         "linear": lambda: 1 - progress,

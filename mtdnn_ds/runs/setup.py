@@ -1,4 +1,8 @@
-"""From a recipe to what a run works on: prepared data, plan, loader settings, model. The one builder beside the config; trains nothing."""
+"""From a recipe to what a run works on: prepared data, plan, how micro-batches are cut, model.
+
+Trains nothing. Each is one call with the recipe and one record back; train/start.py makes a run of them, and
+evaluation, export and prediction use those that they need.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +25,7 @@ from mtdnn_ds.data.cache.tokenize import load_tokenizer, special_tokens
 from mtdnn_ds.data.examples import Examples, make_examples
 from mtdnn_ds.data.examples.sampled import sampled, train_labels
 from mtdnn_ds.data.plan.step_plan import StepPlan, steps_for_epochs
+from mtdnn_ds.faults.heartbeat import announce
 from mtdnn_ds.model.multitask import MultiTaskNet, build_model
 from mtdnn_ds.runs.schedule import num_warmup_steps
 from mtdnn_ds.tasks.layout import HeadLayout, head_layout
@@ -41,44 +46,48 @@ class RunData:
 
     @property
     def train_sets(self) -> tuple[Examples, ...]:
+        """Each task's training examples."""
         return tuple(self.examples[spec.name]["train"] for spec in self.specs)
 
     @property
     def train_sizes(self) -> dict[str, int]:
+        """Number of each task's training examples."""
         return {spec.name: self.examples[spec.name]["train"].num_examples for spec in self.specs}
 
     def metric_names(self, spec: TaskSpec) -> list[str]:
-        """Names of a task's metrics as evaluations report them: those of a second dev split have its suffix."""
+        """Names of a task's metrics as evaluations report them: those of a second dev split with its suffix."""
         return [metric + split.removeprefix("dev") for split in spec.dev_splits for metric in spec.metrics]
 
     def describe(self, task_id: int, row: int) -> str:
         """A training example as its user would look it up."""
         spec = self.specs[task_id]
-        return (
-            f"{spec.name} {spec.splits['train'].path} row {self.examples[spec.name]['train'].source_row(row)}"
-        )
+        source_row = self.examples[spec.name]["train"].source_row(row)
+        return f"{spec.name} {spec.splits['train'].path} row {source_row}"
 
 
 def prepare_run_data(
     recipe: Recipe, specs: Sequence[TaskSpec], say: Say, *, splits: Collection[str] | None = None
 ) -> RunData:
-    """Prepare every train and dev split, or those named, once: on rank 0, then on nodes that do not see its disk, then open everywhere.
+    """Every train and dev split, or those named, tokenized and made into examples, the same on every rank.
 
-    Collective: all ranks must call this.
+    They are prepared once: on rank 0, then on nodes that do not see its disk, then opened everywhere.
+    Collective: all ranks must call this. Raises ConfigError and DataError on all of them.
     """
-    tokenizer_path = resolve_encoder_path(recipe.encoder.tokenizer or recipe.encoder.path)
     for line in choices_made(recipe, specs):
         say(line)
 
+    if splits is None:
+        splits = {name for spec in specs for name in ("train", *spec.dev_splits)}
+    path = tokenizer_path(recipe)
+
     def run(build: bool, speak: Say) -> dict[str, dict[str, Examples]]:
+        announce("tokenizing")
         prepared = prepare(
             specs,
-            tokenizer_path=tokenizer_path,
+            tokenizer_path=path,
             cache_dir=recipe.data.cache_dir,
             on_bad_row=recipe.data.on_bad_row,
-            splits={name for spec in specs for name in ("train", *spec.dev_splits)}
-            if splits is None
-            else splits,
+            splits=splits,
             build=build,
             say=speak,
             trust_remote_code=recipe.encoder.trust_remote_code,
@@ -103,16 +112,22 @@ def prepare_run_data(
 
 
 def _examples(recipe: Recipe, spec: TaskSpec, name: str, split: PreparedSplit) -> Examples:
-    examples, settings = (
-        make_examples(spec, split, max_length=recipe.encoder.max_length, seed=recipe.train.seed),
-        recipe.tasks[spec.name],
-    )
+    """A split's examples, of training the sampled ones.
+
+    Raises ConfigError if one is longer than a micro-batch.
+    """
+    examples = make_examples(spec, split, max_length=recipe.encoder.max_length, seed=recipe.train.seed)
+
     longest, room = int(examples.lengths.argmax()), recipe.batch.max_tokens_per_micro_batch
     if examples.lengths[longest] > room:
         raise ConfigError(
-            f"batch.max_tokens_per_micro_batch={room}: the longest example of {spec.name}/{name} (row {examples.source_row(longest)}) has "
-            f"{examples.lengths[longest]:,} tokens, and an example is never parted; raise it, or lower encoder.max_length"
+            f"batch.max_tokens_per_micro_batch={room}: "
+            f"the longest example of {spec.name}/{name} (row {examples.source_row(longest)}) has "
+            f"{examples.lengths[longest]:,} tokens, and an example is never parted; "
+            "raise it, or lower encoder.max_length"
         )
+
+    settings = recipe.tasks[spec.name]
     if name != "train" or settings.train_fraction is None:
         return examples
     return sampled(examples, spec, fraction=settings.train_fraction, seed=settings.sample_seed or 0)
@@ -127,23 +142,29 @@ def total_steps(recipe: Recipe, sizes: dict[str, int]) -> int:
 
 
 def build_plan(recipe: Recipe, data: RunData) -> StepPlan:
-    """The run's plan: equal on every rank and for every number of ranks."""
+    """The run's plan: equal on every rank and for every number of ranks.
+
+    Raises ConfigError if it is all warm-up.
+    """
     steps = total_steps(recipe, data.train_sizes)
     warmup_steps = num_warmup_steps(recipe.schedule.warmup, steps)
     if warmup_steps >= steps:
         raise ConfigError(
-            f"schedule.warmup={recipe.schedule.warmup:g}: {warmup_steps:,} steps of warm-up, but the run has {steps:,}; lower it, or train longer"
+            f"schedule.warmup={recipe.schedule.warmup:g}: {warmup_steps:,} steps of warm-up, "
+            f"but the run has {steps:,}; lower it, or train longer"
         )
+
     contents = "\n".join(
         f"{spec.name} {data.examples[spec.name]['train'].split.fingerprint}" for spec in data.specs
     )
+    mixture = recipe.mixture
     return StepPlan(
         sizes=data.train_sizes,
-        rates=recipe.mixture.rates,
-        temperature=recipe.mixture.temperature,
-        cap=recipe.mixture.cap,
-        anneal_to=recipe.mixture.anneal_to,
-        mixing=recipe.mixture.mixing,
+        rates=mixture.rates,
+        temperature=mixture.temperature,
+        cap=mixture.cap,
+        anneal_to=mixture.anneal_to,
+        mixing=mixture.mixing,
         examples_per_step=recipe.batch.examples_per_step,
         seed=recipe.train.seed,
         total_steps=steps,
@@ -155,7 +176,8 @@ def idle_tasks(plan: StepPlan) -> list[str]:
     """A sentence for each task that the whole run draws no example of."""
     drawn = plan.drawn(plan.total_steps)
     return [
-        f"task '{name}' gets no example in {plan.total_steps:,} steps: its rate is too low; raise it, or remove the task from 'tasks'"
+        f"task '{name}' gets no example in {plan.total_steps:,} steps: its rate is too low; "
+        "raise it, or remove the task from 'tasks'"
         for name, count in zip(plan.task_names, drawn, strict=True)
         if count == 0
     ]
@@ -164,9 +186,11 @@ def idle_tasks(plan: StepPlan) -> list[str]:
 def loader_settings(
     recipe: Recipe, *, hidden_size: int, world_size: int, rank: int, device: torch.device
 ) -> LoaderSettings:
-    """How this rank's micro-batches are cut. The filler sequence is the tokenizer's shortest: its special tokens alone."""
-    path = resolve_encoder_path(recipe.encoder.tokenizer or recipe.encoder.path)
-    template = special_tokens(load_tokenizer(path, trust_remote_code=recipe.encoder.trust_remote_code)).single
+    """How the micro-batches of `rank` are cut.
+
+    The filler sequence is the tokenizer's shortest: its special tokens alone.
+    """
+    template = special_tokens(_tokenizer(recipe)).single
     return LoaderSettings(
         rank=rank,
         world_size=world_size,
@@ -177,6 +201,15 @@ def loader_settings(
         one_task_per_micro_batch=recipe.mixture.mixing == "per_micro_batch",
         pin_memory=device.type == "cuda",
     )
+
+
+def tokenizer_path(recipe: Recipe) -> str:
+    """The folder of the recipe's tokenizer: the encoder's, unless encoder.tokenizer names another."""
+    return resolve_encoder_path(recipe.encoder.tokenizer or recipe.encoder.path)
+
+
+def _tokenizer(recipe: Recipe) -> Any:
+    return load_tokenizer(tokenizer_path(recipe), trust_remote_code=recipe.encoder.trust_remote_code)
 
 
 def recipe_sharing(recipe: Recipe) -> Sharing:
@@ -194,9 +227,10 @@ def recipe_sharing(recipe: Recipe) -> Sharing:
 def run_model(
     recipe: Recipe, data: RunData, *, device: torch.device, compute_dtype: torch.dtype
 ) -> MultiTaskNet:
-    """The recipe's model on the CPU in float32; the engine moves and casts it. Raises ConfigError if the encoder cannot serve it.
+    """The recipe's model on the CPU in float32; the engine moves and casts it.
 
-    `data.examples` may lack tasks (regressions then answer 0 at first): the weights may come from a checkpoint.
+    `data.examples` may lack tasks (regressions then answer 0 at first): the weights may come from a
+    checkpoint. Raises ConfigError if the encoder cannot serve the recipe.
     """
     encoder = recipe.encoder
     model = build_model(
@@ -213,25 +247,36 @@ def run_model(
         dropout=recipe.train.dropout,
         fused_layer_norm=encoder.fused_layer_norm,
         sharing=recipe_sharing(recipe),
-        # From 0, the squared errors of scores like STS-B's (0 to 5) would be ten times every other loss, and fill the clipped gradient.
-        first_score={
-            spec.name: float(train_labels(data.examples[spec.name]["train"]).mean(dtype=np.float64))
-            for spec in data.specs
-            if spec.kind == "regression" and spec.name in data.examples
-        },
+        first_score=_first_scores(data),
     )
+
     most = model.encoder.max_positions
     if encoder.max_length > most:
         raise ConfigError(
-            f"encoder.max_length={encoder.max_length}: {encoder.path} has {most} positions; set it to at most {most}"
+            f"encoder.max_length={encoder.max_length}: {encoder.path} has {most} positions; "
+            f"set it to at most {most}"
         )
-    tokenizer_path = resolve_encoder_path(encoder.tokenizer or encoder.path)
-    num_tokens = len(load_tokenizer(tokenizer_path, trust_remote_code=encoder.trust_remote_code))
-    if num_tokens > model.encoder.config.vocab_size:
+
+    num_tokens, num_known = len(_tokenizer(recipe)), model.encoder.config.vocab_size
+    if num_tokens > num_known:
         raise ConfigError(
-            f"encoder.tokenizer={tokenizer_path}: has {num_tokens:,} tokens, and the encoder {encoder.path} knows {model.encoder.config.vocab_size:,}; use the encoder's own"
+            f"encoder.tokenizer={tokenizer_path(recipe)}: has {num_tokens:,} tokens, "
+            f"and the encoder {encoder.path} knows {num_known:,}; use the encoder's own"
         )
     return model
+
+
+def _first_scores(data: RunData) -> dict[str, float]:
+    """What each regression answers before its first step: the mean of its training scores.
+
+    From 0, the squared errors of scores like STS-B's (0 to 5) would be ten times every other loss, and fill
+    the clipped gradient.
+    """
+    return {
+        spec.name: float(train_labels(data.examples[spec.name]["train"]).mean(dtype=np.float64))
+        for spec in data.specs
+        if spec.kind == "regression" and spec.name in data.examples
+    }
 
 
 def settings_dict(recipe: Recipe) -> dict[str, Any]:

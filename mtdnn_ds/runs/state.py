@@ -1,7 +1,8 @@
-"""RunState: what a checkpoint keeps beside DeepSpeed's shards, and whether it fits the recipe that wants to go on. No file access.
+"""RunState: what a checkpoint keeps beside DeepSpeed's shards, and whether it fits a recipe.
 
-Randomness needs no state of its own: the plan's comes from (seed, epoch, example), dropout's from (seed, step, rank), or,
-with train.dropout=counter, from (seed, step, example, layer, position).
+Reads and writes no file. Randomness needs no state of its own: the plan's comes from (seed, epoch, example),
+dropout's from (seed, step, rank), or, with train.dropout=counter, from (seed, step, example, layer,
+position).
 """
 
 from __future__ import annotations
@@ -13,22 +14,14 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from mtdnn_ds.checkpoint.zero_partition import PARTITION
 from mtdnn_ds.config.errors import CheckpointError
 from mtdnn_ds.data.plan.step_plan import StepPlan
 from mtdnn_ds.runs.evaluate import Evaluation
 
-# Parts of a run's topology that say which rank holds what; checkpoint/restore.py carries a state over to others. The precision is the rest.
-PARTITION = (
-    "world_size",
-    "zero_stage",
-    "offload_optimizer",
-    "round_robin_gradients",
-    "parameter_alignment",
-    "sub_group_size",
-)
-
-# Settings that may differ from the checkpoint's: they change no example, no learning rate and no formula (rounding, and with it the
-# last digits of a loss, may differ; attention=varlen has no attention dropout and says so when it starts).
+# Settings that may differ from the checkpoint's: they change no example, no learning rate and no formula
+# (rounding, and with it the last digits of a loss, may differ; attention=varlen has no attention dropout and
+# says so when it starts).
 FREE_SETTINGS = (
     "train.eval_every",
     "train.save_every",
@@ -58,78 +51,84 @@ class RunState:
     recipe: dict[str, Any]
     plan: dict[str, Any]
     topology: dict[str, Any]
-    teachers: dict[str, str] = field(
-        default_factory=dict
-    )  # task -> fingerprint of its teachers' answers (train/distillation/teacher_outputs.py)
+    # task -> fingerprint of its teachers' answers (train/distillation/teacher_outputs.py)
+    teachers: dict[str, str] = field(default_factory=dict)
     loss_scales: dict[str, Any] = field(default_factory=dict)  # of adaptive scales (losses/adaptive.py)
     best: dict[str, dict[str, float]] = field(default_factory=dict)  # task or "average" -> {"score", "step"}
     evaluation: Evaluation | None = None  # the last one
     evaluated_at: int = 0  # its step
 
     def to_json(self) -> dict[str, Any]:
+        """As run_state.json holds it."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> RunState:
         """Of values that check_fit has seen."""
-        evaluation = values["evaluation"]
-        return cls(**{**values, "evaluation": None if evaluation is None else Evaluation(**evaluation)})
+        state = cls(**values)
+        if values["evaluation"] is not None:
+            state.evaluation = Evaluation(**values["evaluation"])
+        return state
 
 
 def check_fit(name: str, saved: Mapping[str, Any], wanted: RunState, plan: StepPlan) -> None:
-    """Raise CheckpointError listing every setting of checkpoint `name` that differs from this run's, with both values."""
+    """Raise CheckpointError listing every setting of checkpoint `name` that differs from this run's, with
+    both values.
+    """
     _check_layout(name, saved)
-    theirs, ours = (
-        flat({**saved["recipe"], "topology": saved["topology"]}),
-        flat({**wanted.recipe, "topology": wanted.topology}),
-    )
-    problems = []
-    for key in sorted(theirs.keys() | ours.keys()):
-        if _place(key, theirs.get(key)) != _place(key, ours.get(key)) and not key.startswith(FREE_SETTINGS):
-            problems.append(
-                f"{name}: {key} was {theirs.get(key)!r} when it was saved and is {ours.get(key)!r} now"
-            )
-    theirs, ours = saved.get("teachers", {}), wanted.teachers
-    for task in sorted(theirs.keys() | ours.keys()):
-        if theirs.get(task) != ours.get(task):
-            problems.append(
-                f"{name}: the teachers of '{task}' were {theirs.get(task)} when it was saved and are {ours.get(task)} now: "
-                "their weights, or how they read the examples, have changed"
-            )
+
+    problems = [
+        *_setting_problems(name, saved, wanted),
+        *_teacher_problems(name, saved.get("teachers", {}), wanted.teachers),
+    ]
     if problems:
-        raise CheckpointError(
-            [
-                *problems,
-                "resume with the saved values (they are in the run folder's recipe.yaml), or start a new run in another --output_dir",
-            ]
+        advice = (
+            "resume with the saved values (they are in the run folder's recipe.yaml), "
+            "or start a new run in another --output_dir"
         )
+        raise CheckpointError([*problems, advice])
+
     if plan.step_of_state(saved["plan"]) != saved["step"]:
         raise CheckpointError(
-            f"{name}: its plan stands at step {saved['plan']['step']}, its weights at step {saved['step']}; use another checkpoint"
+            f"{name}: its plan stands at step {saved['plan']['step']}, its weights at step {saved['step']}; "
+            "use another checkpoint"
         )
+
+
+def _setting_problems(name: str, saved: Mapping[str, Any], wanted: RunState) -> list[str]:
+    theirs = flat({**saved["recipe"], "topology": saved["topology"]})
+    ours = flat({**wanted.recipe, "topology": wanted.topology})
+    return [
+        f"{name}: {key} was {theirs.get(key)!r} when it was saved and is {ours.get(key)!r} now"
+        for key in sorted(theirs.keys() | ours.keys())
+        if _comparable(key, theirs.get(key)) != _comparable(key, ours.get(key))
+        and not key.startswith(FREE_SETTINGS)
+    ]
+
+
+def _teacher_problems(name: str, theirs: Mapping[str, str], ours: Mapping[str, str]) -> list[str]:
+    return [
+        f"{name}: the teachers of '{task}' were {theirs.get(task)} when it was saved and are {ours.get(task)} now: "
+        "their weights, or how they read the examples, have changed"
+        for task in sorted(theirs.keys() | ours.keys())
+        if theirs.get(task) != ours.get(task)
+    ]
 
 
 def _check_layout(name: str, saved: Mapping[str, Any]) -> None:
-    """Raise CheckpointError if `saved` is not what RunState.to_json writes: another version's, or changed by hand."""
+    """Raise CheckpointError if `saved` is not what RunState.to_json writes: another version's, or changed by
+    hand.
+    """
     try:
         TypeAdapter(RunState).validate_python(saved)
-        wrong = [f"{key}: no such field" for key in saved if key not in RunState.__dataclass_fields__]
-        wrong += ["plan.step: no whole number"] if not isinstance(saved["plan"].get("step"), int) else []
-        wrong += [
-            f"topology.{key}: no whole number"
-            for key in PARTITION[:2]
-            if not isinstance(saved["topology"].get(key), int)
-        ]
-        wrong += [
-            f"recipe.{section}: no section"
-            for section in ("batch", "train")
-            if not isinstance(saved["recipe"].get(section), Mapping)
-        ]
     except ValidationError as error:
         wrong = [
             f"{'.'.join(map(str, detail['loc']))}: {detail['msg']}"
             for detail in error.errors(include_url=False)
         ]
+    else:
+        wrong = _layout_problems(saved)
+
     if wrong:
         raise CheckpointError(
             [
@@ -139,13 +138,28 @@ def _check_layout(name: str, saved: Mapping[str, Any]) -> None:
         )
 
 
-def _place(key: str, value: Any) -> Any:
-    """A run that this one began with, or a head's checkpoint, is known by its folder's name: folders may move."""
-    return (
-        Path(value).name
-        if (key == "init.run" or key.startswith("heads.")) and isinstance(value, str)
-        else value
-    )
+def _layout_problems(saved: Mapping[str, Any]) -> list[str]:
+    """What is wrong inside the fields, whose types are right."""
+    wrong = [f"{key}: no such field" for key in saved if key not in RunState.__dataclass_fields__]
+    if not isinstance(saved["plan"].get("step"), int):
+        wrong.append("plan.step: no whole number")
+    for key in ("world_size", "zero_stage"):
+        if not isinstance(saved["topology"].get(key), int):
+            wrong.append(f"topology.{key}: no whole number")
+    for section in ("batch", "train"):
+        if not isinstance(saved["recipe"].get(section), Mapping):
+            wrong.append(f"recipe.{section}: no section")
+    return wrong
+
+
+def _comparable(key: str, value: Any) -> Any:
+    """A run that this one began with, or a head's checkpoint, is known by its folder's name: folders may
+    move.
+    """
+    is_folder = key == "init.run" or key.startswith("heads.")
+    if is_folder and isinstance(value, str):
+        return Path(value).name
+    return value
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -16,7 +16,6 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -31,9 +30,8 @@ from transformers import BertModel, PreTrainedTokenizerFast  # noqa: F401
 
 from mtdnn_ds import cli
 from mtdnn_ds.commands import train  # noqa: F401
-from mtdnn_ds.monitor import run_monitor as monitor  # noqa: F401
-from mtdnn_ds.runs import setup  # noqa: F401
-from mtdnn_ds.train import engine, stages, trainer  # noqa: F401
+from mtdnn_ds.faults.heartbeat import on_heartbeat
+from mtdnn_ds.train import stages  # noqa: F401
 from workers.train_and_die import die_in_second_save
 
 SECONDS_FOR_A_RUN = 90
@@ -66,36 +64,29 @@ def fill(folder: Path) -> None:
                     pass
 
 
-def before(
-    function: Callable[..., Any], when: Callable[..., bool], action: str, acted: Path
-) -> Callable[..., Any]:
-    def wrapped(*arguments: Any, **keywords: Any) -> Any:
-        if when(*arguments, **keywords):
-            act(action, acted)
-        return function(*arguments, **keywords)
-
-    return wrapped
+PLACES = {  # by mtdnn_ds/faults/heartbeat.py
+    "step": "step {}, beginning",
+    "inside_step": "step {}, update",
+    "evaluating": "evaluating step {}",
+    "saving": "saving step {}",
+}
 
 
 def arm(point: str, action: str, acted: Path) -> None:
-    name, _, number = point.rpartition("_")
-    step = int(number) if number.isdigit() else 0
-    if point == "tokenizing":
-        setup.prepare = before(setup.prepare, lambda *_, **__: True, action, acted)
-    elif name == "step":
-        trainer._one_step = before(
-            trainer._one_step, lambda run, batches, loader: batches.step == step, action, acted
-        )
-    elif name == "inside_step":
-        engine._update = before(engine._update, lambda _, of, scale: of == step, action, acted)
-    elif name == "evaluating":
-        trainer._evaluate = before(trainer._evaluate, lambda run: run.state.step == step, action, acted)
-    elif name == "saving":
-        trainer._save = before(trainer._save, lambda run, **_: run.state.step == step, action, acted)
-    elif point.startswith("second_save "):
+    if point.startswith("second_save "):
         die_in_second_save(point.removeprefix("second_save "))
-    else:
-        raise ValueError(point)
+        return
+
+    there = point
+    if point != "tokenizing":
+        name, _, step = point.rpartition("_")
+        there = PLACES[name].format(step)
+
+    def listen(place: str) -> None:
+        if place == there:
+            act(action, acted)
+
+    on_heartbeat(listen)
 
 
 def become_rank(rank: int, scenario: dict[str, Any], output: Any, acted: Path) -> int:

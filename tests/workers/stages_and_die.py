@@ -13,12 +13,12 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import Any
 
 from mtdnn_ds import dist
 from mtdnn_ds.config.errors import UserError
+from mtdnn_ds.faults.heartbeat import on_heartbeat
 from mtdnn_ds.model.multitask import MultiTaskNet
-from mtdnn_ds.train import stages, trainer
+from mtdnn_ds.train import stages
 from mtdnn_ds.train.engine import stop_distributed
 from mtdnn_ds.train.preflight.checks import checked_stages
 
@@ -28,25 +28,21 @@ def die() -> None:
 
 
 def watch(stage_to_die: str | None, step_to_die: int | None) -> None:
-    train, one_step = stages.train, trainer._one_step
+    stage = ""
 
-    def watched_train(*arguments: Any, **keywords: Any) -> None:
-        name = keywords["output_dir"].name.partition("_")[2]
-        if dist.is_main():
-            print(
-                f"models alive before {name}: {sum(isinstance(item, MultiTaskNet) for item in gc.get_objects())}",
-                flush=True,
-            )
-        if name == stage_to_die and step_to_die is None:
+    def watched(place: str) -> None:
+        nonlocal stage
+        if place.startswith("stage "):
+            stage = place.removeprefix("stage ").removesuffix(", beginning")
+            if dist.is_main():
+                alive = sum(isinstance(item, MultiTaskNet) for item in gc.get_objects())
+                print(f"models alive before {stage}: {alive}", flush=True)
+            if stage == stage_to_die and step_to_die is None:
+                die()
+        elif stage == stage_to_die and place == f"step {step_to_die}, beginning":
             die()
-        train(*arguments, **keywords)
 
-    def watched_step(run: Any, batches: Any, loader: Any) -> None:
-        if run.folder.path.name.partition("_")[2] == stage_to_die and batches.step == step_to_die:
-            die()
-        one_step(run, batches, loader)
-
-    stages.train, trainer._one_step = watched_train, watched_step
+    on_heartbeat(watched)
 
 
 def main(jobs_file: str, stage_to_die: str | None = None, step_to_die: str | None = None) -> None:

@@ -10,73 +10,48 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import Any
-
-import torch
 
 from mtdnn_ds import dist
-from mtdnn_ds.checkpoint import find as checkpoint
-from mtdnn_ds.checkpoint import save as saving
-from mtdnn_ds.checkpoint.shard_writer import ShardWriter
+from mtdnn_ds.faults.heartbeat import on_heartbeat
 from mtdnn_ds.train import trainer
 from mtdnn_ds.train.preflight.checks import checked_run
 
-SAVE_POINTS = (
-    "before_shards",
-    "inside_a_shard",
-    "after_shards",
-    "inside_manifest",
-    "before_rename",
-    "before_latest",
-    "inside_latest",
-    "inside_pruning",
-)
+# What mtdnn_ds/faults/heartbeat.py announces there. Of the second checkpoint alone, once it is begun.
+SAVE_POINTS = {
+    "before_shards": "before its shards",
+    "inside_a_shard": "writing mp_rank_00_model_states.pt",
+    "after_shards": "all shards written",
+    "inside_manifest": "writing the manifest",
+    "before_rename": "before the rename",
+    "before_latest": "before latest",
+    "inside_latest": "inside latest",
+    "inside_pruning": "removing step_",
+}
 
 
-def die(*_: Any, **__: Any) -> None:
+def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def half_a_file(value: Any, target: Any, *_: Any, **__: Any) -> None:
-    target.write(memoryview(b"half a shard"))
-    die()
-
-
-def arm(point: str) -> None:
-    """Make this rank die at `point`, from now on."""
-    if point == "before_shards":
-        ShardWriter.in_place_of = die
-    elif point == "inside_a_shard":
-        torch.save = half_a_file
-    elif point == "after_shards":
-        saving._check_shards = die
-    elif point == "inside_manifest":
-        checkpoint.replace_file = die
-    elif point == "before_rename":
-        saving.os.replace = lambda source, target: (
-            die() if str(target).endswith("step_6") else os.rename(source, target)
-        )
-    elif point == "before_latest":
-        saving.replace_file = lambda path, text: die() if path.name == "latest" else path.write_text(text)
-    elif point == "inside_latest":
-        checkpoint.flush = lambda path: die() if path.name == ".latest.new" else None
-    elif point == "inside_pruning":
-        saving.shutil.rmtree = lambda path, **_: die() if Path(path).name == ".partial_step_3" else None
-    else:
-        raise ValueError(point)
+def die_at(text: str) -> None:
+    """Make this rank die where it comes to `text`."""
+    on_heartbeat(lambda place: die() if place == text else None)
 
 
 def die_in_second_save(point: str) -> None:
     """Make rank 0 die at one of SAVE_POINTS of its second checkpoint."""
-    save, saves = saving.begin_save, []
+    begun = 0
 
-    def second_save_dies(*arguments: Any, **keywords: Any) -> Any:
-        saves.append(1)
-        if len(saves) == 2 and dist.is_main():
-            arm(point)
-        return save(*arguments, **keywords)
+    def second_save_dies(place: str) -> None:
+        nonlocal begun
+        if place.endswith(SAVE_POINTS["before_shards"]):
+            begun += 1
+        if begun == 2 and SAVE_POINTS[point] in place and dist.is_main():
+            die()
 
-    saving.begin_save = second_save_dies
+    if point not in SAVE_POINTS:
+        raise ValueError(point)
+    on_heartbeat(second_save_dies)
 
 
 def main(job_file: str, point: str) -> None:
@@ -85,11 +60,7 @@ def main(job_file: str, point: str) -> None:
         job["recipe"], job["deepspeed_config"], job.get("overrides", {}), world_size=dist.world_size()
     )
     if point.startswith("before_step_"):
-        last = int(point.removeprefix("before_step_"))
-        one_step = trainer._one_step
-        trainer._one_step = lambda run, batches, loader: (
-            die() if batches.step == last else one_step(run, batches, loader)
-        )
+        die_at(f"step {point.removeprefix('before_step_')}, beginning")
     else:
         die_in_second_save(point)
     trainer.train(

@@ -1,4 +1,7 @@
-"""One connection of the watchdog: JSON objects, one a line, over a TCP socket that never blocks. Knows nothing of what they mean."""
+"""One connection of the watchdog: JSON objects, one a line, over a TCP socket that never blocks.
+
+Knows not what they mean.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,10 @@ LONGEST_LINE = 2**20
 
 
 class Link:
-    """A socket with what is still to be sent and what has come in halves. Used by one thread at a time; must be closed."""
+    """A socket with what is still to be sent and what has come in halves.
+
+    Used by one thread at a time; must be closed.
+    """
 
     def __init__(self, connection: socket.socket) -> None:
         connection.setblocking(False)
@@ -21,6 +27,7 @@ class Link:
         self.closed = False  # by the other side, or broken
 
     def fileno(self) -> int:
+        """For a selector."""
         return self._connection.fileno()
 
     def send(self, message: Message) -> None:
@@ -32,6 +39,7 @@ class Link:
         self.flush()
 
     def flush(self) -> None:
+        """Send what is queued, as far as the other side has room."""
         while self._out and not self.closed:
             try:
                 del self._out[: self._connection.send(self._out)]
@@ -51,15 +59,14 @@ class Link:
                 part = b""
             self._in += part
             self.closed = not part or len(self._in) > LONGEST_LINE
+
         *lines, rest = self._in.split(b"\n")
         self._in = bytearray(rest)
+
         messages = []
         for line in lines:
-            try:
-                message = json.loads(line)
-            except ValueError:
-                message = None
-            if not isinstance(message, dict):  # not one of ours
+            message = _parsed(line)
+            if message is None:  # not one of ours
                 self.closed = True
                 break
             messages.append(message)
@@ -74,4 +81,15 @@ class Link:
             self.closed = True
 
     def close(self) -> None:
+        """Both ways."""
         self._connection.close()
+
+
+def _parsed(line: bytearray) -> Message | None:
+    try:
+        message = json.loads(line)
+    except ValueError:
+        return None
+    if not isinstance(message, dict):
+        return None
+    return message
