@@ -1,1 +1,4 @@
-"""Checked rows: what each kind of task reads from a source, every bad row found before training."""
+"""Checked rows: what each kind of task reads from a source, every bad row found before training.
+
+Cuts no tokens.
+"""

@@ -1,4 +1,7 @@
-"""The span of a text that comes closest to an answer somebody wrote in their own words. Characters only; no tokens."""
+"""The span of a text that comes closest to an answer somebody wrote in their own words.
+
+Characters only; no tokens.
+"""
 
 from __future__ import annotations
 
@@ -11,20 +14,23 @@ _WORD = re.compile(r"\S+")
 
 
 def best_span(text: str, answer: str, start: int, end: int) -> tuple[int, int] | None:
-    """Characters of the words within text[start:end] that have the highest F1 with `answer`; None if no word is in common.
+    """Characters of the words within text[start:end] with the highest F1 with `answer`.
 
-    F1 is that of answer_metrics. Of equally good spans the shortest, and of those the first. Example: of "there lived a little white kitten"
-    and the answer "a white kitten!" it is "white kitten".
+    None if no word is in common. F1 is that of tasks/answer_metrics.py. Of equally good spans the shortest, and
+    of those the first. Example: of "there lived a little white kitten" and the answer "a white kitten!" it is
+    "white kitten".
     """
     wanted = Counter(normalised(answer).split())
     words = [
         (match.start(), match.end(), normalised(match.group()).split())
         for match in _WORD.finditer(text, start, end)
     ]
-    # A best span begins and ends with a word of the answer: without other words at its ends it has as much in common and is shorter.
+    # A best span begins and ends with a word of the answer: without other words at its ends it has as much in
+    # common and is shorter.
     matching = [
         index for index, (_, _, tokens) in enumerate(words) if any(token in wanted for token in tokens)
     ]
+
     best: tuple[float, int, int, int] | None = None
     for first in matching:
         left = wanted.copy()
@@ -35,12 +41,16 @@ def best_span(text: str, answer: str, start: int, end: int) -> tuple[int, int] |
                 if left[token] > 0:
                     left[token] -= 1
                     common += 1
+
             f1 = 2 * common / (length + wanted.total())
             if best is None or (f1, -length) > (best[0], -best[1]):
                 best = (f1, length, words[first][0], words[last][1])
             if common == wanted.total():
                 break  # any longer one is worse
-    return None if best is None else _without_marks(text, best[2], best[3])
+
+    if best is None:
+        return None
+    return _without_marks(text, best[2], best[3])
 
 
 def _without_marks(text: str, start: int, end: int) -> tuple[int, int]:

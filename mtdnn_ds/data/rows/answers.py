@@ -1,21 +1,23 @@
-"""Checked rows of span and conversational_span: a question and its context, the human answers, and which characters of the context to learn.
+"""Checked rows of span and conversational_span: a question, its context, and which characters of it to learn.
 
-A row's texts are the question (of a conversation: the last turns and then the question) and the context. Its label says whether there
-is an answer (span: 1 or 0) or of which type it is (conversational_span: index into ANSWER_TYPES).
+A row's texts are the question (of a conversation: the last turns and then the question) and the context. Its
+label says whether there is an answer (span: 1 or 0) or of which type it is (conversational_span: index into
+ANSWER_TYPES). The human answers are kept beside them. Cuts no tokens.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import pyarrow as pa
 
 from mtdnn_ds.data.rows.answer_spans import best_span, trimmed
 from mtdnn_ds.data.rows.checked import CheckedRow, RowParser, shown, text_problem
-from mtdnn_ds.data.sources.coqa_quac import Span, Turn
 from mtdnn_ds.data.sources.lines import Cells, RowProblem
-from mtdnn_ds.data.sources.squad import Question, columns_in
+from mtdnn_ds.data.sources.nested_json import columns_in
+from mtdnn_ds.data.sources.squad import Question
+from mtdnn_ds.data.sources.turns import Span, Turn
 from mtdnn_ds.tasks.answer_metrics import CANNOT_ANSWER, normalised
 from mtdnn_ds.tasks.layout import ANSWER_TYPES
 from mtdnn_ds.tasks.spec import Source, TaskSpec
@@ -23,39 +25,41 @@ from mtdnn_ds.tasks.spec import Source, TaskSpec
 SPAN_COLUMNS: Mapping[str, pa.DataType] = {
     "context": pa.large_string(),
     "answers": pa.list_(pa.string()),
-    "answer_start": pa.int32(),  # characters of the context to learn: answer_start .. answer_end - 1; -1, -1: none
+    # Characters of the context to learn: answer_start .. answer_end - 1; -1, -1: none.
+    "answer_start": pa.int32(),
     "answer_end": pa.int32(),
     "id": pa.string(),
 }
 TURN_COLUMNS: Mapping[str, pa.DataType] = {**SPAN_COLUMNS, "is_free": pa.bool_()}
 
 _NOWHERE = (-1, -1)
+_Characters = tuple[int, int]  # start, end
 
 
 def span_rows(spec: TaskSpec, source: Source) -> RowParser:
-    """The parser of span: cells are a Question, or question, context, perhaps an id, and answers in Hugging Face's layout of SQuAD."""
+    """The parser of span: cells are a Question, or question, context, perhaps an id, and answers.
+
+    Answers are in Hugging Face's layout of SQuAD.
+    """
     labelled = source.label_column is not None
     question_name, context_name = source.text_columns or ("question", "context")
 
     def parse(number: int, cells: Cells) -> CheckedRow | RowProblem:
-        asked = cells[0]
-        if not isinstance(asked, Question):
-            own_id = cells[2] if source.more_columns else number
-            asked = Question(
-                question=cells[0], context=cells[1], answers=cells[-1] if labelled else None, id=own_id
-            )
+        asked = _question_of(number, cells, source)
         problem = text_problem(asked.question, question_name) or text_problem(asked.context, context_name)
         if problem is not None:
             return _at(asked.place, problem)
         assert isinstance(asked.question, str) and isinstance(asked.context, str)
+
         answers: list[str] = []
         spans, label = [_NOWHERE], math.nan
         if labelled:
-            found = _squad_answers(asked, source.label_column or "")
-            if isinstance(found, RowProblem):
-                return _at(asked.place, found)
-            answers, spans = found
+            checked = _squad_answers(asked, source.label_column or "")
+            if isinstance(checked, RowProblem):
+                return _at(asked.place, checked)
+            answers, spans = checked
             label = float(bool(answers))
+
         start, end = trimmed(asked.context, *spans[0])
         extra = {
             "context": asked.context,
@@ -69,7 +73,18 @@ def span_rows(spec: TaskSpec, source: Source) -> RowParser:
     return parse
 
 
-def _squad_answers(asked: Question, column: str) -> tuple[list[str], list[tuple[int, int]]] | RowProblem:
+def _question_of(number: int, cells: Cells, source: Source) -> Question:
+    if isinstance(cells[0], Question):
+        return cells[0]
+    return Question(
+        question=cells[0],
+        context=cells[1],
+        answers=cells[-1] if source.label_column is not None else None,
+        id=cells[2] if source.more_columns else number,
+    )
+
+
+def _squad_answers(asked: Question, column: str) -> tuple[list[str], list[_Characters]] | RowProblem:
     """Texts and characters of all answers; no text and _NOWHERE for a question without one."""
     columns = columns_in(asked.answers, "text", "answer_start")
     if columns is None:
@@ -77,21 +92,19 @@ def _squad_answers(asked: Question, column: str) -> tuple[list[str], list[tuple[
             "bad answers",
             f"'{column}' holds {shown(asked.answers)}, not {{text: [...], answer_start: [...]}}",
         )
+
     texts, starts = columns
     if asked.is_impossible and texts:
         return RowProblem("contradiction", f"is_impossible, and yet has the answer {shown(texts[0])}")
     if not texts and asked.is_impossible is False:
         return RowProblem("no answer", "has no answer, and is_impossible is false")
-    spans = [
-        _checked_span(Span(start, None, text), asked.context)
-        for text, start in zip(texts, starts, strict=True)
-    ]
-    for span in spans:
-        if isinstance(span, RowProblem):
-            return span
-    return [str(text) for text in texts], [span for span in spans if not isinstance(span, RowProblem)] or [
-        _NOWHERE
-    ]
+
+    spans = _checked_spans(
+        [Span(start, None, text) for text, start in zip(texts, starts, strict=True)], asked.context
+    )
+    if isinstance(spans, RowProblem):
+        return spans
+    return [str(text) for text in texts], spans or [_NOWHERE]
 
 
 def turn_rows(spec: TaskSpec, source: Source) -> RowParser:
@@ -105,19 +118,16 @@ def turn_rows(spec: TaskSpec, source: Source) -> RowParser:
         if problem is not None:
             return _at(turn.place, problem)
         assert isinstance(turn.question, str) and isinstance(turn.context, str)
+
         label, (start, end) = math.nan, _NOWHERE
         if source.label_column is not None:
-            learnt = _type_and_span(turn, turn.context)
-            if isinstance(learnt, RowProblem):
-                return _at(turn.place, learnt)
-            label, (start, end) = float(ANSWER_TYPES.index(learnt[0])), learnt[1]
-        said = [
-            text
-            for pair in turn.history[len(turn.history) - num_turns :]
-            if num_turns
-            for text in pair
-            if isinstance(text, str)
-        ]
+            answer = _type_and_span(turn, turn.context)
+            if isinstance(answer, RowProblem):
+                return _at(turn.place, answer)
+            answer_type, (start, end) = answer
+            label = float(ANSWER_TYPES.index(answer_type))
+
+        question = " ".join([*_last_turns(turn, num_turns), turn.question])
         extra = {
             "context": turn.context,
             "answers": list(turn.answers),
@@ -126,53 +136,78 @@ def turn_rows(spec: TaskSpec, source: Source) -> RowParser:
             "id": turn.id,
             "is_free": turn.is_free,
         }
-        return CheckedRow(number, (" ".join([*said, turn.question]), turn.context), label, extra)
+        return CheckedRow(number, (question, turn.context), label, extra)
 
     return parse
 
 
-def _type_and_span(turn: Turn, context: str) -> tuple[str, tuple[int, int]] | RowProblem:
+def _last_turns(turn: Turn, num_turns: int) -> list[str]:
+    """Questions and answers before this one, the oldest first."""
+    if num_turns == 0:
+        return []
+    pairs = turn.history[len(turn.history) - num_turns :]
+    return [text for pair in pairs for text in pair if isinstance(text, str)]
+
+
+def _type_and_span(turn: Turn, context: str) -> tuple[str, _Characters] | RowProblem:
     """The answer's type, and the characters that are it (span) or that support it."""
     for answer in (turn.given, *turn.answers):
         if problem := text_problem(answer, "answer"):
             return problem
     assert isinstance(turn.given, str)
-    spans = [_checked_span(span, context) for span in turn.spans if not (turn.is_free and span.start == -1)]
-    for span in spans:
-        if isinstance(span, RowProblem):
-            return span
-    found = [trimmed(context, *span) for span in spans if not isinstance(span, RowProblem)]
-    if not turn.is_free:
-        kind = (
-            "unknown"
-            if turn.given == CANNOT_ANSWER
-            else {"y": "yes", "n": "no"}.get(str(turn.yes_no), "span")
-        )
-        return kind, _NOWHERE if kind == "unknown" else found[0]
-    kind = normalised(turn.given)
-    if kind == "unknown":
-        return kind, _NOWHERE
-    support = found[0] if found else (0, len(context))
-    if kind in ("yes", "no"):
-        return kind, support
-    closest = best_span(context, turn.given, *support)
-    if closest is None and not found:
+
+    # Where people wrote their answers, -1 says that no part of the context supports one.
+    spans = [span for span in turn.spans if not (turn.is_free and span.start == -1)]
+    checked = _checked_spans(spans, context)
+    if isinstance(checked, RowProblem):
+        return checked
+    pieces = [trimmed(context, *span) for span in checked]
+
+    if turn.is_free:
+        return _type_of_free_answer(turn.given, pieces, context)
+    if turn.given == CANNOT_ANSWER:
+        return "unknown", _NOWHERE
+    return {"y": "yes", "n": "no"}.get(str(turn.yes_no), "span"), pieces[0]
+
+
+def _type_of_free_answer(
+    given: str, pieces: Sequence[_Characters], context: str
+) -> tuple[str, _Characters] | RowProblem:
+    """The same of an answer in people's own words; `pieces` are those of the context that support it."""
+    word = normalised(given)
+    if word == "unknown":
+        return word, _NOWHERE
+
+    support = pieces[0] if pieces else (0, len(context))
+    if word in ("yes", "no"):
+        return word, support
+
+    closest = best_span(context, given, *support)
+    if closest is None and not pieces:
         return RowProblem(
-            "no support", f"the answer {shown(turn.given)} has no span, and no word in common with the story"
+            "no support", f"the answer {shown(given)} has no span, and no word in common with the story"
         )
     return "span", closest or support
 
 
-def _checked_span(span: Span, context: object) -> tuple[int, int] | RowProblem:
+def _checked_spans(spans: Sequence[Span], context: object) -> list[_Characters] | RowProblem:
+    """The characters of each span, or the first problem."""
+    checked = [_checked_span(span, context) for span in spans]
+    for each in checked:
+        if isinstance(each, RowProblem):
+            return each
+    return [each for each in checked if not isinstance(each, RowProblem)]
+
+
+def _checked_span(span: Span, context: object) -> _Characters | RowProblem:
     assert isinstance(context, str)
-    if (
-        not isinstance(span.start, int)
-        or isinstance(span.start, bool)
-        or not isinstance(span.end, int | None)
-    ):
+    is_whole = isinstance(span.start, int) and not isinstance(span.start, bool)
+    if not is_whole or not isinstance(span.end, int | None):
         return RowProblem(
             "bad answer_start", f"the answer starts at {shown(span.start)}, which is not a whole number"
         )
+    assert isinstance(span.start, int)
+
     if span.text is None:
         if span.end is None or not 0 <= span.start < span.end <= len(context):
             return RowProblem(
@@ -180,20 +215,26 @@ def _checked_span(span: Span, context: object) -> tuple[int, int] | RowProblem:
                 f"the answer is said to stand at {span.start} to {span.end} of {len(context)} characters",
             )
         return span.start, span.end
+
     if problem := text_problem(span.text, "answer"):
         return problem
     assert isinstance(span.text, str)
     end = span.start + len(span.text)
     if span.start < 0 or context[span.start : end] != span.text:
-        there = context[span.start : end] if span.start >= 0 else ""
-        place = context.find(span.text)
-        where = f"it stands at {place}" if place >= 0 else "it stands nowhere in the context"
-        return RowProblem(
-            "answer out of place",
-            f"at {span.start} stands {shown(there)}, not the answer {shown(span.text)}; {where}",
-        )
+        return _out_of_place(span.start, span.text, context)
     return span.start, end
 
 
+def _out_of_place(start: int, text: str, context: str) -> RowProblem:
+    there = context[start : start + len(text)] if start >= 0 else ""
+    place = context.find(text)
+    where = f"it stands at {place}" if place >= 0 else "it stands nowhere in the context"
+    return RowProblem(
+        "answer out of place", f"at {start} stands {shown(there)}, not the answer {shown(text)}; {where}"
+    )
+
+
 def _at(place: str, problem: RowProblem) -> RowProblem:
-    return RowProblem(problem.reason, f"{place}: {problem.detail}") if place else problem
+    if not place:
+        return problem
+    return RowProblem(problem.reason, f"{place}: {problem.detail}")

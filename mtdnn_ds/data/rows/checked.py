@@ -1,7 +1,8 @@
-"""Checked rows: texts that are texts and labels that are class ids or scores. Every bad row is found before training, none is repaired.
+"""Checked rows: texts that are texts and labels that are class ids or scores. Repairs nothing.
 
-A label may be given as a class name, as a class id ("0" .. "C-1", 0 .. C-1), or as one of the source's label words. If any class
-name is itself an integer ("1", "2", "3" ...), ids are not accepted: the name decides.
+Every bad row is found before training. A label may be given as a class name, as a class id ("0" .. "C-1",
+0 .. C-1), or as one of the source's label words. If any class name is itself an integer ("1", "2", "3" ...),
+ids are not accepted: the name decides.
 """
 
 from __future__ import annotations
@@ -15,12 +16,14 @@ import numpy as np
 
 from mtdnn_ds.config.errors import DataError, did_you_mean
 from mtdnn_ds.data.sources.lines import Cells, RowProblem
-from mtdnn_ds.data.sources.tables import iterate_rows, place_of, row_word
+from mtdnn_ds.data.sources.names import place_of, row_word
+from mtdnn_ds.data.sources.tables import iterate_rows
 from mtdnn_ds.tasks.builtin import NO_GOLD_LABEL
 from mtdnn_ds.tasks.spec import CustomKind, Source, TaskSpec
 
 _MAX_LISTED = 10
 _NO_GOLD_REASON = "no gold label"
+_NO_GOLD_ID = -1.0
 _LARGEST_SCORE = float(np.finfo(np.float32).max)
 
 LabelParser = Callable[[object], "float | RowProblem"]
@@ -36,7 +39,7 @@ class CheckedRow(NamedTuple):
 
 
 RowParser = Callable[[int, Cells], "CheckedRow | RowProblem"]
-"""(row number, cells: text columns, more_columns, label column if any) -> the row, or why it cannot be used."""
+"""(row number, cells: text columns, more_columns, label column if any) -> the row, or why it is unusable."""
 
 GroupRows = Callable[[Iterator[CheckedRow], "Counter[str]"], Iterator[CheckedRow]]
 """Makes one row of several; counts the rows that it leaves out, by reason."""
@@ -50,16 +53,17 @@ def checked_rows(
     skipped: Counter[str],
     grouped: GroupRows | None = None,
 ) -> Iterator[CheckedRow]:
-    """Usable rows in file order; left-out rows are counted by reason in `skipped`, complete once the iterator is exhausted.
+    """Usable rows in file order; left-out rows are counted by reason in `skipped`, complete at the end.
 
-    `grouped` makes one row of several (ranking: all candidates of a question). Raises DataError, at the end of the source, if it has
-    bad rows and `on_bad_row` is "refuse" (the first 10 are listed), or if no row is left. Rows whose annotators did not agree (label
-    words of `NO_GOLD_LABEL`) are left out in either mode.
+    `grouped` makes one row of several (ranking: all candidates of a question). Rows whose annotators did not
+    agree (label words of `NO_GOLD_LABEL`) are left out in either mode. Raises DataError, at the end of the
+    source, if it has bad rows and `on_bad_row` is "refuse" (the first 10 are listed), or if no row is left.
     """
     rows = _usable_rows(source, parse, on_bad_row=on_bad_row, skipped=skipped)
     if grouped is None:
         yield from rows
         return
+
     num_good = 0
     for row in grouped(rows, skipped):
         num_good += 1
@@ -73,26 +77,32 @@ def _usable_rows(
 ) -> Iterator[CheckedRow]:
     bad: list[str] = []
     num_bad = num_rows = num_good = 0
+
     for number, cells in iterate_rows(source):
         num_rows += 1
         checked = cells if isinstance(cells, RowProblem) else parse(number, cells)
         if isinstance(checked, CheckedRow):
             num_good += 1
             yield checked
-            continue
-        if checked.reason == _NO_GOLD_REASON or on_bad_row == "skip":
+        elif checked.reason == _NO_GOLD_REASON or on_bad_row == "skip":
             skipped[checked.reason] += 1
         else:
             num_bad += 1
             if len(bad) < _MAX_LISTED:
                 bad.append(f"  {row_word(source)} {number}: {checked.detail}")
+
     if num_bad:
         if num_bad > len(bad):
             bad.append(f"  ... and {num_bad - len(bad):,} more")
-        head = f"{place_of(source)}: {num_bad:,} of {num_rows:,} rows cannot be used; mend them, or leave them out with data.on_bad_row: skip"
+        head = (
+            f"{place_of(source)}: {num_bad:,} of {num_rows:,} rows cannot be used; "
+            "mend them, or leave them out with data.on_bad_row: skip"
+        )
         raise DataError("\n".join([head, *bad]))
+    if num_rows == 0:
+        raise DataError(f"{place_of(source)}: has no rows")
     if num_good == 0:
-        raise DataError(_no_usable_row(source, skipped) if num_rows else f"{place_of(source)}: has no rows")
+        raise DataError(_no_usable_row(source, skipped))
 
 
 def _no_usable_row(source: Source, skipped: Counter[str]) -> str:
@@ -101,7 +111,7 @@ def _no_usable_row(source: Source, skipped: Counter[str]) -> str:
 
 
 def texts_and_label(spec: TaskSpec, source: Source) -> RowParser:
-    """The parser of kinds whose row is one or two texts and a class, a score, or what a kind of the user's own makes of the label cell."""
+    """The parser of kinds whose row is one or two texts and one label, whatever their kind makes of it."""
     label_of = label_parser(spec, source)
     num_texts = len(source.text_columns)
 
@@ -110,8 +120,11 @@ def texts_and_label(spec: TaskSpec, source: Source) -> RowParser:
         for text, column in zip(texts, source.text_columns, strict=True):
             if problem := text_problem(text, column):
                 return problem
-        label = label_of(cells[-1] if source.label_column is not None else None)
-        return label if isinstance(label, RowProblem) else CheckedRow(number, texts, label)  # type: ignore[arg-type]
+
+        label = label_of(cells[-1])
+        if isinstance(label, RowProblem):
+            return label
+        return CheckedRow(number, texts, label)  # type: ignore[arg-type]
 
     return parse
 
@@ -122,16 +135,21 @@ def text_problem(text: object, column: str, *, may_be_empty: bool = False) -> Ro
         return RowProblem("not a text", f"column '{column}' holds {shown(text)}, not a text")
     if not text.strip() and not may_be_empty:
         return RowProblem("empty text", f"column '{column}' is empty")
+
     if half := _surrogate(text):
         return RowProblem(
             "half a character",
-            f"column '{column}' holds U+{ord(half):04X}, half of a character's two-part code; write the character whole",
+            f"column '{column}' holds U+{ord(half):04X}, half of a character's two-part code; "
+            "write the character whole",
         )
     return None
 
 
 def _surrogate(text: str) -> str | None:
-    r"""The first lone surrogate, which JSON can spell (\ud83d without its other half) but UTF-8, and so every tokenizer, cannot."""
+    r"""The first lone surrogate, or None.
+
+    JSON can spell it (\ud83d without its other half), but UTF-8, and so every tokenizer, cannot.
+    """
     if text.isascii():
         return None
     try:
@@ -156,9 +174,11 @@ def _custom_label_parser(spec: TaskSpec, kind: CustomKind) -> LabelParser:
     def parse(cell: object) -> float | RowProblem:
         try:
             label = float(kind.parse_label(cell, spec))
+        except ValueError as error:
+            return RowProblem("bad label", f"label {shown(cell)}: {error}")
         except Exception as error:  # whatever the user's own code raises is said, with its row
-            said = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
-            return RowProblem("bad label", f"label {shown(cell)}: {said}")
+            return RowProblem("bad label", f"label {shown(cell)}: {type(error).__name__}: {error}")
+
         if not math.isfinite(label):
             return RowProblem(
                 "bad label", f"label {shown(cell)}: parse_label of kind {kind.name} gave {label}"
@@ -174,9 +194,11 @@ def class_parser(labels: Sequence[str], label_words: Mapping[str, str]) -> Label
 
     def parse_class(cell: object) -> float | RowProblem:
         word = label_word(cell)
-        class_id = None if word is None else ids.get(word)
-        if class_id is not None:
-            return class_id if class_id >= 0 else RowProblem(_NO_GOLD_REASON, "no gold label")
+        if word is not None and word in ids:
+            if ids[word] == _NO_GOLD_ID:
+                return RowProblem(_NO_GOLD_REASON, "no gold label")
+            return ids[word]
+
         if word is None or not word.strip():
             return RowProblem("missing label", "the label is missing")
         return RowProblem("unknown label", f"unknown label {shown(cell)}{did_you_mean(word, labels)}")
@@ -185,14 +207,14 @@ def class_parser(labels: Sequence[str], label_words: Mapping[str, str]) -> Label
 
 
 def _accepted_labels(labels: Sequence[str], label_words: Mapping[str, str]) -> dict[str, float]:
-    """Every accepted spelling -> class id, or -1 for "no gold label". Names win over label words, and those over ids."""
+    """Every accepted spelling -> class id or _NO_GOLD_ID. Names win over label words, and those over ids."""
     names = {label: float(class_id) for class_id, label in enumerate(labels)}
-    words = {word: -1.0 if name == NO_GOLD_LABEL else names[name] for word, name in label_words.items()}
-    ids = (
-        {}
-        if any(_is_integer(label) for label in labels)
-        else {str(class_id): float(class_id) for class_id in range(len(labels))}
-    )
+    id_of_name = {**names, NO_GOLD_LABEL: _NO_GOLD_ID}
+    words = {word: id_of_name[name] for word, name in label_words.items()}
+
+    if any(_is_integer(label) for label in labels):
+        return {**words, **names}
+    ids = {str(class_id): float(class_id) for class_id in range(len(labels))}
     return {**ids, **words, **names}
 
 
@@ -210,19 +232,25 @@ def label_word(cell: object) -> str | None:
 
 
 def parse_score(cell: object) -> float | RowProblem:
+    """A cell as a finite number of float32's range."""
     if cell is None or (isinstance(cell, str) and not cell.strip()):
         return RowProblem("missing label", "the score is missing")
+
     try:
         score = float(cell)  # type: ignore[arg-type]
     except (TypeError, ValueError):
         return RowProblem("invalid score", f"score {shown(cell)} is not a number")
     except OverflowError:  # a whole number of JSON may have hundreds of digits
         score = math.inf
+
     if not abs(score) <= _LARGEST_SCORE:  # NaN compares false
         return RowProblem("invalid score", f"score {shown(cell)} is not a finite number")
     return score
 
 
 def shown(cell: object) -> str:
+    """A cell as messages show it: its repr, in 60 characters at most."""
     text = repr(cell)
-    return text if len(text) <= 60 else text[:57] + "..."
+    if len(text) > 60:
+        text = text[:57] + "..."
+    return text

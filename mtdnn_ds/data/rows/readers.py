@@ -1,4 +1,7 @@
-"""Readers: what the cache keeps of a row, for each kind of task. One table; parsers of single kinds are in data/rows*.py."""
+"""Readers: how rows of each kind of task are parsed, and what the cache keeps of them. One table.
+
+The parsers of single kinds are in the files beside it.
+"""
 
 from __future__ import annotations
 
@@ -20,31 +23,30 @@ class Reader:
     """How the rows of a kind are parsed, and what is kept of them beside tokens, label and row number."""
 
     parser: Callable[[TaskSpec, Source], RowParser]
-    extra: Mapping[str, pa.DataType] = field(
-        default_factory=dict
-    )  # further columns: keys of CheckedRow.extra
-    keeps_offsets: bool = (
-        False  # column token_offsets: start and end of each token in its text, two numbers a token
-    )
-    keeps_words: bool = (
-        False  # column word_starts: 1 for each token that begins a word, as the tokenizer cuts words, else 0
-    )
-    texts_are_words: bool = False  # each text is a word of one sentence, and is cut into tokens as inside it
-    grouped: GroupRows | None = None  # makes one row of several
-    options: tuple[
-        str, ...
-    ] = ()  # the spec's options that decide what a row is, and so belong to the cache's key
+    # Further columns: keys of CheckedRow.extra.
+    extra: Mapping[str, pa.DataType] = field(default_factory=dict)
+    # Column token_offsets: start and end of each token in its text, two numbers a token.
+    keeps_offsets: bool = False
+    # Column word_starts: 1 for each token that begins a word, as the tokenizer cuts words, else 0.
+    keeps_words: bool = False
+    # Each text is a word of one sentence, and is cut into tokens as inside it.
+    texts_are_words: bool = False
+    # Makes one row of several.
+    grouped: GroupRows | None = None
+    # The spec's options that decide what a row is, and so belong to the cache's key.
+    options: tuple[str, ...] = ()
 
 
+_FLAGS = pa.large_list(pa.int8())
 _TEXTS = Reader(parser=texts_and_label)
 _OWN_WORDS = Reader(
     parser=words_and_numbers, extra={"tags": pa.large_list(pa.float32())}, texts_are_words=True
 )
-_FLAGS = pa.large_list(pa.int8())
 
 READERS: Mapping[str, Reader] = {
     "classification": _TEXTS,
     "regression": _TEXTS,
+    "similarity": _TEXTS,
     "multiple_choice": Reader(parser=choices_and_index, extra={"right": _FLAGS}),
     "ranking": Reader(
         parser=candidate, extra={"right": _FLAGS}, grouped=queries_of, options=("relevant_label",)
@@ -52,7 +54,6 @@ READERS: Mapping[str, Reader] = {
     "token_classification": Reader(
         parser=words_and_tags, extra={"tags": pa.large_list(pa.int16())}, texts_are_words=True
     ),
-    "similarity": _TEXTS,
     "span": Reader(parser=span_rows, extra=SPAN_COLUMNS, keeps_offsets=True),
     "conversational_span": Reader(
         parser=turn_rows, extra=TURN_COLUMNS, keeps_offsets=True, options=("history_turns",)
@@ -62,7 +63,9 @@ READERS: Mapping[str, Reader] = {
 
 
 def reader_of(spec: TaskSpec) -> Reader:
-    """The reader of a task's kind; a kind of the user's own reads texts and a label, or words with a label each."""
+    """The reader of a task's kind; a user's own kind reads texts and a label, or words with a label each."""
     if spec.custom is None:
         return READERS[spec.kind]
-    return _TEXTS if spec.custom.reads == "sequence" else _OWN_WORDS
+    if spec.custom.reads == "sequence":
+        return _TEXTS
+    return _OWN_WORDS

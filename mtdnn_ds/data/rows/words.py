@@ -1,4 +1,7 @@
-"""Rows of words with a tag each (token_classification and users' own kinds), from lists of words and tags, whatever file they come from. Cuts no word into tokens."""
+"""Rows of words with a tag each: token_classification and users' own kinds. Cuts no word into tokens.
+
+Words and tags are lists, whatever file they come from.
+"""
 
 from __future__ import annotations
 
@@ -20,12 +23,18 @@ UNKNOWN_TAG = -1
 
 
 def words_and_tags(spec: TaskSpec, source: Source) -> RowParser:
-    """The parser of sentences: a row's texts are its words, extra["tags"] their class ids (UNKNOWN_TAG without a label column)."""
+    """The parser of sentences: a row's texts are its words, extra["tags"] their class ids.
+
+    Without a label column these are UNKNOWN_TAG.
+    """
     return _sentences(source, class_parser(spec.labels, source.label_words or {}), int, UNKNOWN_TAG)
 
 
 def words_and_numbers(spec: TaskSpec, source: Source) -> RowParser:
-    """The same for a kind of the user's own: extra["tags"] are what its parse_label makes of them (NaN without a label column)."""
+    """The same for a kind of the user's own: extra["tags"] are what its parse_label makes of them.
+
+    Without a label column these are NaN.
+    """
     return _sentences(source, label_parser(spec, source), float, math.nan)
 
 
@@ -40,12 +49,14 @@ def _sentences(
             return RowProblem(
                 "not a list of words", f"column '{column}' holds {shown(words)}, not a list of words"
             )
+
         for position, word in enumerate(words, 1):
             # A word may be blank (some corpora have invisible ones): it has no tokens and counts as O.
             if problem := text_problem(word, column, may_be_empty=True):
                 return RowProblem(problem.reason, f"word {position}: {problem.detail}")
         if not any(word.strip() for word in words):
             return RowProblem("empty text", f"column '{column}' has no word")
+
         if source.label_column is None:
             return CheckedRow(number, tuple(words), math.nan, {"tags": [unknown] * len(words)})
         tags = _tags(words, cells[-1], source.label_column, tag_of)
@@ -61,6 +72,7 @@ def _tags(words: list[str], cell: object, column: str, tag_of: LabelParser) -> l
         return RowProblem("not a list of tags", f"column '{column}' holds {shown(cell)}, not a list of tags")
     if len(cell) != len(words):
         return RowProblem("wrong number of tags", f"{len(cell)} tags for {len(words)} words")
+
     tags: list[float] = []
     for position, (word, each) in enumerate(zip(words, cell, strict=True), 1):
         tag = tag_of(each)
