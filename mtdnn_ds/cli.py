@@ -74,9 +74,10 @@ def _run_verb(verb: Verb, words: list[str], *, program: str) -> int:
     with ExitStack() as stack:
         stack.enter_context(speaking())
         if verb.from_launcher:
-            from mtdnn_ds.faults.stop_requests import listening
+            from mtdnn_ds.faults.stop_requests import listening, work_of_verb
 
-            stack.enter_context(listening(to_the_end=True))
+            work = work_of_verb(verb.name, goes_on=verb.goes_on)
+            stack.enter_context(listening(to_the_end=True, work=work))
 
         if values.get("recipe") == shipped_file(QUICKSTART_TINY):
             logging.getLogger(__name__).warning(TINY_NOTE)

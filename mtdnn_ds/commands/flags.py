@@ -38,6 +38,7 @@ class Verb:
     positional: str | None = None  # flag that may be given without its name
     takes_several: bool = False  # and more than once: its value is a tuple
     from_launcher: bool = False
+    goes_on: bool = False  # stopped and called again, it does not begin anew
 
     @property
     def module(self) -> str:

@@ -91,6 +91,7 @@ _TABLE = (
         takes_settings=True,
         positional="run_dir",
         from_launcher=True,
+        goes_on=True,
     ),
     Verb(
         "compare",
@@ -105,6 +106,7 @@ _TABLE = (
         takes_settings=True,
         positional="recipe",
         from_launcher=True,
+        goes_on=True,
     ),
     Verb(
         "distill",
@@ -121,6 +123,7 @@ _TABLE = (
         takes_settings=True,
         positional="recipe",
         from_launcher=True,
+        goes_on=True,
     ),
     Verb(
         "evaluate",
@@ -219,6 +222,7 @@ _TABLE = (
         ),
         positional="model",
         from_launcher=True,
+        goes_on=True,
     ),
     Verb(
         "embed",

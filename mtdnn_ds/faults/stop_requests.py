@@ -65,8 +65,13 @@ BEFORE_TRAINING = Work(
 
 
 def work_of_verb(verb: str, *, goes_on: bool) -> Work:
-    """The work of a verb that is not training. `goes_on`: the same command goes on where it was stopped."""
-    after = "the same command goes on where it was" if goes_on else "the same command begins anew"
+    """What a verb does. `goes_on`: stopped and called again, it goes on where it was."""
+    if verb == "train":
+        return BEFORE_TRAINING
+
+    after = "the same command begins anew"
+    if goes_on:
+        after = "the same command goes on where it was"
     return Work(when=f"during {verb}", alone=after, together=after)
 
 

@@ -217,6 +217,52 @@ def test_before_training_a_process_without_others_leaves_at_once() -> None:
 
 
 @pytest.mark.parametrize(
+    ("verb", "flags", "advice"),
+    [
+        ("predict", "--model m --input i.csv --output o.csv", "goes on where it was"),
+        ("evaluate", "--run_dir r", "begins anew"),
+        ("embed", "--model m --input i.csv --output o.npy", "begins anew"),
+    ],
+)
+def test_a_verb_that_is_stopped_says_what_it_was(verb: str, flags: str, advice: str) -> None:
+    code = f"""
+import sys, time
+from mtdnn_ds import cli
+from mtdnn_ds.commands import {verb}
+{verb}.run = lambda **_: print("ready", flush=True) or time.sleep(60)
+sys.exit(cli.main({[verb, *flags.split()]!r}))
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=10)
+    assert process.returncode == STOPPED
+    assert said == f"stopped during {verb}: signal SIGTERM; the same command {advice}\n"
+
+
+def test_what_all_ranks_of_a_verb_say() -> None:
+    """One rank under the watch, as `evaluate` has it."""
+    code = """
+import time
+from mtdnn_ds.faults.stop_requests import listening, work_of_verb
+from mtdnn_ds.faults.watchdog.watch import watching
+with listening(work=work_of_verb("evaluate", goes_on=False)), watching(0):
+    print("ready", flush=True)
+    time.sleep(60)
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == STOPPED
+    assert said == "stopped during evaluate (rank 0: signal SIGTERM); the same command begins anew\n"
+
+
+@pytest.mark.parametrize(
     ("text", "seconds"),
     [
         ("1-02:03:04\n", 93_784.0),

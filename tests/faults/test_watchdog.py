@@ -257,7 +257,20 @@ def test_only_own_segments_are_removed(tmp_path: Path, monkeypatch: pytest.Monke
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(path.name for path in foreign)
 
 
-def test_a_mark_costs_nothing() -> None:
+def test_listeners_are_called_before_a_heartbeat_counts() -> None:
+    came: list[tuple[str, int]] = []
+    detach = heartbeat.on_heartbeat(lambda text: came.append((text, heartbeat.place().count)))
+    first = heartbeat.place()
+    heartbeat.heartbeat("step 1, beginning")
+    heartbeat.announce("step 1, of one rank alone")
+    assert came == [("step 1, beginning", first.count), ("step 1, of one rank alone", first.count + 1)]
+    assert (heartbeat.place().text, heartbeat.place().count) == ("step 1, beginning", first.count + 1)
+    detach()
+    heartbeat.heartbeat("step 1, done")
+    assert len(came) == 2
+
+
+def test_a_heartbeat_costs_nothing() -> None:
     begin = time.perf_counter()
     for number in range(10_000):
         heartbeat.heartbeat(f"step {number}, micro-batch 1 of 1")
