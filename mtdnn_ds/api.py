@@ -1,29 +1,33 @@
-"""What the command line does, from Python: train a recipe, evaluate a run, export it. The same code and the same checks; nothing of its own.
+"""What the command line does, from Python: train a recipe, evaluate a run, export it. Parses and prints nothing.
 
-One process, as in a notebook, or every rank of a launcher that runs a script. Each call ends as a command does: no process group
-stays behind, and what a command refuses is raised as a UserError with all problems.
+`train`, `evaluate` and `export` are for programs: one process, as in a notebook, or every rank of a launcher that
+runs a script. Each call ends as a command does: no process group stays behind, and what a command refuses is raised
+as a UserError with all problems. The verbs call `train_recipe`, `evaluate_run` and `export`.
 """
 
 from __future__ import annotations
 
 import json
-import tempfile
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mtdnn_ds.cli import shipped_file
 from mtdnn_ds.config.errors import ConfigError
 from mtdnn_ds.config.launch import take_place
+from mtdnn_ds.config.packages import require_extra
 from mtdnn_ds.config.recipe import Recipe
-from mtdnn_ds.config.yaml_text import dump_yaml
+from mtdnn_ds.config.shipped import shipped_file
 
 if TYPE_CHECKING:
-    from mtdnn_ds.export.run import Exported
+    from mtdnn_ds.config.stages import Stage
+    from mtdnn_ds.export.run import ExportedFolder
     from mtdnn_ds.runs.evaluate import Evaluation
 
 DEEPSPEED_JSON = "ds_configs/zero2.json"
+
+log = logging.getLogger(__name__)
 
 
 def train(
@@ -36,46 +40,34 @@ def train(
 ) -> Path:
     """Train `recipe` and return its run folder, `output_dir`. Collective: every rank of a launcher calls this.
 
-    `recipe`: a YAML file, what stands in one, or a Recipe. `deepspeed_config`: a JSON file or what stands in one; default: ZeRO 2.
-    `settings` go over the recipe's: {"train.steps": 100}. Raises UserErrors as the command `train` says them, and Stopped.
+    `recipe`: a YAML file, what stands in one, or a Recipe. `deepspeed_config`: a JSON file or what stands in one;
+    default: ZeRO 2. `settings` go over the recipe's: {"train.steps": 100}. Raises UserErrors as the command `train`
+    says them, and Stopped.
     """
-    from mtdnn_ds.commands.train import run
-    from mtdnn_ds.config.load import resolved_values
+    from mtdnn_ds import dist
+    from mtdnn_ds.monitor.console import configure_logging, speaking
 
-    with _as_a_command(), tempfile.TemporaryDirectory(prefix="mtdnn_ds-") as folder:
-        written = Path(folder)
-        if isinstance(recipe, Recipe):
-            recipe = resolved_values(recipe)
-        if isinstance(recipe, Mapping):
-            (written / "recipe.yaml").write_text(dump_yaml(dict(recipe)), encoding="utf-8")
-            recipe = written / "recipe.yaml"
-        if isinstance(deepspeed_config, Mapping):
-            (written / "deepspeed.json").write_text(json.dumps(deepspeed_config), encoding="utf-8")
-            deepspeed_config = written / "deepspeed.json"
-        with _naming({written / "recipe.yaml": "recipe", written / "deepspeed.json": "deepspeed_config"}):
-            run(
-                recipe=str(recipe),
-                deepspeed_config=str(deepspeed_config or shipped_file(DEEPSPEED_JSON)),
-                output_dir=str(output_dir),
-                resume=resume,
-                log_level="warning",
-                overrides={
-                    name: value if isinstance(value, str) else json.dumps(value)
-                    for name, value in (settings or {}).items()
-                },
-            )
+    overrides = {name: _as_text(value) for name, value in (settings or {}).items()}
+    with _in_a_program(), speaking():
+        configure_logging("warning", dist.rank())
+        train_recipe(
+            _recipe_source(recipe),
+            _json_source(deepspeed_config),
+            Path(output_dir),
+            resume=resume,
+            overrides=overrides,
+        )
     return Path(output_dir)
 
 
 def evaluate(run_dir: str | Path, *, checkpoint: str = "best/average") -> Evaluation:
-    """Scores of a run's `checkpoint` (best/average, best/TASK, step_N, latest) on every dev split. Collective like `train`.
+    """Scores of a run's `checkpoint` (best/average, best/TASK, step_N, latest) on every dev split.
 
-    `.metrics`: task -> metric -> value; `.scores`: task -> its score; `.average`: of the scores.
+    `.metrics`: task -> metric -> value; `.scores`: task -> its score; `.average`: of the scores. Collective like
+    `train`.
     """
-    from mtdnn_ds.commands.evaluate import evaluated
-
-    with _as_a_command():
-        return evaluated(str(run_dir), checkpoint, lambda text: None)
+    with _in_a_program():
+        return evaluate_run(str(run_dir), checkpoint)
 
 
 def export(
@@ -85,36 +77,96 @@ def export(
     task: str | None = None,
     checkpoint: str = "best",
     format: str = "hf",
-) -> list[Exported]:
-    """Write the run's whole model and every task, or one `task`, as folders for other programs; each is compared with the run first.
+) -> list[ExportedFolder]:
+    """Write the run's whole model and every task, or one `task`, as folders for other programs.
 
-    `format`: hf, onnx, sentence-transformers or all. What each of the others means is said in docs/export.md. In one process.
+    Each is compared with the run first. `format`: hf, onnx, sentence-transformers or all. What each of the others
+    means is said in docs/export.md. In one process.
     """
     from mtdnn_ds.export.run import export_run
 
-    return export_run(
-        str(run_dir),
-        None if output_dir is None else str(output_dir),
-        task=task,
-        checkpoint=checkpoint,
-        format=format,
+    if format in ("onnx", "all"):
+        require_extra("export", f"--format {format}")
+    folder = None if output_dir is None else str(output_dir)
+    return export_run(str(run_dir), folder, task=task, checkpoint=checkpoint, format=format)
+
+
+def train_recipe(
+    recipe: str, deepspeed_config: str, output_dir: Path, *, resume: str, overrides: Mapping[str, str]
+) -> None:
+    """Check everything that can be checked, then train. Collective: every rank calls this.
+
+    `recipe`, `deepspeed_config`: files, or a GivenText. `overrides`: settings as raw text. Raises UserErrors, and
+    Stopped; the process group is left at the end only, so that a failing rank waits for nobody.
+    """
+    from mtdnn_ds import dist
+    from mtdnn_ds.config.stages import is_staged
+    from mtdnn_ds.runs.folder import refuse_used_folder
+    from mtdnn_ds.train.preflight.checks import checked_stages
+
+    def goes_on(stage: Stage) -> bool:
+        checkpoints = output_dir / stage.folder / "checkpoints"
+        return resume != "none" and any(checkpoints.glob("step_*"))
+
+    checked = checked_stages(
+        recipe,
+        deepspeed_config,
+        overrides,
+        world_size=dist.world_size(),
+        goes_on=goes_on,
+        also=lambda: refuse_used_folder(output_dir, resume, staged=is_staged(recipe)),
     )
 
+    from mtdnn_ds.train.engine import stop_distributed
+    from mtdnn_ds.train.stages import stage_run, train_stages
+    from mtdnn_ds.train.trainer import train
+
+    first, only = checked[0]
+    if first.name:
+        runs = [stage_run(stage, run.specs, run.deepspeed, output_dir) for stage, run in checked]
+        train_stages(runs, output_dir=output_dir)
+    else:
+        train(only.recipe, only.specs, only.deepspeed, output_dir=output_dir, resume=resume)
+    stop_distributed()
+
+
+def evaluate_run(run_dir: str, checkpoint: str) -> Evaluation:
+    """The evaluation of a run, in float32, which is also logged as a table.
+
+    Collective; joins and leaves a process group. Raises ConfigError and CheckpointError.
+    """
+    from mtdnn_ds.runs.load import find_run, load_run
+    from mtdnn_ds.tasks.glue import glue_table
+
+    found = find_run(run_dir, checkpoint)
+
+    from mtdnn_ds.faults.watchdog.watch import watching
+    from mtdnn_ds.runs.evaluate import evaluate
+    from mtdnn_ds.runs.setup import prepare_run_data
+    from mtdnn_ds.train.engine import start_distributed, stop_distributed
+    from mtdnn_ds.train.results import format_results, task_results
+
+    device = start_distributed()
+    with watching(found.recipe.train.stall_timeout):
+        data = prepare_run_data(found.recipe, found.specs, log.info)
+        loaded = load_run(found, device=device)
+        result = evaluate(loaded.model, data, loaded.settings, device)
+        if not result.metrics:
+            raise ConfigError(
+                f"--run_dir {run_dir}: none of its tasks has a dev split; there is nothing to evaluate"
+            )
+
+        log.info(f"dev metrics of {found.weights_folder}:")
+        log.info(format_results(task_results(data, result, best={}), result.average))
+        glue = glue_table(result.metrics)
+        if glue:
+            log.info(f"\nGLUE, on the dev sets:\n{glue}")
+    stop_distributed()
+    return result
+
 
 @contextmanager
-def _naming(names: Mapping[Path, str]) -> Iterator[None]:
-    """Refusals that name one of the files say what the caller knows it by."""
-    try:
-        yield
-    except ConfigError as error:
-        problems = error.problems
-        for path, name in names.items():
-            problems = tuple(problem.replace(str(path), name) for problem in problems)
-        raise ConfigError(problems) from error
-
-
-@contextmanager
-def _as_a_command() -> Iterator[None]:
+def _in_a_program() -> Iterator[None]:
     """This process takes its place among the ranks, and whatever happens is in no process group after it."""
     take_place()
     try:
@@ -124,3 +176,27 @@ def _as_a_command() -> Iterator[None]:
 
         stop_distributed()
         raise
+
+
+def _recipe_source(recipe: str | Path | Mapping[str, Any] | Recipe) -> str:
+    from mtdnn_ds.config.load import resolved_values
+    from mtdnn_ds.config.yaml_text import GivenText, dump_yaml
+
+    if isinstance(recipe, Recipe):
+        recipe = resolved_values(recipe)
+    if isinstance(recipe, Mapping):
+        return GivenText("recipe", dump_yaml(dict(recipe)))
+    return str(recipe)
+
+
+def _json_source(deepspeed_config: str | Path | Mapping[str, Any] | None) -> str:
+    from mtdnn_ds.config.yaml_text import GivenText
+
+    if isinstance(deepspeed_config, Mapping):
+        return GivenText("deepspeed_config", json.dumps(deepspeed_config))
+    return str(deepspeed_config or shipped_file(DEEPSPEED_JSON))
+
+
+def _as_text(value: Any) -> str:
+    """A setting as a flag would have it."""
+    return value if isinstance(value, str) else json.dumps(value)

@@ -35,6 +35,20 @@ UNWRITABLE = re.compile(
 _MAX_LISTED = 10
 
 
+class GivenText(str):
+    """What stands in a recipe or a DeepSpeed JSON that a program gives instead of a file's path.
+
+    As a text it is the name that messages call it by; `content` is what would stand in the file.
+    """
+
+    content: str
+
+    def __new__(cls, name: str, content: str) -> GivenText:
+        text = super().__new__(cls, name)
+        text.content = content
+        return text
+
+
 class _Loader(yaml.SafeLoader):
     """SafeLoader with the resolvers above instead of YAML 1.1's."""
 
@@ -184,7 +198,7 @@ def duplicate_keys(node: yaml.Node) -> list[tuple[str, int]]:
 
 
 def read_text(path: str, what: str) -> str:
-    """The text of a user's file. `what` says in messages what the file was meant to be, e.g. "recipe"."""
+    """The text of a user's file, or of a GivenText. `what` says in messages what the file was meant to be, e.g. "recipe"."""
     try:
         content = _read_bytes(path, what)
         text = content.decode("utf-8-sig")
@@ -216,6 +230,9 @@ def _invisible_in(text: str) -> int | None:
 
 
 def _read_bytes(path: str, what: str) -> bytes:
+    if isinstance(path, GivenText):
+        return path.content.encode()
+
     # Not blocking: opening a named pipe would else wait for a writer, before anybody can see that it is one.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     try:
