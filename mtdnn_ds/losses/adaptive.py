@@ -203,9 +203,7 @@ class FamoScales:
 
 
 class _Adam:
-    """torch.optim.Adam for one number of each task, all 0 at first; where the gradient is NaN it stands
-    still.
-    """
+    """torch.optim.Adam for one number of each task, 0 at first; a NaN gradient leaves it as it is."""
 
     def __init__(self, num_tasks: int, *, lr: float, decay: float = 0.0) -> None:
         self._lr, self._decay = lr, decay

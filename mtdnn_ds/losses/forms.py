@@ -113,8 +113,7 @@ def unit_terms(targets: Targets, *, per_example: bool = True) -> Tensor:
 
 
 def _best_token(outputs_KV: Tensor) -> Tensor:
-    """The likeliest token of each masked position, (K, 1): scores of all tokens would fill the host's memory.
-    """
+    """The likeliest token of each masked position, (K, 1): all scores would fill the host's memory."""
     if not len(outputs_KV):
         return outputs_KV.new_zeros((0, 1))
     return outputs_KV.argmax(dim=1, keepdim=True)

@@ -57,8 +57,7 @@ def term_table(layout: HeadLayout, device: torch.device | str) -> TermTable:
 
 
 def own_outputs(outputs_KC: Tensor, term_ids_K: Tensor, table: TermTable) -> Tensor:
-    """Each row's outputs of its own term, (K, O) float32; where `is_output` is false, the term's first again.
-    """
+    """Each row's outputs of its own term, (K, O) float32; where not `is_output`, the term's first again."""
     return outputs_KC.float().gather(1, table.columns[term_ids_K])
 
 

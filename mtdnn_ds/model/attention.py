@@ -115,9 +115,7 @@ def _attend_groups(
     scaling: float,
     dropout: _Dropout,
 ) -> Tensor:
-    """Group by group of sequences that are padded to one length; grouped and padded differ in the groups
-    alone.
-    """
+    """Group by group of sequences padded to one length: grouped and padded differ in their groups alone."""
     shapes = [group.padded_to_packed.shape for group in layout.groups]
     sizes = [shape.numel() for shape in shapes]
     queries, keys, values = (pad(rows, layout).split(sizes) for rows in (query_TNH, key_TNH, value_TNH))
@@ -238,10 +236,9 @@ def _obstacles(backend: Backend, device_type: str, dtype: torch.dtype) -> list[s
 def counter_backend(
     requested: str, backend: Backend, reason: str, attention_dropout: float
 ) -> tuple[Backend, str]:
-    """The resolved back end and its reason, or others with train.dropout=counter: kernels cannot take its
-    masks.
+    """The resolved back end and its reason, or, with train.dropout=counter, one that takes its masks.
 
-    Raises ConfigError where such a kernel is asked for by name.
+    Raises ConfigError where a kernel that cannot take them is asked for by name.
     """
     if not ATTENTION_BACKENDS[backend].is_kernel or attention_dropout == 0:
         return backend, reason

@@ -66,8 +66,7 @@ def attention_layout(
 
 
 def padded_group(batch: PackedBatch) -> tuple[AttentionGroup, Tensor]:
-    """One group of all sequences padded to the longest, and its packed_to_padded (T,); on the batch's device.
-    """
+    """One group of all sequences padded to the longest, and its packed_to_padded (T,). Never waits."""
     num_tokens = batch.input_ids.numel()
     starts_S, lengths_S = batch.cu_seqlens[:-1].long(), batch.cu_seqlens.diff()
 

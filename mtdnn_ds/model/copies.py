@@ -1,4 +1,6 @@
-"""CopiedEncoder: soft sharing's encoder, one copy for each group of tasks. Not the penalty that ties the copies (train/regularizers/sharing_penalty.py).
+"""CopiedEncoder: soft sharing's encoder, one copy for each group of tasks. Not the penalty between them.
+
+That is train/regularizers/sharing_penalty.py.
 
 Shape legend: T packed tokens, S sequences, K supervised rows, D hidden, E word embeddings.
 """
@@ -22,7 +24,8 @@ from mtdnn_ds.model.encoder import PackedEncoder
 class CopiedEncoder(nn.Module):
     """Copies of a PackedEncoder with its interface; copy c reads `batch.parts[c]`.
 
-    Every copy runs in every forward, in one order on all ranks: the loader gives a copy without sequences a filler.
+    Every copy runs in every forward, in one order on all ranks: the loader gives a copy without sequences a
+    filler.
     """
 
     def __init__(self, encoder: PackedEncoder, groups: Sequence[str]) -> None:
@@ -30,7 +33,10 @@ class CopiedEncoder(nn.Module):
         super().__init__()
         self.copies = nn.ModuleList([encoder, *(copy.deepcopy(encoder) for _ in groups[1:])])
         size = sum(parameter.numel() for parameter in encoder.parameters()) / 1e6
-        note = f"soft sharing: {len(groups)} copies of the encoder, for {', '.join(groups)}, each of {size:,.1f} M parameters"
+        note = (
+            f"soft sharing: {len(groups)} copies of the encoder, for {', '.join(groups)}, "
+            f"each of {size:,.1f} M parameters"
+        )
         self.notes: tuple[str, ...] = (*encoder.notes, note)
 
     @property
@@ -61,24 +67,28 @@ class CopiedEncoder(nn.Module):
     def forward(
         self, batch: PackedBatch, noise_TE: Tensor | None = None, keys: DropoutKeys | None = None
     ) -> Tensor:
-        """Hidden states of all tokens, (T, D); `noise_TE` is added to their word embeddings, `keys` are for counter dropout."""
+        """Hidden states of all tokens, (T, D).
+
+        `noise_TE` is added to their word embeddings, `keys` are for counter dropout.
+        """
         sizes = [part.input_ids.numel() for part in batch.parts]
-        noise = [None] * len(sizes) if noise_TE is None else noise_TE.split(sizes)
-        parts = (
-            [None] * len(sizes)
-            if keys is None
-            else [replace(keys, of_token_T=own_T) for own_T in keys.of_token_T.split(sizes)]
-        )
-        return torch.cat(
-            [encoder(*own) for encoder, *own in zip(self.encoders, batch.parts, noise, parts, strict=True)]
-        )
+        noises: Sequence[Tensor | None] = [None] * len(sizes)
+        if noise_TE is not None:
+            noises = noise_TE.split(sizes)
+        copies_keys: Sequence[DropoutKeys | None] = [None] * len(sizes)
+        if keys is not None:
+            copies_keys = [replace(keys, of_token_T=own_T) for own_T in keys.of_token_T.split(sizes)]
+
+        hidden = []
+        for encoder, part, noise, own in zip(self.encoders, batch.parts, noises, copies_keys, strict=True):
+            hidden.append(encoder(part, noise, own))
+        return torch.cat(hidden)
 
     def pooled(self, hidden_TD: Tensor, batch: PackedBatch, sequences_K: Tensor) -> Tensor:
         """What sequence heads read of the given sequences, each through its own copy's pooler, (K, D)."""
         hidden = hidden_TD.split([part.input_ids.numel() for part in batch.parts])
-        pooled_SD = torch.cat([_pooled(*own) for own in zip(self.encoders, hidden, batch.parts, strict=True)])
-        return pooled_SD.index_select(0, sequences_K)
-
-
-def _pooled(encoder: PackedEncoder, hidden_TD: Tensor, part: PackedBatch) -> Tensor:
-    return encoder.pooled(hidden_TD, part, torch.arange(part.num_sequences, device=hidden_TD.device))
+        pooled = []
+        for encoder, own_TD, part in zip(self.encoders, hidden, batch.parts, strict=True):
+            every_sequence = torch.arange(part.num_sequences, device=own_TD.device)
+            pooled.append(encoder.pooled(own_TD, part, every_sequence))
+        return torch.cat(pooled).index_select(0, sequences_K)

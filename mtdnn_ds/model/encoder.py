@@ -75,6 +75,7 @@ class PackedEncoder(nn.Module):
         self.position_offset = position_offset
         self.max_positions = max_positions
         self.notes: tuple[str, ...] = ()
+
         self.running = Replayed()
         self._accepts_token_types = "token_type_ids" in signature(model.forward).parameters
         self._has_token_types = (getattr(model.config, "type_vocab_size", 0) or 0) > 1
@@ -226,8 +227,7 @@ def load_encoder(
 
 
 def _pack_if_exact(encoder: PackedEncoder, path: str) -> tuple[str, ...]:
-    """Lets the encoder run packed if its hidden states then equal Hugging Face's; else padded, with a note.
-    """
+    """Lets the encoder run packed if its hidden states then are Hugging Face's; else padded, with a note."""
     model, batch = encoder.model, probe_batch(encoder.model)
     try:
         theirs = hidden_one_by_one(model, batch)
@@ -291,8 +291,7 @@ def _difference(encoder: PackedEncoder, batch: PackedBatch, theirs_TD: Tensor) -
 
 
 def _freeze_unused(encoder: PackedEncoder) -> tuple[str, ...]:
-    """Freezes parameters without a part in the output, and says so: without a gradient they would break ZeRO.
-    """
+    """Freezes parameters that have no part in the output: without a gradient they would break ZeRO."""
     batch = probe_batch(encoder.model)
     with torch.enable_grad():
         pooled = encoder.pooled(encoder(batch), batch, torch.arange(batch.num_sequences))

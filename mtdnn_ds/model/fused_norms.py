@@ -1,4 +1,4 @@
-"""NVIDIA apex's layer normalisation in place of torch's, where a recipe asks for it. No parameters of its own."""
+"""NVIDIA apex's layer normalisation in place of torch's. It has no parameters of its own."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from mtdnn_ds.config.errors import ConfigError
 
 
 def fuse_layer_norms(module: nn.Module) -> None:
-    """Puts NVIDIA apex's FusedLayerNorm in place of every nn.LayerNorm, with the same parameters. CUDA only; else ConfigError."""
+    """Puts NVIDIA apex's FusedLayerNorm in place of every nn.LayerNorm, with the same parameters.
+
+    Raises ConfigError without apex or CUDA.
+    """
     try:
         from apex.normalization import FusedLayerNorm
     except ImportError as error:
@@ -19,6 +22,7 @@ def fuse_layer_norms(module: nn.Module) -> None:
         ) from error
     if not torch.cuda.is_available():
         raise ConfigError("encoder.fused_layer_norm: it needs CUDA; set it to false")
+
     for parent in list(module.modules()):
         for name, norm in list(parent.named_children()):
             if type(norm) is nn.LayerNorm:

@@ -64,8 +64,7 @@ def load_hf_model(
 
 
 def _refuse_other_architectures(config: PreTrainedConfig, path: str) -> None:
-    """Only encoders trained with masked (or ELECTRA's replaced) tokens sum a sequence up in its first token.
-    """
+    """Only encoders trained with masked (or ELECTRA's replaced) tokens sum a text up in its first token."""
     is_remote = bool(getattr(config, "auto_map", None))
     is_masked_lm = type(config) in MODEL_FOR_MASKED_LM_MAPPING
     if config.is_encoder_decoder or not (is_remote or is_masked_lm):
@@ -104,8 +103,9 @@ def position_table(model: PreTrainedModel) -> nn.Embedding | None:
 
 
 def position_limits(model: PreTrainedModel) -> tuple[int, int]:
-    """Position id of a sequence's first token, and the most tokens of a sequence: sys.maxsize without a
-    limit.
+    """Position id of a sequence's first token, and the most tokens of a sequence.
+
+    That is sys.maxsize where the encoder sets no limit.
 
     RoBERTa's table has a padding_idx, and its positions begin after it; BERT's has none.
     """

@@ -1,8 +1,9 @@
-"""Low-rank sharing: W x + b becomes W x + b + B_g A_g x in every linear layer of the encoder, for a token of group g. Not the penalty.
+"""Low-rank sharing: W x + b becomes W x + b + B_g A_g x for a token of task group g. Not the penalty.
 
-The form is LoRA's (Hu et al. 2021, arXiv:2106.09685, section 4.1) with alpha = r: A_g is drawn, B_g starts at 0, so training starts from
-the shared encoder. Unlike there W and b are trained too. The changes of all N groups are one matrix product each way:
-B (m * (A x)) with A (N r, D_in), B (D_out, N r), and m keeping the r values of the token's own group.
+The form is LoRA's (Hu et al. 2021, arXiv:2106.09685, section 4.1) with alpha = r: A_g is drawn, B_g starts at
+0, so training starts from the shared encoder. Unlike there W and b are trained too. The changes of all N
+groups are one matrix product each way: B (m * (A x)) with A (N r, D_in), B (D_out, N r), and m keeping the r
+values of the token's own group.
 
 Shape legend: T packed tokens, S sequences, N groups, r rank, R = N r.
 """
@@ -26,10 +27,13 @@ DELTA = "delta"  # name of the module below its linear layer
 
 
 class LowRankDelta(nn.Module):
-    """The changes of one linear layer. Rows g r .. g r + r - 1 of `a` (R, D_in) are A_g, those of `b` (R, D_out) are B_g transposed."""
+    """The changes of one linear layer.
+
+    Rows g r .. g r + r - 1 of `a` (R, D_in) are A_g, those of `b` (R, D_out) are B_g transposed.
+    """
 
     def __init__(self, linear: nn.Linear, sharing: Sharing, *, seed: int, purpose: str) -> None:
-        """A is drawn from N(0, 1 / D_in), so that A x is of the size of x's values and |B A| nearly |B|; B is 0."""
+        """A is drawn from N(0, 1 / D_in), so that A x is of the size of x and |B A| nearly |B|; B is 0."""
         super().__init__()
         rows = len(sharing.groups) * sharing.rank
         self.a = nn.Parameter(torch.empty(rows, linear.in_features))
@@ -38,7 +42,7 @@ class LowRankDelta(nn.Module):
         self.to(linear.weight.dtype)
 
     def forward(self, input_TD: Tensor, own_TR: Tensor) -> Tensor:
-        """B_g A_g x of each token, (..., T, D_out); `own_TR` is true for the r values of a token's own group."""
+        """B_g A_g x of each token, (..., T, D_out); `own_TR` is true for the r values of its own group."""
         return (functional.linear(input_TD, self.a) * own_TR) @ self.b
 
 
@@ -64,34 +68,38 @@ class _TokenGroups:
 
 
 def add_low_rank(encoder: PackedEncoder, sharing: Sharing, *, seed: int) -> None:
-    """Gives every linear layer below the pooler a LowRankDelta, as a child module; the layer's own parameters keep their names.
+    """Gives every linear layer below the pooler a LowRankDelta as a child module.
+
+    The layer's own parameters keep their names.
 
     Raises ConfigError where the encoder cannot serve it.
     """
     if not encoder.packs:
         raise ConfigError(
-            f"sharing.mode=low_rank: the encoder does not run on packed tokens ({encoder.notes[-1]}); use soft or hard"
+            f"sharing.mode=low_rank: the encoder does not run on packed tokens ({encoder.notes[-1]}); "
+            "use soft or hard"
         )
+
     linears = {
         name: module for name, module in encoder.model.named_modules() if isinstance(module, nn.Linear)
     }
     most = min(min(linear.weight.shape) for linear in linears.values())
     if sharing.rank > most:
         raise ConfigError(
-            f"sharing.rank={sharing.rank}: a linear layer of the encoder has rank {most} at most; set it lower"
+            f"sharing.rank={sharing.rank}: a linear layer of the encoder has rank {most} at most; "
+            "set it lower"
         )
+
     groups = _TokenGroups(len(sharing.groups), sharing.rank, encoder.running)
     encoder.model.register_forward_pre_hook(groups.read, with_kwargs=True)
     for name, linear in linears.items():
         linear.add_module(DELTA, LowRankDelta(linear, sharing, seed=seed, purpose=f"{DELTA}.{name}"))
         linear.register_forward_hook(groups.change)
-    size = (
-        sum(
-            values.numel()
-            for linear in linears.values()
-            for values in linear.get_submodule(DELTA).parameters()
-        )
-        / 1e6
+
+    deltas = [linear.get_submodule(DELTA) for linear in linears.values()]
+    size = sum(values.numel() for delta in deltas for values in delta.parameters()) / 1e6
+    note = (
+        f"low-rank sharing: changes of rank {sharing.rank} for {', '.join(sharing.groups)} on {len(linears)} "
+        f"linear layers, {size:,.1f} M parameters"
     )
-    note = f"low-rank sharing: changes of rank {sharing.rank} for {', '.join(sharing.groups)} on {len(linears)} linear layers, {size:,.1f} M parameters"
     encoder.notes = (*encoder.notes, note)

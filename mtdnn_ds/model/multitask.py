@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from mtdnn_ds.batch.packed import PackedBatch, Targets
+from mtdnn_ds.counter_hash import stream_of
 from mtdnn_ds.model.attention import counter_backend, resolve_backend
 from mtdnn_ds.model.copies import CopiedEncoder
-from mtdnn_ds.model.dropout.counter_dropout import STREAM, stream_of
+from mtdnn_ds.model.dropout.counter_dropout import STREAM
 from mtdnn_ds.model.dropout.counter_masks import DropoutKeys, dropout_keys
 from mtdnn_ds.model.dropout.word_dropout import DropoutMode
 from mtdnn_ds.model.encoder import PackedEncoder, load_encoder
@@ -72,8 +73,7 @@ class MultiTaskNet(nn.Module):
         return self.outputs(batch)
 
     def outputs(self, batch: PackedBatch, noise_TE: Tensor | None = None, *, number: int = 0) -> Outputs:
-        """Outputs (K, C) float32 of each form: row k is its targets' row k, columns are terms as in the
-        HeadLayout.
+        """Outputs (K, C) float32 of each form, rows as in its targets and columns as in the HeadLayout.
 
         `noise_TE` is added to the word embeddings. `number`: of the pass over this micro-batch; with dropout
         from counters, passes of one number have the same masks.
@@ -134,9 +134,7 @@ class MultiTaskNet(nn.Module):
         return head(states_KD, term_ids_K, self._rows_by_term(name, batch), keys_K)
 
     def _rows_by_term(self, name: str, batch: PackedBatch) -> list[int]:
-        """Rows of each of the head's terms, on the host; for heads with parameters per term: units are their
-        rows.
-        """
+        """Rows of each of a head's terms, on the host: units of heads with parameters per term are rows."""
         terms = enumerate(self.layout.terms)
         return [int(batch.unit_counts[index]) for index, term in terms if term.head == name]
 
@@ -150,9 +148,7 @@ class MultiTaskNet(nn.Module):
 
     @property
     def borrowed(self) -> tuple[tuple[nn.Module, nn.Parameter], ...]:
-        """Parameters that a module reads in its forward although another one owns them: ZeRO-3 has to be
-        told.
-        """
+        """Parameters that a module reads although another one owns them: ZeRO-3 has to be told."""
         return tuple(
             (head, head.tied_weight) for head in self.heads.values() if isinstance(head, MaskedLMHead)
         )
@@ -232,8 +228,7 @@ def build_model(
 def parameter_groups(
     model: MultiTaskNet, weight_decay: float, head_lr_factor: float = 1.0
 ) -> list[dict[str, Any]]:
-    """Trainable parameters in optimizer groups, with and without `weight_decay`, each in the model's own
-    order.
+    """Trainable parameters in optimizer groups, each in the model's own order.
 
     No decay on biases and on the parameters of normalisation layers, as BERT was trained (Devlin et al. 2019,
     appendix A.2, and https://github.com/google-research/bert/blob/eedf571/optimization.py#L65). With a

@@ -1,6 +1,7 @@
-"""Load-time checks of an encoder: does it give Hugging Face's hidden states, and does every parameter take part?
+"""Load-time checks of an encoder: Hugging Face's hidden states, and no unused parameter. No decisions.
 
-Two short sequences in evaluation mode on the CPU; milliseconds, no random draws, no gradients kept.
+Two short sequences in evaluation mode on the CPU; milliseconds, no random draws, no gradients kept. What
+follows from the answers is decided in encoder.py.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ def batch_of_lengths(lengths: np.ndarray, ids: Sequence[int] = (0,)) -> PackedBa
     """Sequences of these lengths, their tokens taken from `ids` in turn; nothing is supervised."""
     groups, packed_to_padded = attention_groups(lengths)
     num_tokens, num = int(lengths.sum()), len(lengths)
+
     return PackedBatch(
         input_ids=torch.tensor([ids[(7 * index) % len(ids)] for index in range(num_tokens)]),
         token_type_ids=torch.zeros(num_tokens, dtype=torch.int64),
@@ -49,11 +51,15 @@ def batch_of_lengths(lengths: np.ndarray, ids: Sequence[int] = (0,)) -> PackedBa
 
 @torch.no_grad()
 def hidden_one_by_one(model: PreTrainedModel, batch: PackedBatch) -> Tensor:
-    """Hugging Face's own forward, each sequence alone and unpadded, (T, D). Must be called before the attention is replaced."""
-    sequences = batch.input_ids.split(LENGTHS.tolist())
-    return torch.cat(
-        [model(input_ids=ids[None], attention_mask=torch.ones_like(ids)[None])[0][0] for ids in sequences]
-    )
+    """Hugging Face's own forward, each sequence alone and unpadded, (T, D).
+
+    Must be called before the attention is replaced.
+    """
+    hidden = []
+    for ids in batch.input_ids.split(LENGTHS.tolist()):
+        outputs = model(input_ids=ids[None], attention_mask=torch.ones_like(ids)[None])
+        hidden.append(outputs[0][0])
+    return torch.cat(hidden)
 
 
 def relative_difference(ours: Tensor, theirs: Tensor) -> float:
@@ -62,7 +68,7 @@ def relative_difference(ours: Tensor, theirs: Tensor) -> float:
 
 
 def unused_parameters(module: nn.Module, output: Tensor) -> list[str]:
-    """Names of the parameters of `module` that `output` does not depend on, found by walking its autograd graph."""
+    """Names of parameters of `module` that `output` does not depend on, by a walk of its autograd graph."""
     used: set[int] = set()
     seen, waiting = set(), [output.grad_fn]
     while waiting:
@@ -73,6 +79,7 @@ def unused_parameters(module: nn.Module, output: Tensor) -> list[str]:
         if hasattr(node, "variable"):  # the leaf node that accumulates a parameter's gradient
             used.add(id(node.variable))
         waiting.extend(parent for parent, _ in node.next_functions)
+
     return [
         name
         for name, parameter in module.named_parameters()

@@ -21,7 +21,7 @@ from mtdnn_ds.data.rows.checked import CheckedRow
 from mtdnn_ds.data.sources.lines import RowProblem
 from mtdnn_ds.model.attention_layout import padded_group, unpad_group
 from mtdnn_ds.model.encoder import PackedEncoder
-from mtdnn_ds.model.heads.mean_pooler import MeanPooler
+from mtdnn_ds.model.heads.pooler import MeanPooler
 from mtdnn_ds.predict.inputs import TaskInput, read_as, rows_of
 from mtdnn_ds.predict.passes import lanes_of, micro_batches
 from mtdnn_ds.predict.sets import Tokenizing, set_of_rows, truncated_rows

@@ -1,15 +1,17 @@
-"""Dropout masks from counters: each is a function of (seed, step, sequence, layer, position, pass) alone. No generator, no module.
+"""Dropout masks from counters: functions of (seed, step, sequence, layer, position, pass). No module.
 
-A token's key starts a SplitMix64 stream (counter_hash.py); a module's stream number moves the start, and the word at
-counter (head << 20) + column // 4 holds the draws of four neighbouring columns, 16 bits each, the lowest first:
+No generator has a part in them. A token's key starts a SplitMix64 stream (counter_hash.py); a module's stream
+number moves the start, and the word at counter (head << 20) + column // 4 holds the draws of four
+neighbouring columns, 16 bits each, the lowest first:
 
     pass key       mix(mix(mix(seed) + step) + number of the pass)
     token key      word(mix(sequence key + pass key), position)
-    row start      token key + stream + (head << 20) * GOLDEN              attention: the token is the query, columns are keys
+    row start      token key + stream + (head << 20) * GOLDEN; in attention the token is the query
     draw (row, c)  16 bits at 16 (c mod 4) of mix(row start + (c // 4) * GOLDEN), as an integer from -2^15
     dropped        draw < round(p 2^16) - 2^15
 
-Everything is int64 arithmetic modulo 2^64, so CPUs and GPUs have the same masks. Nothing waits for the device.
+Everything is int64 arithmetic modulo 2^64, so CPUs and GPUs have the same masks. Nothing waits for the
+device.
 
 Shape legend: T tokens, S sequences, R rows, K supervised rows, N heads, L longest sequence, D columns.
 """
@@ -27,7 +29,8 @@ from mtdnn_ds.counter_hash import GOLDEN, LAST_SHIFT, ROUNDS, mix_word
 from mtdnn_ds.model.dropout.word_dropout import LEVELS
 
 HEAD_BITS = 20  # room for the blocks of 4 columns of one head
-# Words hashed at a time on CPUs: with their temporaries they stay in the second-level cache, which is two to three times as fast.
+# Words hashed at a time on CPUs: with their temporaries they stay in the second-level cache, which is two to
+# three times as fast.
 _CHUNK_WORDS = 2**16
 
 
@@ -46,15 +49,18 @@ def dropout_keys(batch: PackedBatch, *, seed: int, number: int = 0) -> DropoutKe
     )
     of_pass = mix_word(mix_word(mix_word(seed) + batch.step) + number)
     keys_S = mix_(batch.sequence_keys + signed(of_pass))
+
     starts_T = torch.repeat_interleave(keys_S, batch.cu_seqlens.diff(), output_size=batch.input_ids.numel())
-    return DropoutKeys(of_token_T=mix_(starts_T.add_(batch.position_ids * signed(GOLDEN))), of_pass=of_pass)
+    keys_T = mix_(starts_T.add_(batch.position_ids * signed(GOLDEN)))
+    return DropoutKeys(of_token_T=keys_T, of_pass=of_pass)
 
 
 def mix_(words: Tensor, scratch: Tensor | None = None) -> Tensor:
     """SplitMix64's step on a tensor of int64, in place. `scratch`: a tensor of that shape to work in."""
-    words.add_(signed(GOLDEN))
-    scratch = torch.empty_like(words) if scratch is None else scratch
+    if scratch is None:
+        scratch = torch.empty_like(words)
 
+    words.add_(signed(GOLDEN))
     for shift, factor in ROUNDS:
         words.bitwise_xor_(_shifted(words, shift, scratch)).mul_(signed(factor))
     return words.bitwise_xor_(_shifted(words, LAST_SHIFT, scratch))
@@ -76,19 +82,17 @@ def dropped_levels(p: float) -> int:
 
 
 def counter_dropout(input: Tensor, p: float, keys: Tensor, stream: int) -> Tensor:
-    """(..., D) -> the same with elements dropped and the others scaled up; `keys` (...) are those of the rows."""
-    return input * scaled_mask(keys.flatten() + signed(stream), p, input.shape[-1], input.dtype).view(
-        input.shape
-    )
+    """(..., D) -> the same with elements dropped and the others scaled up; `keys` (...): of the rows."""
+    mask = scaled_mask(keys.flatten() + signed(stream), p, input.shape[-1], input.dtype)
+    return input * mask.view(input.shape)
 
 
 def attention_dropout(scores_SNLL: Tensor, p: float, keys_SL: Tensor, stream: int) -> Tensor:
     """The same for attention probabilities; `keys_SL` are those of the queries."""
     heads_N = torch.arange(scores_SNLL.shape[1], device=keys_SL.device) * signed(GOLDEN << HEAD_BITS)
     starts_SNL = keys_SL[:, None, :] + heads_N.add_(signed(stream))[:, None]
-    return scores_SNLL * scaled_mask(starts_SNL.flatten(), p, scores_SNLL.shape[3], scores_SNLL.dtype).view(
-        scores_SNLL.shape
-    )
+    mask = scaled_mask(starts_SNL.flatten(), p, scores_SNLL.shape[3], scores_SNLL.dtype)
+    return scores_SNLL * mask.view(scores_SNLL.shape)
 
 
 def scaled_mask(starts_R: Tensor, p: float, width: int, dtype: torch.dtype) -> Tensor:
@@ -101,9 +105,13 @@ def scaled_mask(starts_R: Tensor, p: float, width: int, dtype: torch.dtype) -> T
 
 
 def row_counter_dropout(rows_KD: Tensor, p_K: Tensor, keys_K: Tensor, terms_K: Tensor, stream: int) -> Tensor:
-    """Dropout with a probability for each row; rows of one token that belong to several terms have masks of their own."""
+    """Dropout with a probability for each row.
+
+    Rows of one token that belong to several terms have masks of their own.
+    """
     levels_K1 = (p_K.float() * LEVELS).round()[:, None].clamp_(max=LEVELS - 1)
     starts_K = keys_K + signed(stream) + terms_K * signed(GOLDEN << HEAD_BITS)
+
     mask_KD = torch.empty(rows_KD.shape, dtype=torch.float32, device=rows_KD.device)
     for rows, draws in _draws(starts_K, rows_KD.shape[1]):
         torch.ge(draws, levels_K1[rows] - LEVELS // 2, out=mask_KD[rows])
@@ -122,8 +130,11 @@ def _draws(starts_R: Tensor, width: int) -> Iterator[tuple[slice, Tensor]]:
     assert blocks < 2**HEAD_BITS, width
     offsets = torch.arange(blocks, device=starts_R.device) * signed(GOLDEN)
     num_rows = len(starts_R)
-    at_once = max(1, _CHUNK_WORDS // max(blocks, 1)) if starts_R.device.type == "cpu" else max(num_rows, 1)
+    at_once = max(num_rows, 1)
+    if starts_R.device.type == "cpu":
+        at_once = max(1, _CHUNK_WORDS // max(blocks, 1))
     words, scratch = (starts_R.new_empty((min(at_once, num_rows), blocks)) for _ in range(2))
+
     for first in range(0, num_rows, at_once):
         part = starts_R[first : first + at_once]
         own = torch.add(part[:, None], offsets, out=words[: len(part)])

@@ -17,7 +17,7 @@ from mtdnn_ds.model.encoder import PackedEncoder
 from mtdnn_ds.model.heads.custom import build_custom_heads
 from mtdnn_ds.model.heads.linear_bank import LinearBank
 from mtdnn_ds.model.heads.masked_lm import MaskedLMHead
-from mtdnn_ds.model.heads.mean_pooler import MeanPooler
+from mtdnn_ds.model.heads.pooler import MeanPooler
 from mtdnn_ds.model.heads.san import PREDICTION_DROPOUT, SanBank
 from mtdnn_ds.tasks.layout import BANKS, HeadLayout
 from mtdnn_ds.tasks.sharing import Sharing

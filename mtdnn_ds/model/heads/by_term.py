@@ -1,4 +1,6 @@
-"""Rows of a head grouped by their term, for heads with parameters per term. Never waits for the device; no parameters.
+"""Rows of a head grouped by their term, for heads with parameters per term. It has no parameters.
+
+Never waits for the device.
 
 Shape legend: K supervised rows, M terms of the head.
 """
@@ -14,7 +16,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RowsByTerm:
-    """An order of rows in which those of one term are neighbours: `sizes[m]` of term m after those of the terms before it.
+    """An order of rows in which those of one term are neighbours: `sizes[m]` rows of term m.
 
     Example: terms (1, 0, 1) with sizes (1, 2) have order (1, 0, 2) and back (1, 0, 2).
     """
@@ -25,7 +27,7 @@ class RowsByTerm:
 
     @property
     def present(self) -> tuple[int, ...]:
-        """Terms with rows; the first one where there are none, so that something of the head is in every graph."""
+        """Terms with rows, or the first one where there are none: something of the head is in every graph."""
         return tuple(term for term, size in enumerate(self.sizes) if size) or (0,)
 
 

@@ -19,8 +19,9 @@ from mtdnn_ds.model.seeded import seeded_normal_
 class LinearBank(nn.Module):
     """outputs = W dropout(states) + b, with W (C, D) for all terms and a dropout probability per row's term.
 
-    One parameter bank, so every rank's graph holds every term in every micro-batch, whatever tasks its rows belong to. A term's
-    weights are rows first_column .. first_column + num_outputs - 1 of `weight` (HeadLayout).
+    One parameter bank, so every rank's graph holds every term in every micro-batch, whatever tasks its rows
+    belong to. A term's weights are rows first_column .. first_column + num_outputs - 1 of `weight`
+    (HeadLayout).
     """
 
     per_column = ("weight", "bias")  # dimension 0 counts columns: what a later run takes over of a term
@@ -36,29 +37,38 @@ class LinearBank(nn.Module):
         purpose: str,
         first_bias: Mapping[int, float] | None = None,
     ) -> None:
-        """`dropout_M`: probability in [0, 1) before each term's columns. Weights are drawn from N(0, initializer_range^2), biases are 0.
+        """Weights are drawn from N(0, initializer_range^2), biases are 0.
+
+        `dropout_M`: probability in [0, 1) before the columns of each term of the run.
 
         `first_bias`: column -> its bias before training (what a regression answers at first).
         """
         super().__init__()
         self.weight = nn.Parameter(torch.empty(num_columns, hidden_size))
         self.bias = nn.Parameter(torch.zeros(num_columns))
+        seeded_normal_(self.weight, std=initializer_range, seed=seed, purpose=purpose)
         for column, value in (first_bias or {}).items():
             self.bias.data[column] = value
-        seeded_normal_(self.weight, std=initializer_range, seed=seed, purpose=purpose)
+
         self.has_dropout = any(probability > 0 for probability in dropout_M)
         self.dropout_M: Tensor
         self.register_buffer("dropout_M", torch.tensor(dropout_M, dtype=torch.float32), persistent=False)
 
     def forward(self, states_KD: Tensor, term_ids_K: Tensor, keys_K: Tensor | None = None) -> Tensor:
-        """Outputs (K, C) of every term for every row. K may be 0: the parameters then still get a gradient, of zeros."""
+        """Outputs (K, C) of every term for every row.
+
+        K may be 0: the parameters then still get a gradient, of zeros.
+        """
         if self.training and self.has_dropout:
             states_KD = term_dropout(self, states_KD, term_ids_K, keys_K)
         return functional.linear(states_KD, self.weight, self.bias)
 
 
 def term_dropout(head: nn.Module, rows_KD: Tensor, term_ids_K: Tensor, keys_K: Tensor | None) -> Tensor:
-    """Each row's dropout is that of its term in `head.dropout_M`; masks come from `keys_K` (counter dropout) where there are any."""
+    """Each row's dropout is that of its term in `head.dropout_M`.
+
+    Masks come from `keys_K` (counter dropout) where there are any.
+    """
     probability_K = head.get_buffer("dropout_M").index_select(0, term_ids_K)
     if keys_K is None:
         return row_dropout(rows_KD, probability_K)
@@ -66,9 +76,7 @@ def term_dropout(head: nn.Module, rows_KD: Tensor, term_ids_K: Tensor, keys_K: T
 
 
 def row_dropout(rows_KD: Tensor, probability_K: Tensor) -> Tensor:
-    """Zeroes each element of row k with probability p_k and scales the others by 1 / (1 - p_k); p_k in [0, 1)."""
+    """Zeroes each element of row k with probability p_k in [0, 1), and scales the others by 1 / (1 - p_k)."""
     probability_K1 = probability_K.float()[:, None]
-    scaled_mask_KD = (torch.rand(rows_KD.shape, device=rows_KD.device) >= probability_K1) / (
-        1 - probability_K1
-    )
-    return rows_KD * scaled_mask_KD.to(rows_KD.dtype)
+    is_kept_KD = torch.rand(rows_KD.shape, device=rows_KD.device) >= probability_K1
+    return rows_KD * (is_kept_KD / (1 - probability_K1)).to(rows_KD.dtype)

@@ -1,8 +1,9 @@
-"""MaskedLMHead: scores of the whole vocabulary for masked tokens, with a decoder tied to the word embeddings. Not the masks, not the loss.
+"""MaskedLMHead: vocabulary scores of masked tokens, decoder tied to the word embeddings. Not the masks.
 
-logits = E norm(activation(W h + b)) + c, with E (V, E) the encoder's own word embeddings: BERT's head (Devlin et al. 2019) and those
-of its successors. E stays the embedding's parameter: the head only reads it, so the state dict holds it once, and its gradient is the
-sum of both uses. ZeRO-3 has to be told of such a loan (MultiTaskNet.borrowed, train/engine.py).
+logits = E norm(activation(W h + b)) + c, with E (V, E) the encoder's own word embeddings: BERT's head (Devlin
+et al. 2019) and those of its successors. E stays the embedding's parameter: the head only reads it, so the
+state dict holds it once, and its gradient is the sum of both uses. ZeRO-3 has to be told of such a loan
+(MultiTaskNet.borrowed, train/engine.py).
 
 Shape legend: K masked tokens, D hidden, E width of the word embeddings, V vocabulary.
 """
@@ -30,15 +31,16 @@ class MaskedLMHead(nn.Module):
     def __init__(self, embedding: nn.Embedding, config: PreTrainedConfig, *, seed: int) -> None:
         """New weights: drawn from `seed` as BERT draws them, the decoder's bias 0."""
         super().__init__()
-        # Hugging Face's heads take their activation and epsilon from these names; RoBERTa's and ELECTRA's are always gelu.
+        # Hugging Face's heads take activation and epsilon from these names; RoBERTa's and ELECTRA's are
+        # always gelu.
         activation = getattr(config, "hidden_act", None) or getattr(config, "activation", None) or "gelu"
         self.dense = nn.Linear(config.hidden_size, embedding.embedding_dim)
         self.activation = ACT2FN[activation]
         self.norm = nn.LayerNorm(embedding.embedding_dim, eps=getattr(config, "layer_norm_eps", 1e-12))
         self.bias = nn.Parameter(torch.zeros(embedding.num_embeddings))
-        reset_linear_layers(
-            self, std=getattr(config, "initializer_range", 0.02), seed=seed, purpose="masked_lm_head"
-        )
+
+        std = getattr(config, "initializer_range", 0.02)
+        reset_linear_layers(self, std=std, seed=seed, purpose="masked_lm_head")
         self.notes: tuple[str, ...] = ()
         self.tie(embedding)
 
@@ -65,26 +67,32 @@ class MaskedLMHead(nn.Module):
 def build_masked_lm_head(
     encoder: PackedEncoder, path: str | None, *, seed: int, trust_remote_code: bool = False
 ) -> MaskedLMHead:
-    """The head over `encoder`, in float32: the one of the checkpoint in `path` if it has one, else a new one drawn from `seed`.
+    """The head over `encoder`, in float32: that of the checkpoint in `path`, or a new one drawn from `seed`.
 
     `path` None: no weights are read (encoder.random_init). A note says where the weights come from.
     """
     embedding = encoder.model.get_input_embeddings()
     if not isinstance(embedding, nn.Embedding):
         raise ConfigError(
-            f"masked_lm: the word embeddings of {type(encoder.model).__name__} are no table of vectors to tie a decoder to"
+            f"masked_lm: the word embeddings of {type(encoder.model).__name__} are no table of vectors to "
+            "tie a decoder to"
         )
+
     with torch.random.fork_rng(devices=[]):  # nn.Linear draws before it is drawn anew from the seed
         head = MaskedLMHead(embedding, encoder.config, seed=seed)
-    reason = "" if path is None else _take_own(head, path, trust_remote_code=trust_remote_code)
-    if reason:
+    if path is None:
+        return head
+
+    obstacle = _load_own(head, path, trust_remote_code=trust_remote_code)
+    if obstacle is not None:
         head.notes = (
-            f"masked_lm: {reason}: a new head is drawn from the seed, its decoder tied to the word embeddings",
+            f"masked_lm: {obstacle}: a new head is drawn from the seed, its decoder tied to the word "
+            "embeddings",
         )
     return head
 
 
-def _take_own(head: MaskedLMHead, path: str, *, trust_remote_code: bool) -> str:
+def _load_own(head: MaskedLMHead, path: str, *, trust_remote_code: bool) -> str | None:
     """Gives the head the checkpoint's weights, or says why not."""
     try:
         with quiet_transformers(), torch.random.fork_rng(devices=[]):
@@ -92,36 +100,46 @@ def _take_own(head: MaskedLMHead, path: str, *, trust_remote_code: bool) -> str:
                 path, trust_remote_code=trust_remote_code, dtype=torch.float32, output_loading_info=True
             )
     except (OSError, ValueError, RuntimeError, ImportError) as error:
-        return f"transformers cannot load {path} with a masked-language-model head ({(str(error).splitlines() or [''])[0]})"
+        first_line = (str(error).splitlines() or [""])[0]
+        return f"transformers cannot load {path} with a masked-language-model head ({first_line})"
     theirs.eval()
+
     below = f"{theirs.base_model_prefix}."
     if any(not name.startswith(below) for name in report["missing_keys"]):
         return "the checkpoint has no masked-language-model head"
-    own = _matched(
-        {name: tensor for name, tensor in theirs.state_dict().items() if not name.startswith(below)}, head
-    )
+
+    # Weights that fit by name and shape are taken on trial: only equal logits show that the heads are the
+    # same.
+    own = {name: tensor for name, tensor in theirs.state_dict().items() if not name.startswith(below)}
     before = {name: tensor.clone() for name, tensor in head.state_dict().items()}
-    head.load_state_dict(own)
+    head.load_state_dict(_matched(own, head))
     if _difference(head, theirs) < PROBE_TOLERANCE:
-        return ""
+        return None
+
     head.load_state_dict(before)
-    return f"the head of {type(theirs).__name__} is not a dense layer, {type(head.activation).__name__}, a normalisation and the tied embeddings"
+    return (
+        f"the head of {type(theirs).__name__} is not a dense layer, {type(head.activation).__name__}, a "
+        "normalisation and the tied embeddings"
+    )
 
 
 def _matched(theirs: Mapping[str, Tensor], head: MaskedLMHead) -> dict[str, Tensor]:
-    """Their tensors under our names, told apart by shape and by 'norm' in the name; what they lack (a bias) is as if it were not there."""
-    own = {
-        name: torch.ones_like(tensor) if name == "norm.weight" else torch.zeros_like(tensor)
-        for name, tensor in head.state_dict().items()
-    }
+    """Their tensors under our names, told apart by shape and by 'norm' in the name.
+
+    What they lack (a bias) is as if it were not there.
+    """
+    own = {name: torch.zeros_like(tensor) for name, tensor in head.state_dict().items()}
+    own["norm.weight"] = torch.ones_like(own["norm.weight"])
+
     for name, tensor in theirs.items():
-        kind = name.split(".")[-1]
         if "norm" in name.lower():
-            ours = f"norm.{kind}"
+            ours = f"norm.{name.split('.')[-1]}"
         elif tensor.shape == head.dense.weight.shape:
             ours = "dense.weight"
+        elif tensor.shape == head.bias.shape:
+            ours = "bias"
         else:
-            ours = "bias" if tensor.shape == head.bias.shape else "dense.bias"
+            ours = "dense.bias"
         if ours in own and own[ours].shape == tensor.shape:
             own[ours] = tensor
     return own
@@ -132,8 +150,8 @@ def _difference(head: MaskedLMHead, theirs: PreTrainedModel) -> float:
     """Between our logits and theirs on a few tokens, relative to the largest."""
     base, embedding = theirs.base_model, theirs.get_input_embeddings()
     assert isinstance(base, PreTrainedModel) and isinstance(embedding, nn.Embedding)
+
     ids = probe_batch(base).input_ids[None]
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    return relative_difference(
-        head.scores(base(**inputs)[0][0], embedding.weight), theirs(**inputs).logits[0]
-    )
+    our_logits = head.scores(base(**inputs)[0][0], embedding.weight)
+    return relative_difference(our_logits, theirs(**inputs).logits[0])

@@ -1,12 +1,13 @@
-"""The pooler: from a sequence's first hidden state to what the sequence heads read. The encoder's own, or a new one.
+"""Poolers: one vector from a sequence's hidden states, for heads that read sequences. Not the heads.
 
-Shape legend: K sequences, D hidden.
+Shape legend: T packed tokens, S sequences, K sequences that are read, D hidden.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.activations import ACT2FN
@@ -15,7 +16,10 @@ from mtdnn_ds.model.seeded import reset_linear_layers
 
 
 class FirstTokenPooler(nn.Module):
-    """activation(W h + b) of the first hidden state h: BERT's pooler (Devlin et al. 2019, arXiv:1810.04805, section 3)."""
+    """activation(W h + b) of the first hidden state h: BERT's (Devlin et al.
+
+    2019, arXiv:1810.04805, section 3).
+    """
 
     def __init__(self, dense: nn.Linear, activation: nn.Module) -> None:
         super().__init__()
@@ -26,24 +30,39 @@ class FirstTokenPooler(nn.Module):
         return self.activation(self.dense(hidden_K1D[:, 0]))
 
 
+class MeanPooler(nn.Module):
+    """The mean of a sequence's hidden states, special tokens included; without parameters.
+
+    The embedding of sentence-transformers' mean pooling (Reimers & Gurevych 2019, section 3).
+    """
+
+    def forward(self, hidden_TD: Tensor, cu_seqlens: Tensor, sequences_K: Tensor) -> Tensor:
+        """(K, D). K may be 0."""
+        begin_K1 = cu_seqlens[:-1].index_select(0, sequences_K)[:, None]
+        end_K1 = cu_seqlens[1:].index_select(0, sequences_K)[:, None]
+
+        # One matrix product instead of scattered additions, so the order of addition is fixed.
+        tokens_T = torch.arange(hidden_TD.shape[0], device=hidden_TD.device)
+        is_own_KT = (tokens_T >= begin_K1) & (tokens_T < end_K1)
+        return (is_own_KT.to(hidden_TD.dtype) @ hidden_TD) / (end_K1 - begin_K1)
+
+
 def take_pooler(
     model: PreTrainedModel, *, missing: Collection[str], seed: int
 ) -> tuple[nn.Module, tuple[str, ...]]:
     """Removes the model's pooler from its forward and returns it, or a new one, with notes on what is new.
 
-    The pooler maps (K, 1, D) to (K, D). `missing` are the parameters that the checkpoint did not have; a pooler among them,
-    or one that the architecture lacks, is drawn from `seed`.
+    The pooler maps (K, 1, D) to (K, D). `missing` are the parameters that the checkpoint did not have; a
+    pooler among them, or one that the architecture lacks, is drawn from `seed`.
     """
     config = model.config
     pooler: nn.Module | None = getattr(model, "pooler", None)
     if pooler is None:
-        # Hugging Face's sequence classifiers for these encoders name their activation in the config: "pooler_hidden_act"
-        # (DeBERTa) or "summary_activation" (ELECTRA: gelu). Without either it is BERT's tanh.
-        activation = (
-            getattr(config, "pooler_hidden_act", None)
-            or getattr(config, "summary_activation", None)
-            or "tanh"
-        )
+        # Hugging Face's sequence classifiers for these encoders name their activation in the config:
+        # "pooler_hidden_act" (DeBERTa) or "summary_activation" (ELECTRA: gelu). Without either it is BERT's
+        # tanh.
+        named = (getattr(config, "pooler_hidden_act", None), getattr(config, "summary_activation", None))
+        activation = named[0] or named[1] or "tanh"
         pooler = FirstTokenPooler(nn.Linear(config.hidden_size, config.hidden_size), ACT2FN[activation])
         note = f"{type(model).__name__} has no pooler: a new one (dense, {activation}) is drawn from the seed"
     else:
@@ -53,5 +72,6 @@ def take_pooler(
         if not any(name.startswith("pooler.") for name in missing):
             return pooler, ()
         note = "the checkpoint has no pooler weights: the pooler is drawn from the seed"
+
     reset_linear_layers(pooler, std=getattr(config, "initializer_range", 0.02), seed=seed, purpose="pooler")
     return pooler, (note,)
