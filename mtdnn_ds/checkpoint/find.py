@@ -32,10 +32,10 @@ class CheckpointInfo:
 
 
 def find_checkpoint(checkpoints: Path) -> CheckpointInfo | None:
-    """The newest checkpoint that is whole, or None where there is none; damaged and unfinished ones are named
-    in `notes`.
+    """The newest checkpoint that is whole, or None where there is none.
 
-    Raises CheckpointError if checkpoints exist but all are damaged.
+    Damaged and unfinished ones are named in its `notes`. Raises CheckpointError if checkpoints exist but all
+    are damaged.
     """
     notes = [
         f"{path}: an unfinished checkpoint (killed while it was saved or removed); ignored"

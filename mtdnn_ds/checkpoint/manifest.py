@@ -1,5 +1,6 @@
-"""The manifest of a checkpoint folder: every file with its size and sha256, written last, compared before
-use.
+"""The manifest of a checkpoint folder: every file with its size and sha256; written last, compared first.
+
+
 
 Knows folders and bytes only: no engine, no tensors. A folder without a manifest is an unfinished checkpoint.
 """
@@ -61,9 +62,7 @@ def write_manifest(folder: Path, known: Mapping[str, Mapping[str, Any]] | None =
 
 
 def damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint folder, or None: compares every file with the manifest's size and
-    sha256.
-    """
+    """What is wrong with a checkpoint folder, or None: every file is compared with its size and sha256."""
     if not (path / MANIFEST).is_file():
         return f"not a whole checkpoint ({MANIFEST} is missing)"
     entries = _entries(path)
@@ -74,7 +73,8 @@ def damage(path: Path) -> str | None:
 
     for name, (size, _sha256) in entries.items():
         file = path / name
-        if not os.path.isfile(file):  # noqa: PTH113 (Path.is_file raises where the name is too long for a file)
+        # Path.is_file raises where the name is too long for a file.
+        if not os.path.isfile(file):  # noqa: PTH113
             return f"{name[:200]} is missing"
         if file.stat().st_size != size:
             return f"{name} has {file.stat().st_size} bytes instead of {size}"

@@ -21,8 +21,7 @@ from mtdnn_ds.config.errors import CheckpointError
 
 
 def open_elsewhere(found: CheckpointInfo, topology: Mapping[str, Any]) -> SavedState | None:
-    """The checkpoint as any engine can take it; None if this run holds it in the same parts, for DeepSpeed to
-    load.
+    """The checkpoint as any engine can take it; None where DeepSpeed can load it itself, into the same parts.
 
     Collective: all ranks must call this. Raises CheckpointError if the checkpoint cannot be taken apart.
     """
@@ -65,13 +64,17 @@ def changes(saved: Mapping[str, Any], recipe: Mapping[str, Any], topology: Mappi
 
     note = f"goes on with {', '.join(parts)}: the same examples in the same steps"
     if is_cut_otherwise:
-        note += "; every rank takes its part of the weights and of the optimizer's state from the checkpoint's shards"
+        note += (
+            "; every rank takes its part of the weights and of the optimizer's state "
+            "from the checkpoint's shards"
+        )
     if recipe["train"]["dropout"] != "model" or not (tokens != ours or is_other_world):
         return [note]
     return [
         note,
-        "train.dropout=model: dropout is drawn by rank and micro-batch, so the losses from here on are not those that "
-        "the run would have had where it was; train.dropout=none, or counter, does not depend on it",
+        "train.dropout=model: dropout is drawn by rank and micro-batch, so the losses from here on are not "
+        "those that the run would have had where it was; "
+        "train.dropout=none, or counter, does not depend on it",
     ]
 
 
@@ -86,7 +89,8 @@ def restore_engine(engine: Any, found: CheckpointInfo, saved: SavedState | None)
 
     stage = engine.zero_optimization_stage()
     if stage == 3:
-        engine.optimizer.checkpoint_event_prologue()  # every parameter in parts, as DeepSpeed does before it loads
+        # Every parameter in parts, as DeepSpeed does before it loads.
+        engine.optimizer.checkpoint_event_prologue()
     dist.on_all(lambda: _fill(engine, saved, found))
     if stage in (1, 2):
         engine.optimizer.update_lp_params()
@@ -173,16 +177,15 @@ def _fill_untrained(module: nn.Module, saved: SavedState) -> None:
 
 
 def _check_shapes(trained: Mapping[str, Any], saved: SavedState, where: str) -> None:
-    """Raise CheckpointError naming the parameters that are not trained, or of another shape, on one of the
-    sides.
-    """
+    """Raise CheckpointError naming parameters whose shapes differ, or that one side does not train."""
     ours = {
         name: tuple(getattr(parameter, "ds_shape", parameter.shape)) for name, parameter in trained.items()
     }
     theirs = {name: tuple(shape) for name, shape in saved.shapes.items()}
 
     wrong = [
-        f"{where}: {name} is {theirs.get(name, 'not trained')} there and {ours.get(name, 'not trained')} here; "
+        f"{where}: {name} is {theirs.get(name, 'not trained')} there "
+        f"and {ours.get(name, 'not trained')} here; "
         "resume with the encoder, the tasks and the mtdnn_ds that it was saved with"
         for name in sorted(ours.keys() | theirs.keys())
         if ours.get(name) != theirs.get(name)

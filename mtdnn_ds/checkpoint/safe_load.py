@@ -49,6 +49,7 @@ def safe_loads(where: Path) -> Iterator[None]:
     before = {name: os.environ.get(name) for name in (FORCE, FORCE_NOT)}
     os.environ.pop(FORCE_NOT, None)
     os.environ[FORCE] = "1"
+
     try:
         with torch.serialization.safe_globals(_allowed()):
             yield
@@ -95,8 +96,9 @@ def _refusal(where: Path, text: str) -> str:
 
 def _words(file: Path, name: str) -> str:
     return (
-        f"{file}: asks for {name}, which no checkpoint of a run holds and which could run code; it was not loaded. "
-        "Give a checkpoint of your own run, or export that model with the program that wrote it"
+        f"{file}: asks for {name}, which no checkpoint of a run holds and which could run code; "
+        "it was not loaded. Give a checkpoint of your own run, "
+        "or export that model with the program that wrote it"
     )
 
 

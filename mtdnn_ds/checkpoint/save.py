@@ -16,8 +16,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from time import perf_counter
-from typing import Any, Literal
+from typing import Any
 
 from safetensors import SafetensorError
 
@@ -35,7 +34,6 @@ from mtdnn_ds.config.errors import CheckpointError
 from mtdnn_ds.faults.heartbeat import announce
 from mtdnn_ds.files import SaveFailed, free_bytes, reason, size, sync, written_aside
 
-OnError = Literal["stop", "continue"]
 Also = Sequence[Callable[[Path], None]]
 
 
@@ -50,7 +48,6 @@ class PendingSave:
     checkpoints: Path
     partial: Path
     step: int
-    run_state: dict[str, Any]
     keep_last: int
     writer: ShardWriter
 
@@ -58,93 +55,6 @@ class PendingSave:
     def final(self) -> Path:
         """Where it will be once it is whole."""
         return self.checkpoints / f"step_{self.step}"
-
-
-class Saver:
-    """Saves the checkpoints of a run as its recipe says, and knows which step is safe.
-
-    Every method is collective: all ranks must call it.
-    """
-
-    def __init__(
-        self,
-        engine: Any,
-        checkpoints: Path,
-        *,
-        keep_last: int,
-        on_error: OnError,
-        in_background: bool,
-        step: int,
-        say: Callable[[str], None],
-    ) -> None:
-        """`step`: of the checkpoint that the run went on from, 0 for a new run."""
-        self._engine, self._checkpoints, self._keep_last = engine, checkpoints, keep_last
-        self._on_error, self._in_background, self._say = on_error, in_background, say
-        self._pending: PendingSave | None = None
-        self._began = 0.0  # perf_counter of the pending one
-        self.saved_step = step  # of the newest checkpoint that is whole
-        self.longest_seconds = 0.0  # from the beginning of a save to its end
-
-    def save(self, *, step: int, run_state: dict[str, Any], also: Also = (), must: bool = False) -> None:
-        """Save `step`; what is still being written is completed first.
-
-        `must`: SaveFailed whatever the recipe says, and wait for it.
-        """
-        self.wait()
-        try:
-            self._begin(step, run_state, also)
-            if must or not self._in_background:
-                self._complete()
-        except SaveFailed as error:
-            self._failed(error, must)
-
-    def poll(self) -> None:
-        """Between two steps: complete what all ranks have written.
-
-        One small reduction while something is, else nothing.
-        """
-        if self._pending is None:
-            return
-        if not dist.any_rank(not self._pending.writer.is_done(), self._engine.device):
-            self.wait()
-
-    def wait(self, *, must: bool = False) -> None:
-        """Complete what is being written."""
-        try:
-            if self._pending is not None:
-                self._complete()
-        except SaveFailed as error:
-            self._failed(error, must)
-
-    def _begin(self, step: int, run_state: dict[str, Any], also: Also) -> None:
-        began = perf_counter()
-        pending = begin_save(
-            self._engine,
-            self._checkpoints,
-            step=step,
-            run_state=run_state,
-            keep_last=self._keep_last,
-            also=also,
-            in_background=self._in_background,
-        )
-        self._pending, self._began = pending, began
-
-    def _complete(self) -> None:
-        assert self._pending is not None
-        pending, self._pending = self._pending, None
-        for note in complete_save(pending):
-            self._say(note)
-
-        self.saved_step = pending.step
-        self.longest_seconds = max(self.longest_seconds, perf_counter() - self._began)
-
-    def _failed(self, error: SaveFailed, must: bool) -> None:
-        if must or self._on_error == "stop":
-            raise error
-        for problem in error.problems:
-            self._say(
-                f"{problem}; going on (train.on_save_error=continue), and saving again at the next time"
-            )
 
 
 def save_checkpoint(
@@ -159,7 +69,6 @@ def save_checkpoint(
         engine,
         checkpoints,
         step=step,
-        run_state=run_state,
         keep_last=keep_last,
         also=also,
         in_background=False,
@@ -197,7 +106,6 @@ def begin_save(
         checkpoints=checkpoints,
         partial=partial,
         step=step,
-        run_state=run_state,
         keep_last=keep_last,
         writer=writer,
     )
@@ -306,11 +214,7 @@ def _save_failed(checkpoints: Path, step: int, problems: Sequence[str]) -> SaveF
 
 
 def _estimated_bytes(engine: Any) -> int:
-    """Weights as they compute, float32 masters beside them under ZeRO, and two float32 states of each trained
-    one.
-
-    The states are AdamW's.
-    """
+    """Weights as they compute, float32 masters beside them under ZeRO, and AdamW's two float32 states."""
     bytes_of_states = 8 if engine.zero_optimization_stage() == 0 else 12
     total = 0
     for parameter in engine.module.parameters():

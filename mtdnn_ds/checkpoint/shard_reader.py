@@ -5,9 +5,9 @@ groups of parameters. Here they are mapped into memory, not read, and found agai
 parameters, so that any part of one costs what it is long. Nothing is converted or written. Layouts of
 DeepSpeed 0.19.8:
 
-    ZeRO 0     mp_rank_00_model_states.pt: parameters whole, and the optimizer's own state by number; save.py adds names
+    ZeRO 0     mp_rank_00_model_states.pt: parameters whole, optimizer's state by number; save.py adds names
     ZeRO 1, 2  *_optim_states.pt of each rank: a group of parameters laid end to end and cut into equal parts
-    ZeRO 3     every parameter cut into equal parts, the last one padded; rank r's part of each, one after the other
+    ZeRO 3     every parameter cut into equal parts, the last one padded; rank r's part of each in turn
 
 Two ranks and parameters a (3 elements) and b (5) of one group: ZeRO 1 keeps aaab | bbbb, ZeRO 3 keeps aabbb |
 a-bb-.
@@ -147,9 +147,7 @@ def _optimizer_file(folder: Path, rank: int) -> Path:
 
 
 def _flat(weights: Tensor, state: Mapping[str, Any]) -> _Flat:
-    """A state belongs to the elements if it has as many dimensions as the weights; the count of steps never
-    does.
-    """
+    """A state is of the elements if it has as many dimensions as the weights; the count of steps never is."""
     values = {FP32: weights.reshape(-1)}
     counts = {}
     for key, value in state.items():
@@ -165,8 +163,9 @@ def _whole(model: Mapping[str, Any], folder: Path) -> dict[str, list[_Piece]]:
     names = model["mtdnn_ds"].get("optimizer_order")
     if names is None:
         raise CheckpointError(
-            f"{folder}: was saved at ZeRO stage 0 by mtdnn_ds 0.2 or older, which did not write which optimizer state "
-            "belongs to which parameter; resume once with ZeRO stage 0, and from its next checkpoint as you like"
+            f"{folder}: was saved at ZeRO stage 0 by mtdnn_ds 0.2 or older, "
+            "which did not write which optimizer state belongs to which parameter; "
+            "resume once with ZeRO stage 0, and from its next checkpoint as you like"
         )
 
     order, states = iter(names), model["optimizer"]["state"]

@@ -54,11 +54,10 @@ def gather_weights(engine: Any) -> dict[str, torch.Tensor]:
 def save_best(
     engine: Any, best: Path, *, winners: Sequence[str], step: int, metrics: Mapping[str, Any]
 ) -> None:
-    """Keep the present weights as the best of `winners` (task names or "average"); written once, then
-    hard-linked.
+    """Keep the present weights as the best of `winners` (task names or "average").
 
-    Collective: all ranks must call this with equal arguments. Raises SaveFailed on all ranks; those of before
-    are then untouched.
+    They are written once, then hard-linked. Collective: all ranks must call this with equal arguments. Raises
+    SaveFailed on all ranks; those of before are then untouched.
     """
     weights = gather_weights(engine)
 
@@ -120,11 +119,11 @@ def _replace_folder(final: Path, aside: Path, *, old: Path) -> None:
 
 
 def read_weights(folder: Path) -> dict[str, torch.Tensor]:
-    """Weights from best/NAME, or from a checkpoint step_N of any ZeRO stage and world size, as the run
-    computed with them.
+    """Weights from best/NAME, or from a checkpoint step_N of any ZeRO stage and world size.
 
-    ZeRO 3 keeps no whole weights: there they are put together from the float32 masters. A checkpoint must be
-    whole (checkpoint/find.py has checked it). Needs no GPU and no process group.
+    They are as the run computed with them. ZeRO 3 keeps no whole weights: there they are put together from
+    the float32 masters. A checkpoint must be whole (checkpoint/find.py has checked it). Needs no GPU and no
+    process group.
     """
     if (folder / WEIGHTS).is_file():
         _check_best(folder)
@@ -163,12 +162,13 @@ def _check_best(folder: Path) -> None:
 
     if not is_whole:
         raise CheckpointError(
-            f"{folder / WEIGHTS}: is damaged (its sha256 differs from that in {BEST}); give another --checkpoint"
+            f"{folder / WEIGHTS}: is damaged (its sha256 differs from that in {BEST}); "
+            "give another --checkpoint"
         )
 
 
 def weights_sha256(weights: Mapping[str, torch.Tensor]) -> str:
-    """sha256 of names, types, shapes and values: equal for the same weights in best/NAME and in a checkpoint."""
+    """sha256 of names, types, shapes and values: the same in best/NAME and in a checkpoint."""
     digest = hashlib.sha256()
     for name in sorted(weights):
         tensor = weights[name].contiguous()

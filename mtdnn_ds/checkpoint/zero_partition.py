@@ -1,10 +1,9 @@
-"""Which part of each trained parameter this rank keeps in float32, and where: DeepSpeed 0.19.8's layouts in
-memory.
+"""Which part of each trained parameter this rank keeps in float32, and where. Moves no value.
 
-Moves no value.
+DeepSpeed 0.19.8's layouts in memory:
 
     ZeRO 0     every rank keeps all parameters, whole
-    ZeRO 1, 2  a group of parameters is laid end to end and cut into equal parts; parameters end wherever they fall
+    ZeRO 1, 2  a group of parameters is laid end to end and cut into equal parts; they end wherever they fall
     ZeRO 3     every parameter is cut into equal parts, the last one padded
 
 DeepSpeed's own link from parameters to ZeRO 1's and 2's parts (`_hp_mapping`) takes the order of the group,
@@ -34,7 +33,7 @@ PARTITION = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OwnedPart:
-    """Elements [start, start + numel) of a flattened parameter, at `offset` of the flattened tensor `flat`."""
+    """Elements [start, start + numel) of a flattened parameter, at `offset` of the flat tensor `flat`."""
 
     flat: Tensor  # what the optimizer updates: the parameter itself, or parts of many
     group: int  # the optimizer's parameter group

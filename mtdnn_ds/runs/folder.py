@@ -73,7 +73,8 @@ def create_private(path: Path) -> bool:
         if isinstance(error, FileExistsError) and path.is_dir():
             return False
         raise ConfigError(
-            f"--output_dir {path}: cannot be created ({error.strerror}: {error.filename}); give another folder"
+            f"--output_dir {path}: cannot be created ({error.strerror}: {error.filename}); "
+            "give another folder"
         ) from error
     return True
 

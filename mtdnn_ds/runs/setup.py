@@ -55,7 +55,7 @@ class RunData:
         return {spec.name: self.examples[spec.name]["train"].num_examples for spec in self.specs}
 
     def metric_names(self, spec: TaskSpec) -> list[str]:
-        """Names of a task's metrics as evaluations report them: those of a second dev split with its suffix."""
+        """Names of a task's metrics as evaluations report them; those of a second dev split have a suffix."""
         return [metric + split.removeprefix("dev") for split in spec.dev_splits for metric in spec.metrics]
 
     def describe(self, task_id: int, row: int) -> str:

@@ -72,9 +72,7 @@ class RunState:
 
 
 def check_fit(name: str, saved: Mapping[str, Any], wanted: RunState, plan: StepPlan) -> None:
-    """Raise CheckpointError listing every setting of checkpoint `name` that differs from this run's, with
-    both values.
-    """
+    """Raise CheckpointError listing every setting of checkpoint `name` that differs from this run's."""
     _check_layout(name, saved)
 
     problems = [
@@ -108,17 +106,15 @@ def _setting_problems(name: str, saved: Mapping[str, Any], wanted: RunState) -> 
 
 def _teacher_problems(name: str, theirs: Mapping[str, str], ours: Mapping[str, str]) -> list[str]:
     return [
-        f"{name}: the teachers of '{task}' were {theirs.get(task)} when it was saved and are {ours.get(task)} now: "
-        "their weights, or how they read the examples, have changed"
+        f"{name}: the teachers of '{task}' were {theirs.get(task)} when it was saved "
+        f"and are {ours.get(task)} now: their weights, or how they read the examples, have changed"
         for task in sorted(theirs.keys() | ours.keys())
         if theirs.get(task) != ours.get(task)
     ]
 
 
 def _check_layout(name: str, saved: Mapping[str, Any]) -> None:
-    """Raise CheckpointError if `saved` is not what RunState.to_json writes: another version's, or changed by
-    hand.
-    """
+    """Raise CheckpointError if `saved` is not what RunState.to_json writes: another version's, or changed."""
     try:
         TypeAdapter(RunState).validate_python(saved)
     except ValidationError as error:
@@ -153,9 +149,7 @@ def _layout_problems(saved: Mapping[str, Any]) -> list[str]:
 
 
 def _comparable(key: str, value: Any) -> Any:
-    """A run that this one began with, or a head's checkpoint, is known by its folder's name: folders may
-    move.
-    """
+    """Of a run that this one began with, or a head's checkpoint, the folder's name: folders may move."""
     is_folder = key == "init.run" or key.startswith("heads.")
     if is_folder and isinstance(value, str):
         return Path(value).name
