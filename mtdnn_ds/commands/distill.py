@@ -20,7 +20,7 @@ def run(*, recipe: str, log_level: str, overrides: Mapping[str, str]) -> int:
         raise ConfigError(f"{recipe}: distillation.teachers is missing; name the run folders to learn from")
 
     from mtdnn_ds import dist
-    from mtdnn_ds.monitor.console import Progress, configure_logging, format_results
+    from mtdnn_ds.monitor.console import Progress, configure_logging
     from mtdnn_ds.train.distillation.teachers import find_teachers
 
     configure_logging(log_level, dist.rank())  # type: ignore[arg-type]
@@ -31,22 +31,22 @@ def run(*, recipe: str, log_level: str, overrides: Mapping[str, str]) -> int:
 
     from mtdnn_ds.faults.watchdog.watch import watching
     from mtdnn_ds.runs.setup import prepare_run_data
-    from mtdnn_ds.train.distillation.teacher_outputs import find_lessons, taught
+    from mtdnn_ds.train.distillation.teacher_outputs import find_teacher_outputs, with_soft_targets
     from mtdnn_ds.train.distillation.teacher_scores import teacher_scores
     from mtdnn_ds.train.engine import start_distributed, stop_distributed
-    from mtdnn_ds.train.results import task_results
+    from mtdnn_ds.train.results import format_results, task_results
 
     device = start_distributed()
     say = Progress(num_steps=0, is_main=dist.is_main()).say
     with watching(runs[0][0].train.stall_timeout):
         for settings, specs in runs:
             data = prepare_run_data(settings, specs, say)
-            lessons = find_lessons(settings, data, say)
-            taught(settings, data, lessons, device=device, say=say)
-            for title, of_teacher, evaluation in teacher_scores(data, lessons, device=device):
+            teacher_outputs = find_teacher_outputs(settings, data)
+            with_soft_targets(settings, data, teacher_outputs, device=device)
+            for title, of_teacher, evaluation in teacher_scores(data, teacher_outputs, device=device):
                 say(f"\ndev metrics of {title}:")
                 say(format_results(task_results(of_teacher, evaluation, best={}), evaluation.average))
-            tasks = [spec.name for spec in specs if any(spec.name in lesson.keys for lesson in lessons)]
+            tasks = [spec.name for spec in specs if any(spec.name in one.keys for one in teacher_outputs)]
             say(f"\nthe teachers' answers for {', '.join(tasks)} are ready in {settings.data.cache_dir}")
     stop_distributed()
     return 0

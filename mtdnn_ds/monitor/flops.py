@@ -7,7 +7,8 @@ Forward FLOPs of one layer per token (a multiply-add counts as 2):
     the two feed-forward matrices           2 * 2 D F
     scores (q.k) and weighted values        2 * 2 L D       each token against the L of its own sequence
 Backward is twice forward (gradients for inputs and for weights), so training is 3 times forward.
-Left out, since below 1 % of BERT-large: embeddings, layer norms, softmax, pooler, heads. Recomputation is not counted as useful work.
+Left out, since below 1 % of BERT-large: embeddings, layer norms, softmax, pooler, heads. Recomputation is not
+counted as useful work.
 """
 
 from __future__ import annotations
@@ -24,14 +25,18 @@ from mtdnn_ds.config.precision import Precision
 def encoder_flops(
     *, num_layers: int, hidden_size: int, intermediate_size: int, num_tokens: int, sum_squared_lengths: int
 ) -> float:
-    """Training FLOPs (forward and backward) of real tokens: summed over sequences, T = sum L and the attention term needs sum L^2."""
+    """Training FLOPs (forward and backward) of real tokens: summed over sequences, T = sum L and the
+    attention term needs sum L^2.
+    """
     d, f = hidden_size, intermediate_size
     return 3.0 * num_layers * (2 * (4 * d * d + 2 * d * f) * num_tokens + 4 * d * sum_squared_lengths)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GpuPeak:
-    """Dense tensor-core peak with fp32 accumulation, in FLOP/s (data sheets that print the sparse figure: half of it)."""
+    """Dense tensor-core peak with fp32 accumulation, in FLOP/s (data sheets that print the sparse figure:
+    half of it).
+    """
 
     name: str  # regular expression for torch.cuda.get_device_name()
     bf16: float | None  # None: no bf16 tensor cores
@@ -43,7 +48,8 @@ GPU_PEAKS = (
     # https://www.nvidia.com/en-us/data-center/h200/
     GpuPeak(name=r"\bH200 NVL\b", bf16=836e12, fp16=836e12),
     GpuPeak(name=r"\bH200\b", bf16=989e12, fp16=989e12),
-    # https://www.nvidia.com/en-us/data-center/h100/ ; PCIe: NVIDIA H100 Tensor Core GPU Architecture white paper, table 1
+    # https://www.nvidia.com/en-us/data-center/h100/ ; PCIe: NVIDIA H100 Tensor Core GPU Architecture white
+    # paper, table 1
     GpuPeak(name=r"\bH100 PCIe\b", bf16=756e12, fp16=756e12),
     GpuPeak(name=r"\bH100 NVL\b", bf16=835e12, fp16=835e12),
     GpuPeak(name=r"\bH100\b", bf16=989e12, fp16=989e12),
@@ -60,13 +66,15 @@ GPU_PEAKS = (
     GpuPeak(name=r"\bA10\b", bf16=125e12, fp16=125e12),
     # https://www.nvidia.com/en-us/data-center/tesla-t4/
     GpuPeak(name=r"\bT4\b", bf16=None, fp16=65e12),
-    # NVIDIA Ada GPU Architecture white paper, appendix A: https://images.nvidia.com/aem-dam/Solutions/geforce/ada/nvidia-ada-gpu-architecture.pdf
+    # NVIDIA Ada GPU Architecture white paper, appendix A:
+    # https://images.nvidia.com/aem-dam/Solutions/geforce/ada/nvidia-ada-gpu-architecture.pdf
     GpuPeak(name=r"\bRTX 4090\b(?! (D|Laptop))", bf16=165.2e12, fp16=165.2e12),
 )
 
 
 def peak_flops_per_second(device_name: str, precision: Precision) -> float | None:
-    """One device's peak, or None where it is unknown: a device outside the table, a CPU, fp32 (depends on TF32), bf16 on a GPU without it.
+    """One device's peak, or None where it is unknown: a device outside the table, a CPU, fp32 (depends on
+    TF32), bf16 on a GPU without it.
 
     `autocast` counts as bf16.
     """
@@ -79,16 +87,21 @@ def peak_flops_per_second(device_name: str, precision: Precision) -> float | Non
 def model_flops_utilisation(
     *, flops: float, seconds: float, num_devices: int, peak_flops_per_second: float | None
 ) -> float | None:
-    """Share of the peak spent on useful work (MFU; Chowdhery et al. 2022, arXiv:2204.02311, appendix B); None if the peak is unknown.
+    """Share of the peak spent on useful work (MFU; Chowdhery et al. 2022, arXiv:2204.02311, appendix B); None
+    if the peak is unknown.
 
     `flops`: of all devices together in `seconds`, on real tokens only.
     """
-    return None if peak_flops_per_second is None else flops / (seconds * num_devices * peak_flops_per_second)
+    if peak_flops_per_second is None:
+        return None
+    return flops / (seconds * num_devices * peak_flops_per_second)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepCost:
-    """What a step of a run costs: the encoder's sizes, and the peak of one of the run's devices (None: unknown)."""
+    """What a step of a run costs: the encoder's sizes, and the peak of one of the run's devices (None:
+    unknown).
+    """
 
     num_layers: int
     hidden_size: int
@@ -115,22 +128,21 @@ class StepCost:
 def step_cost(config: Any, *, precision: Precision, device: torch.device) -> StepCost:
     """The cost of a step with this Hugging Face config on this kind of device.
 
-    A config without BERT's names for its sizes has no known formula here: its peak counts as unknown, so no MFU is shown.
+    A config without BERT's names for its sizes has no known formula here: its peak counts as unknown, so no
+    MFU is shown.
     """
-    sizes = [
-        getattr(config, name, None) for name in ("num_hidden_layers", "hidden_size", "intermediate_size")
-    ]
-    peak = (
-        peak_flops_per_second(torch.cuda.get_device_name(device), precision)
-        if device.type == "cuda"
-        else None
-    )
-    num_layers, hidden_size, intermediate_size = (int(size or 0) for size in sizes)
+    names = ("num_hidden_layers", "hidden_size", "intermediate_size")
+    num_layers, hidden_size, intermediate_size = (int(getattr(config, name, None) or 0) for name in names)
+
+    peak = None
+    if device.type == "cuda" and num_layers and hidden_size and intermediate_size:
+        peak = peak_flops_per_second(torch.cuda.get_device_name(device), precision)
+
     return StepCost(
         num_layers=num_layers,
         hidden_size=hidden_size,
         intermediate_size=intermediate_size,
-        peak_flops_per_second=peak if all(sizes) else None,
+        peak_flops_per_second=peak,
     )
 
 
@@ -159,26 +171,36 @@ def model_state_bytes(
     offload_optimizer: bool = False,
     offload_parameters: bool = False,
 ) -> ModelStateBytes:
-    """Parameters, gradients and optimizer states of one rank (ZeRO, Rajbhandari et al. 2020, arXiv:1910.02054, sections 3.1 and 5).
+    """Parameters, gradients and optimizer states of one rank (ZeRO, Rajbhandari et al. 2020,
+    arXiv:1910.02054, sections 3.1 and 5).
 
-    Bytes per parameter, Adam: 16-bit 2 + 2 + (4 master + 4 + 4) = 16; fp32 and autocast (whose parameters stay fp32) 4 + 4 + (4 + 4) = 16.
-    Stage 1 divides the optimizer's part by N, stage 2 the gradients' too, stage 3 the parameters' too.
-    `gradient_bytes`: 4 where a 16-bit run accumulates in fp32 (DeepSpeed's data_types.grad_accum_dtype); default: the parameters' own size.
-    An offloaded optimizer takes its gradients to the host with it (ZeRO-Offload, Ren et al. 2021, arXiv:2101.06840, section 4.1).
-    Left out: communication buckets, ZeRO 3's gathered layer, pinned copies, the allocator's fragmentation.
-    Raises ValueError for an offload that the stage does not have.
+    Bytes per parameter, Adam: 16-bit 2 + 2 + (4 master + 4 + 4) = 16; fp32 and autocast (whose parameters
+    stay fp32) 4 + 4 + (4 + 4) = 16. Stage 1 divides the optimizer's part by N, stage 2 the gradients' too,
+    stage 3 the parameters' too. `gradient_bytes`: 4 where a 16-bit run accumulates in fp32 (DeepSpeed's
+    data_types.grad_accum_dtype); default: the parameters' own size. An offloaded optimizer takes its
+    gradients to the host with it (ZeRO-Offload, Ren et al. 2021, arXiv:2101.06840, section 4.1). Left out:
+    communication buckets, ZeRO 3's gathered layer, pinned copies, the allocator's fragmentation. Raises
+    ValueError for an offload that the stage does not have.
     """
     if offload_optimizer and zero_stage == 0:
         raise ValueError("offload_optimizer needs zero_stage 1, 2 or 3")
     if offload_parameters and zero_stage != 3:
         raise ValueError("offload_parameters needs zero_stage 3")
-    parameter_bytes = 2 if precision in ("bf16", "fp16") else 4
-    master_bytes = 4 if parameter_bytes == 2 else 0
-    parameters = num_parameters * parameter_bytes / (num_ranks if zero_stage == 3 else 1)
-    gradients = num_parameters * (gradient_bytes or parameter_bytes) / (num_ranks if zero_stage >= 2 else 1)
-    optimizer = (
-        num_parameters * (master_bytes + 4 * num_optimizer_states) / (num_ranks if zero_stage >= 1 else 1)
-    )
+
+    # A 16-bit run keeps an fp32 master copy beside its parameters.
+    parameter_bytes, master_bytes = (2, 4) if precision in ("bf16", "fp16") else (4, 0)
+    optimizer_bytes = master_bytes + 4 * num_optimizer_states
+
+    parameters = float(num_parameters * parameter_bytes)
+    gradients = float(num_parameters * (gradient_bytes or parameter_bytes))
+    optimizer = float(num_parameters * optimizer_bytes)
+    if zero_stage >= 1:
+        optimizer /= num_ranks
+    if zero_stage >= 2:
+        gradients /= num_ranks
+    if zero_stage == 3:
+        parameters /= num_ranks
+
     host = 0.0
     if offload_optimizer:
         host += optimizer + num_parameters * (gradient_bytes or parameter_bytes) / num_ranks
@@ -186,6 +208,7 @@ def model_state_bytes(
     if offload_parameters:
         host += parameters
         parameters = 0.0
+
     return ModelStateBytes(parameters=parameters, gradients=gradients, optimizer=optimizer, host=host)
 
 
@@ -198,15 +221,18 @@ def activation_bytes(
     bytes_per_value: int,
     gradient_checkpointing: bool = False,
 ) -> float:
-    """Activations kept for the backward pass of a packed micro-batch of T = `num_tokens` (Korthikanti et al. 2022, arXiv:2205.05198, section 4.1).
+    """Activations kept for the backward pass of a packed micro-batch of T = `num_tokens` (Korthikanti et al.
+    2022, arXiv:2205.05198, section 4.1).
 
-    Per layer and token: 8 D + 2 F values (attention: input, q, k, v, its output: 5 D; feed-forward: input D, and 2 F around the
-    GELU; two layer-norm inputs: 2 D) and two dropout masks of D bytes. At 2 bytes and F = 4 D that is the paper's 34 D.
-    With checkpointing a layer keeps its input only, and one layer at a time is rebuilt in full.
-    Left out: the attention matrix (fused attention keeps none; unfused: heads * L * 5 bytes a token and layer, at 2 bytes a value),
-    embeddings, heads, temporary buffers of the kernels.
+    Per layer and token: 8 D + 2 F values (attention: input, q, k, v, its output: 5 D; feed-forward: input D,
+    and 2 F around the GELU; two layer-norm inputs: 2 D) and two dropout masks of D bytes. At 2 bytes and F =
+    4 D that is the paper's 34 D. With checkpointing a layer keeps its input only, and one layer at a time is
+    rebuilt in full. Left out: the attention matrix (fused attention keeps none; unfused: heads * L * 5 bytes
+    a token and layer, at 2 bytes a value), embeddings, heads, temporary buffers of the kernels.
     """
+    # values a layer and token, and its two dropout masks
     per_layer = num_tokens * (bytes_per_value * (8 * hidden_size + 2 * intermediate_size) + 2 * hidden_size)
     if not gradient_checkpointing:
         return float(num_layers * per_layer)
+
     return float(num_layers * num_tokens * hidden_size * bytes_per_value + per_layer)

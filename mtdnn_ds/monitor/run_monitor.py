@@ -1,6 +1,7 @@
-"""RunMonitor: writes what happened in each step to metrics.jsonl and TensorBoard. Measures nothing itself, prints nothing.
+"""RunMonitor: writes what happened in each step to metrics.jsonl and TensorBoard. Measures nothing, prints nothing.
 
-Rank 0 only: the other ranks hold no monitor. A full disk raises nothing here: `problem` says it, and the lines wait in memory.
+Rank 0 only: the other ranks hold no monitor. A full disk raises nothing here: `problem` says it, and the lines wait in
+memory.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ class StepRecord:
     micro_batches: int  # of one rank
     seconds: float
     penalty: float | None = (
-        None  # of soft or low-rank sharing, of the weights after the step; not in the loss; None without
+        None  # of soft or low-rank sharing, of the weights after the step; not in the loss
     )
     regularizer: float | None = None  # the regulariser's part of the loss; None without one
     task_scale: Mapping[str, float] | None = None  # w_t of each task in the step, where the loss scales adapt
@@ -67,18 +68,22 @@ class StepRecord:
 
     def json_fields(self) -> dict[str, Any]:
         absent = {name for name in ONLY_WHEN_ON if getattr(self, name) is None}
-        return {
-            name: value for name, value in asdict(self).items() if name not in (*TENSORBOARD_ONLY, *absent)
-        }
+        left_out = {*TENSORBOARD_ONLY, *absent}
+        return {name: value for name, value in asdict(self).items() if name not in left_out}
 
     def scalars(self) -> list[tuple[str, float | None]]:
-        return [
-            ("loss", self.loss),
-            *([] if self.penalty is None else [("penalty", self.penalty)]),
-            *([] if self.regularizer is None else [("regularizer", self.regularizer)]),
+        """(tag, value) of every curve; None where a step has no point on it."""
+        of_tasks = [
             *((f"task_scale/{task}", scale) for task, scale in (self.task_scale or {}).items()),
             *((f"loss/{task}", loss) for task, loss in self.task_loss.items()),
             *((f"examples/{task}", count) for task, count in self.task_examples.items()),
+        ]
+
+        return [
+            ("loss", self.loss),
+            ("penalty", self.penalty),
+            ("regularizer", self.regularizer),
+            *of_tasks,
             ("lr", self.lr),
             ("grad_norm", self.grad_norm),
             ("loss_scale", self.loss_scale),
@@ -116,19 +121,23 @@ class EvalRecord:
 def check_monitors(deepspeed_config: Mapping[str, Any]) -> None:
     """Refuse a run whose board, or whose DeepSpeed monitor, could not be written.
 
-    Every rank calls it before the first collective: DeepSpeed imports its monitors on rank 0 only, and the others would wait.
+    Every rank calls it before the first collective: DeepSpeed imports its monitors on rank 0 only, and the
+    others would wait.
     """
     for section, package in (("wandb", "wandb"), ("comet", "comet_ml")):
         if deepspeed_config.get(section, {}).get("enabled") and importlib.util.find_spec(package) is None:
             raise ConfigError(
-                f"the DeepSpeed JSON enables {section}, but the package {package} is missing; install it with: pip install {package}"
+                f"the DeepSpeed JSON enables {section}, but the package {package} is missing; "
+                f"install it with: pip install {package}"
             )
+
     try:
         import tensorboard  # noqa: F401
         import torch.utils.tensorboard  # noqa: F401
     except ImportError as error:
         raise ConfigError(
-            f"the run's TensorBoard files cannot be written: {error}; install it with: pip install tensorboard"
+            f"the run's TensorBoard files cannot be written: {error}; "
+            "install it with: pip install tensorboard"
         ) from error
 
 
@@ -137,11 +146,12 @@ class RunMonitor:
 
     `task_metrics`: each task's metric names as they will appear in EvalRecord.eval, the main one first.
     `settings`: the recipe as nested plain values; its scalars become the row of TensorBoard's HPARAMS tab.
-    `recipe_text`: the recipe as the board's TEXT tab shows it; None: no such tab.
-    `last_step`: optimizer steps already done, 0 for a new run. Lines of a later step, or a line that the end of the earlier
-    process cut in two, move to metrics.discarded.jsonl; `num_discarded_lines` counts them, for the caller to say.
-    `write_events`: DeepSpeed's `engine.monitor.write_events`, when the JSON switches on one of its monitors. Steps are ours;
-    DeepSpeed's own events count examples, so a caller that sends both to wandb must convert (wandb drops a step that goes back).
+    `recipe_text`: the recipe as the board's TEXT tab shows it; None: no such tab. `last_step`: optimizer
+    steps already done, 0 for a new run. Lines of a later step, or a line that the end of the earlier process
+    cut in two, move to metrics.discarded.jsonl; `num_discarded_lines` counts them, for the caller to say.
+    `write_events`: DeepSpeed's `engine.monitor.write_events`, when the JSON switches on one of its monitors.
+    Steps are ours; DeepSpeed's own events count examples, so a caller that sends both to wandb must convert
+    (wandb drops a step that goes back).
     """
 
     def __init__(
@@ -157,11 +167,16 @@ class RunMonitor:
         from torch.utils.tensorboard.summary import custom_scalars
 
         run_dir.mkdir(parents=True, exist_ok=True)
+        self._write_events = write_events
+
         metrics_path = run_dir / "metrics.jsonl"
         self.num_discarded_lines = cut_metrics(metrics_path, last_step)
-        self._write_events = write_events
         self._lines = PatientFile(metrics_path)
-        self._board = EventFile(run_dir / "tensorboard", purge_step=last_step + 1 if last_step else 0)
+
+        purge_step = 0
+        if last_step:
+            purge_step = last_step + 1
+        self._board = EventFile(run_dir / "tensorboard", purge_step=purge_step)
         self._board.add(custom_scalars(board_layout(task_metrics)))
         for summary in start_summaries(run_dir.name, flat_settings(settings), task_metrics):
             self._board.add(summary)
@@ -175,9 +190,12 @@ class RunMonitor:
         return self._lines.problem or self._board.file.problem
 
     def write(self, record: StepRecord | EvalRecord) -> None:
-        """Append one line, and the same scalars to TensorBoard and DeepSpeed's monitor. A value that is not finite becomes null, and no point."""
+        """Append one line, and the same scalars to TensorBoard and DeepSpeed's monitor. A value that is not
+        finite becomes null, and no point.
+        """
         self._lines.write(json.dumps(_without_nan(record.json_fields()), allow_nan=False).encode() + b"\n")
         self._lines.flush()
+
         events = [
             (tag, float(value), record.step)
             for tag, value in record.scalars()
@@ -200,7 +218,9 @@ class RunMonitor:
         self._board.flush()
 
     def close(self, *, succeeded: bool = True) -> None:
-        """Flush and close both; the HPARAMS tab then shows the run as succeeded or failed. A second call does nothing."""
+        """Flush and close both; the HPARAMS tab then shows the run as succeeded or failed. A second call does
+        nothing.
+        """
         if self._lines.closed:
             return
         self._lines.close()
@@ -217,26 +237,34 @@ class RunMonitor:
 
 
 def cut_metrics(path: Path, last_step: int) -> int:
-    """Move lines of steps after `last_step` (all lines, if it is 0) and unreadable lines to metrics.discarded.jsonl; return their number.
+    """Move lines of steps after `last_step` (all lines, if it is 0) and unreadable lines to
+    metrics.discarded.jsonl; return their number.
 
-    The kept lines replace the file in one rename, after the cut ones are on disk: a crash in between loses no line.
+    The kept lines replace the file in one rename, after the cut ones are on disk: a crash in between loses no
+    line.
     """
     if not path.exists():
         return 0
+
     kept_path = path.with_name(path.name + ".tmp")
     cut: list[bytes] = []
     with path.open("rb") as lines, kept_path.open("wb") as kept:
         for line in lines:
             step = _line_step(line)
-            keep = step is not None and last_step > 0 and step <= last_step
-            (kept.write if keep else cut.append)(line.rstrip(b"\n") + b"\n")
+            line = line.rstrip(b"\n") + b"\n"
+            if step is not None and last_step > 0 and step <= last_step:
+                kept.write(line)
+            else:
+                cut.append(line)
         kept.flush()
         os.fsync(kept.fileno())
+
     if cut:
         with path.with_name("metrics.discarded.jsonl").open("ab") as discarded:
             discarded.writelines(cut)
             discarded.flush()
             os.fsync(discarded.fileno())
+
     kept_path.replace(path)
     return len(cut)
 
@@ -247,8 +275,12 @@ def _line_step(line: bytes) -> int | None:
         record = json.loads(line)
     except (ValueError, RecursionError):  # the first is also what undecodable bytes raise
         return None
-    step = record.get("step") if isinstance(record, dict) else None
-    return step if isinstance(step, int) else None
+    if not isinstance(record, dict):
+        return None
+    step = record.get("step")
+    if not isinstance(step, int):
+        return None
+    return step
 
 
 def _without_nan(value: Any) -> Any:

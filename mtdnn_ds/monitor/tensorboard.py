@@ -1,6 +1,7 @@
-"""The board of a run: its TensorBoard event file, layout and HPARAMS row. Knows no record of a step (monitor/run_monitor.py). Rank 0 only.
+"""The board of a run: its TensorBoard event file, layout and HPARAMS row. Knows no record of a step (run_monitor.py).
 
-The event file is written by hand, not by SummaryWriter: that one's thread dies on a full disk, and with it every later point.
+The event file is written by hand, not by SummaryWriter: that one's thread dies on a full disk, and with it
+every later point. Rank 0 only.
 """
 
 from __future__ import annotations
@@ -22,21 +23,28 @@ FLUSH_SECONDS = 10  # an open TensorBoard lags at most this much behind the run
 
 
 class EventFile:
-    """An event file of its own for each process of a run. What a full disk does not take is kept, and written later."""
+    """An event file of its own for each process of a run. What a full disk does not take is kept, and written
+    later.
+    """
 
     def __init__(self, folder: Path, *, purge_step: int) -> None:
-        """TensorBoard hides the events of earlier files from `purge_step` on, else the curves of a resumed run would overlap."""
+        """TensorBoard hides the events of earlier files from `purge_step` on, else the curves of a resumed
+        run would overlap.
+        """
         from tensorboard.compat.proto.event_pb2 import SessionLog
         from tensorboard.summary.writer.record_writer import RecordWriter
 
         folder.mkdir(exist_ok=True)
+
         self.folder = folder
         began = time.time()
         number = len(list(folder.iterdir()))  # two files of one process and second
         self._file = PatientFile(
             folder / f"events.out.tfevents.{int(began):010d}.{platform.node()}.{os.getpid()}.{number}"
         )
-        self._records, self._flushed_at = RecordWriter(self._file), began
+        self._records = RecordWriter(self._file)
+        self._flushed_at = began
+
         self._add(step=0, file_version="brain.Event:2")
         self._add(step=purge_step, session_log=SessionLog(status=SessionLog.START))
 
@@ -68,7 +76,9 @@ class EventFile:
 
 
 def recipe_summary(recipe_yaml: str) -> Any:
-    """The TEXT tab's panel `recipe`, which reads Markdown: an indented block stays as it is, whatever is in it."""
+    """The TEXT tab's panel `recipe`, which reads Markdown: an indented block stays as it is, whatever is in
+    it.
+    """
     from torch.utils.tensorboard.summary import text
 
     return text("recipe", "".join(f"    {line}\n" for line in recipe_yaml.splitlines()))
@@ -77,7 +87,8 @@ def recipe_summary(recipe_yaml: str) -> Any:
 def write_projector(
     folder: Path, vectors: np.ndarray, columns: Sequence[str], metadata: Sequence[Sequence[str]]
 ) -> None:
-    """Files of the PROJECTOR tab in the run's board `folder`: `vectors` (E, D) with E rows of `metadata`. Raises OSError.
+    """Files of the PROJECTOR tab in the run's board `folder`: `vectors` (E, D) with E rows of `metadata`.
+    Raises OSError.
 
     The config, which names the other two, is renamed into place last.
     """
@@ -89,6 +100,7 @@ def write_projector(
     (folder / "embeddings.tsv").write_text(
         "".join("\t".join(f"{value:.6g}" for value in row) + "\n" for row in vectors), encoding="utf-8"
     )
+
     config = ProjectorConfig()
     config.embeddings.add(
         tensor_name="dev rows",
@@ -102,12 +114,15 @@ def write_projector(
 
 
 def board_layout(task_metrics: Mapping[str, Sequence[str]]) -> dict[str, dict[str, list[Any]]]:
-    """TensorBoard's CUSTOM SCALARS page: all tasks' losses in one chart, all main dev metrics in one, then speed and balance."""
+    """TensorBoard's CUSTOM SCALARS page: all tasks' losses in one chart, all main dev metrics in one, then
+    speed and balance.
+    """
     losses = ["loss", *(f"loss/{task}" for task in task_metrics)]
     main_metrics = [
         "eval/average",
         *(f"eval/{task}/{metrics[0]}" for task, metrics in task_metrics.items() if metrics),
     ]
+
     return {
         "Tasks": {
             "loss of every task": _chart(losses),
@@ -124,7 +139,9 @@ def board_layout(task_metrics: Mapping[str, Sequence[str]]) -> dict[str, dict[st
 
 
 def flat_settings(settings: Mapping[str, Any], prefix: str = "") -> dict[str, bool | int | float | str]:
-    """`{"train": {"steps": 3, "epochs": None}}` -> `{"train.steps": 3}`; a list becomes its JSON text, None is left out."""
+    """`{"train": {"steps": 3, "epochs": None}}` -> `{"train.steps": 3}`; a list becomes its JSON text, None
+    is left out.
+    """
     flat: dict[str, bool | int | float | str] = {}
     for name, value in settings.items():
         if isinstance(value, Mapping):
@@ -137,22 +154,28 @@ def flat_settings(settings: Mapping[str, Any], prefix: str = "") -> dict[str, bo
 
 
 def _chart(tags: Sequence[str]) -> list[Any]:
-    # TensorBoard reads each tag as a regular expression and matches it at the start: unanchored, "loss" would draw loss/* too.
+    # TensorBoard reads each tag as a regular expression and matches it at the start: unanchored, "loss" would
+    # draw loss/* too.
     return ["Multiline", [f"{re.escape(tag)}$" for tag in tags]]
 
 
 def start_summaries(
     run_name: str, settings: Mapping[str, bool | int | float | str], task_metrics: Mapping[str, Sequence[str]]
 ) -> list[Any]:
-    """The HPARAMS tab's columns and this run's row. Final metrics need no copy: the tab reads the last point of each eval curve."""
-    # Protocol buffers by hand: tensorboard.plugins.hparams.api imports TensorFlow, and torch's hparams() turns booleans into 0 and 1.
+    """The HPARAMS tab's columns and this run's row. Final metrics need no copy: the tab reads the last point
+    of each eval curve.
+    """
+    # Protocol buffers by hand: tensorboard.plugins.hparams.api imports TensorFlow, and torch's hparams()
+    # turns booleans into 0 and 1.
     from google.protobuf.struct_pb2 import Value
     from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
 
     def value(setting: bool | int | float | str) -> Value:
         if isinstance(setting, bool):  # before int: True is an int in Python
             return Value(bool_value=setting)
-        return Value(string_value=setting) if isinstance(setting, str) else Value(number_value=setting)
+        if isinstance(setting, str):
+            return Value(string_value=setting)
+        return Value(number_value=setting)
 
     types = {
         bool: api_pb2.DATA_TYPE_BOOL,
@@ -164,6 +187,7 @@ def start_summaries(
         "eval/average",
         *(f"eval/{task}/{metric}" for task, metrics in task_metrics.items() for metric in metrics),
     ]
+
     columns = api_pb2.Experiment(
         hparam_infos=[
             api_pb2.HParamInfo(name=name, type=types[type(setting)]) for name, setting in settings.items()
@@ -175,6 +199,7 @@ def start_summaries(
         group_name=run_name,
         start_time_secs=time.time(),
     )
+
     return [
         _hparams_summary(metadata.EXPERIMENT_TAG, plugin_data_pb2.HParamsPluginData(experiment=columns)),
         _hparams_summary(
@@ -186,7 +211,9 @@ def start_summaries(
 def end_summary(succeeded: bool) -> Any:
     from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
 
-    status = api_pb2.STATUS_SUCCESS if succeeded else api_pb2.STATUS_FAILURE
+    status = api_pb2.STATUS_FAILURE
+    if succeeded:
+        status = api_pb2.STATUS_SUCCESS
     end = plugin_data_pb2.SessionEndInfo(status=status, end_time_secs=time.time())
     return _hparams_summary(
         metadata.SESSION_END_INFO_TAG, plugin_data_pb2.HParamsPluginData(session_end_info=end)

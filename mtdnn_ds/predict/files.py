@@ -1,6 +1,7 @@
-"""predict for files: windows of the input to lines of the output, on any number of ranks, the same bytes whatever their number. No flags.
+"""predict for files: windows of the input to lines of the output, on any number of ranks. No flags.
 
-Each rank answers every world_size-th window; rank 0 writes them in order and records how far it is (predict/output.py).
+The bytes are the same whatever the number of ranks. Each rank answers every world_size-th window; rank 0 writes
+them in order and records how far it is (predict/output.py).
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 
 from mtdnn_ds import __version__, dist
-from mtdnn_ds.monitor.bar import Bar
+from mtdnn_ds.monitor.progress import RowProgress
 from mtdnn_ds.predict.model import MultiTaskModel
 from mtdnn_ds.predict.output import PartFile, csv_lines, json_lines
 from mtdnn_ds.predict.table import Table, Window, first_row, input_fingerprint, scan, windows_of
@@ -25,7 +26,7 @@ Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Written:
+class OutputSummary:
     """What went into an output."""
 
     rows: int
@@ -34,7 +35,7 @@ class Written:
     went_on: int  # rows that an earlier run had answered already
 
 
-class _Part(NamedTuple):
+class _WindowLines(NamedTuple):
     """One window's lines, from the rank that answered it."""
 
     header: bytes
@@ -53,55 +54,63 @@ def predict_file(
     skips_bad: bool = False,
     max_tokens: int | None = None,
     window_rows: int = WINDOW_ROWS,
-) -> Written:
+) -> OutputSummary:
     """Answer every row of `table` into `output`, a .jsonl or .csv; goes on where a killed run of the same call stopped.
 
     Collective: all ranks must call this. Raises ConfigError and DataError before anything is written.
     """
     views = model.views(first_row(table), asked, table.chosen)
     found = dist.on_main(lambda: scan(table, views, skips_bad=skips_bad))
-    held: list[PartFile] = []  # of rank 0
+    files: list[PartFile] = []  # one, of rank 0
 
     def begin() -> int:
-        held.append(
-            PartFile(output, _identity(model, table, views, output, skips_bad, max_tokens, window_rows))
+        identity = _identity(
+            model,
+            table,
+            views,
+            format=output.suffix,
+            skips_bad=skips_bad,
+            max_tokens=max_tokens,
+            window_rows=window_rows,
         )
-        return held[0].windows
+        files.append(PartFile(output, identity))
+        return files[0].windows
 
-    def answer(window: Window) -> _Part:
-        numbers = [range(len(window.ids))] * len(views)
-        answered = model.answer_checked(
-            views, window.checked, numbers, len(window.ids), max_tokens=max_tokens
-        )
+    def answer(window: Window) -> _WindowLines:
+        num_rows = len(window.ids)
+        numbers = [range(num_rows)] * len(views)
+        found = model.answer_checked(views, window.checked, numbers, num_rows, max_tokens=max_tokens)
+        header, lines = b"", json_lines(window.ids, found.answers)
         if output.suffix == ".csv":
-            header, lines = csv_lines(window.ids, answered.answers)
-        else:
-            header, lines = b"", json_lines(window.ids, answered.answers)
-        return _Part(header, lines, len(window.ids), window.num_bad, sum(answered.truncated))
+            header, lines = csv_lines(window.ids, found.answers)
+        return _WindowLines(header, lines, num_rows, window.num_bad, sum(found.truncated))
 
-    def write(parts: Sequence[_Part]) -> None:
+    def write(parts: Sequence[_WindowLines]) -> None:
         for part in parts:
-            begins = not held[0].counts["rows"]
-            held[0].add(
-                part.header * begins + part.lines, rows=part.rows, bad=part.bad, truncated=part.truncated
-            )
+            lines = part.lines
+            if not files[0].counts["rows"]:
+                lines = part.header + lines
+            files[0].add(lines, rows=part.rows, bad=part.bad, truncated=part.truncated)
 
     first = dist.on_main(begin)
     try:
-        went_on = dist.on_main(lambda: held[0].counts["rows"])
-        bar = Bar(found.num_rows, done=min(first * window_rows, found.num_rows), is_main=dist.is_main())
-        for done, parts in rounds(
-            table, views, answer, num_rows=found.num_rows, window_rows=window_rows, first=first
-        ):
+        went_on = dist.on_main(lambda: files[0].counts["rows"])
+        bar = RowProgress(
+            found.num_rows, done=min(first * window_rows, found.num_rows), is_main=dist.is_main()
+        )
+        windows = rounds(table, views, answer, num_rows=found.num_rows, window_rows=window_rows, first=first)
+        for done, parts in windows:
             dist.on_main(lambda parts=parts: write(parts))  # type: ignore[misc]
             bar.update(done)
         bar.close()
-        dist.on_main(lambda: held[0].finish())
-        counts = dist.on_main(lambda: held[0].counts)
+        dist.on_main(lambda: files[0].finish())
+        counts = dist.on_main(lambda: files[0].counts)
     finally:
-        for part in held:
-            part.close()
-    return Written(rows=counts["rows"], bad=counts["bad"], truncated=counts["truncated"], went_on=went_on)
+        for file in files:
+            file.close()
+    return OutputSummary(
+        rows=counts["rows"], bad=counts["bad"], truncated=counts["truncated"], went_on=went_on
+    )
 
 
 def rounds(
@@ -117,11 +126,12 @@ def rounds(
 
     Collective: all ranks must read it to its end. What `work` raises on one of them is raised on all.
     """
+    world_size = dist.world_size()
     windows = windows_of(
-        table, views, window_rows=window_rows, first=first, rank=dist.rank(), world_size=dist.world_size()
+        table, views, window_rows=window_rows, first=first, rank=dist.rank(), world_size=world_size
     )
     num_windows = -(-num_rows // window_rows)
-    for begin in range(first, num_windows, dist.world_size()):
+    for begin in range(first, num_windows, world_size):
         result: Result | None = None
         problem: Exception | None = None
         if begin + dist.rank() < num_windows:
@@ -129,21 +139,24 @@ def rounds(
                 result = work(next(windows))
             except Exception as error:  # the other ranks would wait forever otherwise
                 problem = error
+
         gathered = dist.gather((result, problem))
-        raised = problem or next((theirs for _, theirs in gathered if theirs is not None), None)
-        if raised is not None:
-            raise raised
-        yield (
-            min((begin + dist.world_size()) * window_rows, num_rows),
-            [own for own, _ in gathered if own is not None],
-        )
+        if problem is not None:
+            raise problem
+        for _, theirs in gathered:
+            if theirs is not None:
+                raise theirs
+
+        done = min((begin + world_size) * window_rows, num_rows)
+        yield done, [own for own, _ in gathered if own is not None]
 
 
 def _identity(
     model: MultiTaskModel,
     table: Table,
     views: Sequence[View],
-    output: Path,
+    *,
+    format: str,
     skips_bad: bool,
     max_tokens: int | None,
     window_rows: int,
@@ -159,20 +172,18 @@ def _identity(
         "on_bad_row": "skip" if skips_bad else "refuse",
         "max_tokens": max_tokens or model.settings.max_tokens_per_micro_batch,
         "window_rows": window_rows,
-        "format": output.suffix,
+        "format": format,
     }
 
 
 def model_fingerprint(model: MultiTaskModel) -> str:
     """sha256 of every weight, of the tasks and of the length of sequences."""
-    digest = hashlib.sha256(
-        f"{model.tokenizing.max_length} {[(spec.name, spec.kind, spec.labels) for spec in model.specs]}".encode()
-    )
+    tasks = [(spec.name, spec.kind, spec.labels) for spec in model.specs]
+    digest = hashlib.sha256(f"{model.tokenizing.max_length} {tasks}".encode())
     for name, tensor in sorted(model.net.state_dict().items()):
         digest.update(name.encode())
-        digest.update(
-            tensor.detach().contiguous().cpu().view(torch.uint8).numpy().data
-            if tensor.ndim
-            else str(tensor.item()).encode()
-        )
+        if tensor.ndim:
+            digest.update(tensor.detach().contiguous().cpu().view(torch.uint8).numpy().data)
+        else:
+            digest.update(str(tensor.item()).encode())
     return digest.hexdigest()

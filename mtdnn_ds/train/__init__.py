@@ -1,1 +1,1 @@
-"""Layer 3: the DeepSpeed engine, the training loop and what watches it. Reads config, tasks, batch, data, model, losses; never export or cli."""
+"""Training: the loop, the engine and what a run begins with. Not prediction, export or report."""

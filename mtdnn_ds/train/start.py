@@ -1,7 +1,4 @@
-"""A run and its start: from a recipe to data, plan, model, engine and open log.
-
-Takes no step (trainer.py does).
-"""
+"""A run and its start: from a recipe to data, plan, model, engine, log. Takes no step (trainer.py does)."""
 
 from __future__ import annotations
 
@@ -15,7 +12,8 @@ import torch
 
 from mtdnn_ds import dist
 from mtdnn_ds.checkpoint.find import resume_from, tidy
-from mtdnn_ds.checkpoint.save import Saver, space_note
+from mtdnn_ds.checkpoint.save import space_note
+from mtdnn_ds.checkpoint.saver import Saver
 from mtdnn_ds.config.deepspeed import ResolvedDeepSpeed
 from mtdnn_ds.config.errors import ConfigError
 from mtdnn_ds.config.load import dump_recipe

@@ -1,4 +1,4 @@
-"""What is logged of one optimizer step, and its learning rate: from a run, its batches and the step's result. Writes nothing."""
+"""What is logged of one optimizer step, and its learning rate. Writes nothing."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from mtdnn_ds.data.batches.loader import StepBatches
 from mtdnn_ds.losses.objective import step_loss
 from mtdnn_ds.monitor.run_monitor import StepRecord
 from mtdnn_ds.runs.schedule import learning_rate, num_warmup_steps
-from mtdnn_ds.train.engine import StepResult
+from mtdnn_ds.train.optimizer_step import StepResult
 from mtdnn_ds.train.start import Run
 
 
@@ -39,21 +39,33 @@ def step_record(
     seconds: float,
     waited: float,
 ) -> StepRecord:
-    """What rank 0 logs of a step that is done."""
-    names, counts_N = run.data.layout.task_names, batches.task_counts
-    adaptive = {
-        name: float(scale) for name, scale, count in zip(names, scales_N, counts_N, strict=True) if count
-    }
+    """What rank 0 logs of a step that is done. `means_N`: each task's mean loss, `scales_N`: its w_t in the
+    step.
+    """
+    names = run.data.layout.task_names
+    means = dict(zip(names, means_N.tolist(), strict=True))
+    scales = dict(zip(names, scales_N.tolist(), strict=True))
+    counts = dict(zip(names, batches.task_counts.tolist(), strict=True))
+    examples = {name: int(count) for name, count in counts.items() if count}
+
+    task_scale = None
+    if run.model.scales is not None:
+        task_scale = {name: scales[name] for name in examples}
+
+    mfu = run.cost.mfu(
+        tokens=batches.tokens,
+        sum_squared_lengths=batches.sum_squared_lengths,
+        seconds=seconds,
+        num_devices=dist.world_size(),
+    )
     return StepRecord(
         step=batches.step,
         loss=step_loss(result.totals, result.coefficients) + (result.regularizer or 0.0),
         penalty=penalty,
         regularizer=result.regularizer,
-        task_scale=None if run.scales is None else adaptive,
-        task_loss={
-            name: float(mean) for name, mean in zip(names, means_N, strict=True) if not np.isnan(mean)
-        },
-        task_examples={name: int(count) for name, count in zip(names, counts_N, strict=True) if count},
+        task_scale=task_scale,
+        task_loss={name: mean for name, mean in means.items() if not np.isnan(mean)},
+        task_examples=examples,
         lr=lr,
         grad_norm=result.grad_norm,
         loss_scale=result.loss_scale,
@@ -64,11 +76,6 @@ def step_record(
         rank_imbalance=batches.rank_imbalance,
         micro_batches=len(batches.micro_batches),
         seconds=seconds,
-        mfu=run.cost.mfu(
-            tokens=batches.tokens,
-            sum_squared_lengths=batches.sum_squared_lengths,
-            seconds=seconds,
-            num_devices=dist.world_size(),
-        ),
+        mfu=mfu,
         wait_fraction=waited / seconds,
     )

@@ -418,7 +418,7 @@ def descend(model: MultiTaskNet, batch: PackedBatch, lr: float, penalty: float, 
         with torch.no_grad():
             for parameter, gradient in zip(parameters, gradients, strict=True):
                 parameter -= lr * gradient
-        tie.pull(lr)
+        tie.apply_proximal_step(lr)
 
 
 def distance(
@@ -484,9 +484,9 @@ def test_the_penalty_is_half_the_squared_distance_from_the_copies_mean() -> None
     engine = plain_engine(SimpleNamespace(encoder=encoder), encoder.parameters())
     tie = SharingPenalty(engine, 2.0)
     # The mean is (3, 1); squared distances 4 + 1, 1 + 1 and 9 + 4.
-    assert tie.pull(lr=0.0) == pytest.approx(2.0 / 2 * 20)
+    assert tie.apply_proximal_step(lr=0.0) == pytest.approx(2.0 / 2 * 20)
     # 1 / (1 + 0.5 * 2) halves the distances.
-    assert tie.pull(lr=0.5) == pytest.approx(2.0 / 2 * 5)
+    assert tie.apply_proximal_step(lr=0.5) == pytest.approx(2.0 / 2 * 5)
     assert [copy.weight.tolist() for copy in copies] == [[[2.0, 0.5]], [[2.5, 0.5]], [[4.5, 2.0]]]
 
 

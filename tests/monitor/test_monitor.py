@@ -11,12 +11,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from rich.table import Table
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import plugin_data_pb2
 
 from mtdnn_ds.config.errors import ConfigError
-from mtdnn_ds.monitor.console import configure_logging
+from mtdnn_ds.monitor.console import configure_logging, print_table, silenced, speaking
 from mtdnn_ds.monitor.flops import (
     StepCost,
     activation_bytes,
@@ -26,7 +27,11 @@ from mtdnn_ds.monitor.flops import (
     peak_flops_per_second,
     step_cost,
 )
+from mtdnn_ds.monitor.progress import Progress, RowProgress
 from mtdnn_ds.monitor.run_monitor import EvalRecord, RunMonitor, StepRecord, check_monitors
+from mtdnn_ds.train.results import TaskResult, format_results
+
+log = logging.getLogger("mtdnn_ds.a_module")
 
 TASK_METRICS = {"rte": ["accuracy"], "mrpc": ["f1", "accuracy"]}
 SETTINGS = {
@@ -277,19 +282,22 @@ def test_plain_lines_say_step_loss_speed_and_time_left() -> None:
     assert stream.getvalue().splitlines()[-1] == "step 240/240  loss 0.100  2,000 tokens/s"
 
 
-def test_terminal_gets_a_bar_with_notes_above_it() -> None:
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
 
+
+def test_terminal_gets_a_bar_with_notes_above_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
     terminal = Terminal()
-    progress = Progress(num_steps=4, first_step=2, stream=terminal)
-    progress.say("4 tasks")
-    assert terminal.getvalue() == "4 tasks\n"
-    progress.update(step=3, loss=0.75, tokens_per_second=1000.0)
-    progress.say("evaluating")
-    progress.update(step=4, loss=0.5, tokens_per_second=1000.0)
-    progress.close()
+    with speaking(terminal):
+        progress = Progress(num_steps=4, first_step=2, stream=terminal)
+        log.info("4 tasks")
+        assert terminal.getvalue() == "4 tasks\n"
+        progress.update(step=3, loss=0.75, tokens_per_second=1000.0)
+        log.info("evaluating")
+        progress.update(step=4, loss=0.5, tokens_per_second=1000.0)
+        progress.close()
     shown = terminal.getvalue()
     assert (
         "evaluating\n" in shown
@@ -303,12 +311,53 @@ def test_notes_are_said_once_and_on_rank_0_only() -> None:
     main, other = io.StringIO(), io.StringIO()
     for stream, is_main in ((main, True), (other, False)):
         progress = Progress(num_steps=2, is_main=is_main, stream=stream)
-        progress.say_once("mnli: 3 rows skipped")
-        progress.say_once("mnli: 3 rows skipped")
+        with speaking(stream):
+            progress.say_once("mnli: 3 rows skipped")
+            progress.say_once("mnli: 3 rows skipped")
         progress.update(step=2, loss=0.5, tokens_per_second=1.0)
     assert main.getvalue().count("mnli: 3 rows skipped") == 1
     assert "step 2/2" in main.getvalue()
     assert other.getvalue() == ""
+
+
+def test_lines_are_printed_on_rank_0_inside_speaking_and_not_while_silenced(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log.info("before")
+    with speaking():
+        log.info("rows: 100 %d")
+        with silenced():
+            log.info("twice")
+        with speaking(), silenced(False):
+            log.info("inside")
+        monkeypatch.setenv("RANK", "1")
+        log.info("of another rank")
+    log.info("after")
+    assert capsys.readouterr() == ("rows: 100 %d\ninside\n", "")
+    assert not logging.getLogger("mtdnn_ds").handlers and logging.getLogger("mtdnn_ds").propagate
+
+
+def test_a_file_is_shown_as_a_bar_in_a_terminal_and_as_lines_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    terminal, file = Terminal(), io.StringIO()
+    for stream in (terminal, file):
+        progress = RowProgress(2000, done=500, stream=stream, seconds=0.0)
+        progress.update(2000)
+        progress.close()
+    assert "2000/2000" in terminal.getvalue() and "rows/s" in terminal.getvalue()
+    assert file.getvalue().startswith("2,000 of 2,000 rows  ") and file.getvalue().endswith(" rows/s\n")
+
+
+def test_a_table_in_a_file_has_a_width_of_its_own_and_no_colours(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "20")
+    table = Table("task", "labels", title="built-in tasks", box=None)
+    table.add_row("mnli", "x" * 100)
+    print_table(table)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1] == f"mnli  {'x' * 100}"
+    assert not any("\x1b" in line or line.endswith(" ") for line in lines)
 
 
 def test_results_table_sets_metrics_beside_the_majority_baseline() -> None:

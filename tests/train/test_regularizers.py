@@ -569,7 +569,7 @@ def test_only_the_tasks_named_are_regularised(folder: Path) -> None:
 
 
 class _Engine:
-    """What MomentumCopy.follow asks of an engine without ZeRO 3."""
+    """What AveragedModel.follow asks of an engine without ZeRO 3."""
 
     def __init__(self, module: torch.nn.Module) -> None:
         self.module = module
@@ -597,7 +597,7 @@ def test_the_proximal_term_is_the_divergence_from_the_averaged_model(folder: Pat
 
 def test_the_averaged_model_follows_the_weights_and_is_saved(folder: Path, tmp_path: Path) -> None:
     model = model_of(folder)
-    momentum = regularizer_of(model, name="smart", proximal_factor=1.0, proximal_momentum=0.75).momentum
+    momentum = regularizer_of(model, name="smart", proximal_factor=1.0, proximal_momentum=0.75).averaged
     assert momentum is not None
     bias = model.heads["sequence"].bias
     with torch.no_grad():
@@ -606,7 +606,7 @@ def test_the_averaged_model_follows_the_weights_and_is_saved(folder: Path, tmp_p
         momentum.follow(_Engine(model))
         assert momentum.model.heads["sequence"].bias.tolist() == [expected] * 6  # type: ignore[operator, union-attr]
     momentum.save(tmp_path)
-    other = regularizer_of(model_of(folder), name="smart", proximal_factor=1.0).momentum
+    other = regularizer_of(model_of(folder), name="smart", proximal_factor=1.0).averaged
     assert other is not None
     other.load(tmp_path)
     for mine, saved in zip(momentum.model.parameters(), other.model.parameters(), strict=True):

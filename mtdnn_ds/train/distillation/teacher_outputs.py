@@ -1,12 +1,14 @@
-"""Distillation: every teacher's outputs on the training examples, computed once and stored; and data with their mean beside the labels.
+"""What teachers answer on training examples: computed once, stored, put beside the labels. Trains nothing.
 
-A teacher may have another encoder, tokenizer and max_length: it reads the same rows of the same sources in its own way.
+A teacher may have another encoder, tokenizer and max_length: it reads the same rows of the same sources in
+its own way. Trains nothing.
 """
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,9 +21,7 @@ from mtdnn_ds.checkpoint.weights import read_weights, weights_sha256
 from mtdnn_ds.config.encoder_path import resolve_encoder_path
 from mtdnn_ds.config.errors import CheckpointError, ConfigError
 from mtdnn_ds.config.recipe import Recipe
-from mtdnn_ds.data.examples import Examples, TermOutputs
-from mtdnn_ds.data.examples.distilled import DistilledExamples
-from mtdnn_ds.data.soft_targets import (
+from mtdnn_ds.data.cache.soft_targets import (
     RowsByExample,
     read_outputs,
     soft_file,
@@ -29,66 +29,70 @@ from mtdnn_ds.data.soft_targets import (
     soft_targets,
     write_outputs,
 )
+from mtdnn_ds.data.examples import Examples, TermOutputs
+from mtdnn_ds.data.examples.distilled import DistilledExamples
 from mtdnn_ds.runs.evaluate import predict
 from mtdnn_ds.runs.load import LoadedRun, load_run
 from mtdnn_ds.runs.setup import RunData, prepare_run_data
 from mtdnn_ds.tasks.spec import TaskSpec
 from mtdnn_ds.train.distillation.teachers import Teacher, answer_of, find_teachers
 
-Say = Callable[[str], None]
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Lesson:
-    """One teacher's reading of the learner's tasks, and the key under which its outputs on each are stored."""
+class TeacherOutputs:
+    """One teacher's reading of the learner's tasks, and the keys under which its outputs are stored."""
 
     teacher: Teacher
-    data: RunData  # the taught tasks, in the teacher's tokens
+    data: RunData  # the tasks that it teaches, in its own tokens
     keys: Mapping[str, str]  # task -> key
 
 
-def find_lessons(recipe: Recipe, data: RunData, say: Say) -> tuple[Lesson, ...]:
-    """What the recipe's teachers can teach the run with this data; nothing is computed. Collective: all ranks must call this."""
-    lessons = tuple(_lesson(teacher, recipe, data, say) for teacher in find_teachers(recipe, data.specs))
-    untaught = [spec.name for spec in data.specs if not any(spec.name in lesson.keys for lesson in lessons)]
-    if lessons and untaught:
-        say(
-            f"distillation: {', '.join(untaught)} {'learns' if len(untaught) == 1 else 'learn'} from labels alone"
-        )
-    return lessons
+def find_teacher_outputs(recipe: Recipe, data: RunData) -> tuple[TeacherOutputs, ...]:
+    """What the recipe's teachers can answer for the run with this data; computes nothing.
+
+    Collective: all ranks must call this.
+    """
+    found = tuple(_outputs_of(teacher, recipe, data) for teacher in find_teachers(recipe, data.specs))
+
+    without = [spec.name for spec in data.specs if not any(spec.name in one.keys for one in found)]
+    if found and without:
+        verb = "learns" if len(without) == 1 else "learn"
+        log.info(f"distillation: {', '.join(without)} {verb} from labels alone")
+    return found
 
 
-def fingerprints(lessons: Sequence[Lesson]) -> dict[str, str]:
-    """Task -> the keys of all that is taught about it, in whatever order the teachers are named."""
-    tasks = dict.fromkeys(task for lesson in lessons for task in lesson.keys)
+def fingerprints(teacher_outputs: Sequence[TeacherOutputs]) -> dict[str, str]:
+    """Task -> the keys of all that teachers answer for it, in whatever order the teachers are named."""
+    tasks = dict.fromkeys(task for one in teacher_outputs for task in one.keys)
     return {
-        task: " ".join(sorted(lesson.keys[task][:16] for lesson in lessons if task in lesson.keys))
+        task: " ".join(sorted(one.keys[task][:16] for one in teacher_outputs if task in one.keys))
         for task in tasks
     }
 
 
-def taught(
-    recipe: Recipe, data: RunData, lessons: Sequence[Lesson], *, device: torch.device, say: Say
+def with_soft_targets(
+    recipe: Recipe, data: RunData, teacher_outputs: Sequence[TeacherOutputs], *, device: torch.device
 ) -> RunData:
-    """The data whose training examples carry the soft targets. What is not in the cache is computed and stored.
+    """The data whose training examples carry the soft targets.
 
-    Collective: all ranks must call this.
+    What is not in the cache is computed and stored. Collective: all ranks must call this.
     """
-    stored: dict[str, list[tuple[str, RowsByExample]]] = {}
-    for lesson in lessons:
-        for task, outputs in _stored_outputs(lesson, recipe.data.cache_dir, device=device, say=say).items():
-            stored.setdefault(task, []).append((lesson.keys[task], outputs))
+    by_task: dict[str, list[tuple[str, RowsByExample]]] = {}  # task -> key and outputs of each teacher
+    for one in teacher_outputs:
+        for task, outputs in _stored_outputs(one, recipe.data.cache_dir, device=device).items():
+            by_task.setdefault(task, []).append((one.keys[task], outputs))
+
     examples = dict(data.examples)
     for spec in data.specs:
-        if spec.name in stored:
-            in_order = [
-                outputs for _, outputs in sorted(stored[spec.name], key=lambda pair: pair[0])
-            ]  # the mean's rounding depends on it
-            soft = mean_answer(spec, in_order, recipe.distillation.temperature)
-            examples[spec.name] = {
-                **examples[spec.name],
-                "train": DistilledExamples(examples[spec.name]["train"], soft),
-            }
+        if spec.name not in by_task:
+            continue
+        by_key = sorted(by_task[spec.name], key=lambda pair: pair[0])  # the mean's rounding depends on it
+        in_order = [outputs for _, outputs in by_key]
+        soft = mean_answer(spec, in_order, recipe.distillation.temperature)
+        train = DistilledExamples(examples[spec.name]["train"], soft)
+        examples[spec.name] = {**examples[spec.name], "train": train}
     return replace(data, examples=examples)
 
 
@@ -100,42 +104,44 @@ def mean_answer(spec: TaskSpec, outputs: Sequence[RowsByExample], temperature: f
 
 
 def answers(loaded: LoadedRun, data: RunData, wanted: Sequence[tuple[str, str]]) -> list[TermOutputs]:
-    """A teacher's outputs on (task, split), in the order of the examples. Collective: all ranks must call this."""
+    """A teacher's outputs on (task, split), in the order of the examples.
+
+    Collective: all ranks must call this.
+    """
     ids = {spec.name: index for index, spec in enumerate(loaded.specs)}
-    outputs = predict(
-        loaded.model,
-        [(ids[task], split) for task, split in wanted],
-        loaded.specs,
-        loaded.layout,
-        data.examples,
-        loaded.settings,
-        loaded.device,
-    )
+    splits = [(ids[task], split) for task, split in wanted]
+    of_run = RunData(specs=loaded.specs, layout=loaded.layout, examples=data.examples)
+    outputs = predict(loaded.model, splits, of_run, loaded.settings, loaded.device)
     return [of_only_term for (of_only_term,) in outputs]
 
 
-def _lesson(teacher: Teacher, recipe: Recipe, data: RunData, say: Say) -> Lesson:
-    run = teacher.found
-    theirs = prepare_run_data(recipe.model_copy(update={"encoder": run.recipe.encoder}), teacher.specs, say)
+def _outputs_of(teacher: Teacher, recipe: Recipe, data: RunData) -> TeacherOutputs:
+    run = teacher.run
+    theirs = prepare_run_data(
+        recipe.model_copy(update={"encoder": run.recipe.encoder}), teacher.specs, log.info
+    )
     weights = dist.on_main(lambda: weights_sha256(read_weights(run.weights_folder)))
+
     keys = {}
     for spec in teacher.specs:
         ours, read = data.examples[spec.name]["train"], theirs.examples[spec.name]["train"]
         _check_rows(teacher, spec, ours, read)
         keys[spec.name] = soft_key(_identity(teacher, spec, weights, read))
-    return Lesson(teacher=teacher, data=theirs, keys=keys)
+    return TeacherOutputs(teacher=teacher, data=theirs, keys=keys)
 
 
 def _check_rows(teacher: Teacher, spec: TaskSpec, ours: Examples, theirs: Examples) -> None:
-    where = f"distillation.teachers: {teacher.found.folder.path}: task '{spec.name}'"
+    where = f"distillation.teachers: {teacher.run.folder.path}: task '{spec.name}'"
     without = "leave the task out of distillation.tasks"
     if _source_rows(ours) != _source_rows(theirs):
         raise ConfigError(
-            f"{where} makes other examples of its rows there ({dict(spec.options)}); give both the same settings, or {without}"
+            f"{where} makes other examples of its rows there ({dict(spec.options)}); "
+            f"give both the same settings, or {without}"
         )
     if spec.kind == "token_classification" and ours.split.fingerprint != theirs.split.fingerprint:
         raise ConfigError(
-            f"{where}: another tokenizer may leave out other words; take a teacher with this run's tokenizer, or {without}"
+            f"{where}: another tokenizer may leave out other words; "
+            f"take a teacher with this run's tokenizer, or {without}"
         )
 
 
@@ -145,14 +151,17 @@ def _source_rows(examples: Examples) -> list[int]:
 
 def _identity(teacher: Teacher, spec: TaskSpec, weights: str, examples: Examples) -> dict[str, Any]:
     """Everything that decides a teacher's outputs on the training examples of a task."""
-    encoder = teacher.found.recipe.encoder
+    encoder = teacher.run.recipe.encoder
     config = Path(resolve_encoder_path(encoder.path)) / "config.json"
+    encoder_config = encoder.path
+    if config.is_file():
+        encoder_config = config.read_text(encoding="utf-8")
+
+    columns = [[own.name, own.kind, list(own.labels), own.head, own.objective] for own in teacher.run.specs]
     return {
         "weights": weights,
-        "tasks": [
-            [own.name, own.kind, list(own.labels), own.head, own.objective] for own in teacher.found.specs
-        ],  # their columns
-        "encoder": config.read_text(encoding="utf-8") if config.is_file() else encoder.path,
+        "tasks": columns,
+        "encoder": encoder_config,
         "task": spec.name,
         "options": {name: str(value) for name, value in spec.options.items()},
         "rows": examples.split.fingerprint,  # the sources' contents, the tokenizer, a sample
@@ -161,45 +170,51 @@ def _identity(teacher: Teacher, spec: TaskSpec, weights: str, examples: Examples
 
 
 def _stored_outputs(
-    lesson: Lesson, cache_dir: str, *, device: torch.device, say: Say
+    teacher_outputs: TeacherOutputs, cache_dir: str, *, device: torch.device
 ) -> dict[str, RowsByExample]:
-    files = {task: soft_file(cache_dir, task, key) for task, key in lesson.keys.items()}
-    found = {task: read_outputs(file, say) for task, file in files.items()}
-    lacking = {
-        task
-        for tasks in dist.gather([task for task, outputs in found.items() if outputs is None])
-        for task in tasks
-    }
-    missing = [task for task in files if task in lacking]
-    if missing:
-        computed = _computed_outputs(lesson, missing, device=device, say=say)
-        found.update(computed)
+    """Task -> what the teacher answers, from the cache; what any rank lacks there is computed by all."""
+    files = {task: soft_file(cache_dir, task, key) for task, key in teacher_outputs.keys.items()}
+    stored: dict[str, RowsByExample] = {}
+    for task, file in files.items():
+        outputs = read_outputs(file, log.info)
+        if outputs is not None:
+            stored[task] = outputs
 
-        def store() -> None:
-            if dist.local_rank() == 0:  # once for each node, which may see no other's disk
-                for task, outputs in computed.items():
-                    write_outputs(files[task], outputs)
+    missing_anywhere = set().union(*dist.gather([task for task in files if task not in stored]))
+    missing = [task for task in files if task in missing_anywhere]
+    if not missing:
+        return stored
 
-        dist.on_all(store)
-    return {task: outputs for task, outputs in found.items() if outputs is not None}
+    computed = _computed_outputs(teacher_outputs, missing, device=device)
+
+    def store() -> None:
+        if dist.local_rank() == 0:  # once for each node, which may see no other's disk
+            for task, outputs in computed.items():
+                write_outputs(files[task], outputs)
+
+    dist.on_all(store)
+    return {task: {**stored, **computed}[task] for task in files}
 
 
 def _computed_outputs(
-    lesson: Lesson, tasks: Sequence[str], *, device: torch.device, say: Say
+    teacher_outputs: TeacherOutputs, tasks: Sequence[str], *, device: torch.device
 ) -> dict[str, RowsByExample]:
-    weights_folder = lesson.teacher.found.weights_folder
-    say(f"{weights_folder}: answering the training examples of {', '.join(tasks)} ...")
+    run = teacher_outputs.teacher.run
+    log.info(f"{run.weights_folder}: answering the training examples of {', '.join(tasks)} ...")
     begin = time.perf_counter()
-    outputs = answers(
-        load_run(lesson.teacher.found, device=device), lesson.data, [(task, "train") for task in tasks]
-    )
-    num_examples = sum(len(of_task.offsets) - 1 for of_task in outputs)
+    loaded = load_run(run, device=device)
+    outputs = answers(loaded, teacher_outputs.data, [(task, "train") for task in tasks])
+
     for task, of_task in zip(tasks, outputs, strict=True):
         if not np.isfinite(of_task.values).all():
             raise CheckpointError(
-                f"{weights_folder}: its outputs for {task} are not finite; take another distillation.checkpoint"
+                f"{run.weights_folder}: its outputs for {task} are not finite; "
+                "take another distillation.checkpoint"
             )
-    say(f"{weights_folder}: answered {num_examples:,} examples in {time.perf_counter() - begin:.1f} s")
+
+    num_examples = sum(len(of_task.offsets) - 1 for of_task in outputs)
+    seconds = time.perf_counter() - begin
+    log.info(f"{run.weights_folder}: answered {num_examples:,} examples in {seconds:.1f} s")
     return {
         task: RowsByExample(values=of_task.values, offsets=of_task.offsets)
         for task, of_task in zip(tasks, outputs, strict=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
@@ -11,8 +11,9 @@ from mtdnn_ds.config.deepspeed import ResolvedDeepSpeed, load_deepspeed_json, re
 from mtdnn_ds.config.deepspeed_check import key_problems
 from mtdnn_ds.config.encoder_path import resolve_encoder_path
 from mtdnn_ds.config.errors import ConfigError, did_you_mean
-from mtdnn_ds.config.load import load_recipe
+from mtdnn_ds.config.load import RecipeRefused, load_recipe
 from mtdnn_ds.config.recipe import Recipe
+from mtdnn_ds.config.setting_types import UnknownSetting
 from mtdnn_ds.config.stages import Stage, by_stage, load_runs
 from mtdnn_ds.tasks.regularized import regularized_tasks
 from mtdnn_ds.tasks.resolve import resolve_tasks
@@ -37,12 +38,22 @@ class Problems:
         self._problems: list[str] = []
 
     def check(self, function: Callable[[], Result]) -> Result | None:
-        """`function()`, or None if it refused."""
+        """`function()`, or None if it refused, or needs a setting that is not known (config/partial.py)."""
         try:
             return function()
         except ConfigError as error:
             self.add(error.problems)
-            return None
+        except UnknownSetting:
+            pass
+        return None
+
+    def check_recipe(self, load: Callable[[], Result]) -> tuple[Result | None, Mapping[str, Recipe]]:
+        """`load()`; or, if it refused a recipe, None and what is right of each of the recipe's runs."""
+        try:
+            return load(), {}
+        except ConfigError as error:
+            self.add(error.problems)
+            return None, error.sound if isinstance(error, RecipeRefused) else {}
 
     @property
     def lines(self) -> tuple[str, ...]:
@@ -75,16 +86,16 @@ def checked_run(
     Raises ConfigError with every problem of all of them.
     """
     problems = Problems()
-    settings = problems.check(lambda: load_recipe(recipe, overrides))
+    settings, sound = problems.check_recipe(partial(load_recipe, recipe, overrides))
     json = problems.check(lambda: _json(deepspeed_config))
     problems.check(also)
-    run = (
-        None
-        if settings is None
-        else _checked(
-            settings, json, problems, source=deepspeed_config, world_size=world_size, goes_on=goes_on
-        )
-    )
+
+    run = None
+    for runnable in (settings, *sound.values()):
+        if runnable is not None:
+            run = _checked(
+                runnable, json, problems, source=deepspeed_config, world_size=world_size, goes_on=goes_on
+            )
     problems.refuse()
     assert run is not None
     return run
@@ -99,33 +110,33 @@ def checked_stages(
     goes_on: Callable[[Stage], bool] = lambda stage: False,
     also: Callable[[], None] = lambda: None,
 ) -> tuple[tuple[Stage, CheckedRun], ...]:
-    """Every stage of a recipe file as a run, as in `checked_run`; a recipe without stages is one. Raises ConfigError for all stages at once."""
+    """Every stage of a recipe file as a run, as in `checked_run`; a recipe without stages is one.
+
+    Raises ConfigError for all stages at once.
+    """
     problems = Problems()
-    stages = problems.check(lambda: load_runs(recipe, overrides)) or ()
+    stages, sound = problems.check_recipe(partial(load_runs, recipe, overrides))
     json = problems.check(lambda: _json(deepspeed_config))
     problems.check(also)
-    runs: list[CheckedRun | None] = []
+
     of_stage: dict[str, Problems] = {}
-    for stage in stages:
+    checked: dict[str, tuple[Stage, CheckedRun]] = {}
+    for stage in stages or ():
         own = of_stage[stage.name] = Problems()
-        runs.append(
-            _checked(
-                stage.recipe,
-                json,
-                own,
-                source=deepspeed_config,
-                world_size=world_size,
-                goes_on=bool(stage.source) or goes_on(stage),
-            )
-        )
-    checked = {stage.name: (stage, run) for stage, run in zip(stages, runs, strict=True) if run is not None}
+        begun = bool(stage.source) or goes_on(stage)
+        run = _checked(stage.recipe, json, own, source=deepspeed_config, world_size=world_size, goes_on=begun)
+        if run is not None:
+            checked[stage.name] = stage, run
+    for name, part in sound.items():
+        own = of_stage[name] = Problems()
+        _checked(part, json, own, source=deepspeed_config, world_size=world_size, goes_on=bool(name))
+
     for stage, run in checked.values():
         if stage.source in checked:
             of_stage[stage.name].check(partial(_fits_source, run, checked[stage.source][1], stage))
         if stage.source and stage.recipe.heads and not goes_on(stage):
             of_stage[stage.name].check(partial(_heads_fit, run))
-    lines = {name: own.lines for name, own in of_stage.items()}
-    problems.add(lines.get("") or by_stage(lines))
+    problems.add(_lines_by_stage(of_stage))
     problems.refuse()
     return tuple(checked.values())
 
@@ -133,16 +144,26 @@ def checked_stages(
 def checked_tasks(
     recipe: str, overrides: Mapping[str, str]
 ) -> tuple[tuple[Stage, tuple[TaskSpec, ...]], ...]:
-    """The tasks of every stage of a recipe file; a recipe without stages is one. Raises ConfigError for all stages at once."""
-    stages = load_runs(recipe, overrides)
-    found, problems = {}, {}
-    for stage in stages:
-        own = Problems()
-        found[stage.name] = own.check(partial(resolve_tasks, stage.recipe)) or ()
-        problems[stage.name] = own.lines
-    if any(problems.values()):
-        raise ConfigError(by_stage(problems) if stages[0].name else problems[""])
-    return tuple((stage, found[stage.name]) for stage in stages)
+    """The tasks of every stage of a recipe file; a recipe without stages is one.
+
+    Raises ConfigError for all stages at once.
+    """
+    problems = Problems()
+    stages, sound = problems.check_recipe(partial(load_runs, recipe, overrides))
+    recipes = {stage.name: stage.recipe for stage in stages or ()} or sound
+
+    of_stage, found = {}, {}
+    for name, settings in recipes.items():
+        own = of_stage[name] = Problems()
+        found[name] = own.check(partial(resolve_tasks, settings, cross_checked=True)) or ()
+    problems.add(_lines_by_stage(of_stage))
+    problems.refuse()
+    return tuple((stage, found[stage.name]) for stage in stages or ())
+
+
+def _lines_by_stage(of_stage: Mapping[str, Problems]) -> Sequence[str]:
+    lines = {name: own.lines for name, own in of_stage.items()}
+    return lines[""] if "" in lines else by_stage(lines)
 
 
 def _checked(
@@ -154,17 +175,13 @@ def _checked(
     world_size: int,
     goes_on: bool,
 ) -> CheckedRun | None:
-    specs = problems.check(lambda: resolve_tasks(settings))
-    if specs is not None and (settings.train.freeze or settings.init.run is not None or settings.heads):
-        problems.check(lambda: _preflight(settings, specs, goes_on=goes_on))
-    if specs is not None and settings.distillation.teachers is not None:
-        problems.check(lambda: _teachers(settings, specs))
-    if specs is not None and settings.regularizer.name != "none":
-        problems.check(
-            lambda: regularized_tasks(settings.regularizer.name, settings.regularizer.tasks, specs)
-        )
-    for path in {settings.encoder.path, settings.encoder.tokenizer or settings.encoder.path}:
-        problems.check(lambda path=path: resolve_encoder_path(path))  # type: ignore[misc]
+    specs = problems.check(partial(resolve_tasks, settings, cross_checked=True))
+    if specs is not None:
+        problems.check(partial(_preflight, settings, specs, goes_on=goes_on))
+        problems.check(partial(_teachers, settings, specs))
+        problems.check(partial(_regularizer_fits, settings, specs))
+    for path in problems.check(partial(_encoder_paths, settings)) or ():
+        problems.check(partial(resolve_encoder_path, path))
     resolved = None if json is None else problems.check(lambda: _resolved(json, settings, source, world_size))
     if specs is None or resolved is None or problems.lines:
         return None
@@ -208,13 +225,26 @@ def _json(path: str) -> dict[str, object]:
     return json
 
 
+def _encoder_paths(settings: Recipe) -> set[str]:
+    return {settings.encoder.path, settings.encoder.tokenizer or settings.encoder.path}
+
+
+def _regularizer_fits(settings: Recipe, specs: tuple[TaskSpec, ...]) -> None:
+    if settings.regularizer.name != "none":
+        regularized_tasks(settings.regularizer.name, settings.regularizer.tasks, specs)
+
+
 def _preflight(settings: Recipe, specs: tuple[TaskSpec, ...], *, goes_on: bool) -> None:
+    if not (settings.train.freeze or settings.init.run is not None or settings.heads):
+        return
     from mtdnn_ds.train.preflight.init_checks import preflight
 
     preflight(settings, specs, goes_on=goes_on)
 
 
 def _teachers(settings: Recipe, specs: tuple[TaskSpec, ...]) -> None:
+    if settings.distillation.teachers is None:
+        return
     from mtdnn_ds.train.distillation.teachers import find_teachers
 
     find_teachers(settings, specs)

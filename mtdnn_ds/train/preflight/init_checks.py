@@ -1,4 +1,4 @@
-"""What can be found wrong with a recipe's init, heads and train.freeze before any work: from run folders and encoder configs. Reads no weights."""
+"""What can be found wrong with a recipe's init, heads and train.freeze before any work. Reads no weights."""
 
 from __future__ import annotations
 

@@ -1,9 +1,12 @@
-"""MomentumCopy: the averaged model of SMART's Bregman proximal point term. Knows no loss.
+"""AveragedModel: the averaged model of SMART's Bregman proximal point term. Knows no loss.
 
-    copy <- momentum copy + (1 - momentum) weights        after each step (Jiang et al. 2020, arXiv:1911.03437, section 2.2)
+    copy <- momentum copy + (1 - momentum) weights
 
-The copy is whole and in float32 on every rank, outside the DeepSpeed engine: a 16-bit copy would round such small changes away, and no
-ZeRO stage has to know of it. Under ZeRO 3 an update gathers one parameter at a time.
+after each step (Jiang et al. 2020, arXiv:1911.03437, section 2.2).
+
+The copy is whole and in float32 on every rank, outside the DeepSpeed engine: a 16-bit copy would round such
+small changes away, and no ZeRO stage has to know of it. Under ZeRO 3 an update gathers one parameter at a
+time.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ from mtdnn_ds.model.multitask import MultiTaskNet
 FILE = "momentum.safetensors"
 
 
-class MomentumCopy:
+class AveragedModel:
     """A model whose weights follow those of the run. `compute_dtype`: that of the run's own forward."""
 
     def __init__(
@@ -40,9 +43,8 @@ class MomentumCopy:
     def outputs(self, batch: PackedBatch) -> dict[str, Tensor]:
         """Outputs of every form, without dropout and without a graph."""
         device_type = batch.input_ids.device.type
-        with torch.autocast(
-            device_type, dtype=self.compute_dtype, enabled=self.compute_dtype != torch.float32
-        ):
+        is_16_bit = self.compute_dtype != torch.float32
+        with torch.autocast(device_type, dtype=self.compute_dtype, enabled=is_16_bit):
             return self.model.outputs(batch)
 
     @torch.no_grad()

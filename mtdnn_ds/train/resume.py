@@ -1,0 +1,85 @@
+"""What a run goes on from: its state, compared with a checkpoint's and restored. Saves nothing."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from mtdnn_ds import dist
+from mtdnn_ds.checkpoint import restore
+from mtdnn_ds.checkpoint.find import CheckpointInfo
+from mtdnn_ds.checkpoint.shard_reader import SavedState
+from mtdnn_ds.checkpoint.zero_partition import PARTITION
+from mtdnn_ds.config.deepspeed import ResolvedDeepSpeed
+from mtdnn_ds.config.recipe import Recipe
+from mtdnn_ds.data.plan.step_plan import StepPlan
+from mtdnn_ds.runs.setup import settings_dict
+from mtdnn_ds.runs.state import RunState, check_fit
+from mtdnn_ds.train.distillation.teacher_outputs import TeacherOutputs, fingerprints
+from mtdnn_ds.train.model import TrainedModel
+
+log = logging.getLogger(__name__)
+
+
+def fresh_state(
+    recipe: Recipe, plan: StepPlan, deepspeed: ResolvedDeepSpeed, teacher_outputs: Sequence[TeacherOutputs]
+) -> RunState:
+    """The state of a run before its first step."""
+    zero = deepspeed.config["zero_optimization"]
+    topology = {key: value for key, value in zero.items() if key in PARTITION and value}
+    if deepspeed.offload_optimizer:
+        topology["offload_optimizer"] = True
+    topology["world_size"] = dist.world_size()
+    topology["zero_stage"] = deepspeed.zero_stage
+    topology["precision"] = deepspeed.precision
+
+    return RunState(
+        step=0,
+        recipe=settings_dict(recipe),
+        plan=plan.state_dict(0),
+        topology=topology,
+        teachers=fingerprints(teacher_outputs),
+    )
+
+
+def open_checkpoint_state(checkpoint: CheckpointInfo, fresh: RunState, plan: StepPlan) -> SavedState | None:
+    """The checkpoint's tensors, if they must be distributed anew; says what differs between it and the run.
+
+    Collective: all ranks must call this. Raises CheckpointError if it does not fit the run, whose state would
+    be `fresh`.
+    """
+    check_fit(str(checkpoint.path), checkpoint.run_state, fresh, plan)
+    saved = restore.open_elsewhere(checkpoint, fresh.topology)
+    for note in restore.changes(checkpoint.run_state, fresh.recipe, fresh.topology):
+        log.info(note)
+    return saved
+
+
+def restore_run(
+    engine: Any,
+    model: TrainedModel,
+    checkpoint: CheckpointInfo,
+    saved: SavedState | None,
+    *,
+    fresh: RunState,
+    own_checkpoints: Path,
+) -> RunState:
+    """Bring engine and model to where the checkpoint stands; returns the state there.
+
+    Collective: all ranks must call this. `own_checkpoints`: where the run keeps its checkpoints. The best
+    weights of another folder's stay there.
+    """
+    restore.restore_engine(engine, checkpoint, saved)
+    state = RunState.from_json(checkpoint.run_state)
+    state = replace(state, recipe=fresh.recipe, topology=fresh.topology)
+
+    if model.averaged is not None:
+        model.averaged.load(checkpoint.path)
+    if model.scales is not None:
+        model.scales.load_state_dict(state.loss_scales)
+    if checkpoint.path.parent.resolve() != own_checkpoints.resolve():
+        state.best = {}
+    return state
