@@ -34,7 +34,9 @@ OPTIMIZERS: Mapping[str, OptimizerFacts] = {
     "adamax": OptimizerFacts(zero_tested=False),
     # LAMB scales each layer's update by norms of that layer (You et al. 2020, algorithm 2); ZeRO would hand it flat
     # pieces of all layers.
-    "lamb": OptimizerFacts(deepspeed_types=("lamb",), needs_compiler=True, cuda_only=True, needs_whole_layers=True),
+    "lamb": OptimizerFacts(
+        deepspeed_types=("lamb",), needs_compiler=True, cuda_only=True, needs_whole_layers=True
+    ),
     "apex_adam": OptimizerFacts(needs_compiler=True, cuda_only=True),
 }
 
@@ -64,7 +66,9 @@ LOSS_SCALES: Mapping[str, LossScaleFacts] = {
 class AttentionFacts:
     """A back end of encoder.attention."""
 
-    is_kernel: bool = False  # needs CUDA of compute capability 8.0 and fp16 or bf16; takes no masks from counters
+    is_kernel: bool = (
+        False  # needs CUDA of compute capability 8.0 and fp16 or bf16; takes no masks from counters
+    )
     package: tuple[str, str] | None = None  # that it needs: (name of the module, name on PyPI)
     has_dropout: bool = True
 

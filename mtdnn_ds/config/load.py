@@ -1,45 +1,62 @@
 """Recipes from YAML files and flags, and back to YAML. Not the models themselves (recipe.py), not the DeepSpeed JSON (deepspeed.py).
 
-Relative paths inside a recipe (data.*, tasks.NAME.files, encoder.path as a folder) are relative to the current directory, as
-everywhere on a command line, not to the recipe's folder.
+Relative paths inside a recipe (data.*, tasks.NAME.files, encoder.path as a folder) are relative to the current
+directory, as everywhere on a command line, not to the recipe's folder.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pydantic import ValidationError
-
-from mtdnn_ds.config.crosscheck import cross_check, is_without_effect
+from mtdnn_ds.config.crosscheck import cross_check
 from mtdnn_ds.config.errors import ConfigError
+from mtdnn_ds.config.idle_settings import is_without_effect
 from mtdnn_ds.config.messages import plain_problems
 from mtdnn_ds.config.overrides import Overridden, apply_overrides
+from mtdnn_ds.config.partial import validated
 from mtdnn_ds.config.recipe import Recipe
 from mtdnn_ds.config.schema import field_docs
 from mtdnn_ds.config.yaml_text import dump_yaml, parse_yaml, read_text
 
-__all__ = ["cross_check", "dump_recipe", "field_docs", "load_recipe"]
+__all__ = ["RecipeRefused", "cross_check", "dump_recipe", "field_docs", "load_recipe"]
 
 log = logging.getLogger(__name__)
 
 
-def load_recipe(path: str, overrides: Mapping[str, str]) -> Recipe:
-    """The recipe in `path` with `overrides` (dotted name -> the flag's raw text) applied, validated and cross-checked.
+class RecipeRefused(ConfigError):
+    """A recipe is wrong. Carries every problem found, and what can be looked at further.
 
-    A flag may replace a setting it contradicts (train.steps for train.epochs, one rate for a named policy); that is logged.
-    Raises ConfigError with every problem of file and flags.
+    `sound` has the part that is right (config/partial.py) of each run that the recipe describes, by the name of its
+    stage, which is "" in a recipe without stages.
+    """
+
+    def __init__(self, problems: Sequence[str], sound: Mapping[str, Recipe]) -> None:
+        super().__init__(problems)
+        self.sound = sound
+
+
+def load_recipe(path: str, overrides: Mapping[str, str]) -> Recipe:
+    """The recipe in `path` with `overrides` (dotted name -> the flag's raw text), validated and cross-checked.
+
+    A flag may replace a setting it contradicts (train.steps for train.epochs, one rate for a named policy); that is
+    logged. Raises ConfigError with every problem of file and flags.
     """
     values = read_values(path)
     if "stages" in values:
         raise ConfigError(
-            f"{path}: has stages, each a run of its own; only tasks, prepare, plan, distill and train take such a recipe"
+            f"{path}: has stages, each a run of its own; "
+            "only tasks, prepare, plan, distill and train take such a recipe"
         )
+
     overridden = apply_overrides(values, overrides, path)
     recipe, problems = checked_values(overridden, path)
-    if recipe is None or problems:
+    if recipe is None:
         raise ConfigError(problems)
+    if problems:
+        raise RecipeRefused(problems, {"": recipe})
+
     for note in overridden.notes:
         log.warning(note)
     return recipe
@@ -60,17 +77,18 @@ def read_values(path: str) -> dict[str, Any]:
 
 
 def checked_values(overridden: Overridden, source: str) -> tuple[Recipe | None, list[str]]:
-    """The recipe that the values are, as far as they are one, and every problem of values and flags."""
+    """The recipe that the values are, or its sound part, and every problem of values and flags."""
     problems = list(overridden.problems)
-    try:
-        recipe = Recipe.model_validate(overridden.values)
-    except ValidationError as error:
-        return None, [*problems, *plain_problems(error, source=source, flags=overridden.flags)]
-    return recipe, [*problems, *(f"{source}: {line}" for line in cross_check(recipe))]
+    recipe, errors = validated(overridden.values)
+    for error in errors:
+        problems += plain_problems(error, source=source, flags=overridden.flags)
+    if recipe is not None:
+        problems += [f"{source}: {line}" for line in cross_check(recipe)]
+    return recipe, list(dict.fromkeys(problems))
 
 
 def dump_recipe(recipe: Recipe) -> str:
-    """The fully resolved recipe as YAML: every default written out, except settings that another setting makes meaningless.
+    """The fully resolved recipe as YAML: every default written out, except settings that have no effect.
 
     load_recipe of this text gives an equal recipe.
     """
@@ -80,22 +98,20 @@ def dump_recipe(recipe: Recipe) -> str:
 def resolved_values(recipe: Recipe) -> dict[str, Any]:
     """Sections and settings as dump_recipe writes them."""
     values = recipe.model_dump(mode="json")
-    plugins, heads = values.pop("plugins"), values.pop("heads")
-    resolved = {section: _written(recipe, section, settings) for section, settings in values.items()}
-    resolved["tasks"] = {
-        name: {key: value for key, value in task.items() if value is not None}
-        for name, task in values["tasks"].items()
-    }
-    return {
-        section: settings
-        for section, settings in {**resolved, "plugins": plugins, "heads": heads}.items()
-        if settings
-    }
+    last = {name: values.pop(name) for name in ("plugins", "heads")}
+
+    resolved: dict[str, Any] = {}
+    for section, settings in values.items():
+        if section == "tasks":
+            resolved[section] = {name: _given(of_task) for name, of_task in settings.items()}
+        else:
+            resolved[section] = {
+                key: value
+                for key, value in _given(settings).items()
+                if not is_without_effect(recipe, section, key)
+            }
+    return {section: settings for section, settings in {**resolved, **last}.items() if settings}
 
 
-def _written(recipe: Recipe, section: str, settings: dict[str, Any]) -> dict[str, Any]:
-    return {
-        key: value
-        for key, value in settings.items()
-        if value is not None and not is_without_effect(recipe, section, key)
-    }
+def _given(settings: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in settings.items() if value is not None}

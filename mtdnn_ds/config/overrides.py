@@ -10,8 +10,8 @@ from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel
 
-from mtdnn_ds.config.crosscheck import ONLY_WITH
 from mtdnn_ds.config.errors import did_you_mean
+from mtdnn_ds.config.idle_settings import ONLY_WITH
 from mtdnn_ds.config.schema import annotation_at, field_docs, member_types, unknown_setting
 from mtdnn_ds.config.yaml_text import parse_scalar
 

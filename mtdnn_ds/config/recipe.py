@@ -10,7 +10,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from mtdnn_ds.config.choices import LOSS_SCALES, AttentionName, LossScaleName, OptimizerName, listed, scales_with
+from mtdnn_ds.config.choices import (
+    LOSS_SCALES,
+    AttentionName,
+    LossScaleName,
+    OptimizerName,
+    listed,
+    scales_with,
+)
 from mtdnn_ds.config.setting_types import Dropout, Fraction, PathText, Positive, Section
 
 

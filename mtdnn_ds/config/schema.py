@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -61,7 +61,10 @@ def field_docs() -> tuple[FieldDoc, ...]:
 
 
 def annotation_at(path: Sequence[str]) -> Any | None:
-    """The type a setting takes, e.g. of ("train", "steps"); None where no such setting exists. Mappings accept any key."""
+    """The type a setting takes, e.g. of ("train", "steps"); None where there is no such setting.
+
+    A mapping takes any name.
+    """
     annotation: Any = Recipe
     for part in path:
         annotation = _child(annotation, part)
@@ -70,8 +73,16 @@ def annotation_at(path: Sequence[str]) -> Any | None:
     return annotation
 
 
+def section_of(path: Sequence[str]) -> type[BaseModel] | None:
+    """The model of a section, of ("train",) or ("tasks", "cola"), or of a whole recipe, (); None for anything else."""
+    return _model_in(member_types(annotation_at(path)))
+
+
 def member_types(annotation: Any) -> tuple[Any, ...]:
-    """The alternatives of a type: `float | None` -> (float, NoneType); Annotated is looked through; Literal stays."""
+    """The alternatives of a type: `float | None` -> (float, NoneType).
+
+    Annotated is looked through; a Literal is one alternative.
+    """
     origin = get_origin(annotation)
     if origin is Annotated:
         return member_types(get_args(annotation)[0])
@@ -81,73 +92,81 @@ def member_types(annotation: Any) -> tuple[Any, ...]:
 
 
 def unknown_setting(path: Sequence[str]) -> str:
-    """`unknown setting 'train.setps'; did you mean 'train.steps'?`; where nothing is close, the settings of the same section are listed."""
+    """`unknown setting 'train.setps'; did you mean 'train.steps'?`
+
+    Where nothing is close, the settings of the same section are listed.
+    """
     name = ".".join(path)
     settings = [_in_task(doc.name, path) for doc in field_docs()]
-    siblings = [
-        setting for setting in settings if len(path) > 1 and setting.split(".")[:-1] == list(path[:-1])
-    ]
-    same_last = [setting for setting in settings if setting.split(".")[-1] == path[-1]]
-    anywhere = (
-        []
-        if siblings
-        else difflib.get_close_matches(
-            name, settings if len(path) > 1 else [*Recipe.model_fields, *settings], n=1
-        )
-    )
-    familiar = [_FAMILIAR_NAMES[path[-1]]] if path[-1] in _FAMILIAR_NAMES else []
-    close = familiar or difflib.get_close_matches(name, siblings, n=1) or same_last or anywhere
+    siblings: list[str] = []
+    if len(path) > 1:
+        siblings = [setting for setting in settings if setting.split(".")[:-1] == list(path[:-1])]
+
+    close: list[str] = []
+    if path[-1] in _FAMILIAR_NAMES:
+        close = [_FAMILIAR_NAMES[path[-1]]]
+    close = close or difflib.get_close_matches(name, siblings, n=1)
+    close = close or [setting for setting in settings if setting.split(".")[-1] == path[-1]]
+    if not close and not siblings:
+        sections = list(Recipe.model_fields) if len(path) == 1 else []
+        close = difflib.get_close_matches(name, [*sections, *settings], n=1)
+
     if close:
         return f"unknown setting '{name}'; did you mean '{close[0]}'?"
     return f"unknown setting '{name}'{did_you_mean(name, siblings or Recipe.model_fields)}"
 
 
 def _in_task(setting: str, path: Sequence[str]) -> str:
-    return (
-        setting.replace(f"tasks.{TASK_NAME}.", f"tasks.{path[1]}.")
-        if path[0] == "tasks" and len(path) > 2
-        else setting
-    )
+    if path[0] == "tasks" and len(path) > 2:
+        return setting.replace(f"tasks.{TASK_NAME}.", f"tasks.{path[1]}.")
+    return setting
 
 
 def _fields(model: type[BaseModel], path: tuple[str, ...]) -> Iterator[tuple[str, FieldInfo]]:
     for name, field in model.model_fields.items():
         here = (*path, name)
         members = member_types(field.annotation)
-        section = next(
-            (member for member in members if isinstance(member, type) and issubclass(member, BaseModel)), None
-        )
-        mapping = next((member for member in members if get_origin(member) is dict), None)
+        section = _model_in(members)
+        named_sections = _model_in([_value_type(member) for member in members])
+
         if section is not None:
             yield from _fields(section, here)
-        elif (
-            mapping is not None
-            and isinstance(get_args(mapping)[1], type)
-            and issubclass(get_args(mapping)[1], BaseModel)
-        ):
-            yield from _fields(get_args(mapping)[1], (*here, TASK_NAME))
+        elif named_sections is not None:
+            yield from _fields(named_sections, (*here, TASK_NAME))
         else:
             yield ".".join(here), field
 
 
 def _child(annotation: Any, part: str) -> Any | None:
     for member in member_types(annotation):
-        if isinstance(member, type) and issubclass(member, BaseModel) and part in member.model_fields:
+        if _is_model(member) and part in member.model_fields:
             return member.model_fields[part].annotation
         if get_origin(member) is dict:
-            return get_args(member)[1]
+            return _value_type(member)
     return None
+
+
+def _value_type(member: Any) -> Any | None:
+    """What a mapping holds under its names; None of anything else."""
+    return get_args(member)[1] if get_origin(member) is dict else None
+
+
+def _model_in(members: Iterable[Any]) -> type[BaseModel] | None:
+    return next((member for member in members if _is_model(member)), None)
+
+
+def _is_model(member: Any) -> bool:
+    return isinstance(member, type) and issubclass(member, BaseModel)
 
 
 def _type_words(annotation: Any, metadata: Sequence[Any] = ()) -> str:
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
-        inner = [
-            item
-            for extra in arguments[1:]
-            for item in (extra.metadata if isinstance(extra, FieldInfo) else [extra])
-        ]
+        inner: list[Any] = []
+        for extra in arguments[1:]:
+            inner += extra.metadata if isinstance(extra, FieldInfo) else [extra]
         return _type_words(arguments[0], [*inner, *metadata])
+
     if origin in (Union, types.UnionType):
         return " | ".join(_type_words(part, metadata) for part in arguments if part is not types.NoneType)
     if origin is Literal:
@@ -156,6 +175,7 @@ def _type_words(annotation: Any, metadata: Sequence[Any] = ()) -> str:
         return f"{{NAME: {_type_words(arguments[1])}}}"
     if origin in (list, tuple):
         return f"list of {_type_words(arguments[0])}"
+
     words = {str: "text", int: "whole number", float: "number", bool: "true | false"}[annotation]
     return " ".join([words, *_bounds(metadata)])
 
@@ -173,11 +193,13 @@ def _bounds(metadata: Sequence[Any]) -> Iterator[str]:
 
 
 def _default_words(field: FieldInfo) -> str:
+    value = field.default
     if field.is_required():
         return "required"
-    value = field.default
     if value is None:
         return "-"
     if isinstance(value, bool):
         return str(value).lower()
-    return str(list(value)) if isinstance(value, tuple) else str(value)
+    if isinstance(value, tuple):
+        return str(list(value))
+    return str(value)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
 
@@ -13,9 +14,12 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Dropout = Annotated[float, Field(ge=0, lt=1)]
 PathText = Annotated[str, AfterValidator(usable_path)]
 
-LARGEST = (
-    2**32
-)  # of every whole number: steps times examples of a step, at most 2^20, then fit 64 bits with room
+# Of every whole number: steps times examples of a step, at most 2^20, then fit 64 bits with room.
+LARGEST = 2**32
+
+
+class UnknownSetting(Exception):
+    """A setting is read whose value is not known, because what the recipe says of it is wrong (config/partial.py)."""
 
 
 class Section(BaseModel):
@@ -31,3 +35,18 @@ class Section(BaseModel):
                 f"is a number of {len(str(abs(value)))} digits; whole numbers go up to {LARGEST:,}"
             )
         return value
+
+    if not TYPE_CHECKING:  # a type checker would take every name for a setting
+
+        def __getattr__(self, name: str) -> Any:
+            if name in type(self).model_fields:
+                raise UnknownSetting(name)
+            return super().__getattr__(name)
+
+
+def as_far_as_known(lines: Iterator[str]) -> Iterator[str]:
+    """The problems that a check of a recipe finds before it reads a setting whose value is not known."""
+    try:
+        yield from lines
+    except UnknownSetting:
+        return

@@ -12,9 +12,9 @@ from types import ModuleType
 from typing import Any
 
 from mtdnn_ds.config.errors import ConfigError
-from mtdnn_ds.tasks.spec import CustomKind
 from mtdnn_ds.tasks.kinds import KINDS
 from mtdnn_ds.tasks.layout import FORMS
+from mtdnn_ds.tasks.spec import CustomKind
 
 RESERVED = (*KINDS, *(form for form in FORMS if form not in KINDS))
 """A kind of one's own is a form of losses too (tasks/layout.py), and may be called like none of ours."""

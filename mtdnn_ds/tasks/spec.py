@@ -71,7 +71,9 @@ class TaskSpec:
     loss_scale: float = 1.0  # explicit factor of this task in the objective
     head: Literal["linear", "san"] = "linear"
     objective: str | None = None  # which of its kind's losses, where there are several
-    options: Mapping[str, Any] = field(default_factory=dict)  # plain values of its kind's own (tasks/kinds.py)
+    options: Mapping[str, Any] = field(
+        default_factory=dict
+    )  # plain values of its kind's own (tasks/kinds.py)
     custom: CustomKind | None = None  # the record of a kind of the user's own
 
     @property
