@@ -1,4 +1,7 @@
-"""`import-task-def`: an mt-dnn task definition and its data files as a recipe, with everything that is not carried over. Trains nothing."""
+"""An mt-dnn task definition and its data files as a recipe, with all that is not carried over.
+
+Trains nothing.
+"""
 
 from __future__ import annotations
 
@@ -11,67 +14,86 @@ from typing import Any
 
 from mtdnn_ds.config.errors import ConfigError, DataError
 from mtdnn_ds.config.load import load_recipe
-from mtdnn_ds.config.yaml_text import dump_yaml, parse_yaml, read_text
-from mtdnn_ds.mt_dnn.task_def import Finding, ImportedTask, encoder_of, longest, translate
+from mtdnn_ds.config.text_files import read_text
+from mtdnn_ds.config.yaml_text import dump_yaml, parse_yaml
+from mtdnn_ds.mt_dnn.data_files import COLUMNS, find_files, write_rows
+from mtdnn_ds.mt_dnn.definition import Finding
+from mtdnn_ds.mt_dnn.task_def import ImportedTask, encoder_of, longest, translate
 from mtdnn_ds.tasks.resolve import resolve_tasks
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Import:
-    """What is being written, and where. Converted rows go to `aside` first, and are named by where they will be."""
+class ImportedRecipe:
+    """What was written, and what was not carried over."""
+
+    path: Path
+    tasks: tuple[str, ...]  # of the recipe, by our names
+    num_definitions: int
+    rows: Path | None  # folder of converted rows, where there are any
+    findings: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Conversion:
+    """Where rows come from and go.
+
+    Converted ones go to `aside` first, and are named by where they will be.
+    """
 
     data: Path
     rows: Path
     aside: Path
     tokenizer: Any
-    findings: list[Finding] = field(default_factory=list)
+    findings: list[Finding]
     problems: list[str] = field(default_factory=list)
 
 
-def run(*, task_def: str, data: str, output: str, encoder: str | None, decode_with: str | None) -> int:
-    """Write the recipe `output`, and rows that had to be converted to a folder beside it; returns the exit code. Raises ConfigError, DataError."""
-    target, rows = Path(output), Path(output).with_suffix("").with_name(f"{Path(output).stem}_rows")
-    _refuse(target, rows, Path(data))
+def import_task_def(
+    *, task_def: str, data: str, output: str, encoder: str | None, decode_with: str | None
+) -> ImportedRecipe:
+    """Write the recipe `output`, and rows that had to be converted to a folder beside it.
+
+    `data`: folder of TASK_SPLIT.tsv; `encoder`: in place of the definition's; `decode_with`: a tokenizer for
+    files that have only token ids. Nothing is left behind when it fails. Raises ConfigError, DataError.
+    """
+    target = Path(output)
+    rows = target.with_suffix("").with_name(f"{target.stem}_rows")
+    _check_paths(target, rows, Path(data))
     definitions = parse_yaml(read_text(task_def, "task definition"), task_def)
     tasks, findings = translate(definitions, task_def)
+
     target.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=f".{rows.name}.", dir=target.parent))
     try:
-        work = _Import(
+        conversion = _Conversion(
             data=Path(data), rows=rows, aside=aside, tokenizer=_tokenizer(decode_with), findings=findings
         )
-        settings = {task.name: values for task in tasks if (values := _with_files(task, work)) is not None}
-        if work.problems:
-            raise DataError(work.problems)
+        settings = _settings_of(tasks, conversion)
         path = encoder or encoder_of(definitions, findings)
         listed = [str(finding) for finding in findings]
         if not settings:
             raise ConfigError([f"{task_def}: no task can be carried over", *listed])
-        recipe = _recipe(settings, path, longest(definitions))
+
         if any(aside.iterdir()):
             os.replace(aside, rows)
         try:
-            _write(target, task_def, recipe, listed)
+            _write_recipe(target, _recipe(settings, path, longest(definitions)), task_def, listed)
         except BaseException:
             shutil.rmtree(rows, ignore_errors=True)
             raise
     finally:
         shutil.rmtree(aside, ignore_errors=True)
-    print(
-        f"{len(listed)} things of {task_def} are not carried over as they stand:"
-        if listed
-        else f"all of {task_def} is carried over"
+
+    return ImportedRecipe(
+        path=target,
+        tasks=tuple(settings),
+        num_definitions=len(definitions),
+        rows=rows if rows.is_dir() else None,
+        findings=tuple(listed),
     )
-    print("".join(f"  {line}\n" for line in listed), end="")
-    print(
-        f"wrote {target}: {len(settings)} of {len(definitions)} tasks ({', '.join(settings)})"
-        + (f"; converted rows in {rows}" if rows.is_dir() else "")
-    )
-    print(f"train it with: deepspeed launchers/train.py --recipe {target}")
-    return 0
 
 
-def _refuse(target: Path, rows: Path, data: Path) -> None:
+def _check_paths(target: Path, rows: Path, data: Path) -> None:
     problems = [
         f"--output {path}: is there already; give another name, or move it away"
         for path in (target, rows)
@@ -96,89 +118,102 @@ def _tokenizer(decode_with: str | None) -> Any:
     return load_tokenizer(resolve_encoder_path(decode_with))
 
 
-def _with_files(task: ImportedTask, work: _Import) -> dict[str, Any] | None:
-    """A task's settings with its files; None if it has none to train on."""
-    from mtdnn_ds.mt_dnn.data_files import COLUMNS, find_files
+def _settings_of(tasks: list[ImportedTask], conversion: _Conversion) -> dict[str, Any]:
+    """Each task's settings with its files; without tasks that have none to train on.
 
+    Raises DataError for bad lines.
+    """
+    settings = {}
+    for task in tasks:
+        sources = _find_sources(task, conversion)
+        if "train" in sources:
+            settings[task.name] = {**task.settings, **_file_settings(task, sources, conversion)}
+        else:
+            conversion.findings.append(
+                Finding(
+                    key=task.theirs,
+                    value="(the task)",
+                    why="has no training file",
+                    instead="the task is left out",
+                )
+            )
+
+    if conversion.problems:
+        raise DataError(conversion.problems)
+    return settings
+
+
+def _find_sources(task: ImportedTask, conversion: _Conversion) -> dict[str, list[Path]]:
+    """Our split -> the files to read, with a finding for each that is missing or has only token ids."""
     sources: dict[str, list[Path]] = {}
     for ours, theirs in task.splits.items():
         for split in theirs:
-            text, prepared = find_files(work.data, task.theirs, split)
-            source = text or (prepared if work.tokenizer is not None else None)
-            if source is None:
-                why = "has only token ids, and no texts" if prepared else "is not there"
-                instead = (
-                    "left out; put the .tsv beside it, or give --decode_with TOKENIZER"
-                    if prepared
-                    else "left out"
-                )
-                name = prepared.name if prepared else f"{task.theirs}_{split}.tsv"
-                work.findings.append(
-                    Finding(
-                        key=f"{task.theirs}.split_names", value=split, why=f"{name} {why}", instead=instead
-                    )
-                )
-                continue
-            if source.suffix == ".json":
-                why = f"{source.name} has only token ids: capitals, spaces and what was cut off are lost"
-                work.findings.append(
-                    Finding(
-                        key=f"{task.theirs}.split_names",
-                        value=split,
-                        why=why,
-                        instead="texts are decoded from them",
-                    )
-                )
-            sources.setdefault(ours, []).append(source)
-    if "train" not in sources:
-        work.findings.append(
-            Finding(
-                key=task.theirs,
-                value="(the task)",
-                why="has no training file",
-                instead="the task is left out",
-            )
-        )
-        return None
-    plain = task.form == "texts" and all(len(of) == 1 and of[0].suffix == ".tsv" for of in sources.values())
-    if plain or task.form == "documents":
-        files = {split: str(of[0]) for split, of in sources.items()}
-        columns = (
-            {"text_columns": [str(2 + place) for place in range(task.num_texts)], "label_column": "1"}
-            if plain
-            else {}
-        )
-        return {**task.settings, "files": files, **columns}
-    texts = (
-        {"text_columns": [f"text{place}" for place in range(1, task.num_texts + 1)]}
-        if task.form == "texts"
-        else {}
-    )
-    return {**task.settings, "files": _converted(task, sources, work), **texts, **COLUMNS[task.form]}
+            text, prepared = find_files(conversion.data, task.theirs, split)
+            source, why, instead = text, "", ""
+            if text is None and prepared is None:
+                why, instead = f"{task.theirs}_{split}.tsv is not there", "left out"
+            elif text is None and conversion.tokenizer is None:
+                assert prepared is not None
+                why = f"{prepared.name} has only token ids, and no texts"
+                instead = "left out; put the .tsv beside it, or give --decode_with TOKENIZER"
+            elif text is None:
+                assert prepared is not None
+                source = prepared
+                why = f"{prepared.name} has only token ids: capitals, spaces and what was cut off are lost"
+                instead = "texts are decoded from them"
+
+            if why:
+                key = f"{task.theirs}.split_names"
+                conversion.findings.append(Finding(key=key, value=split, why=why, instead=instead))
+            if source is not None:
+                sources.setdefault(ours, []).append(source)
+    return sources
 
 
-def _converted(task: ImportedTask, sources: dict[str, list[Path]], work: _Import) -> dict[str, str]:
-    from mtdnn_ds.mt_dnn.data_files import write_rows
+def _file_settings(
+    task: ImportedTask, sources: dict[str, list[Path]], conversion: _Conversion
+) -> dict[str, Any]:
+    """`files` and columns.
 
+    Texts that one TSV holds, and documents, are read where they are; all else is converted.
+    """
+    firsts = {split: str(files[0]) for split, files in sources.items()}
+    if task.form == "documents":
+        return {"files": firsts}
+
+    are_single_tsv = all(len(files) == 1 and files[0].suffix == ".tsv" for files in sources.values())
+    if task.form == "texts" and are_single_tsv:
+        columns = [str(2 + place) for place in range(task.num_texts)]
+        return {"files": firsts, "text_columns": columns, "label_column": "1"}
+
+    settings: dict[str, Any] = {"files": _converted(task, sources, conversion)}
+    if task.form == "texts":
+        settings["text_columns"] = [f"text{place}" for place in range(1, task.num_texts + 1)]
+    return {**settings, **COLUMNS[task.form]}
+
+
+def _converted(task: ImportedTask, sources: dict[str, list[Path]], conversion: _Conversion) -> dict[str, str]:
+    """Our split -> the file of its rows; bad lines become problems, those of all tasks in one error."""
     files = {}
-    for split, of in sources.items():
+    for split, paths in sources.items():
         name = f"{task.name}_{split}.jsonl"
+        has_labels = not split.startswith("test")
         try:
             write_rows(
-                of,
+                paths,
                 task,
-                work.aside / name,
-                tokenizer=work.tokenizer,
-                with_labels=not split.startswith("test"),
+                conversion.aside / name,
+                tokenizer=conversion.tokenizer,
+                with_labels=has_labels,
             )
         except DataError as error:
-            work.problems.extend(error.problems)
-        files[split] = str(work.rows / name)
+            conversion.problems.extend(error.problems)
+        files[split] = str(conversion.rows / name)
     return files
 
 
 def _recipe(tasks: dict[str, Any], encoder: str, max_length: int) -> dict[str, Any]:
-    """With the settings that mt-dnn's paper trains with: they are flags of its train.py, and in no task definition."""
+    """With what mt-dnn's paper trains with: those are flags of its train.py, and in no task definition."""
     return {
         "encoder": {"path": encoder, "max_length": max_length},
         "tasks": tasks,
@@ -189,14 +224,16 @@ def _recipe(tasks: dict[str, Any], encoder: str, max_length: int) -> dict[str, A
     }
 
 
-def _write(target: Path, task_def: str, recipe: dict[str, Any], listed: list[str]) -> None:
+def _write_recipe(target: Path, recipe: dict[str, Any], task_def: str, listed: list[str]) -> None:
     """Write aside, load what was written as a run would, then rename."""
     head = [
-        f"Made of mt-dnn's {task_def} by import-task-def. Optimizer, batch and length of training are those of its paper.",
+        f"Made of mt-dnn's {task_def} by import-task-def. Optimizer, batch and length of training are those "
+        "of its paper.",
         *listed,
     ]
-    aside = target.with_name(f".{target.stem}.new{target.suffix}")
     comments = "".join(f"# {line}\n" for text in head for line in text.splitlines())
+
+    aside = target.with_name(f".{target.stem}.new{target.suffix}")
     try:
         aside.write_text(comments + "\n" + dump_yaml(recipe), encoding="utf-8")
         resolve_tasks(load_recipe(str(aside), {}))
