@@ -1,4 +1,7 @@
-"""Training entry point for `deepspeed launchers/train.py ...`, torchrun, srun and plain python. The logic is in mtdnn_ds/cli.py."""
+"""Training entry point for `deepspeed launchers/train.py ...`, torchrun, srun and plain python.
+
+The logic is in mtdnn_ds/cli.py.
+"""
 
 import sys
 from pathlib import Path

@@ -57,25 +57,6 @@ class PendingSave:
         return self.checkpoints / f"step_{self.step}"
 
 
-def save_checkpoint(
-    engine: Any, checkpoints: Path, *, step: int, run_state: dict[str, Any], keep_last: int, also: Also = ()
-) -> tuple[Path, tuple[str, ...]]:
-    """Write checkpoints/step_N; returns it and what is to be said.
-
-    Collective: all ranks must call this, between steps. `run_state` is JSON, equal on all ranks. `also`: each
-    writes a file of its own into the folder, on rank 0. Raises SaveFailed on all ranks.
-    """
-    pending = begin_save(
-        engine,
-        checkpoints,
-        step=step,
-        keep_last=keep_last,
-        also=also,
-        in_background=False,
-    )
-    return pending.final, complete_save(pending)
-
-
 def begin_save(
     engine: Any,
     checkpoints: Path,
@@ -88,7 +69,8 @@ def begin_save(
 ) -> PendingSave:
     """Take the state of every rank, and write it: before this returns, or in a thread.
 
-    Collective: all ranks must call this. Raises SaveFailed on all of them.
+    Collective: all ranks must call this, between steps. `run_state` is JSON, equal on all ranks. `also`: each
+    writes a file of its own into the folder, on rank 0. Raises SaveFailed on all ranks.
     """
     partial = dist.on_main(lambda: _open_partial(checkpoints, step, run_state, also))
     announce(f"saving step {step}, before its shards")

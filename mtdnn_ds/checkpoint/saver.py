@@ -53,7 +53,7 @@ class Saver:
             if must or not self._in_background:
                 self._complete()
         except SaveFailed as error:
-            self._failed(error, must)
+            self._failed(error, must=must)
 
     def poll(self) -> None:
         """Between two steps: complete what all ranks have written.
@@ -65,13 +65,13 @@ class Saver:
         if not dist.any_rank(not self._pending.writer.is_done(), self._engine.device):
             self.wait()
 
-    def wait(self, *, must: bool = False) -> None:
+    def wait(self) -> None:
         """Complete what is being written."""
         try:
             if self._pending is not None:
                 self._complete()
         except SaveFailed as error:
-            self._failed(error, must)
+            self._failed(error, must=False)
 
     def _begin(self, step: int, run_state: dict[str, Any], also: Also) -> None:
         began = perf_counter()
@@ -95,7 +95,7 @@ class Saver:
         self.saved_step = pending.step
         self.longest_seconds = max(self.longest_seconds, perf_counter() - self._began)
 
-    def _failed(self, error: SaveFailed, must: bool) -> None:
+    def _failed(self, error: SaveFailed, *, must: bool) -> None:
         if must or self._on_error == "stop":
             raise error
         for problem in error.problems:
