@@ -1,12 +1,22 @@
-"""`distill`: store what a recipe's teachers answer on its training examples, and score them on its dev splits, before any training."""
+"""`distill`: store what a recipe's teachers answer on its training examples, and score them. Trains nothing."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import TYPE_CHECKING
 
 from mtdnn_ds.config.errors import ConfigError
 from mtdnn_ds.train.preflight.checks import Problems, checked_tasks
+
+if TYPE_CHECKING:
+    import torch
+
+    from mtdnn_ds.config.recipe import Recipe
+    from mtdnn_ds.tasks.spec import TaskSpec
+
+log = logging.getLogger(__name__)
 
 
 def run(*, recipe: str, log_level: str, overrides: Mapping[str, str]) -> int:
@@ -20,7 +30,7 @@ def run(*, recipe: str, log_level: str, overrides: Mapping[str, str]) -> int:
         raise ConfigError(f"{recipe}: distillation.teachers is missing; name the run folders to learn from")
 
     from mtdnn_ds import dist
-    from mtdnn_ds.monitor.console import Progress, configure_logging
+    from mtdnn_ds.monitor.console import configure_logging
     from mtdnn_ds.train.distillation.teachers import find_teachers
 
     configure_logging(log_level, dist.rank())  # type: ignore[arg-type]
@@ -30,23 +40,30 @@ def run(*, recipe: str, log_level: str, overrides: Mapping[str, str]) -> int:
     problems.refuse()
 
     from mtdnn_ds.faults.watchdog.watch import watching
+    from mtdnn_ds.train.engine import start_distributed, stop_distributed
+
+    device = start_distributed()
+    with watching(runs[0][0].train.stall_timeout):
+        for settings, specs in runs:
+            _store_and_score(settings, specs, device)
+    stop_distributed()
+    return 0
+
+
+def _store_and_score(settings: Recipe, specs: Sequence[TaskSpec], device: torch.device) -> None:
+    """Collective: all ranks must call this."""
     from mtdnn_ds.runs.setup import prepare_run_data
     from mtdnn_ds.train.distillation.teacher_outputs import find_teacher_outputs, with_soft_targets
     from mtdnn_ds.train.distillation.teacher_scores import teacher_scores
-    from mtdnn_ds.train.engine import start_distributed, stop_distributed
     from mtdnn_ds.train.results import format_results, task_results
 
-    device = start_distributed()
-    say = Progress(num_steps=0, is_main=dist.is_main()).say
-    with watching(runs[0][0].train.stall_timeout):
-        for settings, specs in runs:
-            data = prepare_run_data(settings, specs, say)
-            teacher_outputs = find_teacher_outputs(settings, data)
-            with_soft_targets(settings, data, teacher_outputs, device=device)
-            for title, of_teacher, evaluation in teacher_scores(data, teacher_outputs, device=device):
-                say(f"\ndev metrics of {title}:")
-                say(format_results(task_results(of_teacher, evaluation, best={}), evaluation.average))
-            tasks = [spec.name for spec in specs if any(spec.name in one.keys for one in teacher_outputs)]
-            say(f"\nthe teachers' answers for {', '.join(tasks)} are ready in {settings.data.cache_dir}")
-    stop_distributed()
-    return 0
+    data = prepare_run_data(settings, specs, log.info)
+    outputs = find_teacher_outputs(settings, data)
+    with_soft_targets(settings, data, outputs, device=device)
+
+    for title, of_teacher, evaluation in teacher_scores(data, outputs, device=device):
+        log.info(f"\ndev metrics of {title}:")
+        log.info(format_results(task_results(of_teacher, evaluation, best={}), evaluation.average))
+
+    answered = [spec.name for spec in specs if any(spec.name in output.keys for output in outputs)]
+    log.info(f"\nthe teachers' answers for {', '.join(answered)} are ready in {settings.data.cache_dir}")

@@ -17,10 +17,23 @@ from mtdnn_ds.config.errors import ConfigError
 
 
 def run(
-    *, model: str, input: str, output: str, pooling: str, layer: str, task: str | None, text_columns: str | None, id_column: str | None,
-    checkpoint: str | None, max_tokens: str | None, window_rows: str, on_bad_row: str, trust_plugins: bool, log_level: str,
-) -> int:  # fmt: skip
-    """Write the embeddings of the rows of `input`. Collective under a launcher."""
+    *,
+    model: str,
+    input: str,
+    output: str,
+    pooling: str,
+    layer: str,
+    task: str | None,
+    text_columns: str | None,
+    id_column: str | None,
+    checkpoint: str | None,
+    max_tokens: str | None,
+    window_rows: str,
+    on_bad_row: str,
+    trust_plugins: bool,
+    log_level: str,
+) -> int:
+    """Write the embeddings of the rows of `input`; returns the exit code. Collective under a launcher."""
     problems = refuse_unknown("--on_bad_row", on_bad_row, ("refuse", "skip"))
     problems += refuse_unknown("--pooling", pooling, ("cls", "mean"))
     problems += refuse_file_type("--output", output, (".npy", ".parquet"))
@@ -30,12 +43,11 @@ def run(
         problems.append(
             "--id_column: has no effect on a .npy, which holds numbers alone; leave it out, or write a .parquet"
         )
-    tokens, rows = (
-        whole_number("--max_tokens", max_tokens, problems),
-        whole_number("--window_rows", window_rows, problems),
-    )
+    most_tokens = whole_number("--max_tokens", max_tokens, problems)
+    rows = whole_number("--window_rows", window_rows, problems)
     if problems:
         raise ConfigError(problems)
+    assert rows is not None
     table = open_files(input, output, text_columns=text_columns, id_column=id_column, log_level=log_level)
 
     from mtdnn_ds import dist
@@ -44,11 +56,17 @@ def run(
 
     with ranks() as device:
         opened = MultiTaskModel.from_pretrained(model, checkpoint, device=device, trust_plugins=trust_plugins)
-        assert rows is not None
         written = embed_file(
-            opened, table, Path(output), pooling=pooling, layer=int(layer), task=task, skips_bad=on_bad_row == "skip",  # type: ignore[arg-type]
-            max_tokens=tokens, window_rows=rows,
-        )  # fmt: skip
+            opened,
+            table,
+            Path(output),
+            pooling=pooling,  # type: ignore[arg-type]
+            layer=int(layer),
+            task=task,
+            skips_bad=on_bad_row == "skip",
+            max_tokens=most_tokens,
+            window_rows=rows,
+        )
         if dist.is_main():
             print(summary(written, f"embedded in {output}", opened.tokenizing.max_length))
     return 0

@@ -1,4 +1,4 @@
-"""What predict, embed and serve have in common: checks of their flags, their files, and the ranks they run on. Opens no model."""
+"""What predict, embed and serve have in common: checks of their flags, their files, and their ranks. Opens no model."""
 
 from __future__ import annotations
 
@@ -12,19 +12,23 @@ from mtdnn_ds.config.errors import did_you_mean
 if TYPE_CHECKING:
     import torch
 
-    from mtdnn_ds.predict.files import Written
+    from mtdnn_ds.predict.files import OutputSummary
     from mtdnn_ds.predict.table import Table
 
 
 def refuse_unknown(flag: str, value: str, known: Sequence[str]) -> list[str]:
     """A problem if `value` is none of `known`."""
-    return [] if value in known else [f"{flag} {value}: unknown{did_you_mean(value, known)}"]
+    if value in known:
+        return []
+    return [f"{flag} {value}: unknown{did_you_mean(value, known)}"]
 
 
 def refuse_file_type(flag: str, path: str, known: Sequence[str]) -> list[str]:
     """A problem if the file has none of the `known` suffixes."""
     suffix = Path(path).suffix
-    return [] if suffix in known else [f"{flag} {path}: unknown file type '{suffix}'; use {', '.join(known)}"]
+    if suffix in known:
+        return []
+    return [f"{flag} {path}: unknown file type '{suffix}'; use {', '.join(known)}"]
 
 
 def whole_number(flag: str, text: str | None, problems: list[str], least: int = 1) -> int | None:
@@ -37,7 +41,7 @@ def whole_number(flag: str, text: str | None, problems: list[str], least: int = 
     return None
 
 
-def summary(written: Written, what: str, max_length: int) -> str:
+def summary(written: OutputSummary, what: str, max_length: int) -> str:
     """What a finished command says."""
     parts = [f"{written.rows:,} rows {what}"]
     if written.went_on:
@@ -68,7 +72,10 @@ def open_files(
 
 @contextmanager
 def ranks() -> Iterator[torch.device]:
-    """This rank's device; under a launcher the process group is joined and left. Collective: all ranks must call this."""
+    """This rank's device; under a launcher the process group is joined and left.
+
+    Collective: all ranks must call this.
+    """
     from mtdnn_ds import dist
     from mtdnn_ds.runs.device import keep_freed_memory, take_device
 
@@ -78,6 +85,7 @@ def ranks() -> Iterator[torch.device]:
         yield start_distributed()
         stop_distributed()
         return
+
     device = take_device()
     if device.type == "cpu":
         keep_freed_memory()

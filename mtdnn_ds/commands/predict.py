@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from mtdnn_ds.commands.model_flags import (
@@ -16,18 +17,28 @@ from mtdnn_ds.config.errors import ConfigError, DataError
 
 
 def run(
-    *, model: str, task: str, input: str, output: str, text_columns: str | None, id_column: str | None, checkpoint: str | None,
-    max_tokens: str | None, window_rows: str, on_bad_row: str, trust_plugins: bool, log_level: str,
-) -> int:  # fmt: skip
-    """Write the answers of `model` to the rows of `input`. Collective under a launcher."""
+    *,
+    model: str,
+    task: str,
+    input: str,
+    output: str,
+    text_columns: str | None,
+    id_column: str | None,
+    checkpoint: str | None,
+    max_tokens: str | None,
+    window_rows: str,
+    on_bad_row: str,
+    trust_plugins: bool,
+    log_level: str,
+) -> int:
+    """Write the answers of `model` to the rows of `input`; returns the exit code. Collective under a launcher."""
     problems = refuse_unknown("--on_bad_row", on_bad_row, ("refuse", "skip"))
     problems += refuse_file_type("--output", output, (".jsonl", ".csv"))
-    tokens, rows = (
-        whole_number("--max_tokens", max_tokens, problems),
-        whole_number("--window_rows", window_rows, problems),
-    )
+    most_tokens = whole_number("--max_tokens", max_tokens, problems)
+    rows = whole_number("--window_rows", window_rows, problems)
     if problems:
         raise ConfigError(problems)
+    assert rows is not None
     table = open_files(input, output, text_columns=text_columns, id_column=id_column, log_level=log_level)
 
     from mtdnn_ds import dist
@@ -38,16 +49,23 @@ def run(
     with ranks() as device:
         opened = MultiTaskModel.from_pretrained(model, checkpoint, device=device, trust_plugins=trust_plugins)
         asked = asked_tasks(task, opened.specs)
-        if "id" in opened.task_names and (
-            asked is None or "id" in [opened.specs[index].name for index in asked]
-        ):
+        names: Sequence[str] = opened.task_names
+        if asked is not None:
+            names = [opened.specs[index].name for index in asked]
+        if "id" in names:
             raise DataError(
                 "--task: a task named 'id' would stand where a row's id stands in the output; leave it out"
             )
-        assert rows is not None
+
         written = predict_file(
-            opened, table, Path(output), asked=asked, skips_bad=on_bad_row == "skip", max_tokens=tokens, window_rows=rows
-        )  # fmt: skip
+            opened,
+            table,
+            Path(output),
+            asked=asked,
+            skips_bad=on_bad_row == "skip",
+            max_tokens=most_tokens,
+            window_rows=rows,
+        )
         if dist.is_main():
             print(summary(written, f"answered in {output}", opened.tokenizing.max_length))
     return 0

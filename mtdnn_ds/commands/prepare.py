@@ -15,44 +15,49 @@ if TYPE_CHECKING:
 
 
 def run(*, recipe: str, overrides: Mapping[str, str]) -> int:
-    """Prepare `recipe` (a file) with `overrides`; returns the exit code. Raises ConfigError, or DataError with the problems of all splits."""
+    """Prepare `recipe` (a file) with `overrides`; returns the exit code.
+
+    Raises ConfigError, or DataError with the problems of all splits.
+    """
     stages = checked_tasks(recipe, overrides)
     tokenizer_paths = [
         resolve_encoder_path(stage.recipe.encoder.tokenizer or stage.recipe.encoder.path)
         for stage, _ in stages
     ]
-    from mtdnn_ds.data.cache.build import (
-        prepare,  # tokenizers and Arrow, only once the recipe is known to be right
-    )
-
-    for line in dict.fromkeys(line for stage, specs in stages for line in choices_made(stage.recipe, specs)):
+    choices = [line for stage, specs in stages for line in choices_made(stage.recipe, specs)]
+    for line in dict.fromkeys(choices):
         print(line)
+
+    # Tokenizers and Arrow, only once the recipe is known to be right.
+    from mtdnn_ds.data.cache.build import prepare
+
     splits: dict[tuple[str, str, str], PreparedSplit] = {}  # stages share most of theirs
-    problems: list[str] = []
+    problems: dict[str, None] = {}
     for (stage, specs), tokenizer_path in zip(stages, tokenizer_paths, strict=True):
-        settings = stage.recipe
         try:
             prepared = prepare(
                 specs,
                 tokenizer_path=tokenizer_path,
-                cache_dir=settings.data.cache_dir,
-                on_bad_row=settings.data.on_bad_row,
-                trust_remote_code=settings.encoder.trust_remote_code,
+                cache_dir=stage.recipe.data.cache_dir,
+                on_bad_row=stage.recipe.data.on_bad_row,
+                trust_remote_code=stage.recipe.encoder.trust_remote_code,
             )
         except DataError as error:
-            problems += [problem for problem in error.problems if problem not in problems]
+            problems |= dict.fromkeys(error.problems)
             continue
-        splits |= {
-            (split.task, split.split, split.fingerprint): split
-            for of_task in prepared.values()
-            for split in of_task.values()
-        }
+        for of_task in prepared.values():
+            for split in of_task.values():
+                splits[split.task, split.split, split.fingerprint] = split
     if problems:
-        raise DataError(problems)
-    left_out = sum(sum(split.skipped.values()) for split in splits.values())
-    rows, tasks = sum(split.num_rows for split in splits.values()), {task for task, _, _ in splits}
-    folders = ", ".join(dict.fromkeys(stage.recipe.data.cache_dir for stage, _ in stages))
-    print(
-        f"{len(splits)} splits of {len(tasks)} tasks, {rows:,} rows ({left_out:,} left out), ready in {folders}"
-    )
+        raise DataError(list(problems))
+
+    folders = dict.fromkeys(stage.recipe.data.cache_dir for stage, _ in stages)
+    print(f"{_summary(list(splits.values()))}, ready in {', '.join(folders)}")
     return 0
+
+
+def _summary(splits: list[PreparedSplit]) -> str:
+    rows = sum(split.num_rows for split in splits)
+    left_out = sum(sum(split.skipped.values()) for split in splits)
+    num_tasks = len({split.task for split in splits})
+    return f"{len(splits)} splits of {num_tasks} tasks, {rows:,} rows ({left_out:,} left out)"
