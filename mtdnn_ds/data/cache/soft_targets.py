@@ -1,10 +1,16 @@
-"""Soft targets: what finished runs (teachers) answer on a task's training examples, stored by example, and their mean. Runs no model.
+"""Soft targets: what teachers answer on a task's training examples, stored by example, and their mean.
 
-    CACHE_DIR/TASK-train-KEY.soft.safetensors        outputs (K, O) float32, offsets (E + 1,) int64: example e has rows offsets[e] : offsets[e + 1]
-    CACHE_DIR/TASK-train-KEY.soft.safetensors.lock   held by the process that writes it
+Runs no model.
 
-A file is written aside, synced and renamed, so it is either whole or not there. Outputs are kept as the teacher gave them: the
-temperature and the other teachers come in when they are read.
+Teachers are finished runs (train/distillation/teachers.py).
+
+    CACHE_DIR/TASK-train-KEY.soft.safetensors
+        outputs (K, O) float32, offsets (E + 1,) int64: example e has rows offsets[e] : offsets[e + 1]
+    CACHE_DIR/TASK-train-KEY.soft.safetensors.lock
+        held by the process that writes it
+
+A file is written aside, synced and renamed, so it is either whole or not there. Outputs are kept as the
+teacher gave them: the temperature and the other teachers come in when they are read.
 
 Shape legend: E examples of a task, K their supervised rows, O outputs of the task's term.
 """
@@ -25,7 +31,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from mtdnn_ds.config.errors import ConfigError
-from mtdnn_ds.data.cache.tokenize import ragged_ranges
+from mtdnn_ds.data.ragged import ragged_ranges
 from mtdnn_ds.files import sync
 from mtdnn_ds.tasks.layout import Answer
 
@@ -63,14 +69,17 @@ def read_outputs(file: Path, say: Callable[[str], None]) -> RowsByExample | None
 
 
 def write_outputs(file: Path, outputs: RowsByExample) -> None:
-    """Store outputs; a kill at any point leaves the file whole or not there."""
+    """Store outputs; a kill at any point leaves the file whole or not there.
+
+    Raises ConfigError if it cannot be written.
+    """
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(f"{file}.lock"):
-            for leftover in file.parent.glob(
-                f"{file.name}.building-*"
-            ):  # we hold the lock, so its writer is dead
+            # We hold the lock, so the writer of a leftover is dead.
+            for leftover in file.parent.glob(f"{file.name}.building-*"):
                 leftover.unlink()
+
             aside = file.with_name(f"{file.name}.building-{os.getpid()}")
             save_file({"outputs": np.ascontiguousarray(outputs.values), "offsets": outputs.offsets}, aside)
             sync(aside)
@@ -83,17 +92,16 @@ def write_outputs(file: Path, outputs: RowsByExample) -> None:
 
 
 def soft_targets(answer: Answer, teachers: Sequence[RowsByExample], temperature: float) -> RowsByExample:
-    """The mean of the teachers' answers: probabilities at `temperature` over a row's outputs ("classes") or over an example's rows
-    ("rows"), or the score itself ("number").
+    """The mean of the teachers' answers.
 
-    A teacher that reads fewer tokens has fewer rows of an example's tokens: the mean is over those that all teachers have.
+    An answer is probabilities at `temperature` over a row's outputs ("classes") or over an example's rows
+    ("rows"), or the score itself ("number"). A teacher that reads fewer tokens has fewer rows of an example's
+    tokens: the mean is over those that all teachers have.
     """
     common_E = np.min([np.diff(teacher.offsets) for teacher in teachers], axis=0)
     offsets = np.concatenate(([0], np.cumsum(common_E)))
-    answers = np.stack(
-        [_answer(answer, _first_rows(teacher, common_E), offsets, temperature) for teacher in teachers]
-    )
-    return RowsByExample(values=answers.mean(axis=0).astype(np.float32), offsets=offsets)
+    answers = [_answer(answer, _first_rows(teacher, common_E), offsets, temperature) for teacher in teachers]
+    return RowsByExample(values=np.stack(answers).mean(axis=0).astype(np.float32), offsets=offsets)
 
 
 def _first_rows(outputs: RowsByExample, common_E: np.ndarray) -> np.ndarray:
@@ -101,12 +109,15 @@ def _first_rows(outputs: RowsByExample, common_E: np.ndarray) -> np.ndarray:
 
 
 def _answer(answer: Answer, values_KO: np.ndarray, offsets: np.ndarray, temperature: float) -> np.ndarray:
+    """One teacher's: (K, O) float64."""
     if answer == "number":
         return values_KO
+
     scaled_KO = values_KO / temperature
     if answer == "classes":
         exp_KO = np.exp(scaled_KO - scaled_KO.max(axis=1, keepdims=True))
         return exp_KO / exp_KO.sum(axis=1, keepdims=True)
+
     assert answer == "rows"  # every example has some
     sizes_E = np.diff(offsets)
     exp_KO = np.exp(scaled_KO - np.repeat(np.maximum.reduceat(scaled_KO, offsets[:-1]), sizes_E, axis=0))

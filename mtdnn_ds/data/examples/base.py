@@ -1,8 +1,10 @@
 """What every family of examples offers, and the records that go in and out. No kind is known here.
 
-An example is what the plan counts and packing never parts: one or several sequences of tokens, and targets for its task's terms.
+An example is what the plan counts and packing never parts: one or several sequences of tokens, and targets
+for its task's terms.
 
-Shape legend: E examples of a split, B examples asked for, S their sequences, T their tokens, K supervised rows, C outputs of a term.
+Shape legend: E examples of a split, B examples asked for, S their sequences, T their tokens, K supervised
+rows, C outputs of a term.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ class TargetRows:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Gathered:
-    """Sequences end to end, those of one example next to each other, and the targets of each of the task's terms."""
+    """Sequences end to end, those of one example next to each other, and targets."""
 
     input_ids: np.ndarray  # (T,) int64
     token_type_ids: np.ndarray  # (T,) int64
@@ -39,7 +41,10 @@ class Gathered:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TermOutputs:
-    """A term's outputs for all examples of a split, in their order: example e has rows offsets[e] : offsets[e + 1]."""
+    """A term's outputs for all examples of a split, in their order.
+
+    Example e has rows offsets[e] : offsets[e + 1].
+    """
 
     values: np.ndarray  # (K, C) float32
     labels: np.ndarray  # (K,) float32, the targets' labels
@@ -48,14 +53,14 @@ class TermOutputs:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Decoded:
-    """What metrics compare: one prediction and one reference for each row of the split (or whatever unit the kind scores)."""
+    """What metrics compare: a prediction and a reference for each row, or whatever the kind scores."""
 
     predictions: Sequence[Any] | np.ndarray
     references: Sequence[Any] | np.ndarray
 
 
 class Examples(Protocol):
-    """The examples of one split of one task. Pure: the same numbers in give the same arrays out, on any rank."""
+    """The examples of one split of one task. Pure: the same numbers give the same arrays, on any rank."""
 
     @property
     def split(self) -> PreparedSplit: ...
@@ -65,11 +70,17 @@ class Examples(Protocol):
 
     @property
     def lengths(self) -> np.ndarray:
-        """(E,) int64: tokens of each example, all its sequences together, special tokens included; the same in every epoch."""
+        """(E,) int64: tokens of each example, all its sequences together; the same in every epoch.
+
+        Special tokens are included.
+        """
         ...
 
     def gather(self, examples_B: np.ndarray, epochs_B: np.ndarray) -> Gathered:
-        """Sequences and targets of the given examples; `epochs_B` says how often each has been drawn before (objectives that mask use it)."""
+        """Sequences and targets of the given examples.
+
+        `epochs_B` says how often each has been drawn before; objectives that mask use it.
+        """
         ...
 
     def decode(self, outputs: Sequence[TermOutputs]) -> Decoded:

@@ -1,6 +1,7 @@
 """Examples of similarity: two texts, each in a sequence of its own, and their score. One row is one example.
 
-    cosine        a score y stands for the cosine (y - low) / (high - low), with score_range [low, high]: low for cosine 0, high for cosine 1
+    cosine        a score y stands for the cosine (y - low) / (high - low), with score_range [low, high]:
+                  low for cosine 0, high for cosine 1
     contrastive   labels are 1 (similar) and 0 (different)
 
 Shape legend: R rows of the split, B examples asked for, S their sequences.
@@ -25,12 +26,11 @@ class PairExamples:
     def __init__(self, spec: TaskSpec, split: PreparedSplit, *, max_length: int) -> None:
         self.spec, self.split, self.max_length = spec, split, max_length
         self.num_examples = split.num_rows
+
         template = split.specials.single
-        lengths_R2 = (
-            np.minimum(split.text_lengths().reshape(-1, 2), room_for_texts(template, max_length))
-            + template.num_special
-        )
-        self.lengths = lengths_R2.sum(axis=1)
+        kept_R2 = np.minimum(split.text_lengths().reshape(-1, 2), room_for_texts(template, max_length))
+        self.lengths = (kept_R2 + template.num_special).sum(axis=1)
+
         low, high = (0.0, 1.0) if spec.objective == "contrastive" else spec.options["score_range"]
         self._low, self._high = float(low), float(high)
         self._targets_R = (split.labels - self._low) / (self._high - self._low)
@@ -40,24 +40,30 @@ class PairExamples:
         labels_R, low, high = self.split.labels, self._low, self._high
         if self.spec.objective == "contrastive":
             fits_R = np.isin(labels_R, (0, 1))
-            rule = "contrastive labels are 1 (similar) and 0 (different); write them so, or choose objective: cosine"
+            rule = (
+                "contrastive labels are 1 (similar) and 0 (different); "
+                "write them so, or choose objective: cosine"
+            )
         else:
             fits_R = np.abs(self._targets_R) <= 1
             rule = (
-                f"cosines stand for scores of {2 * low - high:g} to {high:g}; set tasks.{self.spec.name}.score_range "
-                f"({low:g}, {high:g}) to your lowest and highest score"
+                f"cosines stand for scores of {2 * low - high:g} to {high:g}; "
+                f"set tasks.{self.spec.name}.score_range ({low:g}, {high:g}) to your lowest and highest score"
             )
+
         wrong = np.flatnonzero(~fits_R & ~np.isnan(labels_R))
         if wrong.size:
             first = f"the first is {labels_R[wrong[0]]:g} in row {self.source_row(wrong[0])}"
             raise DataError(
-                f"{self.split.task}/{self.split.split}: {wrong.size:,} of {len(labels_R):,} labels do not fit, {first}: {rule}"
+                f"{self.split.task}/{self.split.split}: {wrong.size:,} of {len(labels_R):,} labels "
+                f"do not fit, {first}: {rule}"
             )
 
     def gather(self, examples_B: np.ndarray, epochs_B: np.ndarray) -> Gathered:
         rows_S, numbers_S = np.repeat(examples_B, 2), np.tile([0, 1], len(examples_B))
         texts, _ = self.split.truncated(self.split.texts(rows_S, numbers_S), None, self.max_length)
         input_ids, token_type_ids, lengths = self.split.assemble(texts, None)
+
         examples_S = np.repeat(np.arange(len(examples_B)), 2)
         targets = TargetRows(rows=np.arange(len(rows_S)), labels=self._targets_R[rows_S], examples=examples_S)
         return Gathered(
@@ -71,12 +77,10 @@ class PairExamples:
     def decode(self, outputs: Sequence[TermOutputs]) -> Decoded:
         """Scores that the cosines stand for, as in the source; for contrastive the cosines themselves."""
         (own,) = outputs
-        cosines_R = own.values[::2, 0].astype(
-            np.float64
-        )  # both rows of a pair hold its cosine: losses/forms.py
-        return Decoded(
-            predictions=self._low + cosines_R * (self._high - self._low), references=self.split.labels
-        )
+        # Both rows of a pair hold its cosine (losses/forms.py).
+        cosines_R = own.values[::2, 0].astype(np.float64)
+        scores_R = self._low + cosines_R * (self._high - self._low)
+        return Decoded(predictions=scores_R, references=self.split.labels)
 
     def source_row(self, example: int) -> int:
         return int(self.split.source_rows[example])

@@ -1,7 +1,8 @@
 """A sample of another set of training examples: fewer of them, each as it was. Decides which; changes none.
 
-Of n examples a fraction f keeps floor(f n), as MT-DNN's domain adaptation counts them (Liu et al. 2019, arXiv:1901.11504, table 5:
-SNLI's 549,367 rows give 549, 5,493 and 54,936; SciTail's 23,596 give 23, 235 and 2,359), but at least one of every class.
+Of n examples a fraction f keeps floor(f n), as MT-DNN's domain adaptation counts them (Liu et al. 2019,
+arXiv:1901.11504, table 5: SNLI's 549,367 rows give 549, 5,493 and 54,936; SciTail's 23,596 give 23, 235 and
+2,359), but at least one of every class.
 
 Shape legend: N examples of the base, E of the sample.
 """
@@ -26,7 +27,10 @@ SCORE_BINS = 10  # of a regression's labels, as many rows in each
 
 
 class SampledExamples:
-    """Examples `chosen_E` of `base`. Masks and rows stay those of the base's example; the fingerprint names the sample."""
+    """Examples `chosen_E` of `base`.
+
+    Masks and rows stay those of the base's example; the fingerprint names the sample.
+    """
 
     def __init__(self, base: Examples, chosen_E: np.ndarray) -> None:
         self.base, self.chosen_E = base, chosen_E
@@ -46,55 +50,52 @@ class SampledExamples:
 
 
 def sampled(base: Examples, spec: TaskSpec, *, fraction: float, seed: int) -> Examples:
-    """A sample of `base`: by class for classifications, by bins of the score for regressions, else of all examples alike.
+    """A sample of `base`: by class for classifications, by bins of the score for regressions.
 
-    Which examples are drawn follows from the task's name, `seed` and the labels; `fraction` 1 gives `base` itself.
+    Else it is one of all examples alike. Which are drawn follows from the task's name, `seed` and the labels;
+    `fraction` 1 gives `base` itself.
     """
     if fraction == 1 or base.num_examples == 0:
         return base
+
     strata_N = np.zeros(base.num_examples, dtype=np.int64)
-    if spec.kind == "classification":
+    by_class = spec.kind == "classification"
+    if by_class:
         strata_N = base.split.labels.astype(np.int64)
     elif spec.kind == "regression":
         rank_N = np.argsort(np.argsort(base.split.labels, kind="stable"), kind="stable")
         strata_N = rank_N * SCORE_BINS // base.num_examples
-    return SampledExamples(
-        base,
-        choose(
-            strata_N, fraction=fraction, seed=seed, task=spec.name, each_stratum=spec.kind == "classification"
-        ),
-    )
+
+    chosen_E = choose(strata_N, fraction=fraction, seed=seed, task=spec.name, each_stratum=by_class)
+    return SampledExamples(base, chosen_E)
 
 
 def train_labels(examples: Examples) -> np.ndarray:
     """Labels of a training set of one row an example, without those that a sample leaves out."""
-    return (
-        examples.split.labels[examples.chosen_E]
-        if isinstance(examples, SampledExamples)
-        else examples.split.labels
-    )
+    labels = examples.split.labels
+    if isinstance(examples, SampledExamples):
+        labels = labels[examples.chosen_E]
+    return labels
 
 
 def choose(strata_N: np.ndarray, *, fraction: float, seed: int, task: str, each_stratum: bool) -> np.ndarray:
-    """Indices of the sample in rising order, (E,) int64; each stratum has its share, rounded, and with `each_stratum` at least one.
+    """Indices of the sample in rising order, (E,) int64.
 
-    `fraction` counts as the decimal it is written as (0.1 is 1/10).
+    Each stratum has its share, rounded, and with `each_stratum` at least one. `fraction` counts as the
+    decimal it is written as (0.1 is 1/10).
     """
     names, sizes = np.unique(strata_N, return_counts=True)
-    wanted = max(math.floor(Fraction(str(fraction)) * len(strata_N)), len(names) if each_stratum else 1)
+    fewest = len(names) if each_stratum else 1
+    wanted = max(math.floor(Fraction(str(fraction)) * len(strata_N)), fewest)
     counts = largest_remainder(wanted, sizes.tolist())
     if each_stratum:
-        while (missing := np.flatnonzero(counts == 0)).size:  # the largest stratum gives one up
-            counts[missing[0]] += 1
+        while (counts == 0).any():  # the largest stratum gives one up
+            counts[np.flatnonzero(counts == 0)[0]] += 1
             counts[np.argmax(counts)] -= 1
+
+    stream = stream_of(f"sample of {task}")
     chosen = []
     for name, size, count in zip(names, sizes, counts, strict=True):
-        drawn = permute(
-            np.arange(count),
-            size=int(size),
-            seed=seed,
-            epoch=int(name),
-            stream=stream_of(f"sample of {task}"),
-        )
+        drawn = permute(np.arange(count), size=int(size), seed=seed, epoch=int(name), stream=stream)
         chosen.append(np.flatnonzero(strata_N == name)[drawn])
     return np.sort(np.concatenate(chosen))

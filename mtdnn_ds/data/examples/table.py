@@ -20,24 +20,33 @@ Maker = Callable[..., Examples]
 EXAMPLES: Mapping[str, Maker] = {
     "classification": TextExamples,
     "regression": TextExamples,
-    "span": SpanExamples,
-    "conversational_span": ConversationExamples,
+    "similarity": PairExamples,
     "multiple_choice": ChoiceExamples,
     "ranking": ChoiceExamples,
     "token_classification": WordExamples,
-    "similarity": PairExamples,
+    "span": SpanExamples,
+    "conversational_span": ConversationExamples,
     "masked_lm": DocumentExamples,
 }
 
-DRAWN = ("masked_lm",)
+SEEDED = ("masked_lm",)
 """Kinds whose examples are drawn anew in every epoch, and so need the run's seed."""
 
 
 def make_examples(spec: TaskSpec, split: PreparedSplit, *, max_length: int, seed: int = 0) -> Examples:
-    """The examples of a split in sequences of at most `max_length` tokens. `seed`: of the run, for kinds that draw masks."""
-    if spec.custom is not None:
-        return (TextExamples if spec.custom.reads == "sequence" else WordExamples)(
-            spec, split, max_length=max_length
-        )
-    maker = EXAMPLES[spec.kind]
-    return maker(spec, split, max_length=max_length, **({"seed": seed} if spec.kind in DRAWN else {}))
+    """The examples of a split in sequences of at most `max_length` tokens.
+
+    `seed`: of the run, for kinds that draw masks. Raises ConfigError or DataError if the kind cannot use the
+    split.
+    """
+    if spec.custom is None and spec.kind in SEEDED:
+        return EXAMPLES[spec.kind](spec, split, max_length=max_length, seed=seed)
+    return _maker(spec)(spec, split, max_length=max_length)
+
+
+def _maker(spec: TaskSpec) -> Maker:
+    if spec.custom is None:
+        return EXAMPLES[spec.kind]
+    if spec.custom.reads == "sequence":
+        return TextExamples
+    return WordExamples

@@ -1,4 +1,7 @@
-"""Examples of one sequence and one label: classification, regression, and kinds of the user's own. One row is one example."""
+"""Examples of one sequence and one label: classification, regression, and users' own kinds.
+
+One row is one example.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,9 @@ class TextExamples:
     def gather(self, examples_B: np.ndarray, epochs_B: np.ndarray) -> Gathered:
         input_ids, token_type_ids, lengths = self.split.gather(examples_B, self.max_length)
         every = np.arange(len(examples_B))
-        extra = {"segments": self._segments(examples_B)} if self.spec.head == "san" else {}
+        extra = {}
+        if self.spec.head == "san":
+            extra["segments"] = self._segments(examples_B)
         targets = TargetRows(rows=every, labels=self.split.labels[examples_B], examples=every, extra=extra)
         return Gathered(
             input_ids=input_ids,
@@ -33,22 +38,25 @@ class TextExamples:
         )
 
     def _segments(self, examples_B: np.ndarray) -> np.ndarray:
-        """(B, 4) int64: start and length of text a and of text b, as truncated, from the start of their sequence."""
-        template, number_B = self.split.specials.pair, np.zeros(len(examples_B), dtype=np.int64)
-        whole_a, whole_b = self.split.texts(examples_B, number_B), self.split.texts(examples_B, number_B + 1)
+        """(B, 4) int64: start and length of text a and of text b, as truncated, within their sequence."""
+        template = self.split.specials.pair
+        whole_a, whole_b = self.split.texts(examples_B, 0), self.split.texts(examples_B, 1)
         first, second = self.split.truncated(whole_a, whole_b, self.max_length)
         assert second is not None
+
         start_a_B = np.full_like(first.length, len(template.prefix))
-        return np.stack(
-            [start_a_B, first.length, start_a_B + first.length + len(template.middle), second.length], axis=1
-        )
+        start_b_B = start_a_B + first.length + len(template.middle)
+        return np.stack([start_a_B, first.length, start_b_B, second.length], axis=1)
 
     def decode(self, outputs: Sequence[TermOutputs]) -> Decoded:
+        """Class ids, scores, or what a user's own kind makes of the outputs."""
         (own,) = outputs
         if self.spec.custom is not None:
             predictions = self.spec.custom.predictions(own.values)
+        elif self.spec.labels:
+            predictions = own.values.argmax(axis=1)
         else:
-            predictions = own.values.argmax(axis=1) if self.spec.labels else own.values[:, 0]
+            predictions = own.values[:, 0]
         return Decoded(predictions=predictions, references=own.labels)
 
     def source_row(self, example: int) -> int:

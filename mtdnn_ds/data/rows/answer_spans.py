@@ -16,9 +16,9 @@ _WORD = re.compile(r"\S+")
 def best_span(text: str, answer: str, start: int, end: int) -> tuple[int, int] | None:
     """Characters of the words within text[start:end] with the highest F1 with `answer`.
 
-    None if no word is in common. F1 is that of tasks/answer_metrics.py. Of equally good spans the shortest, and
-    of those the first. Example: of "there lived a little white kitten" and the answer "a white kitten!" it is
-    "white kitten".
+    None if no word is in common. F1 is that of tasks/answer_metrics.py. Of equally good spans the shortest,
+    and of those the first. Example: of "there lived a little white kitten" and the answer "a white kitten!"
+    it is "white kitten".
     """
     wanted = Counter(normalised(answer).split())
     words = [

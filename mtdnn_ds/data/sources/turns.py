@@ -1,4 +1,7 @@
-"""Questions of conversations about a text, each with all that was said before it. Records; no layout is known here."""
+"""Questions of conversations about a text, each with all that was said before it.
+
+Records; no layout is known here.
+"""
 
 from __future__ import annotations
 
