@@ -61,9 +61,7 @@ def gone(ancestors: tuple[Ancestor, ...]) -> Ancestor | None:
 
 
 def start_time(pid: int) -> str | None:
-    """When a living process was started, in the kernel's count; None if none has this number, or without
-    /proc.
-    """
+    """When a living process was started, in the kernel's count; None if there is none, or no /proc."""
     stat = _stat(pid)
     if stat is None or stat.state in "ZX":
         return None

@@ -1,5 +1,6 @@
-"""Removing DeepSpeed's segments in /dev/shm, which it leaves there: this run's on this node, never another
-run's.
+"""Removing what DeepSpeed leaves in /dev/shm: this run's segments on this node, never another run's.
+
+
 
 DeepSpeed 0.19.8 (shm.cpp:94 and 348-368 in csrc/cpu/comm):
 deepspeed_allreduce_buffer_<uid>_<MASTER_ADDR>_<MASTER_PORT>_<rank>, 66 MiB each. The address and port are

@@ -37,9 +37,7 @@ def job_end() -> float | None:
 
 
 def parse_time_left(text: str) -> float | None:
-    """Seconds of squeue's %L: `1-02:03:04`, `02:03:04`, `3:04`; None for UNLIMITED, NOT_SET, INVALID and the
-    like.
-    """
+    """Seconds of squeue's %L: `1-02:03:04`, `02:03:04`, `3:04`; None for UNLIMITED, INVALID and the like."""
     found = re.match(r"\s*(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)\s", text + "\n")
     if found is None:
         return None

@@ -210,9 +210,7 @@ os.register_at_fork(before=_before_a_fork, after_in_parent=_after_a_fork, after_
 
 
 def _listen(reading: int) -> None:
-    """The thread: reads signals' numbers from `reading` until its other side is closed, and looks at the
-    launcher.
-    """
+    """The thread: reads numbers of signals until the other side of `reading` closes; watches the launcher."""
     launchers = launchers_above()
     while True:
         ready = select.select([reading], [], [], SECONDS_BETWEEN_LOOKS)[0]

@@ -1,5 +1,6 @@
-"""The watch on every other rank: signs of life to rank 0, and what to do when it is silent, gone, or ends the
-run.
+"""The watch on every other rank: signs of life to rank 0, and what to do when that is silent or gone.
+
+
 
 Judges no other rank than 0 (server.py).
 """

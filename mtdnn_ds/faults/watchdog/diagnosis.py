@@ -126,9 +126,7 @@ def _stall(living: Sequence[RankStatus], ranks: Sequence[RankStatus], now: float
 
 
 def _behind(living: Sequence[RankStatus]) -> list[RankStatus]:
-    """Those that the others wait for: not in a collective where others are; of these, those with fewest
-    heartbeats.
-    """
+    """Those that others wait for: not in a collective where others are; of these, with fewest heartbeats."""
     busy = [status for status in living if not status.place.waits]
     suspects = busy or list(living)
     fewest = min(status.place.count for status in suspects)

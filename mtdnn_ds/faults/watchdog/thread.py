@@ -135,7 +135,5 @@ def end_lost(text: str, silent: list[Process], *, speaks: bool) -> None:
 
 
 def speaks_without_rank_0() -> bool:
-    """Whether this rank says what happened to rank 0: one of each node does, since who else lives is not
-    known.
-    """
+    """Whether this rank says what happened to rank 0: one of each node, as who else lives is not known."""
     return dist.rank() == 1 or dist.local_rank() == 0

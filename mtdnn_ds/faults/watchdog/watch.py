@@ -119,9 +119,7 @@ def _start(stall_timeout: float) -> Watch | None:
 
 
 def _explain(watch: Watch, error: BaseException) -> None:
-    """Before a rank fails: the watch ends the process if another rank's loss is the reason, else tells the
-    others.
-    """
+    """Before a rank fails: the watch ends it if another rank's loss is the reason, else tells the others."""
     broken = not isinstance(error, UserError) and _BROKEN_COLLECTIVE.search(str(error))
     if watch.timeout and dist.world_size() > 1 and broken:
         time.sleep(SECONDS_TO_EXPLAIN)  # the thread ends the process meanwhile if it knows of a lost rank
