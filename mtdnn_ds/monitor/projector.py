@@ -1,4 +1,4 @@
-"""Hidden states of some development rows' first tokens, for TensorBoard's projector. Not prediction, writes nothing."""
+"""Hidden states of some development rows, for TensorBoard's projector. Not prediction, writes nothing."""
 
 from __future__ import annotations
 

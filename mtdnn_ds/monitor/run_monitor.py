@@ -1,7 +1,7 @@
-"""RunMonitor: writes what happened in each step to metrics.jsonl and TensorBoard. Measures nothing, prints nothing.
+"""RunMonitor: what happened in each step, to metrics.jsonl and TensorBoard. Measures and prints nothing.
 
-Rank 0 only: the other ranks hold no monitor. A full disk raises nothing here: `problem` says it, and the lines wait in
-memory.
+Rank 0 only: the other ranks hold no monitor. A full disk raises nothing here: `problem` says it, and the
+lines wait in memory.
 """
 
 from __future__ import annotations

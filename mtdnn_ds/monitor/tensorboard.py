@@ -1,4 +1,4 @@
-"""The board of a run: its TensorBoard event file, layout and HPARAMS row. Knows no record of a step (run_monitor.py).
+"""The board of a run: its TensorBoard event file, layout and HPARAMS row. Knows no record (run_monitor.py).
 
 The event file is written by hand, not by SummaryWriter: that one's thread dies on a full disk, and with it
 every later point. Rank 0 only.

@@ -32,6 +32,7 @@ def build_optimizer(
     as L2. Raises ConfigError, saying what to do, where the machine cannot run it.
     """
     settings: dict[str, Any] = {"lr": lr, "betas": betas, "eps": eps}
+
     if name == "torch_adamw":
         return torch.optim.AdamW(parameter_groups, fused=True, **settings)
     if name == "adamax":

@@ -171,7 +171,7 @@ def _forward_backward(
     regularizer: Regularizer | None,
     step: int,
 ) -> _Passes:
-    """All passes of the step on this rank, with their gradients; the sums are those of all ranks. Collective."""
+    """All passes of the step on this rank, with their gradients; sums are of all ranks. Collective."""
     world_size = dist.world_size()
     coefficients = torch.tensor(coefficients_M, dtype=torch.float32, device=engine.device)
     totals = torch.zeros(

@@ -1,4 +1,4 @@
-"""Every check that `train` and `plan` can make before any work, all problems in one message."""
+"""Every check that `train` and `plan` can make before any work, all problems in one message. Does no work."""
 
 from __future__ import annotations
 
@@ -79,7 +79,8 @@ def checked_run(
     goes_on: bool = False,
     also: Callable[[], None] = lambda: None,
 ) -> CheckedRun:
-    """The run that a recipe file, a DeepSpeed JSON file and flags describe. `also` is one more check of the caller's.
+    """The run that a recipe file, a DeepSpeed JSON file and flags describe. `also` is one more check of the
+    caller's.
 
     `goes_on`: from a checkpoint of its own, so that nothing is wanted of the run that it began with.
 
@@ -196,15 +197,18 @@ def _fits_source(run: CheckedRun, source: CheckedRun, stage: Stage) -> None:
         f"from: {stage.source}: {line}; give both stages the same encoder"
         for line in encoder_differences(run.recipe, source.recipe)
     ]
+
     kind, _, task = run.recipe.init.checkpoint.partition("/")
     scored = [spec.name for spec in source.specs if spec.dev_splits]
     if kind == "best" and task not in ("average", *scored):
         wrong.append(
-            f"checkpoint=best/{task}: stage {stage.source} scores no task '{task}'{did_you_mean(task, ['average', *scored])}"
+            f"checkpoint=best/{task}: stage {stage.source} scores no task '{task}'"
+            f"{did_you_mean(task, ['average', *scored])}"
         )
     elif kind == "best" and not scored:
         wrong.append(
-            f"checkpoint=best/{task}: no task of stage {stage.source} has a dev split, so it keeps no best; write latest"
+            f"checkpoint=best/{task}: no task of stage {stage.source} has a dev split, so it keeps no best; "
+            "write latest"
         )
     if wrong:
         raise ConfigError(wrong)
@@ -213,14 +217,16 @@ def _fits_source(run: CheckedRun, source: CheckedRun, stage: Stage) -> None:
 def _heads_fit(run: CheckedRun) -> None:
     from mtdnn_ds.train.init.from_hf_heads import head_problems
 
-    if wrong := head_problems(run.recipe, run.specs):
+    wrong = head_problems(run.recipe, run.specs)
+    if wrong:
         raise ConfigError(wrong)
 
 
 def _json(path: str) -> dict[str, object]:
-    """The DeepSpeed JSON with every key known: that can be said of it even where the recipe, which it must fit, is wrong."""
+    """The DeepSpeed JSON with every key known: that can be said of it even where the recipe is wrong."""
     json = load_deepspeed_json(path)
-    if wrong := key_problems(json, path):
+    wrong = key_problems(json, path)
+    if wrong:
         raise ConfigError(wrong)
     return json
 
@@ -266,7 +272,9 @@ def _resolved(json: dict[str, object], settings: Recipe, source: str, world_size
 
 
 def one_task_alone(recipe: Recipe) -> dict[str, str]:
-    """Flags without which a recipe does not fit one of its tasks alone: rates and loss scales that it gives by name."""
+    """Flags without which a recipe does not fit one of its tasks alone: rates and scales that it gives by
+    name.
+    """
     named = {
         "mixture.rates": (recipe.mixture.rates, "proportional"),
         "loss.scale": (recipe.loss.scale, "examples"),

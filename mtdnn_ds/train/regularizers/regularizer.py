@@ -5,7 +5,8 @@
     freelb   mean over k of L(x + d_k)
              d_{k+1} ascends L; Zhu et al. 2020, arXiv:1909.11764
     r_drop   mean of L(x) and L'(x) + factor D(x, x) / 2
-             L and L' with dropout of their own; Liang et al. 2021, arXiv:2106.14448, equation 4, and the mean of both
+             L and L' with dropout of their own; Liang et al. 2021, arXiv:2106.14448, equation 4 with the mean
+             of both losses
 
 D is losses/divergence.py's, summed over a term's units like its losses, so it gets the same denominator and
 the step's objective still does not depend on how its examples were cut up. All passes run within the engine's
