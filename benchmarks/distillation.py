@@ -1,29 +1,29 @@
-"""A training step with soft targets against the same step without, both in one run. Measures time, not accuracy.
+"""A training step with soft targets against the same step without, in one run. Measures time, not accuracy.
 
     python -m benchmarks.distillation [--glue_dir DIR --tasks mnli,qqp,stsb]
 
-A step is everything from the examples on: gathering, collating, forward, losses, backward, AdamW. Both sides take the same examples in the
-same steps, in fp32 on MiniLM, with weights of their own, and take turns (A B, B A, ...). The soft targets are drawn at random: what they
-cost does not depend on their values. Computing them once with the teacher is a forward over the training examples, and is not measured.
+A step is everything from the examples on: gathering, collating, forward, losses, backward, AdamW. Both sides
+take the same examples in the same steps, in fp32 on MiniLM, with weights of their own, and take turns (A B, B
+A, ...). The soft targets are drawn at random: what they cost does not depend on their values. Computing them
+once with the teacher is a forward over the training examples, and is not measured.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 
 import numpy as np
 import torch
 
-from benchmarks.throughput import MINILM, Side, measure
+from benchmarks.sides import MINILM, Side, measure, median_ratio, parser_for
 from mtdnn_ds.config.encoder_path import resolve_encoder_path
 from mtdnn_ds.config.recipe import DataSettings
-from mtdnn_ds.data.batches.collate import collate
+from mtdnn_ds.data.batches.collate import ExampleSets, collate
 from mtdnn_ds.data.cache.build import prepare
+from mtdnn_ds.data.cache.soft_targets import RowsByExample, soft_targets
 from mtdnn_ds.data.examples import Examples, make_examples
 from mtdnn_ds.data.examples.distilled import DistilledExamples
-from mtdnn_ds.data.soft_targets import RowsByExample, soft_targets
 from mtdnn_ds.losses.distillation import Distillation
 from mtdnn_ds.losses.forms import build_losses
 from mtdnn_ds.model.multitask import build_model
@@ -37,7 +37,7 @@ QUICKSTART = "quickstart_sentiment,quickstart_paraphrase,quickstart_entailment,q
 SETTINGS = Distillation(temperature=2.0, weight=0.5)
 
 
-def taught(spec: TaskSpec, examples: Examples, random: np.random.Generator) -> Examples:
+def with_soft_targets(spec: TaskSpec, examples: Examples, random: np.random.Generator) -> Examples:
     """The examples with the answers of a made-up teacher."""
     answer = answer_of(spec)
     assert answer is not None, f"{spec.name} cannot be distilled"
@@ -56,14 +56,22 @@ def make_side(
     layout = head_layout(specs)
     model = build_model(encoder_path=resolve_encoder_path(MINILM), specs=specs, layout=layout)
     losses = build_losses(layout, specs, "cpu", distillation)
+
     owner = np.repeat(np.arange(len(sets)), [examples.num_examples for examples in sets])
     row = np.concatenate([np.arange(examples.num_examples) for examples in sets])
 
     def loss(index: int) -> torch.Tensor:
-        members, epochs = chosen[index], np.zeros(chosen.shape[1], dtype=np.int64)
-        tasks, filler = range(len(sets)), np.zeros(0, dtype=np.int64)
+        members = chosen[index]
         batch = collate(
-            owner[members], row[members], epochs, sets, layout=layout, tasks=tasks, filler_ids=filler
+            owner[members],
+            row[members],
+            np.zeros(len(members), dtype=np.int64),
+            ExampleSets(
+                examples=sets,
+                tasks=range(len(sets)),
+                layout=layout,
+                filler_ids=np.zeros(0, dtype=np.int64),
+            ),
         )
         return losses.sums(losses.of_batch(model(batch), batch.targets)).total.sum() / len(members)
 
@@ -71,9 +79,7 @@ def make_side(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_for(__doc__)
     parser.add_argument("--glue_dir", help="folder in the official GLUE layout, for its tasks")
     parser.add_argument("--tasks", default=QUICKSTART, help="names, separated by commas")
     parser.add_argument("--batch", type=int, default=32, help="examples per step")
@@ -82,6 +88,7 @@ def main() -> None:
     parser.add_argument("--cache_dir", default=".cache/mtdnn_ds")
     arguments = parser.parse_args()
     keep_freed_memory()
+
     data = DataSettings.model_validate({"glue_dir": arguments.glue_dir})
     specs = tuple(builtin_task(name, data) for name in arguments.tasks.split(","))
     prepared = prepare(
@@ -89,31 +96,28 @@ def main() -> None:
     )
     random = np.random.default_rng(0)
     plain = [make_examples(spec, prepared[spec.name]["train"], max_length=128) for spec in specs]
-    distilled = [taught(spec, examples, random) for spec, examples in zip(specs, plain, strict=True)]
+    distilled = [
+        with_soft_targets(spec, examples, random) for spec, examples in zip(specs, plain, strict=True)
+    ]
     num_examples = sum(examples.num_examples for examples in plain)
     chosen = random.choice(num_examples, size=(arguments.steps, arguments.batch), replace=False)
+
     sides = [
         make_side("plain", specs, plain, chosen, None),
         make_side("distilled", specs, distilled, chosen, SETTINGS),
     ]
-    seconds = measure(sides, arguments.steps, warmup=2, repeats=arguments.repeats, device=torch.device("cpu"))
+    cpu = torch.device("cpu")
+    seconds = measure(sides, arguments.steps, warmup=2, repeats=arguments.repeats, device=cpu).wall
+    ratio = median_ratio(seconds["distilled"], seconds["plain"])
+
     for name, values in seconds.items():
         print(f"{name:10}{1000 * statistics.median(values) / arguments.steps:10.1f} ms/step")
-    # Each repeat's own ratio: the two sides of a repeat ran next to each other.
-    ratio = statistics.median(
-        theirs / ours for ours, theirs in zip(seconds["plain"], seconds["distilled"], strict=True)
-    )
     print(
-        f"a distilled step takes {ratio:.3f} times as long as a plain one (median of {arguments.repeats} repeats)"
+        f"a distilled step takes {ratio:.3f} times as long as a plain one "
+        f"(median of {arguments.repeats} repeats)"
     )
-    print(
-        json.dumps(
-            {
-                "ratio": round(ratio, 4),
-                "seconds": {name: [round(value, 4) for value in values] for name, values in seconds.items()},
-            }
-        )
-    )
+    rounded = {name: [round(value, 4) for value in values] for name, values in seconds.items()}
+    print(json.dumps({"ratio": round(ratio, 4), "seconds": rounded}))
 
 
 if __name__ == "__main__":

@@ -1,23 +1,23 @@
-"""Prediction of nine tasks against one, and against a padded transformers pipeline, all in one run. Measures time, not accuracy.
+"""Prediction of nine tasks against one and a padded transformers pipeline. Measures time, not accuracy.
 
     python -m benchmarks.prediction --glue_dir DIR [--texts 384] [--rounds 5] [--threads 2] [--max_tokens N]
 
-one     MultiTaskModel.predict of one task (MNLI) on pairs drawn evenly from the dev files of GLUE's pair tasks
+one     MultiTaskModel.predict of one task (MNLI) on pairs, drawn evenly from dev files of GLUE's pair tasks
 nine    the same texts, nine tasks on pairs (GLUE's seven, SNLI, SciTail)
 theirs  transformers.pipeline("text-classification") at batch 32, with the same encoder and MNLI head
 
-On MiniLM in fp32, with heads drawn at random: what a head costs does not depend on its weights. Everything from text to answer is timed,
-tokens included. Before timing, theirs and ours must give the same probabilities. Sides take turns; ratios are of a round, and medians over
-the rounds, of wall-clock and of CPU time of the process, which other load on the machine disturbs less.
+On MiniLM in fp32, with heads drawn at random: what a head costs does not depend on its weights. Everything
+from text to answer is timed, tokens included. Before timing, theirs and ours must give the same
+probabilities. Sides take turns; ratios are of a round, and medians over the rounds, of wall-clock and of CPU
+time of the process, which other load on the machine disturbs less.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification, pipeline
 
-from benchmarks.throughput import MINILM
+from benchmarks.sides import MINILM, in_turn, median_ratio, parser_for
 from mtdnn_ds.config.encoder_path import resolve_encoder_path
 from mtdnn_ds.config.recipe import DataSettings, Recipe
 from mtdnn_ds.predict.model import MultiTaskModel
@@ -36,10 +36,15 @@ from mtdnn_ds.tasks.layout import head_layout
 from mtdnn_ds.tasks.resolve import builtin_task
 
 TASKS = ("mnli", "mrpc", "stsb", "qqp", "qnli", "rte", "wnli", "snli", "scitail")
+# file -> columns of its two texts
 TEXTS_OF = {
-    "RTE/dev.tsv": (1, 2), "MRPC/dev.tsv": (3, 4), "STS-B/dev.tsv": (7, 8), "QQP/dev.tsv": (3, 4), "QNLI/dev.tsv": (1, 2),
+    "RTE/dev.tsv": (1, 2),
+    "MRPC/dev.tsv": (3, 4),
+    "STS-B/dev.tsv": (7, 8),
+    "QQP/dev.tsv": (3, 4),
+    "QNLI/dev.tsv": (1, 2),
     "MNLI/dev_matched.tsv": (8, 9),
-}  # fmt: skip
+}
 LARGEST_DIFFERENCE = 1e-5  # of probabilities
 MAX_LENGTH = 128
 
@@ -49,11 +54,8 @@ def read_pairs(glue_dir: Path, num_texts: int) -> list[tuple[str, str]]:
     random = np.random.default_rng(0)
     pairs = []
     for file, (first, second) in TEXTS_OF.items():
-        rows = [
-            row.split("\t")
-            for row in (glue_dir / file).read_text(encoding="utf-8-sig").split("\n")[1:]
-            if row
-        ]
+        lines = (glue_dir / file).read_text(encoding="utf-8-sig").split("\n")[1:]
+        rows = [line.split("\t") for line in lines if line]
         usable = [row for row in rows if len(row) > second and row[first].strip() and row[second].strip()]
         chosen = random.choice(len(usable), size=-(-num_texts // len(TEXTS_OF)), replace=False)
         pairs += [(usable[index][first], usable[index][second]) for index in chosen]
@@ -69,8 +71,10 @@ def make_ours(max_tokens: int) -> MultiTaskModel:
             "train": {"steps": 1},
         }
     )
-    specs, device = tuple(builtin_task(name, DataSettings()) for name in TASKS), torch.device("cpu")
+    device = torch.device("cpu")
+    specs = tuple(builtin_task(name, DataSettings()) for name in TASKS)
     layout = head_layout(specs)
+
     net = run_model(
         recipe, RunData(specs=specs, layout=layout, examples={}), device=device, compute_dtype=torch.float32
     )
@@ -86,12 +90,11 @@ def make_theirs(ours: MultiTaskModel) -> Callable[[list[tuple[str, str]]], list[
     path = resolve_encoder_path(MINILM)
     config = BertConfig.from_pretrained(path, num_labels=3)
     theirs = BertForSequenceClassification.from_pretrained(path, config=config).eval()
-    weights, term = ours.net.state_dict(), ours.layout.terms[0]
+    weights, columns = ours.net.state_dict(), ours.layout.terms[0].columns
     with torch.no_grad():
-        theirs.classifier.weight.copy_(
-            weights["heads.sequence.weight"][term.columns.start : term.columns.stop]
-        )
-        theirs.classifier.bias.copy_(weights["heads.sequence.bias"][term.columns.start : term.columns.stop])
+        theirs.classifier.weight.copy_(weights["heads.sequence.weight"][columns.start : columns.stop])
+        theirs.classifier.bias.copy_(weights["heads.sequence.bias"][columns.start : columns.stop])
+
     tokenizer = AutoTokenizer.from_pretrained(path)
     classify = pipeline(
         "text-classification", model=theirs, tokenizer=tokenizer, batch_size=32, top_k=None, device="cpu"
@@ -100,22 +103,14 @@ def make_theirs(ours: MultiTaskModel) -> Callable[[list[tuple[str, str]]], list[
     def run(pairs: list[tuple[str, str]]) -> list[list[float]]:
         inputs = [{"text": first, "text_pair": second} for first, second in pairs]
         found = classify(inputs, truncation=True, max_length=MAX_LENGTH, padding=True)
-        return [
-            [each["score"] for each in sorted(of_text, key=lambda each: each["label"])] for of_text in found
-        ]
+        by_label = [sorted(of_text, key=lambda each: each["label"]) for of_text in found]
+        return [[each["score"] for each in of_text] for of_text in by_label]
 
     return run
 
 
-def ratio(above: Sequence[float], below: Sequence[float]) -> float:
-    """Median over the rounds."""
-    return round(statistics.median(one / other for one, other in zip(above, below, strict=True)), 3)
-
-
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_for(__doc__)
     parser.add_argument("--glue_dir", type=Path, required=True)
     parser.add_argument("--texts", type=int, default=384)
     parser.add_argument("--rounds", type=int, default=5)
@@ -124,6 +119,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     given = parser.parse_args(arguments)
     torch.set_num_threads(given.threads)
     keep_freed_memory()
+
     pairs = read_pairs(given.glue_dir, given.texts)
     ours = make_ours(given.max_tokens)
     theirs = make_theirs(ours)
@@ -132,31 +128,33 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         "nine": lambda: ours.predict(pairs, tasks=list(TASKS)),
         "theirs": lambda: theirs(pairs),
     }
+
     mine = np.array([list(each["mnli"]["probabilities"].values()) for each in sides["one"]()])
     difference = float(np.abs(mine - np.array(sides["theirs"]())).max())
     assert difference < LARGEST_DIFFERENCE, f"probabilities differ by {difference:.1e}"
     assert list(sides["nine"]()[0]) == list(TASKS)
+
     wall: dict[str, list[float]] = {name: [] for name in sides}
     cpu: dict[str, list[float]] = {name: [] for name in sides}
     for number in range(given.rounds):
-        for name in list(sides) if number % 2 == 0 else list(sides)[::-1]:
+        for name in in_turn(list(sides), number):
             began, cpu_began = time.perf_counter(), time.process_time()
             sides[name]()
             wall[name].append(time.perf_counter() - began)
             cpu[name].append(time.process_time() - cpu_began)
-    result = {
+
+    result: dict[str, Any] = {
         "texts": len(pairs),
         "threads": given.threads,
         "rounds": given.rounds,
         "largest_difference": difference,
     }
     for clock, seconds in (("wall", wall), ("cpu", cpu)):
-        result[clock] = {
-            **{f"{name}_seconds": round(statistics.median(own), 3) for name, own in seconds.items()},
-            "nine_to_one": ratio(seconds["nine"], seconds["one"]),
-            "one_to_theirs_texts_per_second": ratio(seconds["theirs"], seconds["one"]),
-            "nine_to_theirs_texts_per_second": ratio(seconds["theirs"], seconds["nine"]),
-        }
+        figures = {f"{name}_seconds": statistics.median(own) for name, own in seconds.items()}
+        figures["nine_to_one"] = median_ratio(seconds["nine"], seconds["one"])
+        figures["one_to_theirs_texts_per_second"] = median_ratio(seconds["theirs"], seconds["one"])
+        figures["nine_to_theirs_texts_per_second"] = median_ratio(seconds["theirs"], seconds["nine"])
+        result[clock] = {name: round(value, 3) for name, value in figures.items()}
     print(json.dumps(result, indent=1))
     return result
 

@@ -1,22 +1,30 @@
-"""A training step with each regulariser against a plain one, all in one run. Measures time and the size of the added term, not accuracy.
+"""A training step with each regulariser against a plain one. Measures time and size, not accuracy.
 
     python -m benchmarks.regularizers --glue_dir DIR
 
-MiniLM in fp32 on packed micro-batches of GLUE's dev rows, with the encoder's dropout and torch.optim.AdamW. A step is one micro-batch:
-every pass of it forward and backward, and the update. The sides have weights of their own, take the same batches and take turns (A B ...,
-... B A), so a machine that slows down slows all. Batches are made before timing; noise is drawn inside.
+MiniLM in fp32 on packed micro-batches of GLUE's dev rows, with the encoder's dropout and torch.optim.AdamW. A
+step is one micro-batch: every pass of it forward and backward, and the update. The sides have weights of
+their own, take the same batches and take turns (A B ..., ... B A), so a machine that slows down slows all.
+Batches are made before timing; noise is drawn inside.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 
 import torch
 from torch import Tensor
 
-from benchmarks.throughput import MINILM, Side, make_batches, measure
+from benchmarks.sides import (
+    MINILM,
+    Side,
+    add_batch_flags,
+    make_batches,
+    measure,
+    median_ratio,
+    parser_for,
+)
 from mtdnn_ds.batch import PackedBatch
 from mtdnn_ds.config.encoder_path import resolve_encoder_path
 from mtdnn_ds.config.recipe import RegularizerSettings
@@ -52,14 +60,14 @@ def make_side(
         settings, model, specs=specs, layout=layout, seed=0, compute_dtype=torch.float32, device=cpu
     )
 
-    num_passes = 1 if regularizer is None else regularizer.num_passes
-
     def loss(index: int) -> Tensor:
         """The last pass's share of the objective; those before it have gone backward."""
         batch, objective = batches[index], torch.zeros(())
-        for number, one in enumerate(
-            [PLAIN] if regularizer is None else regularizer.passes(batch, batch, index), start=1
-        ):
+        num_passes, passes = 1, iter([PLAIN])
+        if regularizer is not None:
+            num_passes, passes = regularizer.num_passes, iter(regularizer.passes(batch, batch, index))
+
+        for number, one in enumerate(passes, start=1):
             outputs, added_M = model(batch, within=one.within)
             total = losses.sums(mean_losses(losses, outputs, batch.targets)).total.sum()
             if added_M is not None:
@@ -75,33 +83,26 @@ def make_side(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = parser_for(__doc__)
+    add_batch_flags(
+        parser,
+        tasks="cola,sst2,mrpc,stsb,mnli,qnli,rte",
+        batch=16,
+        steps=4,
+        threads=torch.get_num_threads(),
     )
-    parser.add_argument("--glue_dir", required=True, help="folder in the official GLUE layout")
-    parser.add_argument(
-        "--tasks", default="cola,sst2,mrpc,stsb,mnli,qnli,rte", help="names, separated by commas"
-    )
-    parser.add_argument("--batch", type=int, default=16, help="examples per step")
-    parser.add_argument(
-        "--steps", type=int, default=4, help="different batches, each trained on once per repeat"
-    )
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads of torch")
-    parser.add_argument("--cache_dir", default=".cache/mtdnn_ds")
-    parser.set_defaults(max_length=128, seed=0)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     keep_freed_memory()
+
     batches, specs = make_batches(arguments, resolve_encoder_path(MINILM))
     added: dict[str, list[float]] = {name: [] for name in SIDES}
     sides = [make_side(name, settings, specs, batches, added) for name, settings in SIDES.items()]
-    seconds = measure(sides, arguments.steps, warmup=2, repeats=arguments.repeats, device=torch.device("cpu"))
-    # Each repeat's own ratio: the sides of a repeat ran next to each other.
-    ratios = {
-        name: statistics.median(own / plain for own, plain in zip(values, seconds["plain"], strict=True))
-        for name, values in seconds.items()
-    }
+
+    cpu = torch.device("cpu")
+    seconds = measure(sides, arguments.steps, warmup=2, repeats=arguments.repeats, device=cpu).wall
+    ratios = {name: median_ratio(values, seconds["plain"]) for name, values in seconds.items()}
+
     print(f"{'':20}{'ms/step':>10}{'ratio':>8}{'term/example':>14}")
     for name, values in seconds.items():
         term = f"{statistics.median(added[name]):14.2e}" if added[name] else ""

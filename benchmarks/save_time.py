@@ -2,8 +2,9 @@
 
     python -m benchmarks.save_time [--layers 24] [--saves 3] [--folder DIR]
 
-A BERT of BERT-large's shape with random weights, bf16, ZeRO 2, one rank, random gradients for one step, so that AdamW's states exist; then
-checkpoints, at once and in the background, into a temporary folder on the disk of --folder. Prints the medians as JSON.
+A BERT of BERT-large's shape with random weights, bf16, ZeRO 2, one rank, random gradients for one step, so
+that AdamW's states exist; then checkpoints, at once and in the background, into a temporary folder on the
+disk of --folder. Prints the medians as JSON.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from mtdnn_ds.train.engine import start_distributed, start_engine, stop_distribu
 
 
 def build_engine(layers: int) -> Any:
+    """An engine that has done one step."""
     torch.manual_seed(0)
     large = BertConfig(
         vocab_size=30522,
@@ -39,6 +41,7 @@ def build_engine(layers: int) -> Any:
         max_position_embeddings=512,
     )
     model = BertModel(large)
+
     config = {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_clipping": 0.0,
@@ -48,6 +51,7 @@ def build_engine(layers: int) -> Any:
         "checkpoint": {"tag_validation": "Fail"},
     }
     engine = start_engine(model, torch.optim.AdamW(model.parameters(), lr=1e-4), config)
+
     ids = torch.randint(0, 30000, (1, 8))
     engine.backward(engine(ids).last_hidden_state.float().square().mean())
     engine.step()
@@ -65,6 +69,7 @@ def measure(engine: Any, folder: Path, step: int, *, in_background: bool) -> dic
     waited_at = time.perf_counter()
     complete_save(begun)
     end = time.perf_counter()
+
     parts = {name: round(seconds, 2) for name, seconds in written.seconds.items()}
     pause = (begun_at - begin) + (end - waited_at)
     return {
@@ -77,7 +82,10 @@ def measure(engine: Any, folder: Path, step: int, *, in_background: bool) -> dic
 
 
 def _in_pause(parts: dict[str, float], in_background: bool) -> float:
-    return parts.get("snapshot", 0.0) if in_background else sum(parts.values())
+    """Seconds of the parts during which training stands still."""
+    if in_background:
+        return parts.get("snapshot", 0.0)
+    return sum(parts.values())
 
 
 def medians(rows: list[dict[str, float]]) -> dict[str, float]:
@@ -90,6 +98,7 @@ def main() -> None:
     parser.add_argument("--saves", type=int, default=3, help="of each kind; medians are printed")
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()))
     given = parser.parse_args()
+
     start_distributed()
     engine = build_engine(given.layers)
     folder = Path(tempfile.mkdtemp(prefix="save_time_", dir=given.folder))
@@ -97,16 +106,13 @@ def main() -> None:
     try:
         for number in range(given.saves):
             for index, (name, of_kind) in enumerate(rows.items()):
-                of_kind.append(
-                    measure(engine, folder, 2 * number + index + 1, in_background=name != "at once")
-                )
+                step = 2 * number + index + 1
+                of_kind.append(measure(engine, folder, step, in_background=name != "at once"))
                 print(name, json.dumps(of_kind[-1]), "load", os.getloadavg()[0], flush=True)
+
         total = sum(path.stat().st_size for path in next(folder.glob("step_*")).iterdir())
-        print(
-            json.dumps(
-                {"checkpoint": size(total), **{name: medians(of_kind) for name, of_kind in rows.items()}}
-            )
-        )
+        figures = {name: medians(of_kind) for name, of_kind in rows.items()}
+        print(json.dumps({"checkpoint": size(total), **figures}))
     finally:
         shutil.rmtree(folder)
     stop_distributed()
