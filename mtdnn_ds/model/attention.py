@@ -40,12 +40,10 @@ HF_ATTENTION_NAME = "mtdnn_packed"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Dropout:
-    """Dropout of attention probabilities."""
+    """Dropout of attention probabilities: with `keys` its masks come from counters, else from a generator."""
 
     probability: float  # in effect: 0 outside training
-    keys: (
-        Tensor | None
-    )  # (P,), or of one group (S, L), int64: masks come from counters. None: from a generator
+    keys: Tensor | None  # (P,), or of one group (S, L), int64
     stream: int  # of the counters
 
 

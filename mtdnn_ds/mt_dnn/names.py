@@ -88,7 +88,7 @@ ENCODERS: Mapping[str, str] = {
 }
 NO_ENCODERS = ("XLNET", "SAN", "XLM", "T5", "T5G")
 
-# Every key that experiments/exp_def.py reads, now or in an earlier version, and max_seq_len, a flag of
+# Every key that experiments.exp_def reads, now or in an earlier version, and max_seq_len, a flag of
 # prepro_std.py.
 KEYS = (
     "data_format",
