@@ -35,7 +35,7 @@ def write_recipe(folder: Path, encoder: Path, tasks: Any, **more: Any) -> Path:
 
 def opened(recipe_path: Path) -> tuple[RunData, Any]:
     recipe = load_recipe(str(recipe_path), {})
-    data = prepare_run_data(recipe, resolve_tasks(recipe), lambda text: None)
+    data = prepare_run_data(recipe, resolve_tasks(recipe))
     return data, build_plan(recipe, data)
 
 

@@ -175,8 +175,8 @@ def test_launcher_works_from_another_directory(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_tasks_lists_what_is_built_in(capsys: pytest.CaptureFixture[str], official_files: Path) -> None:
-    assert main(["tasks", "--data.glue_dir", str(official_files / "glue")]) == 0
+def test_tasks_lists_what_is_built_in(capsys: pytest.CaptureFixture[str], real_data: Path) -> None:
+    assert main(["tasks", "--data.glue_dir", str(real_data / "glue")]) == 0
     text = capsys.readouterr().out
     (cola,) = [line for line in text.splitlines() if line.split()[:1] == ["cola"]]
     assert cola.split() == [

@@ -227,7 +227,7 @@ def three_tasks(
     }
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     settings = load_recipe(str(folder / "recipe.yaml"), {})
-    return recipe, prepare_run_data(settings, resolve_tasks(settings), lambda text: None)
+    return recipe, prepare_run_data(settings, resolve_tasks(settings))
 
 
 PLAN_NAMES = [

@@ -17,6 +17,7 @@ from mtdnn_ds.config.deepspeed import load_deepspeed_json
 from mtdnn_ds.config.errors import CheckpointError, ConfigError, UserError
 from mtdnn_ds.config.load import dump_recipe, load_recipe
 from mtdnn_ds.config.stages import load_runs
+from mtdnn_ds.data.plan.rates import Mixture
 from mtdnn_ds.data.plan.step_plan import MAX_STEPS, StepPlan
 from mtdnn_ds.monitor.run_monitor import cut_metrics
 from mtdnn_ds.tasks.resolve import resolve_tasks
@@ -168,16 +169,8 @@ def test_flag_is_refused(verb: str, arguments: list[str], message: str) -> None:
 
 
 def test_epochs_that_are_too_many_steps_are_refused() -> None:
-    plan = dict(
-        rates="uniform",
-        temperature=1.0,
-        cap=1,
-        anneal_to=1.0,
-        mixing="per_example",
-        examples_per_step=1,
-        seed=0,
-        data_fingerprint="",
-    )
+    mixture = Mixture(rates="uniform", temperature=1.0, cap=1, anneal_to=1.0, mixing="per_example")
+    plan = dict(mixture=mixture, examples_per_step=1, seed=0, data_fingerprint="")
     with pytest.raises(ConfigError, match="a run of more than 4,294,967,296 steps; make it shorter"):
         StepPlan(sizes={"a": 1}, total_steps=10**300, **plan)  # type: ignore[arg-type]
     assert StepPlan(sizes={"a": 1, "b": 9}, total_steps=MAX_STEPS, **plan).drawn(MAX_STEPS).tolist() == [

@@ -424,7 +424,7 @@ def test_resume_from_nothing(resume: str, message: str, tmp_path: Path) -> None:
 def fit(folder: Path, saved: Mapping[str, Any], overrides: Mapping[str, str]) -> None:
     """Whether a run of `folder`'s recipe with `overrides`, on one rank under ZeRO 2, may go on from the saved state."""
     recipe = load_recipe(str(folder / "recipe.yaml"), overrides)
-    data = prepare_run_data(recipe, resolve_tasks(recipe), lambda text: None)
+    data = prepare_run_data(recipe, resolve_tasks(recipe))
     plan = build_plan(recipe, data)
     topology = {"world_size": 1, "zero_stage": 2, "precision": "fp32"}
     check_fit(
@@ -621,7 +621,7 @@ def test_damaged_weights_file(base: Path, tmp_path: Path) -> None:
 @pytest.mark.distributed
 def test_weights_that_do_not_fit(base: Path) -> None:
     recipe = load_recipe(str(base / "recipe.yaml"), {"tasks": "first"})
-    data = prepare_run_data(recipe, resolve_tasks(recipe), lambda text: None)
+    data = prepare_run_data(recipe, resolve_tasks(recipe))
     model = run_model(recipe, data, device=torch.device("cpu"), compute_dtype=torch.float32)
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
     best = base / "run" / "best" / "average"
@@ -648,7 +648,7 @@ def test_tokenizer_of_another_encoder(base: Path, tmp_path: Path, tiny_encoder: 
         "encoder.random_init": "true",
     }
     recipe = load_recipe(str(base / "recipe.yaml"), flags)
-    data = prepare_run_data(recipe, resolve_tasks(recipe), lambda text: None)
+    data = prepare_run_data(recipe, resolve_tasks(recipe))
     with pytest.raises(ConfigError) as caught:
         run_model(recipe, data, device=torch.device("cpu"), compute_dtype=torch.float32)
     assert (

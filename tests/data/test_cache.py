@@ -21,7 +21,8 @@ from mtdnn_ds.config.errors import ConfigError, DataError
 from mtdnn_ds.config.recipe import Recipe
 from mtdnn_ds.data.cache import build as cache
 from mtdnn_ds.data.cache.build import PreparedSplit, prepare
-from mtdnn_ds.data.cache.tokenize import kept_lengths, load_tokenizer, ragged_ranges
+from mtdnn_ds.data.cache.tokenize import kept_lengths, load_tokenizer
+from mtdnn_ds.data.ragged import ragged_ranges
 from mtdnn_ds.tasks.resolve import resolve_tasks
 from mtdnn_ds.tasks.spec import Source, TaskSpec
 

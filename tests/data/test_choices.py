@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from mtdnn_ds.config.errors import DataError, TrainingError
-from mtdnn_ds.data.batches.collate import collate
+from mtdnn_ds.data.batches.collate import ExampleSets, collate
 from mtdnn_ds.data.batches.packing import pack
 from mtdnn_ds.data.cache.build import prepare
 from mtdnn_ds.data.cache.tokenize import load_tokenizer
@@ -284,7 +284,10 @@ def test_a_query_is_never_parted_over_micro_batches_or_ranks(tmp_path: Path, min
     for members in (members for rank in packing.micro_batches for members in rank if len(members)):
         epochs = np.zeros(len(members), dtype=np.int64)
         batch = collate(
-            epochs, members, epochs, [examples], layout=layout, tasks=[0], filler_ids=np.array([101, 102])
+            epochs,
+            members,
+            epochs,
+            ExampleSets(examples=[examples], tasks=[0], layout=layout, filler_ids=np.array([101, 102])),
         )
         targets = batch.targets["choice"]
         assert np.bincount(targets.groups.numpy()).tolist() == [4] * len(members)
@@ -326,17 +329,17 @@ def test_scores_that_are_not_finite_are_refused() -> None:
         compute_metrics(["mrr"], [np.array([np.nan, 1.0])], [np.array([1, 0])])
 
 
-def test_qnli_questions_with_their_candidates(official_files: Path, tmp_path: Path, minilm: Path) -> None:
+def test_qnli_questions_with_their_candidates(real_data: Path, tmp_path: Path, minilm: Path) -> None:
     from mtdnn_ds.config.recipe import Recipe
     from mtdnn_ds.tasks.resolve import resolve_tasks
 
-    data = {"glue_dir": str(official_files / "glue")}
+    data = {"glue_dir": str(real_data / "glue")}
     recipe = {"encoder": {"path": "x"}, "train": {"steps": 1}, "tasks": ["qnli_ranking"], "data": data}
     (spec,) = resolve_tasks(Recipe.model_validate(recipe))
     split = prepare(
         [spec], tokenizer_path=str(minilm), cache_dir=str(tmp_path), splits=["dev"], say=lambda text: None
     )[spec.name]["dev"]
-    lines = (official_files / "glue/QNLI/dev.tsv").read_text(encoding="utf-8").removesuffix("\n").split("\n")[1:]
+    lines = (real_data / "glue/QNLI/dev.tsv").read_text(encoding="utf-8").removesuffix("\n").split("\n")[1:]
     groups: dict[str, list[bool]] = {}
     for line in lines:
         _, question, _, label = line.split("\t")
@@ -373,7 +376,7 @@ def test_an_example_that_no_micro_batch_holds_is_refused_before_training(
         }
     )
     with pytest.raises(ConfigError) as raised:
-        prepare_run_data(recipe, resolve_tasks(recipe), lambda text: None)
+        prepare_run_data(recipe, resolve_tasks(recipe))
     assert str(raised.value) == (
         "batch.max_tokens_per_micro_batch=30: the longest example of swag/train (row 3) has 32 tokens, and an example is never parted; "
         "raise it, or lower encoder.max_length"

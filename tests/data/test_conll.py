@@ -168,12 +168,12 @@ def test_bad_lists_are_refused(tmp_path: Path, tokens: str, tags: str, problem: 
     assert str(raised.value).splitlines()[1] == f"  line 1: {problem}"
 
 
-def test_the_real_wnut_files(official_files: Path) -> None:
+def test_the_real_wnut_files(real_data: Path) -> None:
     counts = {}
     for split in ("train", "dev", "test"):
         source = Source(
             format="conll",
-            path=str(official_files / f"WNUT17/{split}.conll"),
+            path=str(real_data / f"WNUT17/{split}.conll"),
             text_columns=("0",),
             label_column="-1",
         )

@@ -119,7 +119,7 @@ def test_data_files(file: tuple[str, bytes], on_bad_row: str, tmp_path: Path, ti
 
     def read() -> RunData:
         settings = load_recipe(str(tmp_path / "recipe.yaml"), {})
-        data = prepare_run_data(settings, resolve_tasks(settings), lambda text: None)
+        data = prepare_run_data(settings, resolve_tasks(settings))
         build_plan(settings, data)
         return data
 
@@ -141,6 +141,6 @@ def test_whole_files_are_taken(tmp_path: Path, tiny_encoder: Path) -> None:
         (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
         settings = load_recipe(str(tmp_path / "recipe.yaml"), {})
         assert (
-            prepare_run_data(settings, resolve_tasks(settings), lambda text: None).train_sizes[f"my_{name}"]
+            prepare_run_data(settings, resolve_tasks(settings)).train_sizes[f"my_{name}"]
             >= 1
         )

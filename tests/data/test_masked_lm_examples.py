@@ -13,12 +13,11 @@ from helpers.tiny_encoders import write_tiny_encoder
 
 from mtdnn_ds.config.errors import ConfigError, DataError
 from mtdnn_ds.config.recipe import Recipe
-from mtdnn_ds.data.batches.collate import collate
+from mtdnn_ds.data.batches.collate import ExampleSets, collate
 from mtdnn_ds.data.cache.build import prepare
 from mtdnn_ds.data.cache.tokenize import load_tokenizer
 from mtdnn_ds.data.examples import Gathered, make_examples
-from mtdnn_ds.data.examples.chunks import cut_chunks
-from mtdnn_ds.data.examples.documents import DocumentExamples
+from mtdnn_ds.data.examples.documents import DocumentExamples, cut_chunks
 from mtdnn_ds.data.examples.masks import chosen_tokens, replaced
 from mtdnn_ds.data.rows.documents import sentences
 from mtdnn_ds.tasks.layout import head_layout
@@ -188,10 +187,12 @@ def test_labels_stand_at_masked_places_only_also_after_packing(corpus: Path, min
         np.zeros(5, dtype=np.int64),
         order,
         np.full(5, 3),
-        [examples],
-        layout=head_layout([examples.spec]),
-        tasks=[0],
-        filler_ids=np.array([CLS, SEP]),
+        ExampleSets(
+            examples=[examples],
+            tasks=[0],
+            layout=head_layout([examples.spec]),
+            filler_ids=np.array([CLS, SEP]),
+        ),
     )
     targets = batch.targets["masked_token"]
     starts, rows = batch.cu_seqlens.tolist(), targets.rows.numpy()

@@ -69,13 +69,13 @@ def question(text: str = "Who?", answer: str = "Ada", start: Any = 0, **more: An
 # SQuAD
 
 
-def test_real_squad_files_parse(official_files: Path) -> None:
+def test_real_squad_files_parse(real_data: Path) -> None:
     for name, num_rows, num_unanswerable in (
         ("dev-v1.1-partA", 5169, 0),
         ("dev-v1.1-partB", 5401, 0),
         ("dev-v2.0-sample", 1494, 769),
     ):
-        rows = rows_of(span_task(official_files / f"SQuAD/{name}.json"))
+        rows = rows_of(span_task(real_data / f"SQuAD/{name}.json"))
         assert (len(rows), sum(row.label == 0 for row in rows)) == (num_rows, num_unanswerable)
         for row in rows:
             start, end = row.extra["answer_start"], row.extra["answer_end"]
@@ -85,7 +85,7 @@ def test_real_squad_files_parse(official_files: Path) -> None:
                 if row.label
                 else (start, end) == (-1, -1)
             )
-    first = rows_of(span_task(official_files / "SQuAD/dev-v1.1-partB.json"))[0]
+    first = rows_of(span_task(real_data / "SQuAD/dev-v1.1-partB.json"))[0]
     assert (first.texts[0], first.label, first.extra["id"]) == (
         "Which NFL team represented the AFC at Super Bowl 50?",
         1.0,
@@ -202,8 +202,8 @@ def test_a_test_split_needs_no_answers(tmp_path: Path) -> None:
 # CoQA and QuAC
 
 
-def test_real_coqa_files_parse(official_files: Path) -> None:
-    spec = task({}, {"coqa_dir": str(official_files / "CoQA")}, name="coqa")
+def test_real_coqa_files_parse(real_data: Path) -> None:
+    spec = task({}, {"coqa_dir": str(real_data / "CoQA")}, name="coqa")
     train, dev = rows_of(spec), rows_of(spec, "dev")
     assert Counter(ANSWER_TYPES[int(row.label)] for row in (*train, *dev)) == {
         "span": 28,
@@ -227,8 +227,8 @@ def test_real_coqa_files_parse(official_files: Path) -> None:
     assert ANSWER_TYPES[int(train[13].label)] == "unknown" and train[13].extra["answer_start"] == -1
 
 
-def test_real_quac_files_parse(official_files: Path) -> None:
-    spec = task({"history_turns": 1}, {"quac_dir": str(official_files / "QuAC")}, name="quac")
+def test_real_quac_files_parse(real_data: Path) -> None:
+    spec = task({"history_turns": 1}, {"quac_dir": str(real_data / "QuAC")}, name="quac")
     train, dev = rows_of(spec), rows_of(spec, "dev")
     assert (len(train), len(dev)) == (39, 41)
     second = dev[1]  # yesno is y: a span all the same
@@ -323,15 +323,16 @@ def without_place(rows: list[CheckedRow]) -> list[Any]:
 
 def test_conversations_as_on_the_hub_give_the_same_rows(official_files: Path, tmp_path: Path) -> None:
     """Tables made of the official files as the hub's own conversion made them; the hub's CoQA has one person's answers."""
-    story = json.loads((official_files / "CoQA/coqa-train-v1.0.json").read_text())["data"][0]
-    answers = story["answers"]
     columns = {"input_text": "input_text", "answer_start": "span_start", "answer_end": "span_end"}
-    row = {
-        "story": story["story"],
-        "questions": [each["input_text"] for each in story["questions"]],
-        "answers": {ours: [each[theirs] for each in answers] for ours, theirs in columns.items()},
-    }
-    (tmp_path / "coqa.jsonl").write_text(json.dumps(row) + "\n")
+    rows = [
+        {
+            "story": story["story"],
+            "questions": [each["input_text"] for each in story["questions"]],
+            "answers": {ours: [each[theirs] for each in story["answers"]] for ours, theirs in columns.items()},
+        }
+        for story in json.loads((official_files / "CoQA/coqa-train-v1.0.json").read_text())["data"]
+    ]
+    (tmp_path / "coqa.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     spec = talk_task(tmp_path / "coqa.jsonl", text_columns=["questions", "story"], label_column="answers")
     official = task({}, {"coqa_dir": str(official_files / "CoQA")}, name="coqa")
     assert without_place(rows_of(spec)) == without_place(rows_of(official))

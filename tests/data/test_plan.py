@@ -13,7 +13,7 @@ import pytest
 
 from mtdnn_ds.config.errors import CheckpointError, ConfigError
 from mtdnn_ds.data.plan.permutation import permute
-from mtdnn_ds.data.plan.rates import annealed_alpha, check_explicit_rates, task_rates
+from mtdnn_ds.data.plan.rates import Mixture, annealed_alpha, check_explicit_rates, task_rates
 from mtdnn_ds.data.plan.step_plan import StepPlan, steps_for_epochs
 
 # Training rows of CoLA, SST-2, MRPC, STS-B, QQP, MNLI, QNLI, RTE, WNLI in official GLUE.
@@ -47,11 +47,12 @@ GLUE_WEIGHTS: dict[str, np.ndarray] = {
 
 
 def plan_of(sizes: dict[str, int] = GLUE, **changes: Any) -> StepPlan:
-    settings: dict[str, Any] = dict(
-        rates="proportional", temperature=2.0, cap=131072, anneal_to=0.2, mixing="per_example", examples_per_step=32, seed=7,
-        total_steps=1000, data_fingerprint="",
-    )  # fmt: skip
-    return StepPlan(sizes=sizes, **{**settings, **changes})
+    mixture: dict[str, Any] = dict(
+        rates="proportional", temperature=2.0, cap=131072, anneal_to=0.2, mixing="per_example"
+    )
+    mixture |= {name: changes.pop(name) for name in mixture if name in changes}
+    settings: dict[str, Any] = dict(examples_per_step=32, seed=7, total_steps=1000, data_fingerprint="")
+    return StepPlan(sizes=sizes, mixture=Mixture(**mixture), **{**settings, **changes})
 
 
 def window_errors(plan: StepPlan, first_step: int, num_steps: int, expected_N: np.ndarray) -> np.ndarray:

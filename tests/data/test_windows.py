@@ -44,9 +44,9 @@ def sequences(examples: Examples) -> list[tuple[list[int], list[int], list[float
 
 @pytest.mark.parametrize(("max_length", "stride"), [(96, 24), (128, None), (384, 128)])
 def test_windows_and_labels_equal_transformers_on_real_questions(
-    max_length: int, stride: int | None, official_files: Path, minilm: Path, tmp_path: Path
+    max_length: int, stride: int | None, real_data: Path, minilm: Path, tmp_path: Path
 ) -> None:
-    data = json.loads((official_files / "SQuAD/dev-v2.0-sample.json").read_text())
+    data = json.loads((real_data / "SQuAD/dev-v2.0-sample.json").read_text())
     data["data"] = [{"title": "x", "paragraphs": article["paragraphs"][:6]} for article in data["data"]]
     path = write(tmp_path / "train.json", data)
     settings = {} if stride is None else {"stride": stride}
@@ -321,8 +321,8 @@ def test_a_conversation_is_answered_from_its_most_knowing_window(minilm: Path, t
     assert decoded.references == [["two"], ["Yes"], ["unknown"]]
 
 
-def test_quac_answers_are_always_pieces_of_the_text(official_files: Path, minilm: Path, tmp_path: Path) -> None:
-    spec = task({}, {"quac_dir": str(official_files / "QuAC")}, name="quac")
+def test_quac_answers_are_always_pieces_of_the_text(real_data: Path, minilm: Path, tmp_path: Path) -> None:
+    spec = task({}, {"quac_dir": str(real_data / "QuAC")}, name="quac")
     examples = made(spec, minilm, tmp_path / "cache", 384, "dev")
     spans = scored(examples, [{"span": (0, 2, 1.0)}] * examples.num_examples)
     kinds = np.zeros((examples.num_examples, 4), dtype=np.float32)

@@ -97,8 +97,8 @@ def test_sequences_and_labels_equal_transformers(max_length: int, tmp_path: Path
     assert gathered.targets[0].examples.tolist() == sorted(gathered.targets[0].examples.tolist())
 
 
-def test_real_sentences_equal_transformers(tmp_path: Path, minilm: Path, official_files: Path) -> None:
-    lines = (official_files / "WNUT17" / "dev.conll").read_text(encoding="utf-8").strip().split("\n\n")[:200]
+def test_real_sentences_equal_transformers(tmp_path: Path, minilm: Path, real_data: Path) -> None:
+    lines = (real_data / "WNUT17" / "dev.conll").read_text(encoding="utf-8").strip().split("\n\n")[:200]
     sentences = [
         ([line.split("\t")[0] for line in part.split("\n")], [0] * len(part.split("\n"))) for part in lines
     ]

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 import statistics
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
 import pytest
 import yaml
 from helpers.processes import run_command, training_lines, write_json, zero_config
+from plotly.offline import get_plotlyjs
 
+from mtdnn_ds.commands.adapt import amount_of
 from mtdnn_ds.config.errors import ConfigError
-from mtdnn_ds.experiments.adapt import _amount
 from mtdnn_ds.experiments.compare import warmup_of
 
 TASKS = ["quickstart_sentiment", "quickstart_entailment", "quickstart_similarity"]
@@ -50,13 +51,14 @@ def rows(path: Path) -> list[dict[str, str]]:
 
 
 def picture(path: Path, names: set[str]) -> None:
-    """The page and the picture beside it are there, say these names, and fetch nothing."""
-    root = ElementTree.parse(path.with_suffix(".svg")).getroot()
-    texts = {element.text for element in root.iter("{http://www.w3.org/2000/svg}text")}
-    assert root.tag == "{http://www.w3.org/2000/svg}svg" and names <= texts, texts
-    assert "var(--" not in path.with_suffix(".svg").read_text()
+    """The page is there with its figure, says these names, and fetches nothing."""
     page = path.with_suffix(".html").read_text()
-    assert page.startswith("<!doctype html>") and all(name in page for name in names) and "src=" not in page
+    assert page.startswith("<!doctype html>") and "src=" not in page.replace(get_plotlyjs(), "")
+    (figure,) = re.findall(r'<script type="application/json">(.*?)</script>', page)
+    traces = json.loads(figure)["data"]
+    texts = {str(text) for trace in traces for text in (trace.get("name"), *trace["x"])}
+    assert names <= texts, texts
+    assert all(name in page for name in names)
 
 
 def last_score(trial: Path, task: str) -> float:
@@ -237,7 +239,7 @@ def test_adapts_table_and_picture(adapted: tuple[Path, str]) -> None:
 
 def test_every_wrong_amount_is_named() -> None:
     with pytest.raises(ConfigError) as raised:
-        _amount(fractions="0.1,2,x", samplings="0", epochs="-1", min_steps="1.5")
+        amount_of(fractions="0.1,2,x", samplings="0", epochs="-1", min_steps="1.5")
     assert list(raised.value.problems) == [
         "--fractions 2: must be numbers above 0 and at most 1, e.g. 0.001,0.01,0.1,1",
         "--fractions x: must be numbers above 0 and at most 1, e.g. 0.001,0.01,0.1,1",

@@ -32,7 +32,7 @@ from transformers import (
 
 from mtdnn_ds.cli import main
 from mtdnn_ds.config.errors import CheckpointError, ConfigError
-from mtdnn_ds.export.run import Exported, export_run
+from mtdnn_ds.export.run import ExportedFolder, export_run
 from mtdnn_ds.runs.evaluate import predict
 from mtdnn_ds.runs.model_folder import default_checkpoint, open_model
 from mtdnn_ds.runs.setup import prepare_run_data
@@ -98,7 +98,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, official_files: Path, minilm:
 class Export:
     run: Path
     folder: Path
-    made: Mapping[str, Exported]
+    made: Mapping[str, ExportedFolder]
     ours: Mapping[str, np.ndarray]  # task -> the run's own outputs for all dev rows, in their order
 
 
@@ -109,7 +109,7 @@ def exports(runs: Path) -> dict[str, Export]:
     for name in RUNS:
         made = export_run(str(runs / name), str(runs / f"exported_{name}"), checkpoint="latest")
         loaded = open_model(str(runs / name), "latest", device=CPU)
-        data = prepare_run_data(loaded.recipe, loaded.specs, lambda text: None)
+        data = prepare_run_data(loaded.recipe, loaded.specs)
         wanted = [(task, "dev") for task in range(len(loaded.specs))]
         outputs = predict(loaded.model, wanted, data, loaded.settings, CPU)
         ours = {spec.name: own[0].values for spec, own in zip(loaded.specs, outputs, strict=True)}
@@ -332,7 +332,7 @@ def test_whole_model_opens_without_its_data_and_encoder(
     loaded = open_model(str(moved), device=CPU)
     assert [spec.name for spec in loaded.specs] == TASKS and all(spec.splits == {} for spec in loaded.specs)
     original = open_model(str(exports["ranks2_zero3"].run), "latest", device=CPU)
-    data = prepare_run_data(original.recipe, original.specs, lambda text: None)
+    data = prepare_run_data(original.recipe, original.specs)
     wanted = [(task, "dev") for task in range(len(TASKS))]
     outputs = predict(loaded.model, wanted, data, loaded.settings, CPU)
     for name, own in zip(TASKS, outputs, strict=True):

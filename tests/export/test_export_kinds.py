@@ -40,7 +40,7 @@ from transformers import (
 from mtdnn_ds.config.errors import ConfigError
 from mtdnn_ds.config.load import load_recipe
 from mtdnn_ds.export.opened import open_run
-from mtdnn_ds.export.run import Exported, export_run
+from mtdnn_ds.export.run import ExportedFolder, export_run
 from mtdnn_ds.export.samples import take_samples, with_outputs
 from mtdnn_ds.runs.model_folder import open_model
 from mtdnn_ds.runs.setup import RunData, run_model
@@ -163,7 +163,7 @@ def encoders(tmp_path_factory: pytest.TempPathFactory, minilm: Path) -> Mapping[
     return {"bert": write_tiny_encoder(folder / "bert", minilm, initializer_range=0.1), **written}
 
 
-def by_name(made: list[Exported]) -> dict[str, Exported]:
+def by_name(made: list[ExportedFolder]) -> dict[str, ExportedFolder]:
     assert all(each.parity is None or each.parity.difference < 1e-5 for each in made), made
     return {each.name: each for each in made}
 
@@ -261,7 +261,7 @@ def test_other_encoders_are_plain_or_say_why(encoders: Mapping[str, Path], tmp_p
 @pytest.fixture(scope="module")
 def others(
     encoders: Mapping[str, Path], tmp_path_factory: pytest.TempPathFactory
-) -> tuple[str, Path, dict[str, Exported]]:
+) -> tuple[str, Path, dict[str, ExportedFolder]]:
     """A run of tasks without a plain class, beside one that has one, in two groups with changes of their own; exported."""
     folder = tmp_path_factory.mktemp("others")
     plugins = [str(ROOT / "recipes/own_kind/ordinal.py")]
@@ -275,7 +275,7 @@ def others(
     return run, folder / "out", by_name(export_run(run, str(folder / "out")))
 
 
-def test_what_has_no_plain_class_says_so_and_is_ours(others: tuple[str, Path, dict[str, Exported]]) -> None:
+def test_what_has_no_plain_class_says_so_and_is_ours(others: tuple[str, Path, dict[str, ExportedFolder]]) -> None:
     _, folder, made = others
     assert {task: (made[f"tasks/{task}"].loads_with, made[f"tasks/{task}"].note) for task in OTHERS} == {
         "rte": (
@@ -303,7 +303,7 @@ def test_what_has_no_plain_class_says_so_and_is_ours(others: tuple[str, Path, di
     assert "No plain transformers class: transformers has no stochastic answer network (head: san)." in card
 
 
-def test_folders_of_ours_answer_as_the_run(others: tuple[str, Path, dict[str, Exported]]) -> None:
+def test_folders_of_ours_answer_as_the_run(others: tuple[str, Path, dict[str, ExportedFolder]]) -> None:
     """All terms of all tasks, of the whole model and of each task's own folder."""
     run, folder, _ = others
     opened = open_run(run, "best/average")
@@ -323,7 +323,7 @@ def test_folders_of_ours_answer_as_the_run(others: tuple[str, Path, dict[str, Ex
 
 
 def test_python_files_of_a_folder_run_only_when_trusted(
-    others: tuple[str, Path, dict[str, Exported]], tmp_path: Path
+    others: tuple[str, Path, dict[str, ExportedFolder]], tmp_path: Path
 ) -> None:
     _, folder, _ = others
     moved = shutil.copytree(folder / "tasks/reviews", tmp_path / "reviews")
@@ -369,7 +369,7 @@ def test_tasks_of_shared_encoders_have_their_own(
     assert float((first - second).detach().abs().max()) > 0.01
 
 
-def test_onnx_of_other_kinds(others: tuple[str, Path, dict[str, Exported]], tmp_path: Path) -> None:
+def test_onnx_of_other_kinds(others: tuple[str, Path, dict[str, ExportedFolder]], tmp_path: Path) -> None:
     (made,) = export_run(others[0], str(tmp_path / "others"), format="onnx")
     assert made.parity is not None and made.parity.difference < 1e-4
     assert [*json.loads((made.folder / "tasks.json").read_text())] == [

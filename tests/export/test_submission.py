@@ -126,12 +126,12 @@ def test_label_words_stand_in_the_order_of_the_heads_classes() -> None:
     assert [file.name for file in GLUE_FILES if not file.words] == ["STS-B.tsv"]
 
 
-def test_most_frequent_labels_are_those_of_the_dev_sets(official_files: Path) -> None:
+def test_most_frequent_labels_are_those_of_the_dev_sets(real_data: Path) -> None:
     columns = {"CoLA": ("dev", 1), "SST-2": ("dev", 1), "MRPC": ("dev", 0), "MNLI": ("dev_matched", -1), "QNLI": ("dev", -1), "RTE": ("dev", -1),
                "WNLI": ("dev", -1)}  # fmt: skip
     for folder, (file, column) in columns.items():
         rows = (
-            (official_files / f"glue/{folder}/{file}.tsv")
+            (real_data / f"glue/{folder}/{file}.tsv")
             .read_text(encoding="utf-8-sig")
             .splitlines()[folder != "CoLA" :]
         )

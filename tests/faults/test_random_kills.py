@@ -1,6 +1,6 @@
 """Promise 4 under torchrun: random ranks killed at random moments, restarted by themselves, and nothing is lost. Real processes, dropout on.
 
-Three kills in the default suite; the twenty of the bar with `-m slow`. MTDNN_KILL_SEED chooses other moments; the seed is printed.
+Three kills in the default suite; the twenty of the bar with `-m bars`. MTDNN_KILL_SEED chooses other moments; the seed is printed.
 """
 
 from __future__ import annotations
@@ -168,7 +168,7 @@ def test_three_random_kills_lose_nothing(base: Path) -> None:
     check(base, "three", 3, SEED)
 
 
-@pytest.mark.slow
+@pytest.mark.bars
 @pytest.mark.timeout(3600)
 def test_twenty_random_kills_lose_nothing(base: Path) -> None:
     check(base, "twenty", 20, SEED)

@@ -15,7 +15,7 @@ from torch.nn import functional
 from transformers import AutoTokenizer, BertForMultipleChoice, BertForTokenClassification, BertModel
 
 from mtdnn_ds.config.recipe import Recipe
-from mtdnn_ds.data.batches.collate import collate
+from mtdnn_ds.data.batches.collate import ExampleSets, collate
 from mtdnn_ds.data.cache.build import prepare
 from mtdnn_ds.data.examples import make_examples
 from mtdnn_ds.losses.forms import build_losses, read_out
@@ -66,10 +66,12 @@ class Pipeline:
             zeros,
             everything,
             zeros,
-            [self.examples],
-            layout=self.layout,
-            tasks=[0],
-            filler_ids=np.array([101, 102]),
+            ExampleSets(
+                examples=[self.examples],
+                tasks=[0],
+                layout=self.layout,
+                filler_ids=np.array([101, 102]),
+            ),
         )
 
     def loss(self) -> Tensor:

@@ -24,7 +24,7 @@ from transformers import (
 
 from mtdnn_ds.batch.packed import PackedBatch
 from mtdnn_ds.config.errors import ConfigError
-from mtdnn_ds.data.batches.collate import collate
+from mtdnn_ds.data.batches.collate import ExampleSets, collate
 from mtdnn_ds.losses.forms import build_losses
 from mtdnn_ds.losses.objective import micro_batch_loss, term_coefficients
 from mtdnn_ds.model.encoder import load_encoder
@@ -171,10 +171,12 @@ def batch_of(corpus: Path, minilm: Path, *, next_sentence: bool) -> tuple[Packed
         np.zeros(8, dtype=np.int64),
         chosen,
         np.full(8, 2),
-        [examples],
-        layout=head_layout([spec]),
-        tasks=[0],
-        filler_ids=np.array([101, 102]),
+        ExampleSets(
+            examples=[examples],
+            tasks=[0],
+            layout=head_layout([spec]),
+            filler_ids=np.array([101, 102]),
+        ),
     )
     return batch, spec
 

@@ -18,7 +18,7 @@ from transformers import AutoModel, PreTrainedModel
 from mtdnn_ds.batch import PackedBatch
 from mtdnn_ds.config.errors import ConfigError
 from mtdnn_ds.config.load import load_recipe
-from mtdnn_ds.data.batches.collate import collate
+from mtdnn_ds.data.batches.collate import ExampleSets, collate
 from mtdnn_ds.data.batches.packing import pack
 from mtdnn_ds.data.batches.sharing_parts import num_fillers
 from mtdnn_ds.data.examples import Gathered, TargetRows
@@ -84,11 +84,7 @@ def batch_of(drawn: Sequence[tuple[int, int]], sharing: Sharing) -> PackedBatch:
         tasks,
         examples,
         np.zeros_like(tasks),
-        SETS,
-        layout=LAYOUT,
-        tasks=range(3),
-        filler_ids=FILLER,
-        sharing=sharing,
+        ExampleSets(examples=SETS, tasks=range(3), layout=LAYOUT, filler_ids=FILLER, sharing=sharing),
     )
 
 

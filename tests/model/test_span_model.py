@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy
 from transformers import BertForQuestionAnswering
 
 from mtdnn_ds.batch import Targets
-from mtdnn_ds.data.batches.collate import collate
+from mtdnn_ds.data.batches.collate import ExampleSets, collate
 from mtdnn_ds.losses.forms import build_losses
 from mtdnn_ds.losses.objective import micro_batch_loss, task_scales, term_coefficients
 from mtdnn_ds.losses.span import span_losses
@@ -105,10 +105,7 @@ def step(model: MultiTaskNet, specs: tuple[TaskSpec, ...], sets: list[Any], cuts
             index[cut],
             windows[cut],
             np.zeros(len(cut), dtype=np.int64),
-            sets,
-            layout=layout,
-            tasks=range(2),
-            filler_ids=np.array([101, 102]),
+            ExampleSets(examples=sets, tasks=range(2), layout=layout, filler_ids=np.array([101, 102])),
         )
         for cut in map(np.array, cuts)
     ]

@@ -63,7 +63,7 @@ def dev_rows(base: Path, task: str) -> list[Any]:
 @pytest.fixture(scope="module")
 def evaluated(all_kinds_run: Path, model: MultiTaskModel) -> dict[str, Any]:
     """Task -> what evaluation predicts for each row of its dev split."""
-    data = prepare_run_data(model.recipe, resolve_tasks(model.recipe), lambda text: None)
+    data = prepare_run_data(model.recipe, resolve_tasks(model.recipe))
     wanted = [(index, "dev") for index, spec in enumerate(data.specs) if spec.kind != "masked_lm"]
     outputs = predict_split(model.net, wanted, data, model.settings, model.device)
     names = [data.specs[index].name for index, _ in wanted]

@@ -20,6 +20,7 @@ from mtdnn_ds.commands.verbs import VERBS, Verb
 from mtdnn_ds.config.deepspeed_check import key_problems
 from mtdnn_ds.config.schema import field_docs
 from mtdnn_ds.config.stages import load_runs
+from mtdnn_ds.data.plan.rates import Mixture
 from mtdnn_ds.data.plan.step_plan import StepPlan, steps_for_epochs
 from mtdnn_ds.losses.objective import task_scales, term_coefficients
 from mtdnn_ds.monitor.flops import activation_bytes, model_state_bytes
@@ -299,10 +300,10 @@ def test_worked_example_of_rates() -> None:
     table = rows_under("docs/mixing.md", "Four tasks of GLUE")
     assert [row[0] for row in table] == ["proportional", "temperature", "cap", "uniform", "annealed"]
     for mode, *cells in table:
+        mixture = Mixture(rates=mode, temperature=2.0, cap=131_072, anneal_to=0.2, mixing="per_example")
         plan = StepPlan(
-            sizes=SIZES, rates=mode, temperature=2.0, cap=131_072, anneal_to=0.2, mixing="per_example", examples_per_step=32, seed=0,
-            total_steps=1000, data_fingerprint="",
-        )  # fmt: skip
+            sizes=SIZES, mixture=mixture, examples_per_step=32, seed=0, total_steps=1000, data_fingerprint=""
+        )
         drawn = plan.drawn(1000)
         computed = np.stack([drawn / drawn.sum(), drawn, plan.epochs(1000)], axis=1)
         np.testing.assert_allclose(computed, [numbers(cell) for cell in cells], rtol=0, atol=5.01e-3)

@@ -9,19 +9,25 @@ import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 from helpers.browser import chromium
 from helpers.finished_run import HOSTILE
 from helpers.processes import training_lines
+from playwright.sync_api import expect
+from plotly.offline import get_plotlyjs
 
 from mtdnn_ds.cli import main, read_arguments
 from mtdnn_ds.commands.verbs import VERBS
 from mtdnn_ds.config.errors import ConfigError
-from mtdnn_ds.report.chart import svg_file
+from mtdnn_ds.report.chart import Card, Chart
+from mtdnn_ds.report.matrices import matrix_chart
+from mtdnn_ds.report.page import Section, page
 from mtdnn_ds.report.plots import Series, bar_chart, line_chart
-from mtdnn_ds.report.runs import read_runs, smoothed, thinned
-from mtdnn_ds.report.svg import Scale, escape, number, ticks
+from mtdnn_ds.report.runs import read_runs
+from mtdnn_ds.report.smoothing import smoothed, thinned
+from mtdnn_ds.report.style import escape, escape_label, number
 
 TASKS = ["cola", "mnli", "mrpc", "quickstart_sentiment", "rte", "shop", "stsb", "wnut17"]
 
@@ -62,23 +68,22 @@ def reports(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> dic
 
 
 class Page(HTMLParser):
-    """Tables as lists of cell texts, charts by section and title with what the pointer shows, scripts, and every address."""
+    """Tables as lists of cell texts, figures by section and title as plotly is given them, scripts, and every address."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
         self.rows: list[list[str]] = []
-        self.charts: dict[str, dict[str, Any]] = {}
-        self.scripts = 0
+        self.figures: dict[str, dict[str, Any]] = {}
+        self.scripts: list[str] = []
         self.addresses: list[str] = []
         self.text = ""
-        self._hover: dict[str, Any] = {}
+        self._title = ""
         self._section = ""
         self._in: list[str] = []
         self.feed(path.read_text(encoding="utf-8"))
 
     def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
         given = dict(attributes)
-        self.scripts += tag == "script"
         self.addresses += [
             value or ""
             for name, value in attributes
@@ -86,52 +91,75 @@ class Page(HTMLParser):
         ]
         assert not [name for name, _ in attributes if name.startswith("on")], attributes
         assert tag not in ("img", "iframe", "object", "embed"), tag
-        if tag == "figure":
-            self._hover = json.loads(given.get("data-hover") or "{}")
+        if tag == "script":
+            assert given in ({}, {"type": "application/json"}), given
+            if not given:
+                self.scripts.append("")
+            self._in.append("json" if given else "script")
         if tag == "section":
             self._section = given.get("id") or ""
         if tag == "tr":
             self.rows.append([])
         if tag in ("td", "th"):
             self.rows[-1].append("")
+        if tag == "figcaption":
+            self._title = ""
         if tag in ("td", "th", "figcaption"):
             self._in.append(tag)
 
     def handle_endtag(self, tag: str) -> None:
-        if self._in and tag == self._in[-1]:
+        if self._in and (tag == self._in[-1] or tag == "script"):
             self._in.pop()
 
     def handle_data(self, data: str) -> None:
-        self.text += data
-        if self._in and self._in[-1] == "figcaption":
-            self.charts[f"{self._section}: {data}"] = self._hover
-        elif self._in:
+        place = self._in[-1] if self._in else ""
+        if place == "script":
+            self.scripts[-1] += data
+        elif place == "json":
+            self.figures[f"{self._section}: {self._title}"] = json.loads(data)
+        else:
+            self.text += data
+        if place == "figcaption":
+            self._title += data
+        elif place in ("td", "th"):
             self.rows[-1][-1] += data
+
+    def curves(self, title: str) -> dict[str, tuple[list[float], list[float]]]:
+        """The curves of a figure that have a name: x and y of each."""
+        return {
+            trace["name"]: (trace["x"], trace["y"])
+            for trace in self.figures[title]["data"]
+            if "name" in trace
+        }
+
+    def curve(self, title: str) -> tuple[list[float], list[float]]:
+        """The only curve of a figure."""
+        (points,) = self.curves(title).values()
+        return points
 
 
 def test_the_page_is_complete_in_itself(reports: dict[str, Path]) -> None:
     for name in ("one", "two"):
         page = Page(reports[name])
-        assert page.scripts == 1 and {
-            address for address in page.addresses if not address.startswith("#")
-        } == {"data:,"}
+        plotly, own = page.scripts
+        assert plotly == get_plotlyjs() and "Plotly.react" in own
+        assert {address for address in page.addresses if not address.startswith("#")} == {"data:,"}
         text = reports[name].read_text()
-        assert "default-src 'none'" in text and "@import" not in text and "url(" not in text
+        assert text.count("plotly.js v") == 1, "plotly's script stands there once"
+        rest = text.replace(plotly, "")
+        assert len(rest) < 600_000 and "default-src 'none'" in rest
+        assert "@import" not in rest and "url(" not in rest
 
 
 def test_curves_are_the_logs(reports: dict[str, Path], finished_run: Path) -> None:
     page, lines = Page(reports["one"]), training_lines(finished_run)
-    assert page.charts["losses: objective"]["series"][0]["x"] == list(range(1, 13))
+    assert page.curve("losses: objective")[0] == list(range(1, 13))
     for title, field in (("losses: objective", "loss"), ("health: learning rate", "lr"), ("health: gradient norm before clipping", "grad_norm"),
                          ("health: real tokens a second, all ranks", "tokens_per_second"),
                          ("health: rank imbalance: cost of the busiest rank / mean", "rank_imbalance"),
                          ("health: padding efficiency: real tokens / tokens computed", "padding_efficiency")):  # fmt: skip
-        assert page.charts[title]["series"][0]["y"] == pytest.approx(
-            [line[field] for line in lines], rel=1e-5
-        ), title
-    together = {
-        series["name"]: series["y"] for series in page.charts["losses: every task, smoothed"]["series"]
-    }
+        assert page.curve(title)[1] == pytest.approx([line[field] for line in lines], rel=1e-5), title
+    together = {name: y for name, (_, y) in page.curves("losses: every task, smoothed").items()}
     assert list(together) == TASKS
     for task in TASKS:
         assert together[task] == pytest.approx(
@@ -142,19 +170,19 @@ def test_curves_are_the_logs(reports: dict[str, Path], finished_run: Path) -> No
         for line in (finished_run / "metrics.jsonl").read_text().splitlines()
         if '"eval"' in line
     ]
-    mnli = {series["name"]: series["y"] for series in page.charts["metrics: mnli"]["series"]}
+    mnli = {name: y for name, (_, y) in page.curves("metrics: mnli").items()}
     assert mnli == {
         name: pytest.approx([line["eval"]["mnli"][name] for line in evaluations])
         for name in ("accuracy", "accuracy_mm")
     }
-    assert page.charts["losses: stsb"]["series"][0]["y"] == pytest.approx(
+    assert page.curve("losses: stsb")[1] == pytest.approx(
         [line["task_loss"]["stsb"] for line in lines], rel=1e-5
     )
-    assert page.charts["metrics: average of the tasks' scores"]["series"][0]["x"] == [4, 8, 12]
-    assert page.charts["metrics: average of the tasks' scores"]["series"][0]["y"] == pytest.approx(
+    assert page.curve("metrics: average of the tasks' scores")[0] == [4, 8, 12]
+    assert page.curve("metrics: average of the tasks' scores")[1] == pytest.approx(
         [line["average"] for line in evaluations], rel=1e-5
     )
-    assert page.charts["metrics: cola: matthews"]["series"][0]["y"] == pytest.approx(
+    assert page.curve("metrics: cola: matthews")[1] == pytest.approx(
         [line["eval"]["cola"]["matthews"] for line in evaluations]
     )
 
@@ -188,7 +216,7 @@ def test_the_mixture_is_drawn_beside_the_plan(reports: dict[str, Path], finished
         for task, count in line["task_examples"].items():
             drawn[task] = drawn.get(task, 0) + count
     page = Page(reports["one"])
-    so_far = {series["name"]: series["y"][-1] for series in page.charts["mixture: examples so far"]["series"]}
+    so_far = {name: y[-1] for name, (_, y) in page.curves("mixture: examples so far").items()}
     assert so_far == drawn == dict.fromkeys(TASKS, 24)
     text = reports["one"].read_text()
     assert "cola, planned: 12.50 %" in text and "cola, drawn: 12.50 %" in text
@@ -228,9 +256,16 @@ def test_what_is_missing_is_said_and_stops_are_marked(reports: dict[str, Path]) 
     assert "other: metrics.jsonl: 1 lines cannot be read and are left out" in page.text
     assert "other: plan.json is not there" in page.text
     assert page.text.count("left out (--no_predictions): confusions and worst errors") == 2
-    assert "other: stopped after step 5 at 2026-01-02T03:04:05+00:00: rank 0: <b>SIGTERM</b>" in page.text
-    assert "other: went on from step 8: later steps were lost with a process, and done again" in page.text
-    assert [series["name"] for series in page.charts["losses: objective"]["series"]] == ["run", "other"]
+    marks = [mark["hovertext"] for mark in page.figures["losses: objective"]["layout"]["annotations"]]
+    assert marks == [
+        "other: stopped after step 5 at 2026-01-02T03:04:05+00:00: rank 0: &lt;b&gt;SIGTERM&lt;/b&gt;",
+        "other: went on from step 8: later steps were lost with a process, and done again",
+    ]
+    stops = [row[1:] for row in page.rows if row[:2] == ["other", "after step 5"]]
+    assert stops == [
+        ["after step 5", "stopped after step 5 at 2026-01-02T03:04:05+00:00: rank 0: <b>SIGTERM</b>"]
+    ]
+    assert list(page.curves("losses: objective")) == ["run", "other"]
 
 
 def test_a_run_whose_data_are_gone_says_so(
@@ -269,6 +304,13 @@ def test_several_runs_are_words_one_after_the_other() -> None:
         read_arguments(VERBS["report"], [])
 
 
+def wait_until_drawn(page: Any) -> None:
+    """Figures are drawn one after the other."""
+    expect(page.locator(".plot > .plot-container")).to_have_count(
+        page.locator("figure.chart").count(), timeout=120_000
+    )
+
+
 def test_the_page_opens_in_a_browser(reports: dict[str, Path]) -> None:
     said: list[str] = []
     asked: list[str] = []
@@ -278,36 +320,104 @@ def test_the_page_opens_in_a_browser(reports: dict[str, Path]) -> None:
         page.on("pageerror", lambda error: said.append(str(error)))
         page.on("request", lambda request: asked.append(request.url))
         page.goto(reports["one"].as_uri())
+        wait_until_drawn(page)
         assert page.title() == "Training report: run"
-        charts = page.locator("figure.chart > svg")
-        assert charts.count() > 30
         boxes = page.eval_on_selector_all(
-            "figure.chart > svg", "all => all.map(one => [one.clientWidth, one.clientHeight])"
+            ".plot .main-svg:first-child", "all => all.map(one => [one.clientWidth, one.clientHeight])"
         )
-        assert all(wide > 100 and high > 60 for wide, high in boxes)
+        assert len(boxes) > 30 and all(wide > 100 and high > 60 for wide, high in boxes)
         for width in (390, 800, 1440):
             page.set_viewport_size({"width": width, "height": 900})
+            for _ in range(200):  # figures follow one after the other
+                gaps = page.eval_on_selector_all(
+                    ".plot",
+                    "all => all.map(one => one.clientWidth - one.querySelector('.main-svg').clientWidth)",
+                )
+                if not any(gaps):
+                    break
+                page.wait_for_timeout(100)
+            assert not any(gaps), "each is as wide as its card"
             assert page.evaluate("document.documentElement.scrollWidth") <= width, "nothing sticks out"
-        first = page.locator("figure[data-hover] > svg").first
-        first.scroll_into_view_if_needed()
-        box = first.bounding_box()
-        page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
-        tip = page.locator("#tip")
-        assert tip.is_visible() and re.search(r"step [67]\s*run", tip.inner_text().replace("\n", " "))
-        light = page.evaluate("getComputedStyle(document.body).backgroundColor")
+
+        together = page.locator("figure", has_text="every task, smoothed")
+        for x in (500, 520):
+            together.locator(".plot").hover(position={"x": x, "y": 100})
+        tip = together.locator(".hoverlayer .legend")
+        expect(tip).to_be_visible()
+        assert re.match(
+            r"step [67]\s*cola : 0\.\d+\s*mnli : \d\.\d+", " ".join(tip.locator("text").all_text_contents())
+        )
+
+        curves = together.locator(".scatterlayer .trace .js-line")
+        assert curves.count() == 8
+        together.locator(".legendtoggle").first.click()
+        expect(curves).to_have_count(7)
+
+        def colors() -> tuple[str, str, str]:
+            ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
+            tick, line = together.locator(".xtick text").first, curves.last
+            return ground, *(
+                each.evaluate(f"one => getComputedStyle(one).{what}")
+                for each, what in ((tick, "fill"), (line, "stroke"))
+            )
+
+        assert colors() == ("rgb(255, 255, 255)", "rgb(92, 104, 115)", "rgb(90, 101, 112)")
         page.locator("#theme").click()
-        assert (
-            light == "rgb(255, 255, 255)"
-            and page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(20, 24, 29)"
-        )
-        key = page.locator("figure", has_text="every task, smoothed").locator(".legend button").first
-        key.click()
-        assert (
-            not page.locator("figure", has_text="every task, smoothed")
-            .locator('g[data-series="0"]')
-            .is_visible()
-        )
+        expect(curves.last).to_have_css("stroke", "rgb(180, 190, 200)")
+        assert colors() == ("rgb(20, 24, 29)", "rgb(151, 163, 175)", "rgb(180, 190, 200)")
+        assert curves.count() == 7, "what was hidden stays hidden"
     assert said == [] and asked == [reports["one"].as_uri()]
+
+
+def test_a_figure_can_be_kept_and_the_page_printed(reports: dict[str, Path], tmp_path: Path) -> None:
+    with chromium() as browser:
+        page = browser.new_page(
+            viewport={"width": 1440, "height": 900}, color_scheme="dark", accept_downloads=True
+        )
+        page.goto(reports["two"].as_uri())
+        wait_until_drawn(page)
+        together = page.locator("figure", has_text="objective")
+        together.hover()
+        with page.expect_download() as kept:
+            together.locator(".modebar-btn").first.click()
+        kept.value.save_as(tmp_path / "kept.svg")
+        root = ElementTree.parse(tmp_path / "kept.svg").getroot()
+        words = {each.text for each in root.iter("{http://www.w3.org/2000/svg}text")}
+        assert root.tag == "{http://www.w3.org/2000/svg}svg" and {"run", "other", "step"} <= words
+
+        sizes = "all => all.map(one => one.clientWidth)"
+        page.evaluate("dispatchEvent(new Event('beforeprint'))")
+        on_paper = page.eval_on_selector_all(".plot .main-svg:first-child", sizes)
+        assert max(on_paper) == 660 and page.evaluate("document.documentElement.dataset.theme") == "light"
+        page.evaluate("dispatchEvent(new Event('afterprint'))")
+        assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(20, 24, 29)"
+
+
+def test_hostile_names_are_texts_in_a_browser_too(tmp_path: Path) -> None:
+    """plotly reads texts as a little HTML; a name that is some is shown as it is written."""
+    names = [HOSTILE, "<b>bold</b> &amp; %{x} </script>"]
+    series = [Series(name=name, x=[1.0, 2.0], y=[1.0, 2.0], color="var(--s0)") for name in names]
+    charts = [
+        line_chart(Card(title=names[0], note=names[1]), series, marks=[(1.0, names[0])]),
+        bar_chart(Card(title="bars"), {name: {other: [0.5, 0.7] for other in names} for name in names}),
+        matrix_chart(Card(title="matrix"), names, [[1, 2], [3, 4]], shade="var(--s1)"),
+    ]
+    body = "".join(chart.markup for chart in charts)
+    path = tmp_path / "page.html"
+    path.write_text(page(names[0], "", [Section(name="s", title=names[0], body=body)]), encoding="utf-8")
+    said: list[str] = []
+    with chromium() as browser:
+        opened = browser.new_page(viewport={"width": 1440, "height": 900})
+        opened.on("console", lambda message: said.append(message.text))
+        opened.on("pageerror", lambda error: said.append(str(error)))
+        opened.goto(path.as_uri())
+        wait_until_drawn(opened)
+        assert opened.title() == HOSTILE and said == []
+        assert opened.locator("img").count() == 0 and opened.locator("script").count() == len(charts) + 2
+        for place in range(2):  # curves and bars
+            assert opened.locator(".plot").nth(place).locator(".legendtext").all_text_contents() == names
+        ticks = opened.locator(".plot").nth(2).locator(".ytick text").all_text_contents()
+        assert ticks == [f"{name[:19]}…" for name in names]
 
 
 # Parts
@@ -326,12 +436,7 @@ def test_thinning_takes_means_of_neighbours() -> None:
     assert thinned([1, 2], [3, 4]) == ([1, 2], [3, 4])
 
 
-def test_scales_ticks_and_numbers() -> None:
-    assert ticks(0, 1, 5) == [0, 0.2, 0.4, 0.6, 0.8, 1.0] and ticks(1, 12) == [2, 4, 6, 8, 10, 12]
-    assert (
-        Scale(low=1, high=100, begin=0, end=10, log=True).at(10) == 5
-        and Scale(low=0, high=4, begin=10, end=0).at(1) == 7.5
-    )
+def test_numbers_and_texts() -> None:
     assert [number(value) for value in (1234.5, 0.81234, 3.2e-05, 1.31e6, 0, None, math.nan)] == [
         "1,234",
         "0.8123",
@@ -342,20 +447,30 @@ def test_scales_ticks_and_numbers() -> None:
         "-",
     ]
     assert escape('<a href="x">\'&\x00') == "&lt;a href=&quot;x&quot;&gt;&#x27;&amp;\ufffd"
+    assert escape_label('<a href="x">\'&\x00') == '&lt;a href="x"&gt;\'&amp;\ufffd'
 
 
 def test_charts_without_points_or_with_equal_ones_are_drawn() -> None:
     for ys in ([], [1.0, 1.0], [math.nan, math.nan], [0.0]):
-        chart = line_chart(
-            "t", [Series(name="<s>", x=[float(x) for x in range(len(ys))], y=ys, color="var(--s0)")]
-        )
-        assert "nan" not in chart.body and "<s>" not in chart.body
-    chart = bar_chart("<t>", {"<a>": {"<b>": [0.5, 0.7]}, "c": {}})
-    assert (
-        "<b>" not in svg_file(chart)
-        and "&lt;b&gt;, &lt;a&gt;: 0.6" in svg_file(chart)
-        and "var(" not in svg_file(chart)
-    )
+        xs = [float(x) for x in range(len(ys))]
+        chart = line_chart(Card(title="t"), [Series(name="<s>", x=xs, y=ys, color="var(--s0)")])
+        (curve,) = figure_of(chart)["data"]
+        assert curve["y"] == [None if math.isnan(y) else y for y in ys] and curve["name"] == "&lt;s&gt;"
+        assert "NaN" not in chart.json and "<" not in chart.json
+    chart = bar_chart(Card(title="<t>"), {"<a>": {"<b>": [0.5, 0.7]}, "c": {}})
+    shown = [text for trace in figure_of(chart)["data"] for text in trace.get("hovertext", ())]
+    assert shown == ["&lt;b&gt;, &lt;a&gt;: 0.6", "&lt;b&gt;, &lt;a&gt;: 0.5", "&lt;b&gt;, &lt;a&gt;: 0.7"]
+
+
+def test_no_text_ends_the_script_that_holds_it() -> None:
+    hostile = "</script><script>alert(1)</script><!--"
+    chart = bar_chart(Card(title=hostile, note=hostile), {hostile: {hostile: [0.5]}})
+    assert chart.markup.count("</script>") == 1 and "<!--" not in chart.markup
+    assert "<script>" not in chart.markup
+
+
+def figure_of(chart: Chart) -> dict[str, Any]:
+    return json.loads(chart.json)
 
 
 def test_answers_of_spans_choices_and_entities(tiny_encoder: Path, tmp_path: Path) -> None:
@@ -363,7 +478,7 @@ def test_answers_of_spans_choices_and_entities(tiny_encoder: Path, tmp_path: Pat
     import torch
 
     from mtdnn_ds.config.recipe import Recipe
-    from mtdnn_ds.report.predictions import task_answers
+    from mtdnn_ds.report.task_answers import task_answers
     from mtdnn_ds.runs.evaluate import predict, scored
     from mtdnn_ds.runs.setup import loader_settings, prepare_run_data, run_model
     from mtdnn_ds.tasks.resolve import resolve_tasks
@@ -407,7 +522,7 @@ def test_answers_of_spans_choices_and_entities(tiny_encoder: Path, tmp_path: Pat
         }
     )
     specs, device = resolve_tasks(recipe), torch.device("cpu")
-    data = prepare_run_data(recipe, specs, lambda text: None)
+    data = prepare_run_data(recipe, specs)
     model = run_model(recipe, data, device=device, compute_dtype=torch.float32)
     settings = loader_settings(recipe, hidden_size=32, world_size=1, rank=0, device=device)
     wanted = [(index, "dev") for index in range(3)]

@@ -72,7 +72,7 @@ class Whole:
         )
         self.settings = load_recipe(str(self.folder / "recipe.yaml"), {})
         self.plan: StepPlan = build_plan(
-            self.settings, prepare_run_data(self.settings, resolve_tasks(self.settings), lambda text: None)
+            self.settings, prepare_run_data(self.settings, resolve_tasks(self.settings))
         )
         cache = Path(self.settings.data.cache_dir)
         self.cached = {

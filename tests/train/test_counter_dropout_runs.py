@@ -159,7 +159,7 @@ def test_a_run_resumed_on_more_ranks_another_stage_and_budget_goes_on_as_before(
     assert_same(folder / "elsewhere", folder / KILLED)
 
 
-@pytest.mark.slow
+@pytest.mark.bars
 @pytest.mark.distributed
 def test_four_ranks_lose_the_same(folder: Path) -> None:
     job = {**job_of(folder, "plain.2_zero2_cut"), "output_dir": str(folder / "ranks4")}

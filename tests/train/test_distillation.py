@@ -19,7 +19,7 @@ from torch.nn.functional import cross_entropy, kl_div
 from mtdnn_ds.batch import Targets
 from mtdnn_ds.config.errors import ConfigError
 from mtdnn_ds.config.load import dump_recipe, load_recipe
-from mtdnn_ds.data.batches.collate import collate
+from mtdnn_ds.data.batches.collate import ExampleSets, collate
 from mtdnn_ds.data.examples import Gathered, TargetRows
 from mtdnn_ds.data.examples.distilled import DistilledExamples
 from mtdnn_ds.data.cache.soft_targets import RowsByExample, read_outputs, soft_file, soft_targets, write_outputs
@@ -296,10 +296,7 @@ def test_tasks_with_and_without_teachers_share_a_micro_batch() -> None:
         np.array([0, 1, 2]),
         np.array([0, 0, 1]),
         np.zeros(3, dtype=np.int64),
-        sets,
-        layout=head_layout(specs),
-        tasks=range(3),
-        filler_ids=np.zeros(0),
+        ExampleSets(examples=sets, tasks=range(3), layout=head_layout(specs), filler_ids=np.zeros(0)),
     )
     targets = batch.targets["tag"]
     assert targets.term_ids.tolist() == [0, 1, 2, 2]
@@ -311,10 +308,7 @@ def test_tasks_with_and_without_teachers_share_a_micro_batch() -> None:
         np.array([2]),
         np.array([1]),
         np.zeros(1, dtype=np.int64),
-        sets,
-        layout=head_layout(specs),
-        tasks=range(3),
-        filler_ids=np.zeros(0),
+        ExampleSets(examples=sets, tasks=range(3), layout=head_layout(specs), filler_ids=np.zeros(0)),
     )
     assert plain.targets["tag"].extra == {}
 

@@ -27,7 +27,7 @@ from transformers import AutoTokenizer, BertForSequenceClassification
 
 from mtdnn_ds.config.errors import CheckpointError
 from mtdnn_ds.config.load import load_recipe
-from mtdnn_ds.data.batches.collate import collate
+from mtdnn_ds.data.batches.collate import ExampleSets, collate
 from mtdnn_ds.losses.distillation import Distillation
 from mtdnn_ds.losses.forms import build_losses
 from mtdnn_ds.runs.setup import RunData, build_plan, prepare_run_data, run_model, settings_dict
@@ -144,7 +144,7 @@ def _job(folder: Path, name: str) -> dict[str, Any]:
 
 def _student_data(folder: Path) -> tuple[Any, RunData]:
     recipe = load_recipe(str(folder / "student.yaml"), {})
-    return recipe, prepare_run_data(recipe, resolve_tasks(recipe), lambda text: None)
+    return recipe, prepare_run_data(recipe, resolve_tasks(recipe))
 
 
 def _stored(runs: Runs, teacher: str, task: str) -> dict[str, np.ndarray]:
@@ -256,10 +256,12 @@ def test_every_example_learns_its_own_answers(runs: Runs, tiny_encoder: Path) ->
         step.task_ids,
         step.rows,
         step.epochs,
-        with_answers.train_sets,
-        layout=data.layout,
-        tasks=range(3),
-        filler_ids=np.zeros(0),
+        ExampleSets(
+            examples=with_answers.train_sets,
+            tasks=range(3),
+            layout=data.layout,
+            filler_ids=np.zeros(0),
+        ),
     )
     model = run_model(recipe, data, device=device, compute_dtype=torch.float32).eval()
     outputs = model(batch)

@@ -1,6 +1,6 @@
 """Promises 1 and 2: a step's loss and gradient do not depend on ranks, micro-batches, ZeRO stage or which rank holds which task.
 
-Ten fp32 steps without dropout on the real GLUE mixture, against a hand-written single-process float64 loop on padded BertModel.
+Ten fp32 steps without dropout on the GLUE mixture, generated and real, against a hand-written single-process float64 loop on padded BertModel.
 """
 
 from __future__ import annotations
@@ -52,10 +52,17 @@ class Runs:
     reference: list[tuple[float, float]]
 
 
+@pytest.fixture(scope="module", params=["generated", pytest.param("real", marks=pytest.mark.data)])
+def source(request: pytest.FixtureRequest) -> Path:
+    """A folder of GLUE files."""
+    folder = request.getfixturevalue("real_data" if request.param == "real" else "official_files")
+    return folder / "glue"
+
+
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory, official_files: Path, tiny_encoder: Path) -> Runs:
+def runs(tmp_path_factory: pytest.TempPathFactory, source: Path, tiny_encoder: Path) -> Runs:
     folder = tmp_path_factory.mktemp("exactness")
-    glue = cut_glue(official_files / "glue", folder / "glue", train_rows=300, dev_rows=8)
+    glue = cut_glue(source, folder / "glue", train_rows=300, dev_rows=8)
     recipe = {
         **RECIPE,
         "encoder": {"path": str(tiny_encoder), "max_length": 96},
@@ -89,7 +96,7 @@ def _reference(folder: Path, glue: Path, encoder: Path) -> list[tuple[float, flo
     from mtdnn_ds.tasks.resolve import resolve_tasks
 
     recipe = load_recipe(str(folder / "recipe.yaml"), {})
-    data = prepare_run_data(recipe, resolve_tasks(recipe), lambda text: None)
+    data = prepare_run_data(recipe, resolve_tasks(recipe))
     plan, names = build_plan(recipe, data), data.layout.task_names
     rows = [examples.split.source_rows for examples in data.train_sets]
     steps = []

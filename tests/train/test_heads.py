@@ -115,7 +115,7 @@ def our_outputs(recipe_path: Path) -> tuple[dict[str, np.ndarray], list[str]]:
     recipe = load_recipe(str(recipe_path), {})
     specs, device = resolve_tasks(recipe), torch.device("cpu")
     assert head_problems(recipe, specs) == []
-    data = prepare_run_data(recipe, specs, lambda text: None)
+    data = prepare_run_data(recipe, specs)
     model = run_model(recipe, data, device=device, compute_dtype=torch.float32)
     notes = begin_with_heads(model, specs, recipe)
     settings: LoaderSettings = loader_settings(recipe, hidden_size=32, rank=0, world_size=1, device=device)

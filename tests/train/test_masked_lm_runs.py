@@ -1,4 +1,4 @@
-"""Pretraining as a task of a run: the same on any ranks and ZeRO stage, bitwise resume, weights written once; MiniLM learns (slow)."""
+"""Pretraining as a task of a run: the same on any ranks and ZeRO stage, bitwise resume, weights written once; MiniLM learns (bars)."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def test_best_weights_hold_the_embeddings_once_and_score_the_same(runs: Path, st
     (line,) = [line for line in lines(run) if "eval" in line]
     assert set(line["eval"]["text"]) == {"masked_accuracy", "next_sentence_accuracy"}
     found = find_run(str(run), "best/average")
-    data = prepare_run_data(found.recipe, found.specs, lambda text: None)
+    data = prepare_run_data(found.recipe, found.specs)
     loaded = load_run(found, device=torch.device("cpu"))
     assert isinstance(loaded.model, MultiTaskNet)
     assert torch.equal(loaded.model.heads["masked_lm"].tied_weight, weights[TABLE])
@@ -158,7 +158,7 @@ def test_the_auxiliary_recipe_and_both_phases_of_bert_large_are_as_described() -
     assert task.metrics == ("masked_accuracy", "next_sentence_accuracy")
 
 
-@pytest.mark.slow
+@pytest.mark.bars
 @pytest.mark.timeout(3600)
 def test_minilm_learns_masked_words_of_wikipedia(official_files: Path, tmp_path: Path) -> None:
     recipe = {

@@ -174,7 +174,7 @@ def reference_of(folder: Path, encoder: Path) -> list[tuple[float, float]]:
     from mtdnn_ds.tasks.resolve import resolve_tasks
 
     recipe = load_recipe(str(folder / "recipe.yaml"), {})
-    data = prepare_run_data(recipe, resolve_tasks(recipe), lambda text: None)
+    data = prepare_run_data(recipe, resolve_tasks(recipe))
     plan, layout = build_plan(recipe, data), data.layout
     model = run_model(recipe, data, device=torch.device("cpu"), compute_dtype=torch.float32)
     heads = {name: parameter.detach() for name, parameter in model.heads.named_parameters()}

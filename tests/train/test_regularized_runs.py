@@ -148,7 +148,7 @@ def reference_of(folder: Path, glue: Path, encoder: Path, name: str) -> list[tup
     from mtdnn_ds.train.regularizers.noise import Ball, draw_noise
 
     recipe = load_recipe(str(folder / f"{name}.yaml"), {})
-    data = prepare_run_data(recipe, resolve_tasks(recipe), lambda text: None)
+    data = prepare_run_data(recipe, resolve_tasks(recipe))
     plan, how = build_plan(recipe, data), HOW[name]
     tokenizer = AutoTokenizer.from_pretrained(encoder)
     model = run_model(recipe, data, device=torch.device("cpu"), compute_dtype=torch.float32)
@@ -281,7 +281,7 @@ def test_dwa_scales_of_a_run_follow_from_its_logged_losses(runs: Runs) -> None:
     )
 
 
-@pytest.mark.slow
+@pytest.mark.bars
 @pytest.mark.distributed
 def test_fp16_repeats_overflowing_steps_with_the_same_noise(runs: Runs) -> None:
     """On one rank, from a loss scale that overflows: the losses are those of fp32."""

@@ -162,7 +162,7 @@ def reference(folder: Path, name: str, glue: Path, encoder: Path) -> list[tuple[
     from mtdnn_ds.tasks.resolve import resolve_tasks
 
     recipe = load_recipe(str(folder / f"{name}.yaml"), {})
-    data = prepare_run_data(recipe, resolve_tasks(recipe), lambda text: None)
+    data = prepare_run_data(recipe, resolve_tasks(recipe))
     plan, names = build_plan(recipe, data), data.layout.task_names
     rows = [examples.split.source_rows for examples in data.train_sets]
     steps: list[list[Example]] = []
@@ -240,7 +240,7 @@ def test_saved_weights_give_the_metrics_of_the_run(runs: Runs, sharing: str, che
     folder = runs.folder / f"{sharing}_ranks2_zero3_tokens128"
     found = find_run(str(folder), checkpoint)
     loaded = load_run(found, device=torch.device("cpu"))
-    data = prepare_run_data(found.recipe, found.specs, lambda text: None)
+    data = prepare_run_data(found.recipe, found.specs)
     result = evaluate(loaded.model, data, loaded.settings, torch.device("cpu"))
     (logged,) = (line["eval"] for line in lines(folder) if "eval" in line)
     assert result.metrics.keys() == logged.keys()
@@ -266,7 +266,7 @@ def test_copies_are_sharded_over_ranks(runs: Runs) -> None:
     assert len(both) == 2 and all(0.49 < own / alone < 0.52 for own in both)
 
 
-@pytest.mark.slow
+@pytest.mark.bars
 @pytest.mark.distributed
 def test_sharing_is_exact_beside_regularisers_frozen_parts_and_recomputed_layers(runs: Runs) -> None:
     """One rank without ZeRO against two ranks with ZeRO 3 and small micro-batches."""
@@ -300,7 +300,7 @@ def test_sharing_is_exact_beside_regularisers_frozen_parts_and_recomputed_layers
                 ), (sharing, name, field)
 
 
-@pytest.mark.slow
+@pytest.mark.bars
 @pytest.mark.distributed
 def test_memory_of_a_rank_falls_with_the_number_of_ranks(runs: Runs) -> None:
     """Everything a rank holds before its first step under ZeRO 3, three copies of the encoder with their fp32 states, but for small buckets."""

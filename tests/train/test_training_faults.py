@@ -126,7 +126,7 @@ def test_each_rank_holds_one_task_alone(split_tasks: Path) -> None:
     from mtdnn_ds.tasks.resolve import resolve_tasks
 
     recipe = load_recipe(str(split_tasks / "recipe.yaml"), {})
-    data = prepare_run_data(recipe, resolve_tasks(recipe), lambda text: None)
+    data = prepare_run_data(recipe, resolve_tasks(recipe))
     plan = build_plan(recipe, data)
     lengths = [examples.lengths for examples in data.train_sets]
     for step in range(1, 7):

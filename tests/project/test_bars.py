@@ -1,4 +1,4 @@
-"""Runs of minutes on real data, for `pytest -m slow`: GLUE on MiniLM, and BERT-large's memory."""
+"""Runs of minutes on real data, for `pytest -m bars`: GLUE on MiniLM, and BERT-large's memory."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 import yaml
 from helpers.processes import ROOT, lines, run_command, training_lines, write_json
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
+pytestmark = [pytest.mark.bars, pytest.mark.timeout(3600)]
 
 
 def test_nine_glue_tasks_learn_together(real_data: Path, tmp_path: Path) -> None:
