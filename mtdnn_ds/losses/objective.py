@@ -28,8 +28,8 @@ def task_scales(
 ) -> np.ndarray:
     """w_t of each task for one step, (N,) float64; 0 for a task without examples in the step.
 
-    `counts_N` are the step's N_t over all ranks, `scale` is "explicit" or a name of loss.scale, `num_classes` is 1 for a task without classes, `explicit`
-    the tasks' own factors.
+    `counts_N` are the step's N_t over all ranks, `scale` is "explicit" or a name of loss.scale, `num_classes`
+    is 1 for a task without classes, `explicit` the tasks' own factors.
     """
     present_N = counts_N > 0
     if scale == "examples":

@@ -1,7 +1,7 @@
 """mt-dnn's names and what they are here: task types, formats, metrics, encoders, keys, splits. No logic.
 
-Of github.com/namisan/mt-dnn: data_utils/task_def.py, data_utils/metrics.py, mt_dnn/loss.py,
-experiments/exp_def.py.
+Theirs (github.com/namisan/mt-dnn) are enumerations of its modules data_utils.task_def, data_utils.metrics,
+mt_dnn.loss and experiments.exp_def.
 """
 
 from __future__ import annotations
