@@ -148,7 +148,7 @@ def evaluate_run(run_dir: str, checkpoint: str) -> Evaluation:
 
     device = start_distributed()
     with watching(found.recipe.train.stall_timeout):
-        data = prepare_run_data(found.recipe, found.specs, log.info)
+        data = prepare_run_data(found.recipe, found.specs)
         loaded = load_run(found, device=device)
         result = evaluate(loaded.model, data, loaded.settings, device)
         if not result.metrics:
@@ -180,7 +180,8 @@ def _in_a_program() -> Iterator[None]:
 
 def _recipe_source(recipe: str | Path | Mapping[str, Any] | Recipe) -> str:
     from mtdnn_ds.config.load import resolved_values
-    from mtdnn_ds.config.yaml_text import GivenText, dump_yaml
+    from mtdnn_ds.config.text_files import GivenText
+    from mtdnn_ds.config.yaml_text import dump_yaml
 
     if isinstance(recipe, Recipe):
         recipe = resolved_values(recipe)
@@ -190,7 +191,7 @@ def _recipe_source(recipe: str | Path | Mapping[str, Any] | Recipe) -> str:
 
 
 def _json_source(deepspeed_config: str | Path | Mapping[str, Any] | None) -> str:
-    from mtdnn_ds.config.yaml_text import GivenText
+    from mtdnn_ds.config.text_files import GivenText
 
     if isinstance(deepspeed_config, Mapping):
         return GivenText("deepspeed_config", json.dumps(deepspeed_config))

@@ -8,19 +8,10 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import yaml
-
 from mtdnn_ds.config.deepspeed_keys import DEEPSPEED_VERSION, REFUSED, SECTIONS, TOP_LEVEL
 from mtdnn_ds.config.errors import ConfigError, did_you_mean
-from mtdnn_ds.config.yaml_text import (
-    MAX_DEPTH,
-    MAX_DIGITS,
-    TOO_DEEP,
-    UNWRITABLE,
-    duplicate_keys,
-    parse_nodes,
-    read_text,
-)
+from mtdnn_ds.config.text_files import MAX_DEPTH, MAX_DIGITS, TOO_DEEP, read_text, unwritable_in
+from mtdnn_ds.config.yaml_text import duplicate_keys
 
 # Keys that the recipe or the machine fills in, as users of Hugging Face's Trainer write them.
 FILLED_IN = {
@@ -35,6 +26,7 @@ FILLED_IN = {
     "torch_autocast.enabled",
 }
 
+_TOO_LONG = f"a number of more than {MAX_DIGITS} digits; write a smaller one"
 _KIND_WORDS = {
     "flag": "true or false",
     "whole": "a whole number",
@@ -59,18 +51,17 @@ def load_deepspeed_json(path: str) -> dict[str, Any]:
         settings = json.loads(text, object_pairs_hook=keep_last)
         flaw = _flaw(settings)
     except json.JSONDecodeError as error:
-        hint = (
-            "; JSON has no comments"
-            if text.split("\n")[error.lineno - 1].lstrip().startswith(("//", "#", "/*"))
-            else ""
-        )
+        hint = ""
+        if text.split("\n")[error.lineno - 1].lstrip().startswith(("//", "#", "/*")):
+            hint = "; JSON has no comments"
         raise ConfigError(
             f"{path}:{error.lineno}: not valid JSON: {error.msg} (column {error.colno}){hint}"
         ) from None
     except RecursionError:
         flaw = TOO_DEEP
     except ValueError:  # what Python's reader makes of a number with thousands of digits
-        flaw = f"a number of more than {MAX_DIGITS} digits; write a smaller one"
+        flaw = _TOO_LONG
+
     if flaw is not None:
         raise ConfigError(f"{path}: {flaw}")
     if not isinstance(settings, dict):
@@ -78,11 +69,9 @@ def load_deepspeed_json(path: str) -> dict[str, Any]:
             f"{path}: a DeepSpeed configuration is a JSON object {{...}}, not a {type(settings).__name__}"
         )
     if repeated:
+        places = _places(text, repeated)
         raise ConfigError(
-            [
-                f"{path}{place}: key '{name[:60]}' is given twice; keep one"
-                for name, place in _places(text, repeated)
-            ]
+            [f"{path}{place}: key '{name[:60]}' is given twice; keep one" for name, place in places]
         )
     return settings
 
@@ -94,28 +83,29 @@ def _flaw(settings: Any) -> str | None:
         depth += 1
         if depth > MAX_DEPTH:
             return TOO_DEEP
+
+        inner: list[Any] = []
         for value in layer:
             if isinstance(value, float) and not math.isfinite(value):
                 return f"a number that is {value}; write one that JSON knows, below 1e308"
             if isinstance(value, int) and abs(value) >= 10**MAX_DIGITS:
-                return f"a number of more than {MAX_DIGITS} digits; write a smaller one"
-            if isinstance(value, str) and (bad := UNWRITABLE.search(value)):
-                return f"text holds U+{ord(bad[0]):04X}, which is no character; remove it"
-        inner = [
-            (value.keys(), value.values()) if isinstance(value, dict) else (value,)
-            for value in layer
-            if isinstance(value, dict | list)
-        ]
-        layer = [item for parts in inner for part in parts for item in part]
+                return _TOO_LONG
+            if isinstance(value, str) and unwritable_in(value) is not None:
+                return unwritable_in(value)
+            if isinstance(value, dict):
+                inner += [*value.keys(), *value.values()]
+            elif isinstance(value, list):
+                inner += value
+        layer = inner
     return None
 
 
 def _places(text: str, names: Sequence[str]) -> list[tuple[str, str]]:
-    """Each key with the line of its second occurrence as ":7". JSON is YAML but for tabs and a few rare forms; only YAML's parser keeps lines."""
-    try:
-        found = duplicate_keys(parse_nodes(text.replace("\t", " ")))
-    except (yaml.YAMLError, RecursionError):
-        found = []
+    """Each key with the line of its second occurrence as ":7".
+
+    JSON is YAML but for tabs and a few rare forms, which have no lines; only YAML's parser keeps them.
+    """
+    found = duplicate_keys(text.replace("\t", " "))
     return [(name, f":{line}") for name, line in found] or [(name, "") for name in dict.fromkeys(names)]
 
 
@@ -143,29 +133,24 @@ def _section_problems(section: Mapping[str, Any], prefix: str, known: Mapping[st
             if name not in FILLED_IN and not _is_automatic_size(name, known[key]):
                 yield f"{name} 'auto': nothing fills this in; write a value or remove it"
         elif not _is_kind(value, known[key]):
-            yield f"{name}={_shown(value)}: must be {_KIND_WORDS.get(known[key]) or 'one of ' + known[key].replace('|', ', ')}"
+            wanted = _KIND_WORDS.get(known[key]) or f"one of {known[key].replace('|', ', ')}"
+            yield f"{name}={_shown(value)}: must be {wanted}"
         elif isinstance(value, dict) and name in SECTIONS:
             yield from _section_problems(value, f"{name}.", SECTIONS[name])
 
 
 def _is_automatic_size(name: str, kind: str) -> bool:
-    return (
-        kind == "whole"
-        and name.startswith("zero_optimization.")
-        and name.count(".") == 1
-        and name != "zero_optimization.stage"
-    )
+    """Whether "auto" leaves the choice to DeepSpeed: bucket sizes and thresholds of ZeRO."""
+    section, _, key = name.rpartition(".")
+    return kind == "whole" and section == "zero_optimization" and key != "stage"
 
 
 def _unknown(name: str, key: str, known: Mapping[str, str]) -> str:
     close = difflib.get_close_matches(key, known, n=1)
+    close = close or [f"{section}.{key}" for section, keys in SECTIONS.items() if key in keys]
+    close = close or [top for top in TOP_LEVEL if top == key]
     if close:
         return f"unknown key '{name}'; did you mean '{close[0]}'?"
-    home = [f"{section}.{key}" for section, keys in SECTIONS.items() if key in keys] or [
-        key for _ in [key] if key in TOP_LEVEL
-    ]
-    if home:
-        return f"unknown key '{name}'; did you mean '{home[0]}'?"
     return f"unknown key '{name}' for deepspeed {DEEPSPEED_VERSION}{did_you_mean(key, known)}"
 
 
@@ -175,9 +160,7 @@ def _is_kind(value: Any, kind: str) -> bool:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     return {
         "flag": isinstance(value, bool),
-        "whole": is_number
-        and float(value).is_integer()
-        and value >= 0,  # 5e8 is a float to JSON and a size to DeepSpeed
+        "whole": is_number and value >= 0 and value == value // 1,  # 5e8 is a float to JSON only
         "number": is_number,
         "text": isinstance(value, str),
         "names": isinstance(value, list) and all(isinstance(item, str) for item in value),

@@ -18,7 +18,8 @@ from mtdnn_ds.config.overrides import Overridden, apply_overrides
 from mtdnn_ds.config.partial import validated
 from mtdnn_ds.config.recipe import Recipe
 from mtdnn_ds.config.schema import field_docs
-from mtdnn_ds.config.yaml_text import dump_yaml, parse_yaml, read_text
+from mtdnn_ds.config.text_files import read_text
+from mtdnn_ds.config.yaml_text import dump_yaml, parse_yaml
 
 __all__ = ["RecipeRefused", "cross_check", "dump_recipe", "field_docs", "load_recipe"]
 

@@ -12,7 +12,7 @@ from mtdnn_ds.config.errors import ConfigError
 from mtdnn_ds.config.load import cross_check, dump_recipe, field_docs, load_recipe
 from mtdnn_ds.config.recipe import Recipe
 from mtdnn_ds.config.stages import dump_stages, load_runs
-from mtdnn_ds.config.yaml_text import parse_yaml
+from mtdnn_ds.config.yaml_text import dump_yaml, parse_yaml
 
 SMALL = "encoder: {path: enc}\ntasks: [cola, my-task]\ntrain: {steps: 10}\n"
 
@@ -149,6 +149,17 @@ def test_a_dump_keeps_text_that_looks_like_something_else(tmp_path: Path) -> Non
     assert again == recipe
     assert (again.encoder.path, again.data.glue_dir, again.data.snli_dir) == ("1e-4", "null#1", "yes")
     assert again.tasks["cola"].labels == ["1", "0x10"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["?", "?a", "? a", ": a", "- a", "a: b", "a #b", "<<", "=", "y", "0o17", "2020-01-01", "a\nb", "", " ", "x " * 200]
+    + ["é" * 90 + " ? " + "\u202e" * 90, "'", '"', "\t", "{", "[", "*a", "&a", "!a", "%a", "@a", "`a", "|", ">"],
+)  # fmt: skip
+def test_a_dump_of_any_text_is_read_back(text: str) -> None:
+    """A YAML library may write such a text so that even itself reads another one (ruamel.yaml 0.19: '?a', long escapes)."""
+    for value in ({"k": text}, {"k": [text, text]}, {text: [text]}, [{text: {"k": text}}]):
+        assert parse_yaml(dump_yaml(value), "x") == value
 
 
 def test_a_dump_is_fully_resolved_but_has_no_setting_without_effect(tmp_path: Path) -> None:
