@@ -1,1 +1,1 @@
-"""Micro-batches: a step's examples packed over ranks, gathered, and made ahead of the step that reads them."""
+"""Micro-batches: a step's examples packed over ranks, gathered into tensors, and made ahead of the step."""

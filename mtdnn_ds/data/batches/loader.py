@@ -1,7 +1,8 @@
-"""Loaders: this rank's packed micro-batches of a step (training) or of whole splits (evaluation), made ahead in a background thread.
+"""Loaders: this rank's packed micro-batches of a step (training) or of whole splits (evaluation).
 
-Steps come from the plan, cuts from packing, tensors from collate; nothing here is random and nothing is kept but the step
-number, so a loader can start at any step.
+Those of training are made ahead in a background thread. Steps come from the plan, cuts from packing, tensors
+from collate; nothing here is random and nothing is kept but the step number, so a loader can start at any
+step.
 """
 
 from __future__ import annotations
@@ -16,11 +17,12 @@ from typing import Any
 import numpy as np
 
 from mtdnn_ds.batch import PackedBatch
-from mtdnn_ds.data.batches.collate import collate
+from mtdnn_ds.data.batches.collate import ExampleSets, collate
 from mtdnn_ds.data.batches.packing import Packing, pack
 from mtdnn_ds.data.batches.sharing_parts import num_fillers
 from mtdnn_ds.data.examples import Examples
 from mtdnn_ds.data.plan.step_plan import StepPlan
+from mtdnn_ds.data.ragged import places_within
 from mtdnn_ds.tasks.layout import HeadLayout
 from mtdnn_ds.tasks.sharing import HARD, Sharing
 
@@ -37,9 +39,8 @@ class StepBatches:
     unit_counts: np.ndarray  # (M,) float64, supervised units of each term in this rank's micro-batches
     tokens: int  # real tokens, all ranks
     sum_squared_lengths: int  # of all examples, all ranks: what attention costs, at most
-    padding_efficiency: (
-        float  # real tokens / tokens that token-wise layers see, all ranks; below 1 only through fillers
-    )
+    # Real tokens / tokens that token-wise layers see, all ranks; below 1 only through fillers.
+    padding_efficiency: float
     rank_imbalance: float  # largest rank's cost / mean cost
 
 
@@ -58,9 +59,10 @@ class LoaderSettings:
 
 
 class TrainLoader:
-    """Steps first_step .. last_step of a plan; `take_wait_seconds` tells how long its user has waited for data.
+    """Steps first_step .. last_step of a plan; iterating waits for each.
 
-    Must be closed (it is a context manager), which ends its thread.
+    `take_wait_seconds` tells how long its user has waited for data. Must be closed (it is a context manager),
+    which ends its thread.
     """
 
     def __init__(
@@ -74,9 +76,11 @@ class TrainLoader:
         last_step: int,
     ) -> None:
         self.wait_seconds = 0.0
-        self._plan, self._sets, self._layout, self._settings = plan, sets, layout, settings
+        self._plan, self._settings = plan, settings
+        self._sets = _example_sets(sets, range(len(sets)), layout, settings)
         self._lengths = [examples.lengths for examples in sets]
         self._steps = range(first_step, last_step + 1)
+
         self._ready: queue.Queue[StepBatches | BaseException | None] = queue.Queue(maxsize=PREFETCHED_STEPS)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="mtdnn_ds-loader", daemon=True)
@@ -136,33 +140,43 @@ class TrainLoader:
         settings = self._settings
         lengths_B = example_lengths(examples.task_ids, examples.rows, self._lengths)
         packing = pack_examples(lengths_B, examples.task_ids, settings)
-        micro_batches = tuple(
-            collate(
+
+        micro_batches = []
+        for members in packing.micro_batches[settings.rank]:
+            batch = collate(
                 examples.task_ids[members],
                 examples.rows[members],
                 examples.epochs[members],
                 self._sets,
-                layout=self._layout,
-                tasks=range(len(self._sets)),
-                filler_ids=settings.filler_ids,
-                sharing=settings.sharing,
                 step=step,
             )
-            for members in packing.micro_batches[settings.rank]
-        )
+            if settings.pin_memory:
+                batch = batch.pin_memory()
+            micro_batches.append(batch)
+
         filler_tokens = num_fillers(packing, examples.task_ids, settings.sharing) * len(settings.filler_ids)
         return StepBatches(
             step=step,
-            micro_batches=tuple(batch.pin_memory() for batch in micro_batches)
-            if settings.pin_memory
-            else micro_batches,
-            task_counts=np.bincount(examples.task_ids, minlength=len(self._sets)),
+            micro_batches=tuple(micro_batches),
+            task_counts=np.bincount(examples.task_ids, minlength=len(self._lengths)),
             unit_counts=np.sum([batch.unit_counts for batch in micro_batches], axis=0),
             tokens=packing.tokens,
             sum_squared_lengths=int((lengths_B**2).sum()),
             padding_efficiency=packing.tokens / (packing.tokens + filler_tokens),
             rank_imbalance=packing.rank_imbalance,
         )
+
+
+def _example_sets(
+    examples: Sequence[Examples], tasks: Sequence[int], layout: HeadLayout, settings: LoaderSettings
+) -> ExampleSets:
+    return ExampleSets(
+        examples=examples,
+        tasks=tasks,
+        layout=layout,
+        filler_ids=settings.filler_ids,
+        sharing=settings.sharing,
+    )
 
 
 def example_lengths(task_ids_B: np.ndarray, rows_B: np.ndarray, lengths: Sequence[np.ndarray]) -> np.ndarray:
@@ -189,26 +203,17 @@ def pack_examples(lengths_B: np.ndarray, task_ids_B: np.ndarray, settings: Loade
 def evaluation_batches(
     tasks: Sequence[int], sets: Sequence[Examples], layout: HeadLayout, settings: LoaderSettings
 ) -> Iterator[PackedBatch]:
-    """Every example of every set exactly once over all ranks, as this rank's micro-batches; their number is equal on all ranks.
+    """Every example of every set exactly once over all ranks, as this rank's micro-batches.
 
-    `sets[i]` belongs to task `tasks[i]`. In a batch, `example_tasks` holds i (not the task), so that two splits of one task stay apart.
+    Their number is equal on all ranks. `sets[i]` belongs to task `tasks[i]`. In a batch, `example_tasks`
+    holds i (not the task), so that two splits of one task stay apart.
     """
-    sizes = [examples.num_examples for examples in sets]
+    sizes = np.array([examples.num_examples for examples in sets], dtype=np.int64)
     index_B = np.repeat(np.arange(len(sets), dtype=np.int32), sizes)
-    examples_B = (
-        np.concatenate([np.arange(size, dtype=np.int64) for size in sizes])
-        if sizes
-        else np.zeros(0, dtype=np.int64)
-    )
+    examples_B = places_within(sizes)
     lengths_B = example_lengths(index_B, examples_B, [examples.lengths for examples in sets])
+
+    example_sets = _example_sets(sets, tasks, layout, settings)
     for members in pack_examples(lengths_B, index_B, settings).micro_batches[settings.rank]:
-        yield collate(
-            index_B[members],
-            examples_B[members],
-            np.zeros(len(members), dtype=np.int64),
-            sets,
-            layout=layout,
-            tasks=tasks,
-            filler_ids=settings.filler_ids,
-            sharing=settings.sharing,
-        )
+        epochs = np.zeros(len(members), dtype=np.int64)
+        yield collate(index_B[members], examples_B[members], epochs, example_sets)

@@ -1,7 +1,7 @@
-"""Soft sharing's view of a micro-batch: what each copy of the encoder reads. Cuts tensors; gathers and orders nothing.
+"""Soft sharing's view of a micro-batch: what each copy of the encoder reads. Gathers and orders nothing.
 
-Worked example: two copies, sequences of lengths 3, 5 (copy 0) and 4 (copy 1) end to end: copy 0 reads tokens 0..7 with cu_seqlens
-[0, 3, 8], copy 1 tokens 8..11 with [0, 4].
+Worked example: two copies, sequences of lengths 3, 5 (copy 0) and 4 (copy 1) end to end: copy 0 reads tokens
+0..7 with cu_seqlens [0, 3, 8], copy 1 tokens 8..11 with [0, 4].
 
 Shape legend: S sequences, T tokens.
 """
@@ -19,15 +19,20 @@ from mtdnn_ds.tasks.sharing import Sharing
 
 
 def parts_of_copies(batch: PackedBatch, copy_S: np.ndarray) -> tuple[PackedBatch, ...]:
-    """The sequences of each copy as a micro-batch without targets. `copy_S` rises from 0 and leaves no copy out."""
+    """The sequences of each copy as a micro-batch without targets.
+
+    `copy_S` rises from 0 and leaves no copy out.
+    """
     cu_seqlens = batch.cu_seqlens.numpy()
     firsts = np.flatnonzero(np.diff(copy_S, prepend=-1))
+
     parts = []
     for first, end in zip(firsts, [*firsts[1:], len(copy_S)], strict=True):
         tokens = slice(int(cu_seqlens[first]), int(cu_seqlens[end]))
         lengths = np.diff(cu_seqlens[first : end + 1])
         groups, packed_to_padded = attention_groups(lengths)
         own = batch.sequence_examples[first:end]
+
         parts.append(
             replace(
                 batch,
@@ -49,9 +54,9 @@ def parts_of_copies(batch: PackedBatch, copy_S: np.ndarray) -> tuple[PackedBatch
 
 
 def num_fillers(packing: Packing, task_ids_B: np.ndarray, sharing: Sharing) -> int:
-    """Filler sequences of a step on all ranks: one for each micro-batch and copy of the encoder without an example."""
-    group_B = (
-        np.asarray(sharing.group_of_task)[task_ids_B] if sharing.mode == "soft" else np.zeros_like(task_ids_B)
-    )
-    present = [len(np.unique(group_B[members])) for rank in packing.micro_batches for members in rank]
+    """Filler sequences of a step on all ranks: one for each micro-batch and copy that has no example."""
+    copy_B = np.zeros_like(task_ids_B)
+    if sharing.mode == "soft":
+        copy_B = np.asarray(sharing.group_of_task)[task_ids_B]
+    present = [len(np.unique(copy_B[members])) for rank in packing.micro_batches for members in rank]
     return len(present) * sharing.num_copies - sum(present)

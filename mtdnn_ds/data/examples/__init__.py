@@ -1,4 +1,4 @@
-"""Training examples made of prepared rows: one file per family of task kinds."""
+"""Training examples made of prepared rows: one file for each family of task kinds. Packs nothing."""
 
 from mtdnn_ds.data.examples.base import Decoded, Examples, Gathered, TargetRows, TermOutputs
 from mtdnn_ds.data.examples.table import make_examples

@@ -223,7 +223,10 @@ def _is_integer(word: str) -> bool:
 
 
 def label_word(cell: object) -> str | None:
-    """A cell as a word: 1, 1.0 (how a column with gaps stores it) and true are "1"; None and NaN are missing."""
+    """A cell as a word; None and NaN are missing.
+
+    1, 1.0 (how a column with gaps stores it) and true are "1".
+    """
     if cell is None or (isinstance(cell, float) and math.isnan(cell)):
         return None
     if isinstance(cell, bool) or (isinstance(cell, float) and cell.is_integer()):
