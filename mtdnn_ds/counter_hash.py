@@ -1,8 +1,9 @@
-"""Random words from counters: the word at (key, counter) without the words before it. No generator state, no cryptography.
+"""Random words from counters: the word at (key, counter) without the words before it. No generator state, no
+cryptography.
 
-SplitMix64 (Steele, Lea, Flood 2014, "Fast splittable pseudorandom number generators"): word n of the generator that
-starts at a key is mix(key + n * GOLDEN). Here on NumPy arrays and on Python's integers; on tensors of int64 it is
-model/dropout/counter_masks.py, with the numbers that stand here.
+SplitMix64 (Steele, Lea, Flood 2014, "Fast splittable pseudorandom number generators"): word n of the
+generator that starts at a key is mix(key + n * GOLDEN). Here on NumPy arrays and on Python's integers; on
+tensors of int64 it is model/dropout/counter_masks.py, with the numbers that stand here.
 
 NumPy wraps uint64 arrays silently, as meant, but warns on scalars: `mix` and `words` take arrays.
 
@@ -17,13 +18,15 @@ import numpy as np
 
 GOLDEN = 0x9E3779B97F4A7C15  # the increment of SplitMix64's counter
 ROUNDS, LAST_SHIFT = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)), 31
-"""Of its finalizer: word = (word ^ word >> shift) * factor in each round, and word ^ word >> LAST_SHIFT at the end."""
+"""Of its finalizer: word = (word ^ word >> shift) * factor in each round, and word ^ word >> LAST_SHIFT at
+the end."""
 
 
 def stream_of(name: str) -> int:
     """The stream of a name, of a task or a module for example, from 0 to 2^64 - 1.
 
-    A name's stream depends on no other name: adding a task to a run does not disturb the streams of the others.
+    A name's stream depends on no other name: adding a task to a run does not disturb the streams of the
+    others.
     """
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
 
@@ -36,8 +39,8 @@ def epoch_keys(seed: int, stream: np.ndarray, epochs: np.ndarray) -> np.ndarray:
 def sequence_keys(
     owner_S: np.ndarray, streams_B: np.ndarray, rows_B: np.ndarray, epochs_B: np.ndarray
 ) -> np.ndarray:
-    """(S,) uint64: a random number of each sequence, from its example's stream, row and epoch and from its place among
-    the example's sequences. `owner_S`: index into B, or -1 for what belongs to no example.
+    """(S,) uint64: a random number of each sequence, from its example's stream, row and epoch and from its
+    place among the example's sequences. `owner_S`: index into B, or -1 for what belongs to no example.
 
     Owners (0, 1, 0) have places (0, 0, 1).
     """
@@ -57,7 +60,8 @@ def words(keys: np.ndarray, counters: np.ndarray) -> np.ndarray:
 
 
 def mix(word: np.ndarray) -> np.ndarray:
-    """SplitMix64's step on an array of uint64: add the increment, then the finalizer; a bijection on 64-bit words."""
+    """SplitMix64's step on an array of uint64: add the increment, then the finalizer; a bijection on 64-bit
+    words."""
     word = word + np.uint64(GOLDEN)
     for shift, factor in ROUNDS:
         word = (word ^ (word >> np.uint64(shift))) * np.uint64(factor)

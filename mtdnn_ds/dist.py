@@ -1,4 +1,5 @@
-"""Process-group helpers: this rank's place, and collectives over plain values. Starts no process and knows no model.
+"""Process-group helpers: this rank's place, and collectives over plain values. Starts no process and knows no
+model.
 
 Every function works without a process group too (one process, rank 0 of 1).
 """
@@ -38,7 +39,8 @@ def local_size() -> int:
 
 
 def use_device(index: int) -> None:
-    """Let DeepSpeed, which takes LOCAL_RANK for the number of this rank's GPU, use GPU `index`; `local_rank()` stays what it was."""
+    """Let DeepSpeed, which takes LOCAL_RANK for the number of this rank's GPU, use GPU `index`;
+    `local_rank()` stays what it was."""
     global _local_rank
     _local_rank = local_rank()
     for name in {"LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK"} & {
@@ -54,7 +56,8 @@ def is_main() -> bool:
 
 
 def fill_environment(port: int) -> None:
-    """Describe a run of one process in the environment when no launcher has described one; `port`: a free one."""
+    """Describe a run of one process in the environment when no launcher has described one; `port`: a free
+    one."""
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
         return
     defaults = {
@@ -94,7 +97,8 @@ def gather(value: Value) -> list[Value]:
 
 
 def on_main(function: Callable[[], Value]) -> Value:
-    """`function()` of rank 0 on every rank; what it raises there is raised everywhere. Collective: all ranks must call this."""
+    """`function()` of rank 0 on every rank; what it raises there is raised everywhere. Collective: all ranks
+    must call this."""
     outcome: tuple[Any, Exception | None] = (None, None)
     if is_main():
         try:
@@ -108,7 +112,8 @@ def on_main(function: Callable[[], Value]) -> Value:
 
 
 def on_all(function: Callable[[], None]) -> None:
-    """`function()` on every rank; what it raises on any of them is raised on all. Collective: all ranks must call this."""
+    """`function()` on every rank; what it raises on any of them is raised on all. Collective: all ranks must
+    call this."""
     problem: Exception | None = None
     try:
         function()

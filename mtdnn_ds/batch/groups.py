@@ -1,9 +1,12 @@
-"""Attention groups: which sequences of a micro-batch attention re-pads together. NumPy only; not the attention (model/attention.py).
+"""Attention groups: which sequences of a micro-batch attention re-pads together. NumPy only; not the
+attention (model/attention.py).
 
-A group of S sequences padded to length L costs S * (L^2 + TOKEN_COST * L) + GROUP_OVERHEAD, counted in query-key pairs;
-the groups that `attention_groups` returns have the smallest sum of that cost among all cuts of the sorted sequences.
+A group of S sequences padded to length L costs S * (L^2 + TOKEN_COST * L) + GROUP_OVERHEAD, counted in
+query-key pairs; the groups that `attention_groups` returns have the smallest sum of that cost among all cuts
+of the sorted sequences.
 
-Shape legend: T packed tokens, S sequences, L longest sequence of a group, U distinct lengths, P padded rows of all groups.
+Shape legend: T packed tokens, S sequences, L longest sequence of a group, U distinct lengths, P padded rows
+of all groups.
 """
 
 from __future__ import annotations
@@ -14,9 +17,12 @@ from torch import Tensor
 
 from mtdnn_ds.batch.packed import AttentionGroup
 
-# Least-squares fit of overhead + a * tokens + b * pairs to the CPU time of one padded group's attention, forward and backward:
-# 1 to 32 sequences of 8 to 256 tokens, float32, one thread of an AVX2 EPYC, torch 2.13. With 12 heads of 32 (MiniLM) and
-# 16 heads of 64 (BERT-large), dropout 0 and 0.1: overhead 1,800 to 8,900 pairs, a token 47 to 107 pairs; mean error 8-14 %.
+# Least-squares fit of overhead + a * tokens + b * pairs to the CPU time of one padded group's attention,
+# forward and backward:
+# 1 to 32 sequences of 8 to 256 tokens, float32, one thread of an AVX2 EPYC, torch 2.13. With 12 heads of 32
+# (MiniLM) and
+# 16 heads of 64 (BERT-large), dropout 0 and 0.1: overhead 1,800 to 8,900 pairs, a token 47 to 107 pairs; mean
+# error 8-14 %.
 TOKEN_COST_PAIRS = 64
 GROUP_OVERHEAD_PAIRS = 4096
 
@@ -30,7 +36,8 @@ def attention_groups(
     """The cheapest groups of sequences, and `packed_to_padded` (T,) int64 (see PackedBatch).
 
     `lengths_S` must be ascending and positive. Deterministic, and well under a millisecond for 64 sequences.
-    Example: lengths (2, 3) give one group with padded_to_packed [[0, 1, 5], [2, 3, 4]] and packed_to_padded [0, 1, 3, 4, 5].
+    Example: lengths (2, 3) give one group with padded_to_packed [[0, 1, 5], [2, 3, 4]] and packed_to_padded
+    [0, 1, 3, 4, 5].
     """
     lengths_S = np.asarray(lengths_S, dtype=np.int64)
     assert lengths_S.size > 0 and lengths_S[0] > 0 and bool((np.diff(lengths_S) >= 0).all()), (
@@ -62,8 +69,9 @@ def attention_groups(
 def cheapest_cut(lengths_S: np.ndarray, *, token_cost_pairs: float, group_overhead_pairs: float) -> list[int]:
     """Index of each group's first sequence, for the cut with the smallest total cost; `lengths_S` ascending.
 
-    Sequences of equal length never part: moving the shorter side of such a cut into the longer group's padding is free.
-    So the dynamic programme runs over the U distinct lengths: best[j] = min over i <= j of best[i - 1] + cost(i..j).
+    Sequences of equal length never part: moving the shorter side of such a cut into the longer group's
+    padding is free. So the dynamic programme runs over the U distinct lengths: best[j] = min over i <= j of
+    best[i - 1] + cost(i..j).
     """
     lengths_U, first_of_U = np.unique(lengths_S, return_index=True)
     ends_U = np.append(first_of_U[1:], lengths_S.size)

@@ -1,6 +1,8 @@
-"""PackedBatch: one micro-batch of one rank, without padding. Records and moves; not how examples are chosen or gathered.
+"""PackedBatch: one micro-batch of one rank, without padding. Records and moves; not how examples are chosen
+or gathered.
 
-Shape legend: T packed tokens, S sequences, B examples, K supervised rows, G examples of one form, L longest sequence of a group, M terms.
+Shape legend: T packed tokens, S sequences, B examples, K supervised rows, G examples of one form, L longest
+sequence of a group, M terms.
 """
 
 from __future__ import annotations
@@ -30,8 +32,9 @@ class AttentionGroup:
 class Targets:
     """What all terms of one form (tasks/layout.py) are to predict. K may be 0.
 
-    Rows of one example are neighbours. Example: two multiple-choice examples of 2 and 3 choices have rows of 5 sequences,
-    groups [0, 0, 1, 1, 1], labels [0, 1, 1, 0, 0] and examples [their two places in the micro-batch].
+    Rows of one example are neighbours. Example: two multiple-choice examples of 2 and 3 choices have rows of
+    5 sequences, groups [0, 0, 1, 1, 1], labels [0, 1, 1, 0, 0] and examples [their two places in the
+    micro-batch].
     """
 
     rows: Tensor  # (K,) int64, index into S or into T, as the form's head reads
@@ -50,9 +53,10 @@ class Targets:
 class PackedBatch:
     """One micro-batch. Every rank's batch runs every head, with K = 0 rows if need be.
 
-    A rank that has no examples left for a micro-batch gets one filler sequence that no target refers to, so that
-    every parameter stays in every graph; `num_tokens` counts real tokens only. Where tasks have copies of the encoder, the
-    sequences of each copy lie next to each other, a copy without sequences has a filler, and `parts` are what the copies read.
+    A rank that has no examples left for a micro-batch gets one filler sequence that no target refers to, so
+    that every parameter stays in every graph; `num_tokens` counts real tokens only. Where tasks have copies
+    of the encoder, the sequences of each copy lie next to each other, a copy without sequences has a filler,
+    and `parts` are what the copies read.
     """
 
     input_ids: Tensor  # (T,) int64
@@ -68,9 +72,8 @@ class PackedBatch:
     )
     targets: Mapping[str, Targets]  # form -> targets; every form of the run, in HeadLayout's order
     unit_counts: np.ndarray  # (M,) float64 on the host: supervised units of each term
-    example_tasks: (
-        np.ndarray
-    )  # (B,) int64 on the host, index into the run's tasks (evaluation: into the splits)
+    # (B,) int64 on the host, index into the run's tasks (evaluation: into the splits)
+    example_tasks: np.ndarray
     example_rows: np.ndarray  # (B,) int64 on the host, example of the split
     sequence_examples: np.ndarray  # (S,) int64 on the host, index into B; -1 for a filler
     num_tokens: int  # real tokens, without fillers

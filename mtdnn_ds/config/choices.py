@@ -1,7 +1,9 @@
-"""What a recipe chooses by name: optimizers, loss scales, attention back ends, each with the facts that checks go by.
+"""What a recipe chooses by name: optimizers, loss scales, attention back ends, each with the facts that
+checks go by.
 
 Every list of these names is read off the tables here; what they name is built elsewhere, an optimizer in
-train/optimizer.py, a loss scale in losses/objective.py or losses/adaptive.py, a back end in model/attention.py.
+train/optimizer.py, a loss scale in losses/objective.py or losses/adaptive.py, a back end in
+model/attention.py.
 """
 
 from __future__ import annotations
@@ -29,10 +31,12 @@ OPTIMIZERS: Mapping[str, OptimizerFacts] = {
         deepspeed_types=("adamw", "adam"), needs_compiler=True, has_deepspeed_cpu_form=True
     ),
     "torch_adamw": OptimizerFacts(deepspeed_types=("adamw", "adam"), torch_adam=True),
-    # Outside DeepSpeed's ZERO_SUPPORTED_OPTIMIZERS (runtime/zero/utils.py), but element-wise, hence exact on any
+    # Outside DeepSpeed's ZERO_SUPPORTED_OPTIMIZERS (runtime/zero/utils.py), but element-wise, hence exact on
+    # any
     # partition.
     "adamax": OptimizerFacts(zero_tested=False),
-    # LAMB scales each layer's update by norms of that layer (You et al. 2020, algorithm 2); ZeRO would hand it flat
+    # LAMB scales each layer's update by norms of that layer (You et al. 2020, algorithm 2); ZeRO would hand
+    # it flat
     # pieces of all layers.
     "lamb": OptimizerFacts(
         deepspeed_types=("lamb",), needs_compiler=True, cuda_only=True, needs_whole_layers=True

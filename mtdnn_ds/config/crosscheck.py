@@ -1,4 +1,5 @@
-"""Settings of a recipe that contradict each other or have no effect. Pure; what tasks need is in tasks/resolve.py.
+"""Settings of a recipe that contradict each other or have no effect. Pure; what tasks need is in
+tasks/resolve.py.
 
 Each check ends where it reads a setting that is not known (config/partial.py), and the others go on.
 """
@@ -25,8 +26,8 @@ USUAL_NORMS: dict[str, tuple[Literal["inf", "l2"], Literal["token", "sequence"]]
 def cross_check(recipe: Recipe) -> list[str]:
     """One line per contradiction or setting without effect, in the user's words; empty for a sound recipe.
 
-    Whether a setting was written counts, not its value: `mixture.temperature: 2` beside `rates: uniform` is a mistake
-    too.
+    Whether a setting was written counts, not its value: `mixture.temperature: 2` beside `rates: uniform` is a
+    mistake too.
     """
     found: list[str] = []
     for check in _CHECKS:
@@ -120,7 +121,8 @@ def _samples(recipe: Recipe) -> Iterator[str]:
 def _idle_sample_seed(name: str, task: TaskSettings) -> Iterator[str]:
     if task.sample_seed is not None and task.train_fraction is None:
         yield (
-            f"tasks.{name}.sample_seed={task.sample_seed}: has no effect without tasks.{name}.train_fraction; "
+            f"tasks.{name}.sample_seed={task.sample_seed}: has no effect without "
+            f"tasks.{name}.train_fraction; "
             "remove it, or set the latter"
         )
 
@@ -194,7 +196,8 @@ def _regularizer_norm(recipe: Recipe) -> Iterator[str]:
     missing = [name for name in ("step_size", "radius") if getattr(settings, name) is None]
     if missing:
         yield (
-            f"regularizer.{' and regularizer.'.join(missing)}: the defaults of {settings.name} are lengths in "
+            f"regularizer.{' and regularizer.'.join(missing)}: the defaults of {settings.name} are lengths "
+            "in "
             f"the {norm} norm of a {norm_per}; with another norm give your own"
         )
 

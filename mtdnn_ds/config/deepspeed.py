@@ -1,7 +1,8 @@
-"""The DeepSpeed JSON meets the recipe: "auto" filled in, contradictions refused, what exactness needs written out.
+"""The DeepSpeed JSON meets the recipe: "auto" filled in, contradictions refused, what exactness needs written
+out.
 
-Pure: no torch, no deepspeed, no machine; what the machine can do comes in as arguments. Which keys there are is in
-deepspeed_keys.py, and whether a file's keys are among them in deepspeed_check.py.
+Pure: no torch, no deepspeed, no machine; what the machine can do comes in as arguments. Which keys there are
+is in deepspeed_keys.py, and whether a file's keys are among them in deepspeed_check.py.
 """
 
 from __future__ import annotations
@@ -45,10 +46,12 @@ def resolve_deepspeed(
     world_size: int,
     source: str = "the DeepSpeed JSON",
 ) -> ResolvedDeepSpeed:
-    """`settings` (as load_deepspeed_json gives them) completed from `recipe`. `source` names the file in messages.
+    """`settings` (as load_deepspeed_json gives them) completed from `recipe`. `source` names the file in
+    messages.
 
-    `fast_bf16`: CUDA with bf16, or a CPU with AVX512-BF16 or AMX. `fp16_supported`: DeepSpeed's fp16 mode runs here.
-    Raises ConfigError with every problem. Resolving a resolved configuration at the same world size changes nothing.
+    `fast_bf16`: CUDA with bf16, or a CPU with AVX512-BF16 or AMX. `fp16_supported`: DeepSpeed's fp16 mode
+    runs here. Raises ConfigError with every problem. Resolving a resolved configuration at the same world
+    size changes nothing.
     """
     config = copy.deepcopy(dict(settings))
     problems = key_problems(config, source)
@@ -113,8 +116,8 @@ def _offload_problems(key: str, stage: int) -> Iterator[str]:
 
 
 def _fill_in_batch_sizes(config: dict[str, Any], recipe: Recipe, world_size: int) -> list[str]:
-    """DeepSpeed wants train_batch_size = micro x accumulation x ranks. Ours vary by step, so these are nominal:
-    nothing is computed from them."""
+    """DeepSpeed wants train_batch_size = micro x accumulation x ranks. Ours vary by step, so these are
+    nominal: nothing is computed from them."""
     examples = recipe.batch.examples_per_step
     micro = -(-examples // world_size)
     found = []
@@ -136,7 +139,8 @@ def _fill_in_batch_sizes(config: dict[str, Any], recipe: Recipe, world_size: int
     if accumulation not in ("auto", 1):
         found.append(
             f"gradient_accumulation_steps={accumulation}: the number of micro-batches follows from "
-            "batch.examples_per_step and batch.max_tokens_per_micro_batch of the recipe and differs from step to "
+            "batch.examples_per_step and batch.max_tokens_per_micro_batch of the recipe and differs from "
+            "step to "
             'step; write "auto"'
         )
 
@@ -232,7 +236,8 @@ def _let_optimizer_pass(config: dict[str, Any], name: str, stage: int, offloaded
     if stage > 0 and not OPTIMIZERS[name].zero_tested:
         if config.get("zero_allow_untested_optimizer") is False:
             found.append(
-                f"zero_allow_untested_optimizer=false: optimizer.name={name} of the recipe needs it under ZeRO; "
+                f"zero_allow_untested_optimizer=false: optimizer.name={name} of the recipe needs it under "
+                "ZeRO; "
                 "remove the key"
             )
         config["zero_allow_untested_optimizer"] = True

@@ -1,4 +1,5 @@
-"""Which keys and kinds of values a DeepSpeed JSON holds, checked against the tables. Looks at no recipe and no machine."""
+"""Which keys and kinds of values a DeepSpeed JSON holds, checked against the tables. Looks at no recipe and
+no machine."""
 
 from __future__ import annotations
 
@@ -38,7 +39,8 @@ _KIND_WORDS = {
 
 
 def load_deepspeed_json(path: str) -> dict[str, Any]:
-    """The JSON object in `path`. Raises ConfigError with file and line for syntax errors and for keys given twice."""
+    """The JSON object in `path`. Raises ConfigError with file and line for syntax errors and for keys given
+    twice."""
     text = read_text(path, "DeepSpeed configuration")
     repeated: list[str] = []
 
@@ -77,7 +79,8 @@ def load_deepspeed_json(path: str) -> dict[str, Any]:
 
 
 def _flaw(settings: Any) -> str | None:
-    """What no setting can be: found before anything walks through the values. `settings` may be nested to any depth."""
+    """What no setting can be: found before anything walks through the values. `settings` may be nested to any
+    depth."""
     layer, depth = [settings], 0
     while layer:
         depth += 1
@@ -110,12 +113,14 @@ def _places(text: str, names: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def key_problems(settings: Mapping[str, Any], source: str) -> list[str]:
-    """One line for every key that is unknown, refused, of the wrong kind, or "auto" where nothing fills it in."""
+    """One line for every key that is unknown, refused, of the wrong kind, or "auto" where nothing fills it
+    in."""
     return [f"{source}: {line}" for line in _section_problems(settings, "", TOP_LEVEL)]
 
 
 def drop_automatic_sizes(config: dict[str, Any]) -> Iterator[str]:
-    """Remove "auto" from ZeRO's bucket sizes and thresholds, so that DeepSpeed's own defaults hold; yields a note for each."""
+    """Remove "auto" from ZeRO's bucket sizes and thresholds, so that DeepSpeed's own defaults hold; yields a
+    note for each."""
     zero = config.get("zero_optimization", {})
     for key in [key for key, value in zero.items() if value == "auto"]:
         del zero[key]

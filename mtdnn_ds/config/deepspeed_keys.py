@@ -1,7 +1,8 @@
-"""Tables of what a DeepSpeed JSON may contain, for deepspeed 0.19.8. Names and reasons only; the checks are in deepspeed.py.
+"""Tables of what a DeepSpeed JSON may contain, for deepspeed 0.19.8. Names and reasons only; the checks are
+in deepspeed.py.
 
-Read from deepspeed/runtime/{config,constants}.py, zero/{config,offload_config}.py and precision_config.py of that release.
-DeepSpeed itself accepts any misspelt top-level key in silence, which is why the
+Read from deepspeed/runtime/{config,constants}.py, zero/{config,offload_config}.py and precision_config.py of
+that release. DeepSpeed itself accepts any misspelt top-level key in silence, which is why the
 list exists; a test compares it with the installed release.
 """
 
@@ -197,8 +198,10 @@ REFUSED: Final[dict[str, str]] = {
     "zero_optimization.mics_hierarchical_params_gather": f"{_GONE}; remove it",
     "zero_optimization.zeropp_loco_param": f"{_GONE}; remove it",
     "bfloat16": "the old name; write bf16",
-    "prescale_gradients": "moves where gradients are averaged, and losses are scaled for DeepSpeed's default; remove it",
-    "gradient_predivide_factor": "moves where gradients are averaged, and losses are scaled for DeepSpeed's default; remove it",
+    "prescale_gradients": "moves where gradients are averaged, and losses are scaled for DeepSpeed's "
+    "default; remove it",
+    "gradient_predivide_factor": "moves where gradients are averaged, and losses are scaled for DeepSpeed's "
+    "default; remove it",
     "gradient_allreduce_op": "losses are scaled for DeepSpeed's default, the mean over ranks; remove it",
     "managed_gradient_accumulation": "the trainer tells DeepSpeed itself where each step ends; remove it",
     "seq_parallel_communication_data_type": _ELSEWHERE,
@@ -210,18 +213,23 @@ REFUSED: Final[dict[str, str]] = {
     "hybrid_engine": _ELSEWHERE,
     "weight_quantization": _ELSEWHERE,
     "compile": "DeepCompile needs the same graph in every micro-batch; remove it",
-    "autotuning": "it re-runs the script with batch sizes of its own, which the recipe decides here; remove it",
+    "autotuning": "it re-runs the script with batch sizes of its own, which the recipe decides here; remove "
+    "it",
     "data_efficiency": "which examples make up a step is the recipe's mixture; remove it",
     "dataloader_drop_last": "which examples make up a step is the recipe's mixture; remove it",
     "activation_checkpointing": "set encoder.gradient_checkpointing in the recipe instead",
-    "datastates_ckpt": "checkpoints are verified file by file, which an asynchronous writer does not allow; remove it",
+    "datastates_ckpt": "checkpoints are verified file by file, which an asynchronous writer does not allow; "
+    "remove it",
     "vocabulary_size": _ELSEWHERE,
     "zero_optimization.cpu_offload": 'the old form; write "offload_optimizer": {"device": "cpu"}',
     "zero_optimization.cpu_offload_param": 'the old form; write "offload_param": {"device": "cpu"}',
-    "zero_optimization.cpu_offload_use_pin_memory": "the old form; write pin_memory inside offload_optimizer and offload_param",
-    "zero_optimization.stage3_gather_fp16_weights_on_model_save": "the old name; write stage3_gather_16bit_weights_on_model_save",
+    "zero_optimization.cpu_offload_use_pin_memory": "the old form; write pin_memory inside "
+    "offload_optimizer and offload_param",
+    "zero_optimization.stage3_gather_fp16_weights_on_model_save": "the old name; write "
+    "stage3_gather_16bit_weights_on_model_save",
     "zero_optimization.legacy_stage1": "the old stage 1; remove it",
-    "zero_optimization.elastic_checkpoint": "has no effect in this DeepSpeed; --resume goes on with any number of ranks without it, remove it",
+    "zero_optimization.elastic_checkpoint": "has no effect in this DeepSpeed; --resume goes on with any "
+    "number of ranks without it, remove it",
     "zero_optimization.compute_grad_norm": "the gradient norm is logged and clipped in every step; remove it",
     "zero_optimization.zero_quantized_weights": _LOSSY,
     "zero_optimization.zero_quantized_nontrainable_weights": _LOSSY,
@@ -230,14 +238,20 @@ REFUSED: Final[dict[str, str]] = {
     "zero_optimization.save_muon_momentum_buffer_in_memory": "there is no Muon optimizer here; remove it",
     "zero_optimization.offload_optimizer.nvme_path": 'only device "cpu" is supported; remove it',
     "zero_optimization.offload_param.nvme_path": 'only device "cpu" is supported; remove it',
-    "zero_optimization.offload_optimizer.super_offload": "applies gradients late and undoes steps, so steps would not be exact; remove it",
-    "zero_optimization.offload_optimizer.cpuadam_cores_perc": "has an effect with super_offload only; remove it",
+    "zero_optimization.offload_optimizer.super_offload": "applies gradients late and undoes steps, so steps "
+    "would not be exact; remove it",
+    "zero_optimization.offload_optimizer.cpuadam_cores_perc": "has an effect with super_offload only; "
+    "remove it",
     "bf16.bf16_master_weights_and_grads": "weights and gradients are kept in fp32; remove it",
     "bf16.bf16_optimizer_states": "optimizer states are kept in fp32; remove it",
     "fp16.fp16_master_weights_and_grads": "weights and gradients are kept in fp32; remove it",
-    "checkpoint.load_universal": "--resume reads its own checkpoints, at any ZeRO stage and number of ranks; remove it",
-    "checkpoint.use_node_local_storage": "checkpoints are verified as a whole, in one folder that all nodes see; remove it",
+    "checkpoint.load_universal": "--resume reads its own checkpoints, at any ZeRO stage and number of "
+    "ranks; remove it",
+    "checkpoint.use_node_local_storage": "checkpoints are verified as a whole, in one folder that all nodes "
+    "see; remove it",
     "zero_optimization.pipeline_loading_checkpoint": "fails on loading at stages 1 and 2; remove it",
-    "checkpoint.writer": "checkpoints are verified file by file, which needs DeepSpeed's default writer; remove it",
-    "checkpoint.checkpoint_serialization": "checkpoints are verified file by file, which needs DeepSpeed's default writer; remove it",
+    "checkpoint.writer": "checkpoints are verified file by file, which needs DeepSpeed's default writer; "
+    "remove it",
+    "checkpoint.checkpoint_serialization": "checkpoints are verified file by file, which needs DeepSpeed's "
+    "default writer; remove it",
 }

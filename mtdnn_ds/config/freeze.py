@@ -1,4 +1,5 @@
-"""The names of parts in train.freeze: which there are, and what is wrong with a list of them. Knows no parameter (model/freeze.py does)."""
+"""The names of parts in train.freeze: which there are, and what is wrong with a list of them. Knows no
+parameter (model/freeze.py does)."""
 
 from __future__ import annotations
 
@@ -12,7 +13,8 @@ _LAYERS = re.compile(r"encoder\.layer\.(\d+)(?:-(\d+))?")
 
 
 def layers_of(part: str) -> range | None:
-    """The layers that `encoder.layer.3` or `encoder.layer.0-5` (the last one included) means; None for other parts."""
+    """The layers that `encoder.layer.3` or `encoder.layer.0-5` (the last one included) means; None for other
+    parts."""
     match = _LAYERS.fullmatch(part)
     return None if match is None else range(int(match[1]), int(match[2] or match[1]) + 1)
 
@@ -20,7 +22,8 @@ def layers_of(part: str) -> range | None:
 def freeze_problems(
     parts: Sequence[str], *, num_layers: int | None = None, heads: Sequence[str] | None = None
 ) -> list[str]:
-    """One line for each entry that names no part. Layers and heads are looked up only if the encoder's and the run's are given."""
+    """One line for each entry that names no part. Layers and heads are looked up only if the encoder's and
+    the run's are given."""
     known = (
         *WHOLE_PARTS[:1],
         _all_layers(num_layers),
@@ -38,11 +41,13 @@ def freeze_problems(
             problems.append(f"train.freeze: {part}: runs backwards; write the lower layer first")
         elif layers is not None and num_layers is not None and layers[-1] >= num_layers:
             problems.append(
-                f"train.freeze: {part}: the encoder has {num_layers} layers, encoder.layer.0 to encoder.layer.{num_layers - 1}"
+                f"train.freeze: {part}: the encoder has {num_layers} layers, encoder.layer.0 to "
+                f"encoder.layer.{num_layers - 1}"
             )
         elif part.startswith("heads.") and heads is not None and part.removeprefix("heads.") not in heads:
             problems.append(
-                f"train.freeze: this run has no head '{part.removeprefix('heads.')}'{did_you_mean(part.removeprefix('heads.'), heads)}"
+                "train.freeze: this run has no head "
+                f"'{part.removeprefix('heads.')}'{did_you_mean(part.removeprefix('heads.'), heads)}"
             )
         elif layers is None and part not in WHOLE_PARTS and not re.fullmatch(r"heads\.\w+", part):
             problems.append(f"train.freeze: unknown part '{part}'{did_you_mean(part, known)}")

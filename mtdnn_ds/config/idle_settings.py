@@ -1,4 +1,5 @@
-"""Settings of a recipe that have no effect beside another one, whatever they say. Other contradictions: crosscheck.py."""
+"""Settings of a recipe that have no effect beside another one, whatever they say. Other contradictions:
+crosscheck.py."""
 
 from __future__ import annotations
 
@@ -44,7 +45,8 @@ _SECTIONS = (
 
 
 def idle_settings(recipe: Recipe) -> Iterator[str]:
-    """A line for each setting that was written and has no effect. Those that are not known are passed over."""
+    """A line for each setting that was written and has no effect. Those that are not known are passed
+    over."""
     for section in _SECTIONS:
         yield from as_far_as_known(_idle_settings_of(recipe, section))
 

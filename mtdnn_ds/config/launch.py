@@ -1,7 +1,9 @@
-"""Which rank this process is, as srun or mpirun say it, in the variables that torchrun and deepspeed set. No torch; joins nothing.
+"""Which rank this process is, as srun or mpirun say it, in the variables that torchrun and deepspeed set. No
+torch; joins nothing.
 
-RANK, LOCAL_RANK, WORLD_SIZE, LOCAL_SIZE, CROSS_RANK (of the node), CROSS_SIZE (nodes), MASTER_ADDR, MASTER_PORT.
-A launcher that sets RANK itself is left alone, and so is a plain python inside salloc or sbatch: it is a run of one process.
+RANK, LOCAL_RANK, WORLD_SIZE, LOCAL_SIZE, CROSS_RANK (of the node), CROSS_SIZE (nodes), MASTER_ADDR,
+MASTER_PORT. A launcher that sets RANK itself is left alone, and so is a plain python inside salloc or sbatch:
+it is a run of one process.
 """
 
 from __future__ import annotations
@@ -16,14 +18,16 @@ from contextlib import suppress
 
 from mtdnn_ds.config.errors import ConfigError
 
-# Ports below those that Linux gives out by itself (from 32768), eight for each job: jobs and steps beside each other, and a job that
+# Ports below those that Linux gives out by itself (from 32768), eight for each job: jobs and steps beside
+# each other, and a job that
 # comes back while sockets of its last start still linger, meet on different ones.
 FIRST_PORT, NUM_PORTS, PORTS_PER_JOB = 10_000, 20_000, 8
 FIRST_EPHEMERAL_PORT = 32_768
 
 
 def take_place(environment: MutableMapping[str, str] = os.environ) -> None:
-    """Set RANK and the others from what srun or mpirun has set. Raises ConfigError where that is not enough to find the other ranks."""
+    """Set RANK and the others from what srun or mpirun has set. Raises ConfigError where that is not enough
+    to find the other ranks."""
     if "RANK" in environment:
         return
     place = _of_mpi(environment) or _of_srun(environment)
@@ -34,13 +38,15 @@ def take_place(environment: MutableMapping[str, str] = os.environ) -> None:
 
 
 def rank_of(environment: Mapping[str, str] = os.environ) -> int:
-    """This process's rank in what a launcher has started, also where `take_place` refuses; 0 without a launcher."""
+    """This process's rank in what a launcher has started, also where `take_place` refuses; 0 without a
+    launcher."""
     ranks = ("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID")
     return next((int(environment[name]) for name in ranks if environment.get(name, "").isdigit()), 0)
 
 
 def free_port() -> int:
-    """A port of this host that nobody listens on, below those that Linux gives to outgoing connections: no such connection takes it meanwhile."""
+    """A port of this host that nobody listens on, below those that Linux gives to outgoing connections: no
+    such connection takes it meanwhile."""
     while True:
         port = random.SystemRandom().randrange(FIRST_PORT + NUM_PORTS, FIRST_EPHEMERAL_PORT)
         with socket.socket() as listener, suppress(OSError):
@@ -50,7 +56,8 @@ def free_port() -> int:
 
 def _of_srun(environment: Mapping[str, str]) -> dict[str, str] | None:
     """The place of one of several tasks of an srun step; None for anything else."""
-    # sbatch gives its script SLURM_PROCID and SLURM_NTASKS too, but only a step's task has SLURM_STEP_NUM_TASKS.
+    # sbatch gives its script SLURM_PROCID and SLURM_NTASKS too, but only a step's task has
+    # SLURM_STEP_NUM_TASKS.
     num_tasks = int(environment.get("SLURM_STEP_NUM_TASKS", "1"))
     if num_tasks < 2 or "SLURM_PROCID" not in environment:
         return None
@@ -109,13 +116,15 @@ def _address(host: str) -> str:
     address = re.search(r"\bNodeAddr=(\S+)", shown)
     if address is None:
         raise ConfigError(
-            f"the node of rank 0 is {host}, a name that this node cannot look up, and scontrol gives no address for it; set MASTER_ADDR to its address"
+            f"the node of rank 0 is {host}, a name that this node cannot look up, and scontrol gives no "
+            "address for it; set MASTER_ADDR to its address"
         )
     return address[1]
 
 
 def _of_mpi(environment: Mapping[str, str]) -> dict[str, str] | None:
-    """The place of one of several processes of mpirun (Open MPI; MPICH's and Intel's hydra); None for anything else."""
+    """The place of one of several processes of mpirun (Open MPI; MPICH's and Intel's hydra); None for
+    anything else."""
     names = ("RANK", "SIZE", "LOCAL_RANK", "LOCAL_SIZE")
     variables = tuple(f"OMPI_COMM_WORLD_{name}" for name in names)
     if variables[0] not in environment:
@@ -128,8 +137,10 @@ def _of_mpi(environment: Mapping[str, str]) -> dict[str, str] | None:
         return None
     if "MASTER_ADDR" not in environment:
         raise ConfigError(
-            f"mpirun started {size} processes, and MASTER_ADDR does not say where rank 0 is: set MASTER_ADDR to the first host's name and MASTER_PORT to a "
-            "free port there, for all ranks (Open MPI: mpirun -x MASTER_ADDR=HOST -x MASTER_PORT=29500; MPICH, Intel: mpirun -genv MASTER_ADDR HOST ...)"
+            f"mpirun started {size} processes, and MASTER_ADDR does not say where rank 0 is: set "
+            "MASTER_ADDR to the first host's name and MASTER_PORT to a "
+            "free port there, for all ranks (Open MPI: mpirun -x MASTER_ADDR=HOST -x MASTER_PORT=29500; "
+            "MPICH, Intel: mpirun -genv MASTER_ADDR HOST ...)"
         )
     return {
         "RANK": str(rank),

@@ -1,7 +1,8 @@
-"""Recipes from YAML files and flags, and back to YAML. Not the models themselves (recipe.py), not the DeepSpeed JSON (deepspeed.py).
+"""Recipes from YAML files and flags, and back to YAML. Not the models themselves (recipe.py), not the
+DeepSpeed JSON (deepspeed.py).
 
-Relative paths inside a recipe (data.*, tasks.NAME.files, encoder.path as a folder) are relative to the current
-directory, as everywhere on a command line, not to the recipe's folder.
+Relative paths inside a recipe (data.*, tasks.NAME.files, encoder.path as a folder) are relative to the
+current directory, as everywhere on a command line, not to the recipe's folder.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ log = logging.getLogger(__name__)
 class RecipeRefused(ConfigError):
     """A recipe is wrong. Carries every problem found, and what can be looked at further.
 
-    `sound` has the part that is right (config/partial.py) of each run that the recipe describes, by the name of its
-    stage, which is "" in a recipe without stages.
+    `sound` has the part that is right (config/partial.py) of each run that the recipe describes, by the name
+    of its stage, which is "" in a recipe without stages.
     """
 
     def __init__(self, problems: Sequence[str], sound: Mapping[str, Recipe]) -> None:
@@ -39,10 +40,11 @@ class RecipeRefused(ConfigError):
 
 
 def load_recipe(path: str, overrides: Mapping[str, str]) -> Recipe:
-    """The recipe in `path` with `overrides` (dotted name -> the flag's raw text), validated and cross-checked.
+    """The recipe in `path` with `overrides` (dotted name -> the flag's raw text), validated and
+    cross-checked.
 
-    A flag may replace a setting it contradicts (train.steps for train.epochs, one rate for a named policy); that is
-    logged. Raises ConfigError with every problem of file and flags.
+    A flag may replace a setting it contradicts (train.steps for train.epochs, one rate for a named policy);
+    that is logged. Raises ConfigError with every problem of file and flags.
     """
     values = read_values(path)
     if "stages" in values:

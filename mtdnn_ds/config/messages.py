@@ -1,4 +1,5 @@
-"""Pydantic's complaints about a recipe in plain words: where, what is there, what it must be. Rewrites; validates nothing."""
+"""Pydantic's complaints about a recipe in plain words: where, what is there, what it must be. Rewrites;
+validates nothing."""
 
 from __future__ import annotations
 
@@ -82,7 +83,8 @@ def _line(detail: Any, source: str, flags: Mapping[tuple[str, ...], str]) -> str
 
 
 def _other_branch_fits_better(mark: str, value: Any, kind: str) -> bool:
-    """Of a setting that takes a word or a mapping, only the complaint about the form that was used is of help."""
+    """Of a setting that takes a word or a mapping, only the complaint about the form that was used is of
+    help."""
     if mark.startswith("literal["):
         return isinstance(value, dict)
     return kind == "dict_type"

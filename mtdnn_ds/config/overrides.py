@@ -1,5 +1,5 @@
-"""Dotted flags (--train.steps 1000) applied to a recipe's plain values before validation. Text is typed here as far as the schema says;
-ranges are the models' business."""
+"""Dotted flags (--train.steps 1000) applied to a recipe's plain values before validation. Text is typed here
+as far as the schema says; ranges are the models' business."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ _REPLACES: dict[tuple[str, ...], tuple[str, ...]] = {
 
 @dataclass(kw_only=True, slots=True)
 class Overridden:
-    """A recipe's values after the flags, which flag each value came from, what was replaced, and what was wrong."""
+    """A recipe's values after the flags, which flag each value came from, what was replaced, and what was
+    wrong."""
 
     values: dict[str, Any]
-    flags: dict[tuple[str, ...], str] = field(
-        default_factory=dict
-    )  # path of the value -> the flag as the user wrote it
+    # Path of the value -> the flag as the user wrote it
+    flags: dict[tuple[str, ...], str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
@@ -36,7 +36,8 @@ class Overridden:
 def apply_overrides(values: dict[str, Any], overrides: Mapping[str, str], source: str) -> Overridden:
     """`values` with each `overrides` entry ("train.steps" -> "1000") set; `values` is changed in place.
 
-    `tasks` first, then the rest in the given order, so that `--tasks cola,rte --tasks.cola.dropout 0.2` means what it says.
+    `tasks` first, then the rest in the given order, so that `--tasks cola,rte --tasks.cola.dropout 0.2` means
+    what it says.
     """
     result = Overridden(values=values)
     tasks = values.get("tasks")
@@ -52,9 +53,11 @@ def apply_overrides(values: dict[str, Any], overrides: Mapping[str, str], source
 
 
 def parse_text(raw: str, annotation: Any) -> Any:
-    """A flag's text as the value that `annotation` asks for; where it cannot be one, what YAML makes of it (the model then refuses it).
+    """A flag's text as the value that `annotation` asks for; where it cannot be one, what YAML makes of it
+    (the model then refuses it).
 
-    Text settings take the text as it is ('#', ',' and all), quotes around the whole of it removed. Lists are written a,b or [a, b].
+    Text settings take the text as it is ('#', ',' and all), quotes around the whole of it removed. Lists are
+    written a,b or [a, b].
     """
     members = member_types(annotation)
     if raw in ("null", "~") and types.NoneType in members:
@@ -88,7 +91,8 @@ def _select_tasks(result: Overridden, raw: str, source: str) -> None:
         if isinstance(numbers, dict):
             left_out = [name for name in settings if name in numbers and name not in names]
             result.notes += [
-                f"--tasks {raw} leaves out {name}: {section}.{key}.{name}={numbers.pop(name)} of {source} is not used"
+                f"--tasks {raw} leaves out {name}: {section}.{key}.{name}={numbers.pop(name)} of {source} "
+                "is not used"
                 for name in left_out
             ]
     heads = result.values.get("heads")
@@ -122,7 +126,8 @@ def _apply(
         found = _task_in_run(result, path[1])
         if found is None:
             result.problems.append(
-                f"--{name}: task '{path[1]}' is not in the run{did_you_mean(path[1], _task_names(result))}; add it under 'tasks' in {source} or with --tasks"
+                f"--{name}: task '{path[1]}' is not in the run{did_you_mean(path[1], _task_names(result))}; "
+                f"add it under 'tasks' in {source} or with --tasks"
             )
             return
         path = (path[0], found, *path[2:])
@@ -137,7 +142,8 @@ def _apply(
 def put(
     result: Overridden, path: tuple[str, ...], value: Any, given: set[tuple[str, ...]], source: str
 ) -> None:
-    """Set one value over another one; what contradicts it goes, and is noted, unless it is one of `given`, the paths set at the same time."""
+    """Set one value over another one; what contradicts it goes, and is noted, unless it is one of `given`,
+    the paths set at the same time."""
     _forget_alternative(result, path, given, source)
     _forget_dependents(result, path, value, given, source)
     _set(result, path, value, source)
@@ -160,7 +166,8 @@ def _set(result: Overridden, path: tuple[str, ...], value: Any, source: str) -> 
 def _forget_alternative(
     result: Overridden, path: tuple[str, ...], given: set[tuple[str, ...]], source: str
 ) -> None:
-    """--train.steps on a recipe with train.epochs means: steps instead. Both as flags stay, and are refused as a contradiction."""
+    """--train.steps on a recipe with train.epochs means: steps instead. Both as flags stay, and are refused
+    as a contradiction."""
     other = _REPLACES.get(path)
     train = result.values.get("train")
     if other is None or other in given or not isinstance(train, dict) or train.get(other[1]) is None:
@@ -171,7 +178,8 @@ def _forget_alternative(
 def _forget_dependents(
     result: Overridden, path: tuple[str, ...], value: Any, given: set[tuple[str, ...]], source: str
 ) -> None:
-    """--mixture.rates uniform on a recipe with mixture.temperature: the temperature goes, unless a flag gives it too (a contradiction)."""
+    """--mixture.rates uniform on a recipe with mixture.temperature: the temperature goes, unless a flag gives
+    it too (a contradiction)."""
     for name, (decider, needed) in ONLY_WITH.items():
         section, key = name.split(".")
         settings = result.values.get(section)
@@ -183,7 +191,8 @@ def _forget_dependents(
             and key in settings
         ):
             result.notes.append(
-                f"--{'.'.join(path)}: {name}={settings.pop(key)} of {source} has no effect with it and is not used"
+                f"--{'.'.join(path)}: {name}={settings.pop(key)} of {source} has no effect with it and is "
+                "not used"
             )
 
 
@@ -193,7 +202,8 @@ def _task_names(result: Overridden) -> list[str]:
 
 
 def _task_in_run(result: Overridden, name: str) -> str | None:
-    """The task a flag means. The command line writes every '-' of a flag's name as '_', so 'my_task' may mean 'my-task'."""
+    """The task a flag means. The command line writes every '-' of a flag's name as '_', so 'my_task' may mean
+    'my-task'."""
     names = _task_names(result)
     if name in names:
         return name

@@ -1,8 +1,9 @@
-"""A recipe's plain values as a Recipe, or as much of one as is right, so that other checks can look at it too.
+"""A recipe's plain values as a Recipe, or as much of one as is right, so that other checks can look at it
+too.
 
-A partial recipe is a Recipe like others, but for what is not known of it: reading such a setting raises UnknownSetting
-(config/setting_types.py). A setting is not known if it is wrong or missing, or if an unknown key may be meant for it.
-No text of a message is made here (messages.py).
+A partial recipe is a Recipe like others, but for what is not known of it: reading such a setting raises
+UnknownSetting (config/setting_types.py). A setting is not known if it is wrong or missing, or if an unknown
+key may be meant for it. No text of a message is made here (messages.py).
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ _LENGTH = (("train", "steps"), ("train", "epochs"))  # exactly one of them is gi
 
 
 def validated(values: dict[str, Any]) -> tuple[Recipe | None, list[ValidationError]]:
-    """The recipe that `values` are, or its sound part, and what is wrong with them; a whole recipe has no errors.
+    """The recipe that `values` are, or its sound part, and what is wrong with them; a whole recipe has no
+    errors.
 
     None where nothing can be made of the rest. `values` are left as they are.
     """
@@ -79,7 +81,8 @@ def _take_out(values: dict[str, Any], detail: Any) -> set[Path]:
 
 
 def _setting(path: Path) -> Path:
-    """The setting that a place inside its value belongs to, or the section or task, if it is as a whole wrong."""
+    """The setting that a place inside its value belongs to, or the section or task, if it is as a whole
+    wrong."""
     if path[:1] == ("tasks",):
         return path[:3]
     return path[:1] if section_of(path[:1]) is None else path[:2]
@@ -94,7 +97,8 @@ def _holder(values: dict[str, Any], path: Path) -> dict[str, Any]:
 
 
 def _may_be_meant(path: Path, holder: dict[str, Any]) -> list[str]:
-    """Settings that are not written, and that an unknown key may be meant for: the closest, or any of its section."""
+    """Settings that are not written, and that an unknown key may be meant for: the closest, or any of its
+    section."""
     section = section_of(path[:-1])
     if section is None:
         return []

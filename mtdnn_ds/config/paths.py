@@ -1,4 +1,5 @@
-"""Whether a text can be the path of a file or folder at all. Looks at no file: whether it is there is for its reader to say."""
+"""Whether a text can be the path of a file or folder at all. Looks at no file: whether it is there is for its
+reader to say."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Which number format a run computes in, from the bf16, fp16 and torch_autocast sections of a DeepSpeed JSON. Pure."""
+"""Which number format a run computes in, from the bf16, fp16 and torch_autocast sections of a DeepSpeed JSON.
+Pure."""
 
 from __future__ import annotations
 
@@ -18,10 +19,12 @@ _SECTIONS = ("bf16", "fp16", "torch_autocast")
 def resolve_precision(
     config: dict[str, Any], *, stage: int, fast_bf16: bool, fp16_supported: bool, device_type: str
 ) -> tuple[Precision, list[str], list[str]]:
-    """(precision, notes, problems); the sections of `config` are changed to say true or false instead of "auto".
+    """(precision, notes, problems); the sections of `config` are changed to say true or false instead of
+    "auto".
 
-    "auto" takes the format where the machine computes it at speed, else fp32 with a note; true takes it wherever it works.
-    bf16 and fp16 may both be "auto", as Hugging Face's examples have it: bf16 first, then fp16, then fp32.
+    "auto" takes the format where the machine computes it at speed, else fp32 with a note; true takes it
+    wherever it works. bf16 and fp16 may both be "auto", as Hugging Face's examples have it: bf16 first, then
+    fp16, then fp32.
     """
     notes: list[str] = []
     problems: list[str] = []
@@ -33,18 +36,24 @@ def resolve_precision(
     for name in ("bf16", "fp16"):
         if asked[name] and stage == 0:
             problems.append(
-                f"{name} with ZeRO stage 0: DeepSpeed cannot accumulate gradients in fp32 there; use torch_autocast (ds_configs/zero0.json) or stage 1, 2 or 3"
+                f"{name} with ZeRO stage 0: DeepSpeed cannot accumulate gradients in fp32 there; use "
+                "torch_autocast (ds_configs/zero0.json) or stage 1, 2 or 3"
             )
     if asked["torch_autocast"] and dtype == "fp16":
-        # Read in DeepSpeed 0.19.8, runtime/zero/stage_1_and_2.py: the norm that clips is taken before the GradScaler's factor is removed,
-        # and an overflow updates the optimizer's own loss scaler (which is not used here) instead of the GradScaler. At stage 0 it is silent.
+        # Read in DeepSpeed 0.19.8, runtime/zero/stage_1_and_2.py: the norm that clips is taken before the
+        # GradScaler's factor is removed,
+        # and an overflow updates the optimizer's own loss scaler (which is not used here) instead of the
+        # GradScaler. At stage 0 it is silent.
         problems.append(
-            'torch_autocast in float16: DeepSpeed clips the scaled gradients there and never lowers the scale after an overflow; use dtype "bfloat16", or the fp16 section'
+            "torch_autocast in float16: DeepSpeed clips the scaled gradients there and never lowers the "
+            'scale after an overflow; use dtype "bfloat16", or the fp16 section'
         )
     if wanted == ["torch_autocast"] and stage > 0:
-        # runtime/base_optimizer.py: with autocast, ZeRO reduces the gradients of linear layers in the autocast type, whatever the JSON says.
+        # runtime/base_optimizer.py: with autocast, ZeRO reduces the gradients of linear layers in the
+        # autocast type, whatever the JSON says.
         problems.append(
-            f"torch_autocast with ZeRO stage {stage}: DeepSpeed exchanges gradients in {dtype} there, so a step would depend on the number of ranks; use the bf16 section, or stage 0"
+            f"torch_autocast with ZeRO stage {stage}: DeepSpeed exchanges gradients in {dtype} there, so a "
+            "step would depend on the number of ranks; use the bf16 section, or stage 0"
         )
     if asked["fp16"] is True and not fp16_supported:
         where = (
@@ -84,7 +93,10 @@ def _why_fp32(asked: dict[str, Any], dtype: str, device_type: str) -> str:
     names = [name for name in _SECTIONS if asked[name] == "auto"]
     lacking = sorted({dtype if name == "torch_autocast" else name for name in names})
     device = "CPU" if device_type == "cpu" else "GPU"
-    return f"{' and '.join(names)} 'auto': this {device} has no fast {' and no '.join(lacking)} instructions; training in fp32; set {names[0]}.enabled to true to force it"
+    return (
+        f"{' and '.join(names)} 'auto': this {device} has no fast {' and no '.join(lacking)} instructions; "
+        f"training in fp32; set {names[0]}.enabled to true to force it"
+    )
 
 
 def _autocast_dtype(config: dict[str, Any], problems: list[str]) -> str:
@@ -100,17 +112,20 @@ def _autocast_dtype(config: dict[str, Any], problems: list[str]) -> str:
 
 
 def _data_types(config: dict[str, Any], precision: Precision, problems: list[str]) -> None:
-    """Gradients accumulate in fp32, whatever the weights are in: DeepSpeed's default is the weights' format."""
+    """Gradients accumulate in fp32, whatever the weights are in: DeepSpeed's default is the weights'
+    format."""
     section = config.setdefault("data_types", {})
     given = section.setdefault("grad_accum_dtype", "fp32")
     if _DTYPES.get(given) != "fp32":
         problems.append(
-            f'data_types.grad_accum_dtype="{given}": gradients accumulate in fp32, so that a step does not depend on how it was cut up; remove it'
+            f'data_types.grad_accum_dtype="{given}": gradients accumulate in fp32, so that a step does not '
+            "depend on how it was cut up; remove it"
         )
     exchanged = config.setdefault("communication_data_type", "fp32")
     if _DTYPES.get(exchanged) != "fp32":
         problems.append(
-            f'communication_data_type="{exchanged}": ranks exchange gradients in fp32, so that a step does not depend on how it was cut up; remove it'
+            f'communication_data_type="{exchanged}": ranks exchange gradients in fp32, so that a step does '
+            "not depend on how it was cut up; remove it"
         )
     weights = precision if precision in ("bf16", "fp16") else "fp32"
     wanted = section.get("param_dtype")

@@ -1,7 +1,8 @@
-"""The recipe: every setting of a run as typed, strict models. Not the DeepSpeed JSON (config/deepspeed.py), no file reading.
+"""The recipe: every setting of a run as typed, strict models. Not the DeepSpeed JSON (config/deepspeed.py),
+no file reading.
 
-Keys that scripts rely on are listed in docs/recipes.md. Constructors elsewhere take plain values; this is the only
-place where settings have defaults.
+Keys that scripts rely on are listed in docs/recipes.md. Constructors elsewhere take plain values; this is the
+only place where settings have defaults.
 """
 
 from __future__ import annotations
@@ -52,12 +53,14 @@ class EncoderSettings(Section):
 
 
 class TaskSettings(Section):
-    """One task of the run. Built-in tasks need no key at all; user tasks need kind, files (or hub, dataset) and, for tables, columns."""
+    """One task of the run. Built-in tasks need no key at all; user tasks need kind, files (or hub, dataset)
+    and, for tables, columns."""
 
     kind: str | None = None
     files: dict[str, PathText] | None = Field(
         None,
-        description="split name -> csv, tsv, jsonl, parquet or the kind's own file; splits: train, dev, dev_NAME, test",
+        description="split name -> csv, tsv, jsonl, parquet or the kind's own file; splits: train, dev, "
+        "dev_NAME, test",
     )
     dataset: PathText | None = Field(None, description="folder written by datasets' save_to_disk")
     hub: str | None = Field(None, description="hub dataset, NAME or NAME:CONFIG")
@@ -73,11 +76,13 @@ class TaskSettings(Section):
     )
     head: Literal["linear", "san"] | None = Field(
         None,
-        description="classification of pairs: linear (default), or san, the stochastic answer network of MT-DNN",
+        description="classification of pairs: linear (default), or san, the stochastic answer network of "
+        "MT-DNN",
     )
     objective: Literal["softmax", "pairwise", "cosine", "contrastive"] | None = Field(
         None,
-        description="the loss, where a kind has several: ranking softmax (default) or pairwise; similarity cosine (default) or contrastive",
+        description="the loss, where a kind has several: ranking softmax (default) or pairwise; similarity "
+        "cosine (default) or contrastive",
     )
     choice_columns: list[str] | None = Field(
         None,
@@ -86,7 +91,8 @@ class TaskSettings(Section):
     )
     group_column: str | None = Field(
         None,
-        description="ranking: rows with the same value are candidates of one query; default: the first text column",
+        description="ranking: rows with the same value are candidates of one query; default: the first text "
+        "column",
     )
     relevant_label: str | None = Field(
         None, description="ranking: the label of relevant candidates; default: the last of labels"
@@ -100,14 +106,16 @@ class TaskSettings(Section):
     stride: int | None = Field(
         None,
         ge=0,
-        description="span, conversational_span: tokens that neighbouring windows share; default a third of encoder.max_length",
+        description="span, conversational_span: tokens that neighbouring windows share; default a third of "
+        "encoder.max_length",
     )
     max_answer_tokens: int | None = Field(
         None, ge=1, description="span, conversational_span: longest answer; default 30 (quac: 50)"
     )
     null_threshold: float | None = Field(
         None,
-        description="span: no answer where its score exceeds the best span's by more than this; needed where questions have no answer (squad_v2: 0)",
+        description="span: no answer where its score exceeds the best span's by more than this; needed "
+        "where questions have no answer (squad_v2: 0)",
     )
     history_turns: int | None = Field(
         None, ge=0, description="conversational_span: earlier turns before the question; default 2"
@@ -124,7 +132,8 @@ class TaskSettings(Section):
     )
     train_fraction: Annotated[float, Field(gt=0, le=1)] | None = Field(
         None,
-        description="share of the training examples that is used, rounded down, sampled with every class kept; default: all",
+        description="share of the training examples that is used, rounded down, sampled with every class "
+        "kept; default: all",
     )
     sample_seed: Annotated[int, Field(ge=0, lt=2**32)] | None = Field(
         None, description="of train_fraction's sample; default 0"
@@ -136,18 +145,21 @@ class InitSettings(Section):
 
     run: PathText | None = Field(
         None,
-        description="run folder whose encoder, pooler and heads this run begins with; its encoder must be the same",
+        description="run folder whose encoder, pooler and heads this run begins with; its encoder must be "
+        "the same",
     )
     checkpoint: PathText = Field(
         "latest", description="latest, step_N, best/average or best/TASK of that run"
     )
     heads: Literal["matching", "none"] = Field(
         "matching",
-        description="matching: heads of tasks with the same name, labels and loss are taken too; none: all heads are new",
+        description="matching: heads of tasks with the same name, labels and loss are taken too; none: all "
+        "heads are new",
     )
     head_of: dict[str, str] | None = Field(
         None,
-        description="task -> the task of that run whose head it begins with, where the names differ, e.g. {snli: mnli}; labels and loss must be equal",
+        description="task -> the task of that run whose head it begins with, where the names differ, e.g. "
+        "{snli: mnli}; labels and loss must be equal",
     )
 
 
@@ -156,7 +168,8 @@ class SharingSettings(Section):
 
     mode: Literal["hard", "soft", "low_rank"] = Field(
         "hard",
-        description="hard: one encoder for all; soft: a copy for each group, drawn to the copies' mean; low_rank: one encoder and a low-rank change of it for each group",
+        description="hard: one encoder for all; soft: a copy for each group, drawn to the copies' mean; "
+        "low_rank: one encoder and a low-rank change of it for each group",
     )
     groups: dict[str, Annotated[list[str], Field(min_length=1)]] | None = Field(
         None,
@@ -165,7 +178,8 @@ class SharingSettings(Section):
     penalty: float = Field(
         100.0,
         ge=0,
-        description="for soft and low_rank: factor of half the squared distance from the copies' mean, or of the low-rank changes",
+        description="for soft and low_rank: factor of half the squared distance from the copies' mean, or "
+        "of the low-rank changes",
     )
     rank: int = Field(8, ge=1, description="for low_rank: rank of a group's change of a linear layer")
 
@@ -184,7 +198,8 @@ class MixtureSettings(Section):
     )
     anneal_to: Fraction = Field(
         0.2,
-        description="for rates=annealed: rate ~ size^alpha, alpha falls linearly from 1 to this over the run (Stickland & Murray 2019)",
+        description="for rates=annealed: rate ~ size^alpha, alpha falls linearly from 1 to this over the "
+        "run (Stickland & Murray 2019)",
     )
     mixing: Literal["per_example", "per_micro_batch", "per_step", "sequential"] = "per_example"
 
@@ -235,17 +250,20 @@ class LossSettings(Section):
     scale_window: int = Field(
         50,
         ge=1,
-        description=f"for scale={listed(scales_with('scale_window'))}: steps whose mean losses are compared with "
+        description=f"for scale={listed(scales_with('scale_window'))}: steps whose mean losses are compared "
+        "with "
         "those of as many steps before",
     )
     scale_temperature: Positive = Field(
         2.0,
-        description=f"for scale={listed(scales_with('scale_temperature'))}: the higher, the more equal the scales",
+        description=f"for scale={listed(scales_with('scale_temperature'))}: the higher, the more equal the "
+        "scales",
     )
 
 
 class RegularizerSettings(Section):
-    """What is added to the losses: docs/regularizers.md. A setting belongs to the names that its description begins with."""
+    """What is added to the losses: docs/regularizers.md. A setting belongs to the names that its description
+    begins with."""
 
     name: Literal["none", "smart", "freelb", "r_drop"] = "none"
     tasks: list[str] | None = Field(
@@ -310,32 +328,38 @@ class TrainSettings(Section):
     seed: int = Field(0, ge=0, lt=2**32)
     dropout: Literal["model", "none", "counter"] = Field(
         "model",
-        description="model: as encoder and tasks say; none: off everywhere; counter: as model, with masks that depend on no rank and micro-batch",
+        description="model: as encoder and tasks say; none: off everywhere; counter: as model, with masks "
+        "that depend on no rank and micro-batch",
     )
     eval_every: int = Field(0, ge=0, description="steps between evaluations; 0 = only at the end")
     save_every: int = Field(0, ge=0, description="steps between checkpoints; 0 = only at the end")
     keep_last: int = Field(2, ge=1, description="checkpoints kept")
     on_save_error: Literal["stop", "continue"] = Field(
         "stop",
-        description="when a checkpoint, best weights or the log cannot be written: stop; or continue, and try again at the next time",
+        description="when a checkpoint, best weights or the log cannot be written: stop; or continue, and "
+        "try again at the next time",
     )
     async_save: bool = Field(
         False,
-        description="copy a checkpoint to host memory and write it beside the next steps; takes its size in memory on every rank",
+        description="copy a checkpoint to host memory and write it beside the next steps; takes its size in "
+        "memory on every rank",
     )
     time_margin: float = Field(
         120.0,
         ge=0,
-        description="under SLURM: seconds of the job's time, beside the longest step and save, that are left when the run saves and stops",
+        description="under SLURM: seconds of the job's time, beside the longest step and save, that are "
+        "left when the run saves and stops",
     )
     stall_timeout: float = Field(
         600.0,
         ge=0,
-        description="seconds without a sign of life, or without progress in training, after which a rank counts as lost; 0 = off",
+        description="seconds without a sign of life, or without progress in training, after which a rank "
+        "counts as lost; 0 = off",
     )
     freeze: list[str] = Field(
         [],
-        description="parts that stay as they are: embeddings, encoder.layer.0-5, encoder, pooler, heads, heads.NAME",
+        description="parts that stay as they are: embeddings, encoder.layer.0-5, encoder, pooler, heads, "
+        "heads.NAME",
     )
 
     @model_validator(mode="after")
@@ -353,7 +377,8 @@ class BoardSettings(Section):
         0,
         ge=0,
         le=5000,
-        description="dev rows of each task whose embeddings the PROJECTOR tab shows, after the last evaluation; 0 = none",
+        description="dev rows of each task whose embeddings the PROJECTOR tab shows, after the last "
+        "evaluation; 0 = none",
     )
 
 
@@ -406,7 +431,8 @@ class Recipe(Section):
     )
     heads: dict[str, PathText] | None = Field(
         None,
-        description="task -> folder of a Hugging Face checkpoint (model.safetensors, config.json) whose head it begins with",
+        description="task -> folder of a Hugging Face checkpoint (model.safetensors, config.json) whose "
+        "head it begins with",
     )
     init: InitSettings = InitSettings()
     sharing: SharingSettings = SharingSettings()

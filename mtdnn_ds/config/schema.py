@@ -1,4 +1,5 @@
-"""The recipe's schema as a list of dotted names with types, defaults and descriptions. Reads the models, never a recipe."""
+"""The recipe's schema as a list of dotted names with types, defaults and descriptions. Reads the models,
+never a recipe."""
 
 from __future__ import annotations
 
@@ -74,7 +75,8 @@ def annotation_at(path: Sequence[str]) -> Any | None:
 
 
 def section_of(path: Sequence[str]) -> type[BaseModel] | None:
-    """The model of a section, of ("train",) or ("tasks", "cola"), or of a whole recipe, (); None for anything else."""
+    """The model of a section, of ("train",) or ("tasks", "cola"), or of a whole recipe, (); None for anything
+    else."""
     return _model_in(member_types(annotation_at(path)))
 
 

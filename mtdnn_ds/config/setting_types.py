@@ -1,4 +1,5 @@
-"""What sections of a recipe are made of: the base of their models, and kinds of numbers and texts. No setting (recipe.py)."""
+"""What sections of a recipe are made of: the base of their models, and kinds of numbers and texts. No setting
+(recipe.py)."""
 
 from __future__ import annotations
 
@@ -19,11 +20,13 @@ LARGEST = 2**32
 
 
 class UnknownSetting(Exception):
-    """A setting is read whose value is not known, because what the recipe says of it is wrong (config/partial.py)."""
+    """A setting is read whose value is not known, because what the recipe says of it is wrong
+    (config/partial.py)."""
 
 
 class Section(BaseModel):
-    """A part of a recipe: no unknown keys, no other types than those asked for, nothing that is not finite."""
+    """A part of a recipe: no unknown keys, no other types than those asked for, nothing that is not
+    finite."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 

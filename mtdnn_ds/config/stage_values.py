@@ -1,4 +1,5 @@
-"""The plain values of a stage: the recipe's defaults with the stage's own settings over them. Checks no value (stages.py)."""
+"""The plain values of a stage: the recipe's defaults with the stage's own settings over them. Checks no value
+(stages.py)."""
 
 from __future__ import annotations
 
@@ -105,7 +106,8 @@ def _own_tasks(defaults: Any, own: Any) -> Any:
 
 
 def _leave_out_others(values: dict[str, Any], tasks: Sequence[str], given: Paths) -> None:
-    """Leave out of the defaults what is about other tasks. `given`: what the stage says itself, which stays."""
+    """Leave out of the defaults what is about other tasks. `given`: what the stage says itself, which
+    stays."""
     for section, key in _NAMING_TASKS:
         holder = values.get(section)
         if not isinstance(holder, dict) or (section, key) in given:

@@ -1,7 +1,8 @@
-"""Stages of a recipe: one file that describes several runs, each of which may begin with the weights of another. Trains nothing.
+"""Stages of a recipe: one file that describes several runs, each of which may begin with the weights of
+another. Trains nothing.
 
-Sections beside `stages` are the defaults of every stage; a stage's own settings go over them, one by one, as flags go
-over a file (stage_values.py).
+Sections beside `stages` are the defaults of every stage; a stage's own settings go over them, one by one, as
+flags go over a file (stage_values.py).
 """
 
 from __future__ import annotations
@@ -55,8 +56,8 @@ def load_runs(path: str, overrides: Mapping[str, str]) -> tuple[Stage, ...]:
 def load_stages(path: str, overrides: Mapping[str, str]) -> tuple[Stage, ...]:
     """The stages of the recipe in `path`, in their order, with flags applied.
 
-    `train.steps` is applied to the defaults, `stages.NAME.train.steps` to a stage. Raises ConfigError with the problems
-    of all stages.
+    `train.steps` is applied to the defaults, `stages.NAME.train.steps` to a stage. Raises ConfigError with
+    the problems of all stages.
     """
     values = read_values(path)
     entries = values.pop("stages")
@@ -88,7 +89,8 @@ def load_stages(path: str, overrides: Mapping[str, str]) -> tuple[Stage, ...]:
 
 
 def dump_stages(stages: Sequence[Stage]) -> str:
-    """The resolved stages as YAML, every one with all its settings. load_stages of this text gives equal stages."""
+    """The resolved stages as YAML, every one with all its settings. load_stages of this text gives equal
+    stages."""
     entries = []
     for stage in stages:
         values = resolved_values(stage.recipe)
@@ -104,7 +106,8 @@ def dump_stages(stages: Sequence[Stage]) -> str:
 
 
 def by_stage(problems: Mapping[str, Sequence[str]], path: str = "") -> list[str]:
-    """Problems of each stage as one list: with the stage's name, without it where all stages have the problem."""
+    """Problems of each stage as one list: with the stage's name, without it where all stages have the
+    problem."""
     lines: list[str] = []
     for name, of_stage in problems.items():
         for line in of_stage:
@@ -224,7 +227,8 @@ def _runs_of(
 
 
 def _apply_flags(drafts: Sequence[_Draft], overrides: Mapping[str, str], path: str) -> list[str]:
-    """Flags --stages.NAME.SETTING over the values of the stages they name; returns what is wrong with the names."""
+    """Flags --stages.NAME.SETTING over the values of the stages they name; returns what is wrong with the
+    names."""
     problems = []
     names = list(dict.fromkeys(name for draft in drafts for name in (draft.entry, draft.name)))
     of_draft: dict[str, dict[str, str]] = {draft.name: {} for draft in drafts}

@@ -1,4 +1,5 @@
-"""Texts that a user gives, a recipe or a DeepSpeed JSON: a file read strictly, or a program's own. Knows no format."""
+"""Texts that a user gives, a recipe or a DeepSpeed JSON: a file read strictly, or a program's own. Knows no
+format."""
 
 from __future__ import annotations
 
@@ -32,7 +33,8 @@ class GivenText(str):
 
 
 def read_text(path: str, what: str) -> str:
-    """The text of a user's file, or of a GivenText. `what`: what the file was meant to be, in messages, e.g. "recipe"."""
+    """The text of a user's file, or of a GivenText. `what`: what the file was meant to be, in messages, e.g.
+    "recipe"."""
     try:
         text = _read_bytes(path, what).decode("utf-8-sig")
     except UnicodeDecodeError as error:

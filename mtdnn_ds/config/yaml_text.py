@@ -1,6 +1,8 @@
-"""YAML text to plain Python values and back, strictly: keys given twice are errors with their line. Knows no setting and no schema.
+"""YAML text to plain Python values and back, strictly: keys given twice are errors with their line. Knows no
+setting and no schema.
 
-YAML 1.1 (PyYAML) has traps that bite recipes, so words resolve as in YAML 1.2: `1e-4` is a number (PyYAML reads text),
+YAML 1.1 (PyYAML) has traps that bite recipes, so words resolve as in YAML 1.2: `1e-4` is a number (PyYAML
+reads text),
 `yes`, `no`, `on`, `off` and dates are text (labels are often called yes and no), `1:30` and `010` are text.
 """
 

@@ -1,11 +1,16 @@
-"""Scores of answers given as texts: exact match and token F1 of SQuAD, F1 of CoQA and of QuAC, as their official scripts define them.
+"""Scores of answers given as texts: exact match and token F1 of SQuAD, F1 of CoQA and of QuAC, as their
+official scripts define them.
 
-A prediction is a text, "" for no answer. A reference is the list of all human answers; in SQuAD an empty list means "no answer".
+A prediction is a text, "" for no answer. A reference is the list of all human answers; in SQuAD an empty list
+means "no answer".
 
-    SQuAD   the best over the human answers (evaluate-v2.0.py; on SQuAD 1.1 the same as evaluate-v1.1.py, but for a human answer that is
+    SQuAD   the best over the human answers (evaluate-v2.0.py; on SQuAD 1.1 the same as evaluate-v1.1.py, but
+    for a human answer that is
             an article alone, where 1.1 calls every F1 0)
-    CoQA    the mean over the human answers i of the best over all answers but i (evaluate-v1.0.py): people were scored like that too
-    QuAC    as CoQA, after a majority vote on whether there is an answer; questions on which people agree by less than 0.4 F1 do not
+    CoQA    the mean over the human answers i of the best over all answers but i (evaluate-v1.0.py): people
+    were scored like that too
+    QuAC    as CoQA, after a majority vote on whether there is an answer; questions on which people agree by
+    less than 0.4 F1 do not
             count (scorer.py)
 """
 
@@ -42,9 +47,8 @@ def _bag_f1(predicted: Sequence[str], known: Sequence[str]) -> float:
     if not predicted or not known:
         return float(predicted == known)
     common = sum((Counter(predicted) & Counter(known)).values())
-    return (
-        2 * common / (len(predicted) + len(known))
-    )  # = 2pr / (p + r) with p = common / predicted, r = common / known
+    # = 2pr / (p + r) with p = common / predicted, r = common / known
+    return 2 * common / (len(predicted) + len(known))
 
 
 def exact_match(predictions: Answers, references: Sequence[Answers]) -> float:

@@ -1,4 +1,5 @@
-"""The built-in tasks as one table: kind, labels, metrics and where the rows live. No data reading, no checks (tasks/resolve.py).
+"""The built-in tasks as one table: kind, labels, metrics and where the rows live. No data reading, no checks
+(tasks/resolve.py).
 
 Labels stand in the order of the Hugging Face hub's ClassLabel, so official ids (0/1 in GLUE's files and
 submissions) are class ids here too. Metrics are the official ones (https://gluebenchmark.com/tasks).
@@ -13,7 +14,8 @@ from typing import Any, Literal
 from mtdnn_ds.tasks.spec import Kind, Source
 
 NO_GOLD_LABEL = ""
-"""A label word that maps to this marks a row on which the annotators did not agree: left out and counted, as is official practice."""
+"""A label word that maps to this marks a row on which the annotators did not agree: left out and counted, as
+is official practice."""
 
 FolderSetting = Literal[
     "glue_dir", "snli_dir", "scitail_dir", "wnut_dir", "squad_dir", "coqa_dir", "quac_dir"
@@ -22,7 +24,8 @@ FolderSetting = Literal[
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BuiltinTask:
-    """One row of the table. `folder` holds the same splits as `remote`, with paths relative to the folder that `folder_setting` names."""
+    """One row of the table. `folder` holds the same splits as `remote`, with paths relative to the folder
+    that `folder_setting` names."""
 
     kind: Kind
     labels: tuple[str, ...]
@@ -30,9 +33,8 @@ class BuiltinTask:
     remote: Mapping[str, Source]  # the hub, or our own generator
     folder_setting: FolderSetting | None = None
     folder: Mapping[str, Source] = field(default_factory=dict)
-    options: Mapping[str, Any] = field(
-        default_factory=dict
-    )  # of its kind (tasks/kinds.py), where the task has defaults of its own
+    # Of its kind (tasks/kinds.py), where the task has defaults of its own
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 _SPLITS = {"train": "train", "dev": "validation", "test": "test"}
@@ -88,7 +90,8 @@ def _tsv(
     labelled_test: bool = False,
     label_words: Mapping[str, str] | None = None,
 ) -> dict[str, Source]:
-    """Official TSV files: no quoting at all (a double quote is a letter), columns addressed by header name where there is a header."""
+    """Official TSV files: no quoting at all (a double quote is a letter), columns addressed by header name
+    where there is a header."""
     return {
         split: Source(
             format="tsv",
@@ -119,13 +122,15 @@ def _glue(
         metrics=metrics,
         remote=_hub("nyu-mll/glue", config, hub_columns, splits=_MNLI_SPLITS if is_mnli else _SPLITS),
         folder_setting="glue_dir",
-        # MNLI's label is addressed by name: official dev files have label1..label5 before gold_label, train.tsv only label1.
+        # MNLI's label is addressed by name: official dev files have label1..label5 before gold_label,
+        # train.tsv only label1.
         folder=_tsv(folder, tsv_columns, tsv_label, files=_MNLI_FILES if is_mnli else _FILES),
     )
 
 
 def _cola() -> BuiltinTask:
-    """CoLA's train.tsv and dev.tsv have no header (source, label, original mark, sentence); its test.tsv has one."""
+    """CoLA's train.tsv and dev.tsv have no header (source, label, original mark, sentence); its test.tsv has
+    one."""
     files = _tsv("CoLA", ("3",), "1", files={"train": "train.tsv", "dev": "dev.tsv"}, header=False)
     return BuiltinTask(
         kind="classification",
@@ -187,7 +192,8 @@ def _answers(
     more_columns: tuple[str, ...] = (),
     options: Mapping[str, Any] | None = None,
 ) -> BuiltinTask:
-    """Questions about a text: on the hub a table, of conversations or of single questions; in the official files nested JSON."""
+    """Questions about a text: on the hub a table, of conversations or of single questions; in the official
+    files nested JSON."""
     is_span = kind == "span"
     return BuiltinTask(
         kind=kind,
@@ -233,7 +239,8 @@ BUILTIN_TASKS: Mapping[str, BuiltinTask] = {
     ),
     "mnli": _glue("mnli", "MNLI", _NLI_LABELS, ("accuracy",), _PREMISE, _PAIR, "gold_label"),
     "qnli": _glue("qnli", "QNLI", _ENTAILED, ("accuracy",), ("question", "sentence"), ("question", "sentence"), "label"),
-    # MT-DNN's relevance ranking (Liu et al. 2019, section 3.1): a question with all its candidate sentences is one example.
+    # MT-DNN's relevance ranking (Liu et al. 2019, section 3.1): a question with all its candidate sentences
+    # is one example.
     "qnli_ranking": replace(
         _glue("qnli", "QNLI", _ENTAILED, ("accuracy", "mrr"), ("question", "sentence"), ("question", "sentence"), "label"),
         kind="ranking",
@@ -289,7 +296,8 @@ BUILTIN_TASKS: Mapping[str, BuiltinTask] = {
     ),
     "quac": _answers(
         "conversational_span", ("quac_f1",), "allenai/quac", ("questions", "context"), "quac_dir", ("train_v0.2.json", "val_v0.2.json"),
-        more_columns=("orig_answers", "yesnos"), options={"max_answer_tokens": 50},  # its teachers' answers have up to 30 words
+        # Its teachers' answers have up to 30 words
+        more_columns=("orig_answers", "yesnos"), options={"max_answer_tokens": 50},
     ),
     "quickstart_acceptability": _quickstart("quickstart_acceptability", ("unacceptable", "acceptable"), ("matthews",), ("text",)),
     "quickstart_sentiment": _quickstart("quickstart_sentiment", ("negative", "positive"), ("accuracy",), ("text",)),

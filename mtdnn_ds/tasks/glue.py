@@ -1,8 +1,11 @@
-"""GLUE as a benchmark: its nine tasks and diagnostic set as the leaderboard files them, and its averaging. Reads no file, predicts nothing.
+"""GLUE as a benchmark: its nine tasks and diagnostic set as the leaderboard files them, and its averaging.
+Reads no file, predicts nothing.
 
-    score of a task = mean of its metrics; MNLI's = mean of matched and mismatched accuracy; GLUE score = mean over the nine tasks
+    score of a task = mean of its metrics; MNLI's = mean of matched and mismatched accuracy; GLUE score = mean
+    over the nine tasks
 
-(Wang et al. 2019, arXiv:1804.07461, section 3; https://gluebenchmark.com/leaderboard). The diagnostic set AX is not averaged.
+(Wang et al. 2019, arXiv:1804.07461, section 3; https://gluebenchmark.com/leaderboard). The diagnostic set AX
+is not averaged.
 """
 
 from __future__ import annotations
@@ -28,7 +31,8 @@ class GlueFile:
     split: str
     num_rows: int  # of the official test set
     words: tuple[str, ...]  # one for each class id; empty: a number from 0 to 5
-    most_frequent: str  # label of the official dev set; of two sets of MNLI, the matched one; 0.0 where there are no classes
+    # Label of the official dev set; of two sets of MNLI, the matched one; 0.0 where there are no classes
+    most_frequent: str
 
 
 GLUE_TASKS: Mapping[str, GlueTask] = {
@@ -81,13 +85,15 @@ GLUE_FILES: tuple[GlueFile, ...] = (
     GlueFile(name="WNLI.tsv", task="wnli", split="test", num_rows=146, words=_BITS, most_frequent="0"),
     GlueFile(name="AX.tsv", task="mnli", split="ax", num_rows=1_104, words=_NLI, most_frequent="entailment"),
 )
-"""In the order of the leaderboard. `words` stand in the order of the built-in tasks' labels (tasks/builtin.py)."""
+"""In the order of the leaderboard. `words` stand in the order of the built-in tasks' labels
+(tasks/builtin.py)."""
 
 
 def glue_scores(metrics: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
     """Score of each of GLUE's tasks in `metrics` (task -> metric -> value): the mean of its official metrics.
 
-    Of MNLI's two test sets, one alone stands for both. A task without all others of its official metrics is left out.
+    Of MNLI's two test sets, one alone stands for both. A task without all others of its official metrics is
+    left out.
     """
     scores = {}
     for task, known in GLUE_TASKS.items():
@@ -103,7 +109,8 @@ def glue_score(scores: Mapping[str, float]) -> float:
 
 
 def glue_table(metrics: Mapping[str, Mapping[str, float]]) -> str | None:
-    """GLUE's table as one row of percentages in the leaderboard's order, and what its last column is; None without a task of GLUE."""
+    """GLUE's table as one row of percentages in the leaderboard's order, and what its last column is; None
+    without a task of GLUE."""
     scores = glue_scores(metrics)
     if not scores:
         return None
@@ -117,7 +124,8 @@ def glue_table(metrics: Mapping[str, Mapping[str, float]]) -> str | None:
     ]
     if not whole:
         lines.append(
-            f"average of {len(scores)} of {len(GLUE_TASKS)} tasks, not the GLUE score; missing: {', '.join(_missing(scores))}"
+            f"average of {len(scores)} of {len(GLUE_TASKS)} tasks, not the GLUE score; missing: "
+            f"{', '.join(_missing(scores))}"
         )
     for task, known in GLUE_TASKS.items():
         absent = [name for name in known.metrics if name not in metrics.get(task, {})]

@@ -20,7 +20,9 @@ def kind_problems(where: str, settings: TaskSettings, labels: Sequence[str]) -> 
 def _token_classification(settings: TaskSettings, labels: Sequence[str]) -> Iterator[str]:
     wrong = [label for label in labels if label != "O" and not (label[:2] in ("B-", "I-") and label[2:])]
     if wrong:
-        yield f"labels: '{wrong[0]}' is no BIO label; they are O, and B-NAME and I-NAME for each kind of entity"
+        yield (
+            f"labels: '{wrong[0]}' is no BIO label; they are O, and B-NAME and I-NAME for each kind of entity"
+        )
     if labels and "O" not in labels:
         yield "labels: O is missing, the label of words outside every entity"
     missing = [
@@ -31,11 +33,17 @@ def _token_classification(settings: TaskSettings, labels: Sequence[str]) -> Iter
     ]
     missing = [label for label in dict.fromkeys(missing) if label not in labels]
     if missing:
-        yield f"labels: {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing; every kind of entity has B-NAME and I-NAME"
+        yield (
+            f"labels: {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing; every kind of "
+            "entity has B-NAME and I-NAME"
+        )
     suffixes = {split: Path(file).suffix.lower() for split, file in (settings.files or {}).items()}
     for split, suffix in suffixes.items():
         if suffix in (".csv", ".tsv"):
-            yield f"files.{split}={(settings.files or {})[split]}: its cells are texts, not lists of words; use .conll, .jsonl or .parquet"
+            yield (
+                f"files.{split}={(settings.files or {})[split]}: its cells are texts, not lists of words; "
+                "use .conll, .jsonl or .parquet"
+            )
     if ".conll" in suffixes.values():
         for key, columns in (
             ("text_columns", settings.text_columns),
@@ -47,7 +55,10 @@ def _token_classification(settings: TaskSettings, labels: Sequence[str]) -> Iter
                 if column is not None and COLUMN_NUMBER.fullmatch(column) is None
             ]
             if named:
-                yield f"{key}={named[0]}: columns of a .conll file have numbers; remove the key (word 0, tag -1, the last), or give a number"
+                yield (
+                    f"{key}={named[0]}: columns of a .conll file have numbers; remove the key (word 0, tag "
+                    "-1, the last), or give a number"
+                )
 
 
 def _multiple_choice(settings: TaskSettings, labels: Sequence[str]) -> Iterator[str]:
@@ -64,10 +75,16 @@ def _multiple_choice(settings: TaskSettings, labels: Sequence[str]) -> Iterator[
 
 def _ranking(settings: TaskSettings, labels: Sequence[str]) -> Iterator[str]:
     if settings.relevant_label is not None and labels and settings.relevant_label not in labels:
-        yield f"relevant_label={settings.relevant_label}: not one of the labels{did_you_mean(settings.relevant_label, labels)}"
+        yield (
+            f"relevant_label={settings.relevant_label}: not one of the "
+            f"labels{did_you_mean(settings.relevant_label, labels)}"
+        )
     columns = [*(settings.text_columns or ()), settings.label_column]
     if settings.group_column is not None and settings.group_column in columns:
-        yield f"group_column: '{settings.group_column}' is a text or the label already; name another column, or remove it to group by the first text"
+        yield (
+            f"group_column: '{settings.group_column}' is a text or the label already; name another column, "
+            "or remove it to group by the first text"
+        )
 
 
 def _similarity(settings: TaskSettings, labels: Sequence[str]) -> Iterator[str]:

@@ -1,7 +1,9 @@
-"""Terms and their layout: which summands a task has in the objective, and which columns of which head each of them reads. Integers only.
+"""Terms and their layout: which summands a task has in the objective, and which columns of which head each of
+them reads. Integers only.
 
-A term is one loss with one denominator. Most tasks have one; pretraining has two (masked tokens, next sentence), conversational question
-answering has two (span, answer type). A term's form says how outputs and labels become losses (losses/), and decides the head.
+A term is one loss with one denominator. Most tasks have one; pretraining has two (masked tokens, next
+sentence), conversational question answering has two (span, answer type). A term's form says how outputs and
+labels become losses (losses/), and decides the head.
 """
 
 from __future__ import annotations
@@ -19,12 +21,14 @@ Answer = Literal["classes", "rows", "number"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Form:
-    """How a term's outputs become losses: the head that gives them, and whether a loss belongs to a supervised row or to a whole example."""
+    """How a term's outputs become losses: the head that gives them, and whether a loss belongs to a
+    supervised row or to a whole example."""
 
     head: str
     unit: Unit
     answer: Answer | None = (
-        None  # what another model can teach: probabilities of classes or of an example's rows, a number; or nothing
+        # What another model can teach: probabilities of classes or of an example's rows, a number; or nothing
+        None
     )
 
 
@@ -56,10 +60,12 @@ HEAD_READS: Mapping[str, Reads] = {
     "san": "sequence",
     "embedding": "sequence",
 }
-"""What a row of each head's targets indexes: a sequence or a token of the micro-batch. The order is that of heads in every forward."""
+"""What a row of each head's targets indexes: a sequence or a token of the micro-batch. The order is that of
+heads in every forward."""
 
 BANKS = ("sequence", "token")
-"""Heads that are one linear layer for all their terms; in the other heads a term has columns only if it says so."""
+"""Heads that are one linear layer for all their terms; in the other heads a term has columns only if it says
+so."""
 
 ANSWER_TYPES = ("span", "yes", "no", "unknown")
 """Labels of the answer-type term of a conversational_span task."""
@@ -67,7 +73,8 @@ ANSWER_TYPES = ("span", "yes", "no", "unknown")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Term:
-    """One term of the objective. It owns columns first_column .. first_column + num_outputs - 1 of its head."""
+    """One term of the objective. It owns columns first_column .. first_column + num_outputs - 1 of its
+    head."""
 
     task: int  # index into the run's tasks
     suffix: str  # "" for a task's first term

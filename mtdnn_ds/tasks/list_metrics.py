@@ -1,4 +1,5 @@
-"""Metrics of lists: labels of a sentence's words, scores of a query's candidates. Plain values in, plain floats out."""
+"""Metrics of lists: labels of a sentence's words, scores of a query's candidates. Plain values in, plain
+floats out."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ Tags = Sequence[Sequence[str]]
 
 
 def entity_f1(predictions: Tags, labels: Tags) -> float:
-    """Entities whose kind, first and last word are right, over all kinds, as seqeval and CoNLL's conlleval count them."""
+    """Entities whose kind, first and last word are right, over all kinds, as seqeval and CoNLL's conlleval
+    count them."""
     from seqeval.metrics import f1_score
 
     return float(f1_score(labels, predictions, average="micro", zero_division=0))
@@ -37,9 +39,11 @@ def mean_reciprocal_rank(scores: Sequence[NDArray], relevant: Sequence[NDArray])
 
 
 def first_relevant_ranks(scores: Sequence[NDArray], relevant: Sequence[NDArray]) -> NDArray:
-    """Rank from 1 of each query's best relevant candidate (`relevant` is 1 there, else 0), behind all others of the same score.
+    """Rank from 1 of each query's best relevant candidate (`relevant` is 1 there, else 0), behind all others
+    of the same score.
 
-    So a model that gives all candidates one score earns nothing. Raises TrainingError if scores are not finite.
+    So a model that gives all candidates one score earns nothing. Raises TrainingError if scores are not
+    finite.
     """
     if not all(np.isfinite(each).all() for each in scores):
         raise TrainingError("scores of candidates are not finite: the model has diverged; lower optimizer.lr")

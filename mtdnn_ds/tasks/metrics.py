@@ -1,7 +1,9 @@
-"""Metrics: names, which tasks each fits, and their values. Plain arrays in, plain floats out; no model, no collectives.
+"""Metrics: names, which tasks each fits, and their values. Plain arrays in, plain floats out; no model, no
+collectives.
 
-Conventions: f1 is binary with class 1 as the positive class, as in GLUE's MRPC and QQP. A correlation (pearson, spearman,
-matthews) of something constant is mathematically undefined; here it is 0.0, the score of a predictor that knows nothing.
+Conventions: f1 is binary with class 1 as the positive class, as in GLUE's MRPC and QQP. A correlation
+(pearson, spearman, matthews) of something constant is mathematically undefined; here it is 0.0, the score of
+a predictor that knows nothing.
 """
 
 from __future__ import annotations
@@ -24,11 +26,13 @@ from mtdnn_ds.tasks.list_metrics import (
 )
 from mtdnn_ds.tasks.spec import CustomKind, Kind
 
-# sklearn and scipy are imported inside the functions: checking a recipe needs this table, but not their seconds of import.
+# sklearn and scipy are imported inside the functions: checking a recipe needs this table, but not their
+# seconds of import.
 
 
 def _accuracy(predictions: Any, labels: Any) -> float:
-    # Candidates of queries have scores: the best one must be relevant. All others have classes or numbers of choices.
+    # Candidates of queries have scores: the best one must be relevant. All others have classes or numbers of
+    # choices.
     return float(
         np.mean(
             predictions == labels
@@ -73,7 +77,8 @@ def _spearman(predictions: NDArray, labels: NDArray) -> float:
 
 
 def _is_constant(values: NDArray) -> bool:
-    """Up to float64 rounding of its magnitude: the deviations of such an array are noise, and so would be a correlation of them."""
+    """Up to float64 rounding of its magnitude: the deviations of such an array are noise, and so would be a
+    correlation of them."""
     return float(np.ptp(values)) <= 1e-12 * float(np.max(np.abs(values)))
 
 
@@ -132,10 +137,11 @@ def metric_misfit(name: str, kind: Kind, num_labels: int) -> str | None:
 def compute_metrics(
     names: Sequence[str], predictions: Any, references: Any, custom: CustomKind | None = None
 ) -> dict[str, float]:
-    """Value of each metric. predictions, references: equally many, at least 1; arrays of numbers, or what the kind decodes. Never NaN.
+    """Value of each metric. predictions, references: equally many, at least 1; arrays of numbers, or what the
+    kind decodes. Never NaN.
 
-    `custom` has the metrics of a kind of the user's own. Raises TrainingError if predicted numbers are not finite: a diverged model
-    must not look like a score of 0.
+    `custom` has the metrics of a kind of the user's own. Raises TrainingError if predicted numbers are not
+    finite: a diverged model must not look like a score of 0.
     """
     assert len(predictions) == len(references) > 0, (len(predictions), len(references))
     if _are_numbers(predictions):
@@ -151,7 +157,8 @@ def _own_metric(kind: CustomKind, name: str, predictions: Any, references: Any) 
     value = kind.metrics[name](predictions, references)
     if np.ndim(value) != 0 or not np.isfinite(float(value)):
         raise TrainingError(
-            f"kind {kind.name}: metric '{name}' of {len(predictions)} predictions is {value}; it must be a finite number"
+            f"kind {kind.name}: metric '{name}' of {len(predictions)} predictions is {value}; it must be a "
+            "finite number"
         )
     return float(value)
 
@@ -166,20 +173,23 @@ def _checked_numbers(predictions: ArrayLike, references: ArrayLike) -> tuple[NDA
     num_bad = int((~np.isfinite(predicted)).sum())
     if num_bad:
         raise TrainingError(
-            f"{num_bad} of {len(predicted)} predictions are not finite: the model has diverged; lower optimizer.lr"
+            f"{num_bad} of {len(predicted)} predictions are not finite: the model has diverged; lower "
+            "optimizer.lr"
         )
     return predicted, known
 
 
 def majority_baseline(kind: Kind, metrics: Sequence[str], labels: ArrayLike) -> dict[str, float]:
-    """The metrics of always predicting the most frequent class (the lowest id if tied) or the mean score of `labels` (n,)."""
+    """The metrics of always predicting the most frequent class (the lowest id if tied) or the mean score of
+    `labels` (n,)."""
     known = np.asarray(labels, dtype=np.float64)
     constant = np.bincount(known.astype(np.int64)).argmax() if kind == "classification" else known.mean()
     return compute_metrics(metrics, np.full(known.shape, constant, dtype=np.float64), known)
 
 
 def task_score(metrics: Mapping[str, float]) -> float:
-    """One number per task: the mean of its metrics (GLUE, Wang et al. 2019, section 3: MRPC, STS-B and QQP average theirs)."""
+    """One number per task: the mean of its metrics (GLUE, Wang et al. 2019, section 3: MRPC, STS-B and QQP
+    average theirs)."""
     return sum(metrics.values()) / len(metrics)
 
 

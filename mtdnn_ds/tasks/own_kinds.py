@@ -1,4 +1,5 @@
-"""What a recipe must and may say of a task of a user's own kind, and whether the kind's record fits the task. Loads no file (tasks/plugins.py)."""
+"""What a recipe must and may say of a task of a user's own kind, and whether the kind's record fits the task.
+Loads no file (tasks/plugins.py)."""
 
 from __future__ import annotations
 
@@ -37,5 +38,8 @@ def num_outputs_problem(spec: TaskSpec) -> str | None:
     except Exception as error:  # the user's own code, whatever it raises
         return f"tasks.{spec.name}: num_outputs of kind {spec.kind} failed: {type(error).__name__}: {error}"
     if not isinstance(count, int) or isinstance(count, bool) or count < 1:
-        return f"tasks.{spec.name}: num_outputs of kind {spec.kind} gave {count!r}; it must give a whole number, at least 1"
+        return (
+            f"tasks.{spec.name}: num_outputs of kind {spec.kind} gave {count!r}; it must give a whole "
+            "number, at least 1"
+        )
     return None

@@ -1,4 +1,5 @@
-"""Plugin files: task kinds of the user's own, from Python files that define KIND or KINDS. Runs those files, and keeps no registry."""
+"""Plugin files: task kinds of the user's own, from Python files that define KIND or KINDS. Runs those files,
+and keeps no registry."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ RESERVED = (*KINDS, *(form for form in FORMS if form not in KINDS))
 
 
 def load_plugins(paths: Sequence[str]) -> dict[str, CustomKind]:
-    """{name: kind} of all kinds that the files define; a file is run once in a process. Raises ConfigError with the problems of all files."""
+    """{name: kind} of all kinds that the files define; a file is run once in a process. Raises ConfigError
+    with the problems of all files."""
     problems: list[str] = []
     kinds: dict[str, CustomKind] = {}
     owners: dict[str, str] = {}
@@ -29,7 +31,8 @@ def load_plugins(paths: Sequence[str]) -> dict[str, CustomKind]:
         for kind in _kinds_in(path, problems):
             if kind.name in RESERVED:
                 problems.append(
-                    f"plugins: {path}: '{kind.name}' is the name of a built-in kind or loss; give yours another one"
+                    f"plugins: {path}: '{kind.name}' is the name of a built-in kind or loss; give yours "
+                    "another one"
                 )
             elif kind.name in kinds:
                 also = "there" if owners[kind.name] == path else f"in {owners[kind.name]}"
@@ -63,7 +66,8 @@ def _kinds_in(path: str, problems: list[str]) -> list[CustomKind]:
 
 
 def _module(file: Path, source: bytes) -> ModuleType:
-    """The file, run as a module. Not by the import system, which would leave a cache beside it and trust that one by the clock."""
+    """The file, run as a module. Not by the import system, which would leave a cache beside it and trust that
+    one by the clock."""
     identity = hashlib.sha256(str(file.resolve()).encode() + source).hexdigest()[:16]
     name = f"mtdnn_ds_plugin_{file.stem}_{identity}"
     if name in sys.modules:

@@ -1,4 +1,5 @@
-"""Which tasks a regulariser applies to. Names and forms only; the regularisers are in train/regularizers/regularizer.py."""
+"""Which tasks a regulariser applies to. Names and forms only; the regularisers are in
+train/regularizers/regularizer.py."""
 
 from __future__ import annotations
 
@@ -11,15 +12,16 @@ from mtdnn_ds.tasks.spec import TaskSpec
 COMPARABLE_FORMS: tuple[str, ...] = tuple(form for form in FORMS if form != "masked_token")
 """Forms whose outputs for one micro-batch can be compared with each other (losses/divergence.py).
 
-Masked tokens are left out: several distributions over the whole vocabulary would cost more memory than the encoder does. A kind of the
-user's own has a loss, but no rule that says how far two of its outputs are apart.
+Masked tokens are left out: several distributions over the whole vocabulary would cost more memory than the
+encoder does. A kind of the user's own has a loss, but no rule that says how far two of its outputs are apart.
 """
 
 
 def regularized_tasks(
     name: str, wanted: Sequence[str] | None, specs: Sequence[TaskSpec]
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The tasks that regulariser `name` applies to, and what has to be said of those left out. `wanted`: regularizer.tasks.
+    """The tasks that regulariser `name` applies to, and what has to be said of those left out. `wanted`:
+    regularizer.tasks.
 
     Only freelb, which needs nothing but a task's own loss, applies to every kind. Raises ConfigError.
     """

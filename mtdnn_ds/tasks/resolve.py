@@ -1,7 +1,9 @@
-"""Recipe -> TaskSpecs: built-in rows and user tasks checked and completed, all problems in one ConfigError. Opens no data file.
+"""Recipe -> TaskSpecs: built-in rows and user tasks checked and completed, all problems in one ConfigError.
+Opens no data file.
 
-Only existence of files and folders is looked at here; what is in them is checked by data/rows/checked.py. What a task's
-settings may say is in task_settings.py and kind_checks.py, where its rows come from in user_sources.py.
+Only existence of files and folders is looked at here; what is in them is checked by data/rows/checked.py.
+What a task's settings may say is in task_settings.py and kind_checks.py, where its rows come from in
+user_sources.py.
 """
 
 from __future__ import annotations
@@ -58,12 +60,13 @@ def resolve_tasks(
 ) -> tuple[TaskSpec, ...]:
     """Specs of the recipe's tasks, in its order, every one of them trainable.
 
-    `own_kinds`: kinds of the user's own, instead of those in the recipe's plugin files, which are run. Without
-    `needs_files`, splits whose files are gone are left out: a trained model does not need them. `cross_checked`: names
-    of tasks elsewhere in the recipe have been looked at (config/crosscheck.py).
+    `own_kinds`: kinds of the user's own, instead of those in the recipe's plugin files, which are run.
+    Without
+    `needs_files`, splits whose files are gone are left out: a trained model does not need them.
+    `cross_checked`: names of tasks elsewhere in the recipe have been looked at (config/crosscheck.py).
 
-    Raises one ConfigError with every problem; of the sound part of a recipe (config/partial.py) UnknownSetting, if
-    nothing is wrong with that part.
+    Raises one ConfigError with every problem; of the sound part of a recipe (config/partial.py)
+    UnknownSetting, if nothing is wrong with that part.
     """
     problems: list[str] = []
     absent = problems if needs_files else []
@@ -98,7 +101,8 @@ def resolve_tasks(
 
 
 def builtin_task(name: str, data: DataSettings) -> TaskSpec:
-    """A built-in task outside any recipe: for prediction (`ax`, which has only a test split) and for listing."""
+    """A built-in task outside any recipe: for prediction (`ax`, which has only a test split) and for
+    listing."""
     if name not in BUILTIN_TASKS:
         raise ConfigError(f"unknown task '{name}'{did_you_mean(name, BUILTIN_TASKS)}")
     problems: list[str] = []

@@ -1,7 +1,8 @@
-"""What a folder of datasets' save_to_disk says of a task: its splits, and columns and labels by their usual names. Reads JSON only.
+"""What a folder of datasets' save_to_disk says of a task: its splits, and columns and labels by their usual
+names. Reads JSON only.
 
-The names of tasksource (sentence1, sentence2, labels; inputs, choice0 ..., labels; tokens, labels) come first, then those of common
-datasets of the hub. Nothing that a recipe says is changed.
+The names of tasksource (sentence1, sentence2, labels; inputs, choice0 ..., labels; tokens, labels) come
+first, then those of common datasets of the hub. Nothing that a recipe says is changed.
 """
 
 from __future__ import annotations
@@ -56,7 +57,8 @@ def saved_splits(folder: Path) -> tuple[str, ...] | None:
 
 
 def completed(settings: TaskSettings) -> TaskSettings:
-    """The settings with what the saved dataset says of the rest; as they were where there is no such folder or nothing is recognised."""
+    """The settings with what the saved dataset says of the rest; as they were where there is no such folder
+    or nothing is recognised."""
     if settings.dataset is None or settings.files is not None or settings.hub is not None:
         return settings
     folder = Path(settings.dataset).expanduser()
@@ -127,7 +129,8 @@ def _features(folder: Path, splits: Sequence[str] | None) -> Features:
 
 
 def _named(names: Sequence[str]) -> dict[str, str]:
-    """{ours: theirs} of the usual names: train, validation or dev, test; validation_matched becomes dev, validation_mismatched dev_mismatched."""
+    """{ours: theirs} of the usual names: train, validation or dev, test; validation_matched becomes dev,
+    validation_mismatched dev_mismatched."""
     splits = {"train": "train"} if "train" in names else {}
     for ours, words in (("dev", ("validation", "valid", "val", "dev")), ("test", ("test",))):
         for name in names:

@@ -1,8 +1,10 @@
-"""Sharing: which groups of tasks have encoder weights of their own. A record without tensors; model/ builds from it, data/ lays out by it.
+"""Sharing: which groups of tasks have encoder weights of their own. A record without tensors; model/ builds
+from it, data/ lays out by it.
 
 hard      one encoder for all tasks
 soft      a copy of the encoder for each group; a penalty draws the copies to their mean
-low_rank  one encoder, and for each group a change of low rank of every linear layer; a penalty draws the changes to zero
+low_rank  one encoder, and for each group a change of low rank of every linear layer; a penalty draws the
+changes to zero
 """
 
 from __future__ import annotations
@@ -52,7 +54,8 @@ def share(
     penalty: float = 0.0,
     rank: int = 0,
 ) -> Sharing:
-    """The sharing of a run's tasks. `groups` holds each task once (config/crosscheck.py); None makes each task a group of its own."""
+    """The sharing of a run's tasks. `groups` holds each task once (config/crosscheck.py); None makes each
+    task a group of its own."""
     if mode == "hard":
         return HARD
     members = (

@@ -1,6 +1,7 @@
 """What a task is: Source and TaskSpec, where its rows come from, and CustomKind, a kind of the user's own.
 
-Records only: no data reading, no tensors. Kinds come from files of their users (tasks/plugins.py), one record in one file.
+Records only: no data reading, no tensors. Kinds come from files of their users (tasks/plugins.py), one record
+in one file.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")  # of modules in a state dict, and 
 class Source:
     """Where the rows of one split come from, and which columns hold what.
 
-    Columns have names; those of a file without header are "0", "1", ..., and negative ones count from the end.
+    Columns have names; those of a file without header are "0", "1", ..., and negative ones count from the
+    end.
     """
 
     format: Format
@@ -58,8 +60,9 @@ class Source:
 class TaskSpec:
     """One task of a run, resolved: nothing about it is left to look up.
 
-    `splits` maps our split names to sources: "train", "dev", further evaluation splits "dev_NAME" (MNLI: "dev_mm"),
-    "test" (no labels needed). `labels` are in class-id order and empty where the kind has no classes.
+    `splits` maps our split names to sources: "train", "dev", further evaluation splits "dev_NAME" (MNLI:
+    "dev_mm"), "test" (no labels needed). `labels` are in class-id order and empty where the kind has no
+    classes.
     """
 
     name: str
@@ -71,9 +74,8 @@ class TaskSpec:
     loss_scale: float = 1.0  # explicit factor of this task in the objective
     head: Literal["linear", "san"] = "linear"
     objective: str | None = None  # which of its kind's losses, where there are several
-    options: Mapping[str, Any] = field(
-        default_factory=dict
-    )  # plain values of its kind's own (tasks/kinds.py)
+    # Plain values of its kind's own (tasks/kinds.py)
+    options: Mapping[str, Any] = field(default_factory=dict)
     custom: CustomKind | None = None  # the record of a kind of the user's own
 
     @property
@@ -85,11 +87,12 @@ class TaskSpec:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CustomKind:
-    """How rows of texts and labels become losses, predictions and metrics. docs/own_kind.md shows one being written.
+    """How rows of texts and labels become losses, predictions and metrics. docs/own_kind.md shows one being
+    written.
 
-    K are the supervised rows of a micro-batch that belong to one task (sequences, or words where `reads` is "token"),
-    C its outputs, D the hidden size, R all labelled rows or words of a split. `loss` gives each row's loss, never a mean:
-    the objective divides, by the number of rows of the whole step.
+    K are the supervised rows of a micro-batch that belong to one task (sequences, or words where `reads` is
+    "token"), C its outputs, D the hidden size, R all labelled rows or words of a split. `loss` gives each
+    row's loss, never a mean: the objective divides, by the number of rows of the whole step.
 
     Raises TypeError with everything that is wrong.
     """

@@ -1,7 +1,7 @@
 """What the settings of one task may and must say for its kind, by the table in tasks/kinds.py. Opens no file.
 
-Each function adds to `problems` what is wrong, and gives the value that the task has. Checks that belong to a single
-kind are in kind_checks.py.
+Each function adds to `problems` what is wrong, and gives the value that the task has. Checks that belong to a
+single kind are in kind_checks.py.
 """
 
 from __future__ import annotations
@@ -49,13 +49,15 @@ def options_of(
     problems: list[str],
     of_task: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The kind's own settings, completed by those `of_task` and the kind's defaults; those of other kinds are problems."""
+    """The kind's own settings, completed by those `of_task` and the kind's defaults; those of other kinds are
+    problems."""
     own = KINDS.get(kind, NO_FACTS).options
     for key in KIND_OPTIONS:
         if getattr(settings, key) is not None and key not in own:
             owners = [other for other, facts in KINDS.items() if key in facts.options]
             problems.append(
-                f"tasks.{name}.{key}: has no effect on a {kind}; it belongs to {' and '.join(owners)}; remove it"
+                f"tasks.{name}.{key}: has no effect on a {kind}; it belongs to {' and '.join(owners)}; "
+                "remove it"
             )
 
     options = {**own, **(of_task or {})}
@@ -84,7 +86,8 @@ def metrics_of_options(
     for option, metric in facts.option_metrics.items():
         if not options[option] and metric in (settings.metrics or ()):
             problems.append(
-                f"tasks.{name}.metrics: '{metric}' needs tasks.{name}.{option}: true; remove the metric, or set it"
+                f"tasks.{name}.metrics: '{metric}' needs tasks.{name}.{option}: true; remove the metric, or "
+                "set it"
             )
     return tuple(metric for option, metric in facts.option_metrics.items() if options[option])
 
@@ -145,7 +148,8 @@ def head_of(
         )
     elif settings.head == "san" and any(len(source.text_columns) != 2 for source in splits.values()):
         problems.append(
-            f"tasks.{name}.head=san: attends from one text to the other, and this task has one text; remove it"
+            f"tasks.{name}.head=san: attends from one text to the other, and this task has one text; remove "
+            "it"
         )
     return settings.head or "linear"
 

@@ -1,4 +1,5 @@
-"""Sources of a user's own task: from files, a saved dataset or a hub name to one Source for each split. Opens no data file."""
+"""Sources of a user's own task: from files, a saved dataset or a hub name to one Source for each split. Opens
+no data file."""
 
 from __future__ import annotations
 
@@ -27,7 +28,8 @@ COLUMN_NUMBER = re.compile(r"-?\d+")
 def user_splits(
     where: str, settings: TaskSettings, facts: KindFacts | None, problems: list[str], absent: list[str]
 ) -> dict[str, Source]:
-    """{split: source}; files and folders that are not there are named in `absent`, and their splits left out."""
+    """{split: source}; files and folders that are not there are named in `absent`, and their splits left
+    out."""
     given = [key for key in ("files", "dataset", "hub") if getattr(settings, key) is not None]
     if len(given) != 1:
         what = f"{' and '.join(given)} are both given" if given else "no rows"
@@ -73,7 +75,8 @@ def user_splits(
 
 
 def _label_column(split: str, column: str | None) -> str | None:
-    """Test splits are predicted, so their labels are never read; a labelled test set can be named dev_test."""
+    """Test splits are predicted, so their labels are never read; a labelled test set can be named
+    dev_test."""
     return None if split.startswith("test") else column
 
 
@@ -114,7 +117,8 @@ def _file_splits(
                 nested=settings.kind == "conversational_span",
                 more_columns=_more_columns(settings) if form in _FORMATS.values() else (),
                 header=not texts or not all(COLUMN_NUMBER.fullmatch(column) for column in texts),
-                # A tab-separated file has no quoting (IANA text/tab-separated-values; GLUE's files rely on it), a CSV file has (RFC 4180).
+                # A tab-separated file has no quoting (IANA text/tab-separated-values; GLUE's files rely on
+                # it), a CSV file has (RFC 4180).
                 quoted=form == "csv",
             )
     return splits
@@ -133,32 +137,37 @@ def _dataset_splits(
         theirs = saved_splits(Path(path)) if form == "datasets" else None
     except (ValueError, KeyError, TypeError, RecursionError):
         problems.append(
-            f"{where}.dataset={settings.dataset}: its dataset_dict.json is not readable; save the dataset again with save_to_disk"
+            f"{where}.dataset={settings.dataset}: its dataset_dict.json is not readable; save the dataset "
+            "again with save_to_disk"
         )
         return {}
     if form == "datasets" and theirs is None:
         absent.append(
-            f"{where}.dataset={settings.dataset}: not a folder written by datasets' save_to_disk (no dataset_dict.json, no state.json)"
+            f"{where}.dataset={settings.dataset}: not a folder written by datasets' save_to_disk (no "
+            "dataset_dict.json, no state.json)"
         )
         return {}
     named = settings.splits
     if theirs == ():  # one Dataset instead of a DatasetDict
         if named is not None:
             problems.append(
-                f"{where}.splits: {settings.dataset} holds one Dataset without splits, which becomes train; remove the key"
+                f"{where}.splits: {settings.dataset} holds one Dataset without splits, which becomes train; "
+                "remove the key"
             )
             return {}
         return {"train": _dataset_source(form, path, None, None, "train", settings)}
     if named is None:
         known = f" (it has: {', '.join(theirs)})" if theirs else ""
         problems.append(
-            f"{where}.splits: missing; say which of its splits is what, e.g. {{train: train, dev: validation}}{known}"
+            f"{where}.splits: missing; say which of its splits is what, e.g. {{train: train, dev: "
+            f"validation}}{known}"
         )
         return {}
     for ours, split in named.items():
         if theirs is not None and split not in theirs:
             problems.append(
-                f"{where}.splits.{ours}={split}: {settings.dataset} has no split '{split}'{did_you_mean(split, theirs)}"
+                f"{where}.splits.{ours}={split}: {settings.dataset} has no split "
+                f"'{split}'{did_you_mean(split, theirs)}"
             )
     return {ours: _dataset_source(form, path, config, split, ours, settings) for ours, split in named.items()}
 
