@@ -1,1 +1,3 @@
-"""Many small runs that are compared: adapt (how much data a new task needs) and compare (tasks alone and together)."""
+"""Many small runs that are compared: adapt (how much data a new task needs) and compare (tasks alone and
+together).
+"""

@@ -1,95 +1,119 @@
-"""A picture as a record, as a part of a page and as an SVG file. What is in it is drawn by plots.py and matrices.py."""
+"""A chart: a plotly figure in a card of a page. plots.py and matrices.py draw what is in the figure."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mtdnn_ds.report.svg import element, escape, plain_colors, text
+import plotly.graph_objects as go
 
-FONT = "ui-sans-serif, system-ui, -apple-system, 'Segoe UI', Roboto, 'DejaVu Sans', sans-serif"
+from mtdnn_ds.report.style import FONT, escape
+
+LEGEND_ROW = 19  # pixels
+_CLEAR = "rgba(0,0,0,0)"  # the card is seen through the figure
+
+# What all figures have in common. Colours are the page's variables: page.js puts the present values in.
+_TEMPLATE = go.layout.Template(
+    layout={
+        "font": {"family": FONT, "size": 12, "color": "var(--soft)"},
+        "paper_bgcolor": _CLEAR,
+        "plot_bgcolor": _CLEAR,
+        "margin": {"l": 50, "r": 14, "t": 14, "b": 40},
+        "xaxis": {
+            "showgrid": False,
+            "zeroline": False,
+            "showline": True,
+            "linecolor": "var(--soft)",
+            "ticks": "outside",
+            "ticklen": 4,
+            "tickcolor": "var(--soft)",
+            "nticks": 8,
+            "tickformat": ",",
+            "automargin": True,
+            "title": {"standoff": 6},
+            "spikecolor": "var(--soft)",
+            "spikethickness": 1,
+            "spikedash": "solid",
+        },
+        "yaxis": {
+            "gridcolor": "var(--line)",
+            "zeroline": False,
+            "nticks": 6,
+            "separatethousands": True,
+            "automargin": True,
+        },
+        "hoverlabel": {
+            "bgcolor": "var(--ground)",
+            "bordercolor": "var(--soft)",
+            "font": {"family": FONT, "size": 12.5, "color": "var(--ink)"},
+            "namelength": -1,
+        },
+        "modebar": {"bgcolor": _CLEAR, "color": "var(--soft)", "activecolor": "var(--ink)"},
+        "legend": {
+            "orientation": "h",
+            "x": 0,
+            "y": 0,
+            "yref": "container",
+            "yanchor": "bottom",
+            "bgcolor": _CLEAR,
+            "font": {"size": 12.5, "color": "var(--ink)"},
+        },
+    }
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Legend:
-    name: str
-    color: str
-    dash: str = ""
-    square: bool = False
-    opacity: float = 1.0
+class Card:
+    """What stands around a figure."""
+
+    title: str
+    note: str = ""
+    dot: str | None = None  # colour of the mark before the title
+    wide: bool = False  # as wide as the page; else several stand side by side
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Chart:
-    """One picture. `hover`: what the page's script shows at the pointer, for curves."""
+    """A figure and its card. `height` and `max_width` are pixels."""
 
-    title: str
-    width: int
+    card: Card
+    figure: go.Figure
     height: int
-    body: str  # inside of the <svg>
-    legend: tuple[Legend, ...] = ()
-    hover: Mapping[str, Any] | None = None
-    note: str = ""
-    dot: str | None = None  # colour of the mark before the title
+    max_width: int | None = None
+
+    @property
+    def markup(self) -> str:
+        """The chart as a part of a page; page.js draws it."""
+        card = self.card
+        title = escape(card.title)
+        size = f"height:{self.height}px"
+        if self.max_width is not None:
+            size += f";max-width:{self.max_width}px"
+
+        parts = [
+            f"<figcaption>{dot_markup(card.dot)}{title}</figcaption>",
+            f'<div class="plot" role="img" aria-label="{title}" style="{size}"></div>',
+            f'<script type="application/json">{self.json}</script>',
+        ]
+        if card.note:
+            parts.append(f'<p class="note">{escape(card.note)}</p>')
+
+        kind = "chart wide" if card.wide else "chart"
+        return f'<figure class="{kind}">{"".join(parts)}</figure>'
+
+    @property
+    def json(self) -> str:
+        """The figure, without a character that could end the element around it."""
+        return str(self.figure.to_json()).replace("<", "\\u003c")
 
 
-def figure(chart: Chart) -> str:
-    """The chart as a part of a page."""
-    mark = f'<i class="dot" style="background:{chart.dot}"></i>' if chart.dot else ""
-    svg = element(
-        "svg",
-        chart.body,
-        viewBox=f"0 0 {chart.width} {chart.height}",
-        role="img",
-        aria_label=chart.title,
-        style=f"max-width:{chart.width * 1.25:.0f}px",
-    )
-    legend = ""
-    if len(chart.legend) > 1:
-        keys = "".join(
-            f'<button type="button" data-key="{index}"><svg viewBox="0 0 22 10" aria-hidden="true">{_key(each)}</svg>{escape(each.name)}</button>'
-            for index, each in enumerate(chart.legend)
-        )
-        legend = f'<div class="legend">{keys}</div>'
-    note = f'<p class="note">{escape(chart.note)}</p>' if chart.note else ""
-    data = f' data-hover="{escape(json.dumps(chart.hover))}"' if chart.hover else ""
-    wide = " wide" if chart.width > 500 else ""
-    return f'<figure class="chart{wide}"{data}><figcaption>{mark}{escape(chart.title)}</figcaption>{svg}{legend}{note}</figure>'
+def new_figure(**layout: Any) -> go.Figure:
+    """An empty figure that looks as all do, but for `layout`."""
+    return go.Figure(layout={"template": _TEMPLATE, **layout})
 
 
-def svg_file(chart: Chart) -> str:
-    """The chart as a file of its own, with title and legend, in light colours."""
-    lines: list[list[Legend]] = [[]]
-    for each in chart.legend:
-        if sum(40 + 7 * len(key.name) for key in (*lines[-1], each)) > chart.width - 40:
-            lines.append([])
-        lines[-1].append(each)
-    head = 34 + 18 * (len(lines) if chart.legend else 0)
-    parts = [
-        '<rect width="100%" height="100%" fill="var(--ground)"/>',
-        text(16, 22, chart.title, size=14, fill="var(--ink)", more=' font-weight="600"'),
-    ]
-    for row, line in enumerate(lines if chart.legend else []):
-        x = 16.0
-        for each in line:
-            parts.append(
-                f'<g transform="translate({x:.0f} {31 + 18 * row})">{_key(each)}</g>{text(x + 27, 40 + 18 * row, each.name, fill="var(--ink)")}'
-            )
-            x += 40 + 7 * len(each.name)
-    body = f'{"".join(parts)}<g transform="translate(0 {head})">{chart.body}</g>'
-    size = f'width="{chart.width}" height="{chart.height + head}" viewBox="0 0 {chart.width} {chart.height + head}"'
-    return plain_colors(
-        f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-family="{escape(FONT)}">{body}</svg>\n'
-    )
-
-
-def _key(legend: Legend) -> str:
-    if legend.square:
-        return f'<rect x="5" y="0" width="11" height="10" rx="2" fill="{legend.color}" fill-opacity="{legend.opacity:g}"/>'
-    return f'<line x1="1" x2="21" y1="5" y2="5" stroke="{legend.color}" stroke-width="2.5" stroke-dasharray="{legend.dash}"/>'
-
-
-def shortened(words: str, most: int) -> str:
-    return words if len(words) <= most else words[: max(most - 1, 1)] + "…"
+def dot_markup(color: str | None) -> str:
+    """The small coloured square before a task's name; nothing without a colour."""
+    if color is None:
+        return ""
+    return f'<i class="dot" style="background:{color}"></i>'

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import cycle
 from typing import Any
 
-from mtdnn_ds.report.chart import Chart
-from mtdnn_ds.report.plots import Series, bar_chart, line_chart
-from mtdnn_ds.report.runs import SMOOTHED_FROM, RunRecord, smoothed, thinned
-from mtdnn_ds.report.svg import DASHES, color
+from mtdnn_ds.report.chart import Card, Chart
+from mtdnn_ds.report.plots import STEPS, STEPS_FROM_ZERO, Axes, Groups, Series, bar_chart, line_chart
+from mtdnn_ds.report.runs import RunRecord
+from mtdnn_ds.report.smoothing import SMOOTHED_FROM, smoothed, thinned
+from mtdnn_ds.report.style import DASHES, color
 
-Get = Callable[[Mapping[str, Any]], float | None]
+Line = Mapping[str, Any]  # of metrics.jsonl
+ValueOf = Callable[[Line], float | None]
 _LARGEST_OVERVIEW = 12  # tasks whose losses one chart takes
+_PARTS = 40  # of a run, whose shares are drawn
 
 
 def tasks_of(runs: Sequence[RunRecord]) -> tuple[str, ...]:
@@ -23,127 +28,171 @@ def task_colors(runs: Sequence[RunRecord]) -> dict[str, str]:
     return {task: color(index) for index, task in enumerate(tasks_of(runs))}
 
 
-def _curve(run: RunRecord, get: Get, *, name: str, shade: str, smooth: bool) -> Series | None:
-    """A value of every training step that has it."""
-    points = [(line["step"], value) for line in run.steps if (value := get(line)) is not None]
-    if not points:
-        return None
-    xs, ys = [float(step) for step, _ in points], [float(value) for _, value in points]
-    x, thin = thinned(xs, smoothed(ys) if smooth else ys)
-    raw = thinned(xs, ys)[1] if smooth and len(xs) >= SMOOTHED_FROM else None
-    return Series(name=name, x=x, y=thin, color=shade, raw=raw)
-
-
-def _over_steps(
-    runs: Sequence[RunRecord],
-    title: str,
-    get: Get,
-    *,
-    smooth: bool = True,
-    dot: str | None = None,
-    **more: Any,
-) -> Chart | None:
-    """One curve a run; alone it has the colour `dot`, or the first."""
-    shades = [dot or color(0)] if len(runs) == 1 else [color(index) for index in range(len(runs))]
-    series = [
-        each
-        for run, shade in zip(runs, shades, strict=True)
-        if (each := _curve(run, get, name=run.name, shade=shade, smooth=smooth))
-    ]
-    return line_chart(title, series, marks=_marks(runs), dot=dot, **more) if series else None
-
-
-def _marks(runs: Sequence[RunRecord]) -> list[tuple[float, str]]:
-    several = len(runs) > 1
-    return [
-        (float(step), f"{run.name}: {words}" if several else words)
-        for run in runs
-        for step, words in run.marks
-        if 0 < step <= run.last_step
-    ]
+# Losses
 
 
 def loss_charts(runs: Sequence[RunRecord]) -> list[Chart]:
     """The objective, all tasks together where one run is shown, and each task."""
     colors = task_colors(runs)
-    charts = [_over_steps(runs, "objective", lambda line: line["loss"], wide=True)]
+    objective = _over_steps(runs, Card(title="objective", wide=True), lambda line: line["loss"])
+    each_task = [
+        _over_steps(runs, Card(title=task, dot=shade), _of_task("task_loss", task))
+        for task, shade in colors.items()
+    ]
+
+    together = None
     if len(runs) == 1 and 1 < len(colors) <= _LARGEST_OVERVIEW:
-        every = [
-            each
-            for task, shade in colors.items()
-            if (each := _curve(runs[0], _of("task_loss", task), name=task, shade=shade, smooth=True))
-        ]
-        together = [Series(name=each.name, x=each.x, y=each.y, color=each.color) for each in every]
-        charts.append(
-            line_chart("every task, smoothed", together, marks=_marks(runs), wide=True) if together else None
-        )
-    charts += [_over_steps(runs, task, _of("task_loss", task), dot=shade) for task, shade in colors.items()]
-    return [chart for chart in charts if chart is not None]
+        together = _losses_together(runs[0], colors)
+
+    return [chart for chart in (objective, together, *each_task) if chart is not None]
 
 
-def _of(field: str, task: str) -> Get:
+def _losses_together(run: RunRecord, colors: Mapping[str, str]) -> Chart | None:
+    series = []
+    for task, shade in colors.items():
+        points = _steps_with(run, _of_task("task_loss", task))
+        if points is not None:
+            x, y = thinned(points[0], smoothed(points[1]))
+            series.append(Series(name=task, x=x, y=y, color=shade))
+
+    if not series:
+        return None
+    return line_chart(Card(title="every task, smoothed", wide=True), series, marks=_marks([run]))
+
+
+def _over_steps(
+    runs: Sequence[RunRecord], card: Card, value_of: ValueOf, *, smooth: bool = True, axes: Axes = STEPS
+) -> Chart | None:
+    """One curve a run; alone it has the colour of the card's dot, or the first."""
+    shades = [color(index) for index in range(len(runs))]
+    if len(runs) == 1 and card.dot is not None:
+        shades = [card.dot]
+
+    series = []
+    for run, shade in zip(runs, shades, strict=True):
+        points = _steps_with(run, value_of)
+        if points is not None:
+            series.append(_curve(run.name, *points, shade=shade, smooth=smooth))
+
+    if not series:
+        return None
+    return line_chart(card, series, axes=axes, marks=_marks(runs))
+
+
+def _steps_with(run: RunRecord, value_of: ValueOf) -> tuple[list[float], list[float]] | None:
+    """A value of every training step that has it."""
+    values = [(float(line["step"]), value_of(line)) for line in run.steps]
+    points = [(step, float(value)) for step, value in values if value is not None]
+    if not points:
+        return None
+    return [step for step, _ in points], [value for _, value in points]
+
+
+def _curve(name: str, xs: list[float], ys: list[float], *, shade: str, smooth: bool) -> Series:
+    if not smooth:
+        x, y = thinned(xs, ys)
+        return Series(name=name, x=x, y=y, color=shade)
+
+    x, y = thinned(xs, smoothed(ys))
+    raw = None
+    if len(xs) >= SMOOTHED_FROM:
+        raw = thinned(xs, ys)[1]
+    return Series(name=name, x=x, y=y, color=shade, raw=raw)
+
+
+def _of_task(field: str, task: str) -> ValueOf:
     return lambda line: line[field].get(task)
 
 
+def _marks(runs: Sequence[RunRecord]) -> list[tuple[float, str]]:
+    """Stops and losses of processes; among several runs with the run's name."""
+    marks = []
+    for run in runs:
+        name = _name_among(runs, run)
+        marks += [(float(step), f"{name}{words}") for step, words in run.marks if 0 < step <= run.last_step]
+    return marks
+
+
+def _name_among(runs: Sequence[RunRecord], run: RunRecord) -> str:
+    """`run: `, where several are shown."""
+    return f"{run.name}: " if len(runs) > 1 else ""
+
+
+# Development metrics
+
+
 def metric_charts(runs: Sequence[RunRecord]) -> list[Chart]:
-    """The average, and all metrics of each task over its evaluations; metrics are told apart by their dashes, runs by their colours."""
-    colors = task_colors(runs)
+    """The average, and all metrics of each task over its evaluations.
+
+    Metrics are told apart by their dashes, runs by their colours.
+    """
     average = [
         _evaluations(run, lambda line: line.get("average"), name=run.name, shade=color(index))
         for index, run in enumerate(runs)
     ]
-    charts = (
-        [
-            line_chart(
-                "average of the tasks' scores",
-                [each for each in average if each],
-                marks=_marks(runs),
-                wide=True,
-            )
-        ]
-        if any(average)
-        else []
-    )
-    for task, shade in colors.items():
-        metrics = list(
-            dict.fromkeys(
-                name for run in runs for line in run.evaluations for name in line["eval"].get(task, {})
-            )
-        )
-        series = []
-        for index, run in enumerate(runs):
-            for number, metric in enumerate(metrics):
-                name = (
-                    metric if len(runs) == 1 else run.name if len(metrics) == 1 else f"{run.name}, {metric}"
-                )
-                each = _evaluations(
-                    run,
-                    lambda line, task=task, metric=metric: line["eval"].get(task, {}).get(metric),  # type: ignore[misc]
-                    name=name,
-                    shade=shade if len(runs) == 1 else color(index),
-                    dash=DASHES[number % len(DASHES)],
-                )
-                series += [each] if each else []
-        if series:
-            title = f"{task}: {metrics[0]}" if len(metrics) == 1 else task
-            charts.append(line_chart(title, series, marks=_marks(runs), dot=shade))
+    known = [series for series in average if series is not None]
+
+    charts = []
+    if known:
+        card = Card(title="average of the tasks' scores", wide=True)
+        charts.append(line_chart(card, known, marks=_marks(runs)))
+    for task, shade in task_colors(runs).items():
+        chart = _task_metrics(runs, task, shade)
+        if chart is not None:
+            charts.append(chart)
     return charts
 
 
-def _evaluations(run: RunRecord, get: Get, *, name: str, shade: str, dash: str = "") -> Series | None:
-    points = [
-        (float(line["step"]), float(value)) for line in run.evaluations if (value := get(line)) is not None
-    ]
+def _task_metrics(runs: Sequence[RunRecord], task: str, shade: str) -> Chart | None:
+    metrics = list(
+        dict.fromkeys(name for run in runs for line in run.evaluations for name in line["eval"].get(task, {}))
+    )
+
+    shades = [shade]
+    if len(runs) > 1:
+        shades = [color(index) for index in range(len(runs))]
+
+    series = []
+    for run, of_run in zip(runs, shades, strict=True):
+        for metric, dash in zip(metrics, cycle(DASHES), strict=False):
+            name = _curve_name(run, metric, several_runs=len(runs) > 1, several_metrics=len(metrics) > 1)
+            curve = _evaluations(run, _of_metric(task, metric), name=name, shade=of_run, dash=dash)
+            if curve is not None:
+                series.append(curve)
+
+    if not series:
+        return None
+    title = f"{task}: {metrics[0]}" if len(metrics) == 1 else task
+    return line_chart(Card(title=title, dot=shade), series, marks=_marks(runs))
+
+
+def _curve_name(run: RunRecord, metric: str, *, several_runs: bool, several_metrics: bool) -> str:
+    """What tells a curve from those beside it."""
+    if not several_runs:
+        return metric
+    if not several_metrics:
+        return run.name
+    return f"{run.name}, {metric}"
+
+
+def _of_metric(task: str, metric: str) -> ValueOf:
+    return lambda line: line["eval"].get(task, {}).get(metric)
+
+
+def _evaluations(
+    run: RunRecord, value_of: ValueOf, *, name: str, shade: str, dash: str = "solid"
+) -> Series | None:
+    """A value of every evaluation that has it."""
+    values = [(float(line["step"]), value_of(line)) for line in run.evaluations]
+    points = [(step, float(value)) for step, value in values if value is not None]
     if not points:
         return None
-    return Series(
-        name=name,
-        x=[step for step, _ in points],
-        y=[value for _, value in points],
-        color=shade,
-        dash=dash,
-        markers=True,
-    )
+
+    x, y = [step for step, _ in points], [value for _, value in points]
+    return Series(name=name, x=x, y=y, color=shade, dash=dash, markers=True)
+
+
+# Mixture
 
 
 def mixture_charts(runs: Sequence[RunRecord]) -> list[Chart]:
@@ -153,25 +202,34 @@ def mixture_charts(runs: Sequence[RunRecord]) -> list[Chart]:
     for run in runs:
         if not run.steps:
             continue
-        name = f"{run.name}: " if len(runs) > 1 else ""
-        planned, drawn = run.planned(run.last_step), run.drawn()
-        ways = {}
-        for way, counts in (
-            ("planned", planned or {}),
-            ("drawn", {task: float(count) for task, count in drawn.items()}),
-        ):
-            if total := sum(counts.values()):
-                ways[way] = {task: [count / total] for task, count in counts.items()}
-        note = f"after step {run.last_step:,}" + (
-            "" if planned is not None else "; the plan of this run is not known"
-        )
-        if ways:
-            charts.append(
-                bar_chart(f"{name}share of the examples", ways, colors=colors, note=note, percent=True)
-            )
+
+        name = _name_among(runs, run)
+        shares = _planned_and_drawn(run)
+        if shares:
+            note = f"after step {run.last_step:,}"
+            if run.plan is None:
+                note += "; the plan of this run is not known"
+            card = Card(title=f"{name}share of the examples", note=note)
+            charts.append(bar_chart(card, shares, colors=colors, percent=True))
+
         charts.append(_examples_so_far(run, colors, f"{name}examples so far"))
         charts.append(_shares_over_steps(run, colors, f"{name}share of each part of the run"))
     return charts
+
+
+def _planned_and_drawn(run: RunRecord) -> Groups:
+    """Each task's share of the examples up to the last step."""
+    counts_of: dict[str, Mapping[str, float]] = {
+        "planned": run.planned(run.last_step) or {},
+        "drawn": run.drawn(),
+    }
+
+    shares = {}
+    for way, counts in counts_of.items():
+        total = sum(counts.values())
+        if total:
+            shares[way] = {task: [count / total] for task, count in counts.items()}
+    return shares
 
 
 def _examples_so_far(run: RunRecord, colors: Mapping[str, str], title: str) -> Chart:
@@ -182,74 +240,89 @@ def _examples_so_far(run: RunRecord, colors: Mapping[str, str], title: str) -> C
             total += line["task_examples"].get(task, 0)
             xs.append(float(line["step"]))
             ys.append(float(total))
+
         x, y = thinned(xs, ys, 200)
-        dotted = None
-        if run.plan is not None and task in run.plan["examples"]:
-            places = [step for step in run.plan["steps"] if step <= run.last_step] or [run.last_step]
-            dotted = (
-                [float(step) for step in places],
-                [float((run.planned(step) or {})[task]) for step in places],
-            )
-        series.append(Series(name=task, x=x, y=y, color=colors[task], dotted=dotted))
-    return line_chart(
-        title,
-        series,
-        marks=_marks([run]),
-        from_zero=True,
-        wide=True,
-        note="dotted: as planned" if run.plan is not None else "",
-    )
+        series.append(Series(name=task, x=x, y=y, color=colors[task], dotted=_planned_so_far(run, task)))
+
+    card = Card(title=title, wide=True)
+    if run.plan is not None:
+        card = replace(card, note="dotted: as planned")
+    return line_chart(card, series, axes=STEPS_FROM_ZERO, marks=_marks([run]))
+
+
+def _planned_so_far(run: RunRecord, task: str) -> tuple[list[float], list[float]] | None:
+    if run.plan is None or task not in run.plan["examples"]:
+        return None
+
+    places = [step for step in run.plan["steps"] if step <= run.last_step] or [run.last_step]
+    counts = [(run.planned(step) or {})[task] for step in places]
+    return [float(step) for step in places], [float(count) for count in counts]
 
 
 def _shares_over_steps(run: RunRecord, colors: Mapping[str, str], title: str) -> Chart:
     """Shares in each fortieth of the steps: what annealing or a sequence does."""
-    size = -(-len(run.steps) // 40)
-    chunks = [run.steps[begin : begin + size] for begin in range(0, len(run.steps), size)]
-    xs = [float(chunk[-1]["step"]) for chunk in chunks]
-    totals = [sum(sum(line["task_examples"].values()) for line in chunk) for chunk in chunks]
-    series = [
-        Series(
-            name=task,
-            x=xs,
-            y=[
-                sum(line["task_examples"].get(task, 0) for line in chunk) / total
-                for chunk, total in zip(chunks, totals, strict=True)
-            ],
-            color=colors[task],
-        )
-        for task in run.tasks
-    ]
-    return line_chart(
-        title,
-        series,
-        marks=_marks([run]),
-        from_zero=True,
-        wide=True,
-        note=f"each point: {size:,} steps" if size > 1 else "",
-    )
+    size = -(-len(run.steps) // _PARTS)
+    parts = [run.steps[begin : begin + size] for begin in range(0, len(run.steps), size)]
+    last_steps = [float(part[-1]["step"]) for part in parts]
+    totals = [sum(sum(line["task_examples"].values()) for line in part) for part in parts]
+
+    series = []
+    for task in run.tasks:
+        counts = [sum(line["task_examples"].get(task, 0) for line in part) for part in parts]
+        shares = [count / total for count, total in zip(counts, totals, strict=True)]
+        series.append(Series(name=task, x=last_steps, y=shares, color=colors[task]))
+
+    card = Card(title=title, wide=True)
+    if size > 1:
+        card = replace(card, note=f"each point: {size:,} steps")
+    return line_chart(card, series, axes=STEPS_FROM_ZERO, marks=_marks([run]))
 
 
-HEALTH: tuple[tuple[str, str, dict[str, Any]], ...] = (
-    ("lr", "learning rate", {"smooth": False}),
-    ("grad_norm", "gradient norm before clipping", {}),
-    ("tokens_per_second", "real tokens a second, all ranks", {"from_zero": True}),
-    ("seconds", "seconds a step", {"from_zero": True}),
-    ("padding_efficiency", "padding efficiency: real tokens / tokens computed", {}),
-    ("rank_imbalance", "rank imbalance: cost of the busiest rank / mean", {}),
-    ("wait_fraction", "share of a step that waited for data", {"from_zero": True}),
-    ("micro_batches", "micro-batches of a rank in a step", {}),
-    ("loss_scale", "fp16 loss scale", {"smooth": False}),
-    ("regularizer", "the regulariser's part of the loss", {}),
-    ("penalty", "penalty of sharing, not in the loss", {}),
+# Schedule, speed and balance
+
+
+@dataclass(frozen=True, slots=True)
+class HealthValue:
+    """A number that training lines of the log have."""
+
+    field: str
+    title: str
+    smooth: bool = True
+    axes: Axes = STEPS
+
+
+HEALTH = (
+    HealthValue("lr", "learning rate", smooth=False),
+    HealthValue("grad_norm", "gradient norm before clipping"),
+    HealthValue("tokens_per_second", "real tokens a second, all ranks", axes=STEPS_FROM_ZERO),
+    HealthValue("seconds", "seconds a step", axes=STEPS_FROM_ZERO),
+    HealthValue("padding_efficiency", "padding efficiency: real tokens / tokens computed"),
+    HealthValue("rank_imbalance", "rank imbalance: cost of the busiest rank / mean"),
+    HealthValue("wait_fraction", "share of a step that waited for data", axes=STEPS_FROM_ZERO),
+    HealthValue("micro_batches", "micro-batches of a rank in a step"),
+    HealthValue("loss_scale", "fp16 loss scale", smooth=False),
+    HealthValue("regularizer", "the regulariser's part of the loss"),
+    HealthValue("penalty", "penalty of sharing, not in the loss"),
 )
 
 
 def health_charts(runs: Sequence[RunRecord]) -> list[Chart]:
     """Learning rate, gradient norm, speed, padding, balance; what only some runs have, where one has it."""
     charts = []
-    for field, title, how in HEALTH:
-        if field == "loss_scale" and all(line.get(field, 1) == 1 for run in runs for line in run.steps):
+    for value in HEALTH:
+        if value.field == "loss_scale" and not _any_loss_scale(runs):
             continue
-        chart = _over_steps(runs, title, lambda line, field=field: line.get(field), **how)  # type: ignore[misc]
-        charts += [chart] if chart is not None else []
+
+        card = Card(title=value.title)
+        chart = _over_steps(runs, card, _of_field(value.field), smooth=value.smooth, axes=value.axes)
+        if chart is not None:
+            charts.append(chart)
     return charts
+
+
+def _any_loss_scale(runs: Sequence[RunRecord]) -> bool:
+    return any(line.get("loss_scale", 1) != 1 for run in runs for line in run.steps)
+
+
+def _of_field(field: str) -> ValueOf:
+    return lambda line: line.get(field)

@@ -4,106 +4,96 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mtdnn_ds.report.chart import Chart, shortened
-from mtdnn_ds.report.svg import Scale, axes, escape, padded_range, text
+from mtdnn_ds.report.chart import Card, Chart, new_figure
+from mtdnn_ds.report.style import escape_label, shortened
+
+_MOST_LETTERS = 20  # of a label on an axis
 
 
-def matrix_chart(
-    title: str,
-    labels: Sequence[str],
-    counts: Sequence[Sequence[int]],
-    *,
-    shade: str,
-    note: str = "",
-    dot: str | None = None,
-) -> Chart:
-    """A confusion matrix: a row for each true label, a column for each predicted one; shaded by its share of the row."""
-    size = len(labels)
-    cell = max(28.0, min(64.0, 300.0 / size))
-    turns = any(len(label) > int(cell / 5.6) for label in labels)
-    margin = 20 + min(150.0, 6.6 * max(len(shortened(label, 20)) for label in labels))
-    top = 26 + (min(110.0, 4.8 * max(len(shortened(label, 20)) for label in labels)) if turns else 18)
-    width, height = int(max(margin + cell * size + 60, 330)), int(top + cell * size + 16)
-    parts = [
-        text(margin + cell * size / 2, 13, "predicted", anchor="middle"),
-        text(
-            12,
-            top + cell * size / 2,
-            "true",
-            anchor="middle",
-            more=f' transform="rotate(-90 12 {top + cell * size / 2:.1f})"',
-        ),
-    ]
-    for column, label in enumerate(labels):
-        at = margin + cell * (column + 0.5)
-        turned = f' transform="rotate(-38 {at:.1f} {top - 7:.1f})"' if turns else ""
-        parts.append(
-            text(
-                at,
-                top - 7,
-                shortened(label, 20),
-                anchor="start" if turns else "middle",
-                fill="var(--ink)",
-                more=turned,
-            )
-        )
-    for row, (label, own) in enumerate(zip(labels, counts, strict=True)):
-        total, y = sum(own), top + cell * row
-        parts.append(
-            text(margin - 7, y + cell / 2 + 4, shortened(label, 20), anchor="end", fill="var(--ink)")
-        )
-        for column, count in enumerate(own):
-            share, x = (count / total if total else 0.0), margin + cell * column
-            words = (
-                f"{count:,} of {total:,} rows of {label} predicted as {labels[column]} ({100 * share:.1f} %)"
-            )
-            parts.append(
-                f'<rect x="{x:.1f}" y="{y:.1f}" width="{cell - 1.5:.1f}" height="{cell - 1.5:.1f}" rx="2" fill="var(--line)" fill-opacity="0.5"/>'
-                f'<rect x="{x:.1f}" y="{y:.1f}" width="{cell - 1.5:.1f}" height="{cell - 1.5:.1f}" rx="2" fill="{shade}" fill-opacity="{share:.3f}"><title>{escape(words)}</title></rect>'
-            )
-            if count:
-                fill = "var(--on)" if share > 0.55 else "var(--ink)"
-                size_of = 12.5 if cell >= 34 and len(f"{count:,}") * 7 < cell else 9
-                parts.append(
-                    text(
-                        x + cell / 2 - 0.75,
-                        y + cell / 2 + 4,
-                        f"{count:,}",
-                        anchor="middle",
-                        size=size_of,
-                        fill=fill,
-                        more=' pointer-events="none"',
-                    )
-                )
-    return Chart(title=title, width=width, height=height, body="".join(parts), note=note, dot=dot)
+def matrix_chart(card: Card, labels: Sequence[str], counts: Sequence[Sequence[int]], *, shade: str) -> Chart:
+    """A confusion matrix: a row for each true label, a column for each predicted one; shaded by its share of
+    the row.
+    """
+    places = list(range(len(labels)))
+    names = [shortened(label, _MOST_LETTERS) for label in labels]
+    longest = max(len(name) for name in names)
+
+    # Cells are square: as many pixels as they need, beside margins for the labels and the titles of the axes.
+    cell = max(28.0, min(64.0, 300.0 / len(labels)))
+    turned = longest > int(cell / 5.6)
+    left = 40 + 7 * longest
+    top = 44 + (int(4.6 * longest) if turned else 0)
+    right = 60 if turned else 20
+    width, height = left + cell * len(labels) + right, top + cell * len(labels) + 8
+
+    axis = {
+        "tickvals": places,
+        "ticktext": [escape_label(name) for name in names],
+        "tickfont": {"color": "var(--ink)"},
+        "ticks": "",
+        "showline": False,
+        "showgrid": False,
+        "fixedrange": True,
+        "automargin": False,
+    }
+    figure = new_figure(
+        hovermode="closest",
+        margin={"l": left, "r": right, "t": top, "b": 8},
+        xaxis={**axis, "title": {"text": "predicted"}, "side": "top", "tickangle": -38 if turned else 0},
+        yaxis={**axis, "title": {"text": "true", "standoff": 8}, "autorange": "reversed"},
+    )
+    totals = [sum(row) or 1 for row in counts]
+    figure.add_heatmap(
+        z=[[round(count / total, 4) for count in row] for row, total in zip(counts, totals, strict=True)],
+        zmin=0,
+        zmax=1,
+        colorscale=[[0, "var(--line)"], [1, shade]],
+        showscale=False,
+        xgap=1.5,
+        ygap=1.5,
+        text=[[f"{count:,}" if count else "" for count in row] for row in counts],
+        texttemplate="%{text}",
+        textfont={"size": 12.5 if cell >= 34 else 9},
+        hovertext=_hover_texts(labels, counts),
+        hoverinfo="text",
+    )
+    return Chart(card=card, figure=figure, height=round(height), max_width=round(width))
+
+
+def _hover_texts(labels: Sequence[str], counts: Sequence[Sequence[int]]) -> list[list[str]]:
+    texts = []
+    for true, row in zip(labels, counts, strict=True):
+        total = sum(row)
+        of_row = []
+        for predicted, count in zip(labels, row, strict=True):
+            share = f"{100 * count / max(total, 1):.1f} %"
+            text = f"{count:,} of {total:,} rows of {true} predicted as {predicted} ({share})"
+            of_row.append(escape_label(text))
+        texts.append(of_row)
+    return texts
 
 
 def scatter_chart(
-    title: str,
-    x_values: Sequence[float],
-    y_values: Sequence[float],
-    *,
-    shade: str,
-    x_label: str,
-    y_label: str,
-    note: str = "",
-    dot: str | None = None,
+    card: Card, true_scores: Sequence[float], predicted_scores: Sequence[float], *, shade: str
 ) -> Chart:
     """Points of predicted against true scores, and the line on which both agree."""
-    width, height = 380, 330
-    box = (58.0, 26.0, width - 16.0, height - 42.0)
-    low, high = padded_range([*x_values, *y_values])
-    x, y = (
-        Scale(low=low, high=high, begin=box[0], end=box[2]),
-        Scale(low=low, high=high, begin=box[3], end=box[1]),
+    every = [*true_scores, *predicted_scores]
+    low, high = min(every, default=0.0), max(every, default=1.0)
+
+    figure = new_figure(
+        hovermode="closest",
+        xaxis={"title": {"text": "true score"}, "tickformat": ""},
+        yaxis={"title": {"text": "predicted"}},
     )
-    parts = [axes(box, x, y, x_label=x_label), text(box[0] - 40, 15, y_label)]
-    parts.append(
-        f'<line x1="{x.at(low):.1f}" y1="{y.at(low):.1f}" x2="{x.at(high):.1f}" y2="{y.at(high):.1f}" stroke="var(--soft)" stroke-dasharray="4 4"/>'
+    figure.add_shape(
+        type="line", x0=low, y0=low, x1=high, y1=high,
+        line={"color": "var(--soft)", "dash": "4px,4px", "width": 1}, layer="below",
+    )  # fmt: skip
+    figure.add_scatter(
+        x=list(true_scores),
+        y=list(predicted_scores),
+        mode="markers",
+        marker={"color": shade, "size": 5, "opacity": max(0.15, min(0.7, 60 / max(len(every) // 2, 1)))},
+        hovertemplate="true %{x:.4~g}, predicted %{y:.4~g}<extra></extra>",
     )
-    opacity = max(0.15, min(0.7, 60 / max(len(x_values), 1)))
-    parts += [
-        f'<circle cx="{x.at(a):.1f}" cy="{y.at(b):.1f}" r="2.6" fill="{shade}" fill-opacity="{opacity:.2f}"/>'
-        for a, b in zip(x_values, y_values, strict=True)
-    ]
-    return Chart(title=title, width=width, height=height, body="".join(parts), note=note, dot=dot)
+    return Chart(card=card, figure=figure, height=330)

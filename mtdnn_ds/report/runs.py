@@ -1,9 +1,11 @@
-"""A run folder as numbers: log, best weights, plan, starts and stops. Reads small files only, loads no weights; what is missing is noted."""
+"""A run folder as numbers: log, best weights, plan, starts and stops. What is missing is noted.
+
+Reads small files only, loads no weights.
+"""
 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +15,7 @@ from mtdnn_ds.checkpoint.weights import BEST
 from mtdnn_ds.config.errors import ConfigError
 from mtdnn_ds.config.load import load_recipe
 from mtdnn_ds.config.recipe import Recipe
+from mtdnn_ds.report.smoothing import interpolated
 from mtdnn_ds.runs.folder import PLAN, RunFolder, refuse_staged_folder
 
 
@@ -49,25 +52,17 @@ class RunRecord:
         return totals
 
     def planned(self, step: int) -> dict[str, float] | None:
-        """Examples of each task that the plan has in the first `step` steps; between the steps that plan.json lists, a straight line."""
+        """Examples of each task that the plan has in the first `step` steps.
+
+        Between the steps that plan.json lists, a straight line.
+        """
         if self.plan is None:
             return None
+
         return {
             task: interpolated([0, *self.plan["steps"]], [0, *counts], step)
             for task, counts in self.plan["examples"].items()
         }
-
-
-def interpolated(xs: Sequence[float], ys: Sequence[float], x: float) -> float:
-    """The value at `x` of straight lines through the points, whose `xs` rise."""
-    for index in range(1, len(xs)):
-        if x <= xs[index]:
-            share = (x - xs[index - 1]) / (xs[index] - xs[index - 1])
-            return ys[index - 1] + share * (ys[index] - ys[index - 1])
-    return float(ys[-1])
-
-
-SMOOTHED_FROM = 20  # values
 
 
 def read_runs(folders: Sequence[str]) -> list[RunRecord]:
@@ -76,65 +71,50 @@ def read_runs(folders: Sequence[str]) -> list[RunRecord]:
     records: list[RunRecord] = []
     paths = [Path(folder) for folder in folders]
     resolved = [path.resolve() for path in paths]
-    for index, (folder, path) in enumerate(zip(folders, paths, strict=True)):
+    for index, path in enumerate(paths):
+        setting = f"--run_dir {folders[index]}"
         if resolved[index] in resolved[:index]:
-            problems.append(f"--run_dir {folder}: is given twice; keep one")
-            continue
-        if not (path / "recipe.yaml").is_file():
-            stages = sorted(str(stage.parent) for stage in path.glob("stages/*/recipe.yaml"))
-            hint = (
-                f"; it is a run in stages, give some of them: {', '.join(stages)}"
-                if stages
-                else "; give the --output_dir of a training run"
-            )
-            problems.append(f"--run_dir {folder}: not a run folder (recipe.yaml is missing){hint}")
-            continue
-        try:
-            refuse_staged_folder(RunFolder(path), "--run_dir")
-            records.append(_read_run(path, _name(path, resolved)))
-        except ConfigError as error:
-            problems += error.problems
+            problems.append(f"{setting}: is given twice; keep one")
+        elif not (path / "recipe.yaml").is_file():
+            problems.append(f"{setting}: not a run folder (recipe.yaml is missing){_run_folder_hint(path)}")
+        else:
+            try:
+                refuse_staged_folder(RunFolder(path), "--run_dir")
+                records.append(_read_run(path, _name(path, resolved)))
+            except ConfigError as error:
+                problems += error.problems
+
     if problems:
         raise ConfigError(problems)
     return records
 
 
+def _run_folder_hint(path: Path) -> str:
+    stages = sorted(str(stage.parent) for stage in path.glob("stages/*/recipe.yaml"))
+    if stages:
+        return f"; it is a run in stages, give some of them: {', '.join(stages)}"
+    return "; give the --output_dir of a training run"
+
+
 def _name(path: Path, all_paths: Sequence[Path]) -> str:
+    """The folder's name; with its parent's where another run's folder has the same."""
     own = path.resolve()
     same = sum(other.name == own.name for other in all_paths)
-    return own.name if same == 1 else f"{own.parent.name}/{own.name}"
+    if same == 1:
+        return own.name
+    return f"{own.parent.name}/{own.name}"
 
 
 def _read_run(path: Path, name: str) -> RunRecord:
-    folder, notes = RunFolder(path), []
-    steps, evaluations = [], []
-    num_torn = 0
-    if folder.metrics.is_file():
-        for line in folder.metrics.read_bytes().splitlines():
-            record = _json_object(line)
-            if record is None or not isinstance(record.get("step"), int):
-                num_torn += 1
-            elif "eval" in record:
-                evaluations.append(record)
-            elif "task_loss" in record and "task_examples" in record:
-                steps.append(record)
-    else:
-        notes.append("metrics.jsonl is not there: no curve can be drawn")
-    if num_torn:
-        notes.append(f"metrics.jsonl: {num_torn} lines cannot be read and are left out")
-    if not steps and folder.metrics.is_file():
-        notes.append("metrics.jsonl has no training step yet")
-    if not evaluations:
-        notes.append("it was never evaluated: no development metric, no best weights")
-    plan = _json_object((path / PLAN).read_bytes()) if (path / PLAN).is_file() else None
-    if plan is None or not {"steps", "examples", "total_steps"} <= plan.keys():
-        plan = None
-        notes.append(
-            f"{PLAN} is not there (runs of versions before 0.4 have none): the mixture as planned cannot be shown"
-        )
+    folder = RunFolder(path)
+    notes: list[str] = []
+    steps, evaluations = _read_metrics(folder, notes)
+    plan = _read_plan(path, notes)
     starts = _starts(path)
     if not starts:
         notes.append("environment.json is not there: versions and ranks are unknown")
+
+    best = {file.parent.name: _json_object(file) for file in sorted(folder.best.glob(f"*/{BEST}"))}
     return RunRecord(
         name=name,
         folder=folder,
@@ -142,11 +122,7 @@ def _read_run(path: Path, name: str) -> RunRecord:
         recipe_yaml=folder.recipe.read_text(encoding="utf-8"),
         steps=tuple(steps),
         evaluations=tuple(evaluations),
-        best={
-            each.parent.name: record
-            for each in sorted(folder.best.glob(f"*/{BEST}"))
-            if (record := _json_object(each.read_bytes())) is not None
-        },
+        best={name: record for name, record in best.items() if record is not None},
         plan=plan,
         starts=starts,
         marks=_marks(path),
@@ -154,86 +130,83 @@ def _read_run(path: Path, name: str) -> RunRecord:
     )
 
 
+def _read_metrics(folder: RunFolder, notes: list[str]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Training lines and evaluations of metrics.jsonl; what is missing goes to `notes`."""
+    steps, evaluations, num_torn = [], [], 0
+    for record in _json_lines(folder.metrics):
+        if record is None or not isinstance(record.get("step"), int):
+            num_torn += 1
+        elif "eval" in record:
+            evaluations.append(record)
+        elif "task_loss" in record and "task_examples" in record:
+            steps.append(record)
+
+    if not folder.metrics.is_file():
+        notes.append("metrics.jsonl is not there: no curve can be drawn")
+    if num_torn:
+        notes.append(f"metrics.jsonl: {num_torn} lines cannot be read and are left out")
+    if not steps and folder.metrics.is_file():
+        notes.append("metrics.jsonl has no training step yet")
+    if not evaluations:
+        notes.append("it was never evaluated: no development metric, no best weights")
+    return steps, evaluations
+
+
+def _read_plan(path: Path, notes: list[str]) -> dict[str, Any] | None:
+    plan = _json_object(path / PLAN)
+    if plan is not None and {"steps", "examples", "total_steps"} <= plan.keys():
+        return plan
+
+    notes.append(
+        f"{PLAN} is not there (runs of versions before 0.4 have none): the mixture as planned cannot be shown"
+    )
+    return None
+
+
 def _starts(path: Path) -> tuple[Mapping[str, Any], ...]:
     """environment.json and those of earlier starts, which are kept under numbers."""
-    found = [_json_object(each.read_bytes()) for each in path.glob("environment*.json")]
-    return tuple(
-        sorted((each for each in found if each is not None), key=lambda each: str(each.get("started", "")))
-    )
+    found = [_json_object(file) for file in path.glob("environment*.json")]
+    starts = [start for start in found if start is not None]
+    return tuple(sorted(starts, key=lambda start: str(start.get("started", ""))))
 
 
 def _marks(path: Path) -> tuple[tuple[int, str], ...]:
     """Stops on request, and steps that were done again after a crash."""
     marks: list[tuple[int, str]] = []
-    if (path / "stops.jsonl").is_file():
-        for line in (path / "stops.jsonl").read_bytes().splitlines():
-            stop = _json_object(line)
-            if stop is not None and isinstance(stop.get("step"), int):
-                reasons = "; ".join(map(str, stop.get("reasons", [])))
-                marks.append(
-                    (
-                        stop["step"],
-                        f"stopped after step {stop['step']} at {stop.get('time', 'an unknown time')}: {reasons}",
-                    )
-                )
-    repeated: list[int] = []
-    discarded = path / "metrics.discarded.jsonl"
-    for line in discarded.read_bytes().splitlines() if discarded.is_file() else []:
-        record = _json_object(line)
-        if record is not None and isinstance(record.get("step"), int):
-            repeated.append(record["step"])
-    first = [step for index, step in enumerate(repeated) if index == 0 or step <= repeated[index - 1]]
-    marks += [
-        (step - 1, f"went on from step {step - 1}: later steps were lost with a process, and done again")
-        for step in first
-        if step > 0
+    for stop in _json_lines(path / "stops.jsonl"):
+        if stop is not None and isinstance(stop.get("step"), int):
+            reasons = "; ".join(map(str, stop.get("reasons", [])))
+            when = stop.get("time", "an unknown time")
+            marks.append((stop["step"], f"stopped after step {stop['step']} at {when}: {reasons}"))
+
+    discarded = _json_lines(path / "metrics.discarded.jsonl")
+    lost = [
+        record["step"] for record in discarded if record is not None and isinstance(record.get("step"), int)
     ]
+    for index, step in enumerate(lost):
+        is_first = index == 0 or step <= lost[index - 1]  # of those that one crash lost
+        if is_first and step > 0:
+            words = f"went on from step {step - 1}: later steps were lost with a process, and done again"
+            marks.append((step - 1, words))
     return tuple(sorted(marks))
 
 
-def _json_object(line: bytes) -> dict[str, Any] | None:
+def _json_lines(path: Path) -> list[dict[str, Any] | None]:
+    """None for each line that is no object; nothing if there is no file."""
+    if not path.is_file():
+        return []
+    return [_parsed(line) for line in path.read_bytes().splitlines()]
+
+
+def _json_object(path: Path) -> dict[str, Any] | None:
+    if not path.is_file():
+        return None
+    return _parsed(path.read_bytes())
+
+
+def _parsed(text: bytes) -> dict[str, Any] | None:
     try:
-        record = json.loads(line)
+        record = json.loads(text)
     except (ValueError, RecursionError):
         return None
     return record if isinstance(record, dict) else None
-
-
-def smoothed(values: Sequence[float]) -> list[float]:
-    """The mean of each value with its neighbours: on either side a sixtieth of all points, at least two (fewer at the ends, equally many on
-    both sides). Fewer than 20 values stay as they are.
-
-    NaN stays where it is, and counts not.
-    """
-    reach = max(len(values) // 60, 2) if len(values) >= SMOOTHED_FROM else 0
-    totals, counts = [0.0], [0]
-    for value in values:
-        finite = math.isfinite(value)
-        totals.append(totals[-1] + (value if finite else 0.0))
-        counts.append(counts[-1] + finite)
-    result = []
-    for index, value in enumerate(values):
-        side = min(reach, index, len(values) - 1 - index)
-        first, last = index - side, index + side + 1
-        result.append(
-            (totals[last] - totals[first]) / (counts[last] - counts[first])
-            if math.isfinite(value)
-            else math.nan
-        )
-    return result
-
-
-def thinned(xs: Sequence[float], ys: Sequence[float], most: int = 700) -> tuple[list[float], list[float]]:
-    """At most `most` points: means of neighbours, equally many in each."""
-    size = -(-len(xs) // most) if xs else 1
-    if size == 1:
-        return list(xs), list(ys)
-    chunks = [range(begin, min(begin + size, len(xs))) for begin in range(0, len(xs), size)]
-    return [sum(xs[i] for i in chunk) / len(chunk) for chunk in chunks], [
-        _mean([ys[i] for i in chunk]) for chunk in chunks
-    ]
-
-
-def _mean(values: Sequence[float]) -> float:
-    finite = [value for value in values if math.isfinite(value)]
-    return sum(finite) / len(finite) if finite else math.nan

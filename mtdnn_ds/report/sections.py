@@ -1,163 +1,213 @@
-"""The sections of a report as markup: runs, results, curves, predictions, what is missing. Every text that is not ours is escaped here."""
+"""The sections of a report as markup: runs, results, charts, starts and stops, recipes.
+
+Not the predictions (answers_section.py).
+
+Every text that is not ours is escaped here.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from mtdnn_ds.report import curves
-from mtdnn_ds.report.chart import Chart, figure
-from mtdnn_ds.report.matrices import matrix_chart, scatter_chart
+from mtdnn_ds.report.answers_section import Answers, predictions_section
+from mtdnn_ds.report.chart import Chart, dot_markup
 from mtdnn_ds.report.page import Section, page, table
-from mtdnn_ds.report.predictions import TaskAnswers
 from mtdnn_ds.report.runs import RunRecord
-from mtdnn_ds.report.svg import escape, fixed, number
+from mtdnn_ds.report.style import escape, fixed, number
 from mtdnn_ds.tasks.glue import glue_table
 from mtdnn_ds.tasks.metrics import task_score
 
-Answers = Mapping[str, Mapping[str, TaskAnswers] | str]  # run -> task -> answers, or why there are none
+_LEAD = (
+    "One page, complete in itself: it can be sent and opened anywhere. Point at a curve for its numbers; "
+    "click a name below one to hide it; draw over a part to magnify it, and click twice to go back."
+)
+_LOSSES_LEAD = (
+    "Faint lines are the losses of single steps, full ones their means over a thirtieth of the run, at least "
+    "five steps. A task's loss is the mean over its examples in a step."
+)
+_METRICS_LEAD = "Higher is better, everywhere."
+_MIXTURE_LEAD = "How many examples of each task the steps held, and how many the plan had in them."
+_HEALTH_LEAD = "As the runs logged them, after every step."
 
 
 def report_page(runs: Sequence[RunRecord], answers: Answers) -> str:
-    """The whole report of one or several runs."""
+    """The whole report of one or several runs. `answers`: of each run by its name."""
     title = f"Training report: {', '.join(run.name for run in runs)}"
     sections = [
-        Section(name="runs", title="Runs" if len(runs) > 1 else "Run", body=_runs(runs)),
+        Section(name="runs", title=_noun(len(runs), "Run"), body=_runs(runs)),
         Section(name="results", title="Results", body=_results(runs)),
-        _charts("losses", "Training losses", "Faint lines are the losses of single steps, full ones their means over a thirtieth of the run, at least five steps. A task's loss is the mean over its examples in a step.", curves.loss_charts(runs)),
-        _charts("metrics", "Development metrics", "Higher is better, everywhere.", curves.metric_charts(runs)),
-        _charts("mixture", "Mixture", "How many examples of each task the steps held, and how many the plan had in them.", curves.mixture_charts(runs)),
-        _charts("health", "Schedule, speed and balance", "As the runs logged them, after every step.", curves.health_charts(runs)),
-        Section(name="predictions", title="Predictions", body=_predictions(runs, answers)),
+        _charts("losses", "Training losses", _LOSSES_LEAD, curves.loss_charts(runs)),
+        _charts("metrics", "Development metrics", _METRICS_LEAD, curves.metric_charts(runs)),
+        _charts("mixture", "Mixture", _MIXTURE_LEAD, curves.mixture_charts(runs)),
+        _charts("health", "Schedule, speed and balance", _HEALTH_LEAD, curves.health_charts(runs)),
+        predictions_section(runs, answers),
         Section(name="stops", title="Starts and stops", body=_stops(runs)),
         Section(name="recipes", title="Recipes", body="".join(_recipe(run) for run in runs)),
-    ]  # fmt: skip
-    lead = '<p class="lead">One page, complete in itself: it can be sent and opened anywhere. Point at a curve for its numbers; click a name below one to hide it.</p>'
-    return page(title, lead, sections)
+    ]
+    return page(title, f'<p class="lead">{_LEAD}</p>', sections)
+
+
+def _noun(count: object, noun: str) -> str:
+    return noun if count == 1 else f"{noun}s"
 
 
 def _charts(name: str, title: str, lead: str, charts: Sequence[Chart]) -> Section:
     if not charts:
-        return Section(
-            name=name, title=title, body='<p class="missing">Nothing to draw: no run has logged any.</p>'
-        )
-    return Section(
-        name=name,
-        title=title,
-        body=f'<p class="lead">{escape(lead)}</p><div class="grid">{"".join(figure(chart) for chart in charts)}</div>',
-    )
+        body = '<p class="missing">Nothing to draw: no run has logged any.</p>'
+        return Section(name=name, title=title, body=body)
+
+    grid = "".join(chart.markup for chart in charts)
+    body = f'<p class="lead">{escape(lead)}</p><div class="grid">{grid}</div>'
+    return Section(name=name, title=title, body=body)
+
+
+# Runs
 
 
 def _runs(runs: Sequence[RunRecord]) -> str:
-    rows: list[list[str]] = []
+    """A column a run, and what is missing of each."""
+    columns = [_facts(run) for run in runs]
+    rows = []
+    for what in columns[0]:
+        cells = [escape(facts[what]) for facts in columns]
+        rows.append([f"<b>{escape(what)}</b>", *cells])
+    listed = table(["", *(escape(run.name) for run in runs)], rows, aligned=False)
 
-    def add(what: str, cells: Sequence[object]) -> None:
-        rows.append([f"<b>{escape(what)}</b>", *(escape(cell) for cell in cells)])
+    missing = ""
+    for run in runs:
+        for note in run.notes:
+            missing += f'<p class="missing">{escape(run.name)}: {escape(note)}</p>'
+    return listed + missing
 
-    add("folder", [run.folder.path for run in runs])
-    add("encoder", [run.recipe.encoder.path for run in runs])
-    add("tasks", [f"{len(run.tasks)}: {', '.join(run.tasks)}" for run in runs])
-    add("steps", [_steps(run) for run in runs])
-    add("examples a step", [run.recipe.batch.examples_per_step for run in runs])
-    add("mixture", [f"{_rates(run)}, {run.recipe.mixture.mixing}" for run in runs])
-    add(
-        "optimizer",
-        [
-            f"{run.recipe.optimizer.name}, lr {number(run.recipe.optimizer.lr)}, {run.recipe.schedule.name}"
-            for run in runs
-        ],
-    )
-    add("seed", [run.recipe.train.seed for run in runs])
-    add("ranks", [_of_start(run, "topology", "world_size") for run in runs])
-    add(
-        "ZeRO stage, precision",
-        [
-            f"{_of_start(run, 'topology', 'zero_stage')}, {_of_start(run, 'topology', 'precision')}"
-            for run in runs
-        ],
-    )
-    add("real tokens", [number(float(sum(line.get("tokens", 0) for line in run.steps))) for run in runs])
-    add("time in steps", [_duration(sum(line.get("seconds") or 0.0 for line in run.steps)) for run in runs])
-    add(
-        "started (UTC)",
-        [str(run.starts[0].get("started", "unknown")) if run.starts else "unknown" for run in runs],
-    )
-    add("versions", [_versions(run) for run in runs])
-    missing = "".join(
-        f'<p class="missing">{escape(run.name)}: {escape(note)}</p>' for run in runs for note in run.notes
-    )
-    return table(["", *(escape(run.name) for run in runs)], rows, aligned=False) + missing
+
+def _facts(run: RunRecord) -> dict[str, object]:
+    recipe = run.recipe
+    stage, precision = _of_last_start(run, "zero_stage"), _of_last_start(run, "precision")
+    started: object = "unknown"
+    if run.starts:
+        started = run.starts[0].get("started", "unknown")
+
+    return {
+        "folder": run.folder.path,
+        "encoder": recipe.encoder.path,
+        "tasks": f"{len(run.tasks)}: {', '.join(run.tasks)}",
+        "steps": _steps(run),
+        "examples a step": recipe.batch.examples_per_step,
+        "mixture": f"{_rates(run)}, {recipe.mixture.mixing}",
+        "optimizer": f"{recipe.optimizer.name}, lr {number(recipe.optimizer.lr)}, {recipe.schedule.name}",
+        "seed": recipe.train.seed,
+        "ranks": _of_last_start(run, "world_size"),
+        "ZeRO stage, precision": f"{stage}, {precision}",
+        "real tokens": number(float(sum(line.get("tokens", 0) for line in run.steps))),
+        "time in steps": _duration(sum(line.get("seconds") or 0.0 for line in run.steps)),
+        "started (UTC)": started,
+        "versions": _versions(run),
+    }
 
 
 def _steps(run: RunRecord) -> str:
-    planned = run.plan["total_steps"] if run.plan is not None else run.recipe.train.steps
+    planned = run.recipe.train.steps
+    if run.plan is not None:
+        planned = run.plan["total_steps"]
+
     if planned is None or planned == run.last_step:
         return f"{run.last_step:,}"
     return f"{run.last_step:,} of {planned:,}: not at its end"
 
 
 def _rates(run: RunRecord) -> str:
-    return run.recipe.mixture.rates if isinstance(run.recipe.mixture.rates, str) else "own rates"
+    rates = run.recipe.mixture.rates
+    return rates if isinstance(rates, str) else "own rates"
 
 
-def _of_start(run: RunRecord, *keys: str) -> str:
-    value: object = run.starts[-1] if run.starts else {}
-    for key in keys:
-        value = value.get(key, "unknown") if isinstance(value, Mapping) else "unknown"
-    return str(value)
+def _of_last_start(run: RunRecord, key: str) -> str:
+    """What environment.json of the last start says of its ranks."""
+    if not run.starts:
+        return "unknown"
+    return str(_topology(run.starts[-1]).get(key, "unknown"))
+
+
+def _topology(start: Mapping[str, object]) -> Mapping[str, object]:
+    topology = start.get("topology")
+    return topology if isinstance(topology, Mapping) else {}
 
 
 def _versions(run: RunRecord) -> str:
     if not run.starts:
         return "unknown"
-    packages = run.starts[-1].get("packages", {})
-    git = run.starts[-1].get("git") or {}
-    commit = (
-        f", commit {str(git.get('commit', ''))[:10]}{' with changes' if git.get('uncommitted_changes') else ''}"
-        if git
-        else ""
-    )
-    return f"mtdnn_ds {run.starts[-1].get('mtdnn_ds', '?')}, torch {packages.get('torch', '?')}, deepspeed {packages.get('deepspeed', '?')}{commit}"
+
+    start = run.starts[-1]
+    packages = start.get("packages", {})
+    torch, deepspeed = packages.get("torch", "?"), packages.get("deepspeed", "?")
+    versions = f"mtdnn_ds {start.get('mtdnn_ds', '?')}, torch {torch}, deepspeed {deepspeed}"
+
+    git = start.get("git")
+    if git:
+        versions += f", commit {str(git.get('commit', ''))[:10]}"
+        if git.get("uncommitted_changes"):
+            versions += " with changes"
+    return versions
 
 
 def _duration(seconds: float) -> str:
     hours, minutes = int(seconds // 3600), int(seconds % 3600 // 60)
-    return (
-        f"{hours} h {minutes} min"
-        if hours
-        else f"{minutes} min {seconds % 60:.0f} s"
-        if minutes
-        else f"{seconds:.1f} s"
-    )
+    if hours:
+        return f"{hours} h {minutes} min"
+    if minutes:
+        return f"{minutes} min {seconds % 60:.0f} s"
+    return f"{seconds:.1f} s"
+
+
+# Results
 
 
 def _results(runs: Sequence[RunRecord]) -> str:
     """A row for each metric of each task: at the end, and where the task was best."""
-    colors = curves.task_colors(runs)
+    rows = []
+    for task, shade in curves.task_colors(runs).items():
+        rows += _task_results(runs, task, shade)
+    if not rows:
+        return '<p class="missing">No evaluation was logged: there are no results.</p>'
+
     header = ["task", "metric"]
+    averages = ["<b>average</b>", ""]
     for run in runs:
         name = f"{escape(run.name)}: " if len(runs) > 1 else ""
         header += [f"{name}last", f"{name}best score", f"{name}at step"]
-    rows = []
-    for task, shade in colors.items():
-        last = [run.evaluations[-1]["eval"].get(task, {}) if run.evaluations else {} for run in runs]
-        for index, metric in enumerate(dict.fromkeys(name for values in last for name in values)):
-            dot = f'<i class="dot" style="background:{shade}"></i>'
-            row = [f"{dot}{escape(task)}" if index == 0 else "", escape(metric)]
-            for run, values in zip(runs, last, strict=True):
-                row += [fixed(values.get(metric)), *(_best_of(run, task) if index == 0 else ("", ""))]
-            rows.append(row)
-    averages = ["<b>average</b>", ""]
-    for run in runs:
-        averages += [
-            f"<b>{fixed(run.evaluations[-1]['average'] if run.evaluations else None)}</b>",
-            *_best_of(run, "average"),
-        ]
-    if not rows:
-        return '<p class="missing">No evaluation was logged: there are no results.</p>'
-    caption = "dev metrics at the last evaluation; a task's best score is the mean of its metrics where that was highest (best/TASK in the run folder)"
-    return table(header, [*rows, averages], caption=caption) + "".join(
-        _glue(run, several=len(runs) > 1) for run in runs
+        average = _last_evaluation(run).get("average")
+        averages += [f"<b>{fixed(average)}</b>", *_best_of(run, "average")]
+
+    caption = (
+        "dev metrics at the last evaluation; a task's best score is the mean of its metrics where that was "
+        "highest (best/TASK in the run folder)"
     )
+    glue = [_glue(run, several=len(runs) > 1) for run in runs]
+    return table(header, [*rows, averages], caption=caption) + "".join(glue)
+
+
+def _task_results(runs: Sequence[RunRecord], task: str, shade: str) -> list[list[str]]:
+    """Rows of a task; the first one has its name and its best score."""
+    last = [_last_evaluation(run).get("eval", {}).get(task, {}) for run in runs]
+    name = f"{dot_markup(shade)}{escape(task)}"
+    best = [_best_of(run, task) for run in runs]
+
+    rows = []
+    for metric in dict.fromkeys(metric for values in last for metric in values):
+        row = [name, escape(metric)]
+        for values, of_run in zip(last, best, strict=True):
+            row += [fixed(values.get(metric)), *of_run]
+        rows.append(row)
+        name, best = "", [("", "")] * len(runs)
+    return rows
+
+
+def _last_evaluation(run: RunRecord) -> Mapping[str, Any]:
+    """Empty if there is none."""
+    if not run.evaluations:
+        return {}
+    return run.evaluations[-1]
 
 
 def _best_of(run: RunRecord, task: str) -> tuple[str, str]:
@@ -165,112 +215,51 @@ def _best_of(run: RunRecord, task: str) -> tuple[str, str]:
     record = run.best.get(task)
     if record is None or not isinstance(record.get("metrics"), Mapping) or not record["metrics"]:
         return "-", "-"
+
     metrics = record["metrics"]
-    score = (
-        sum(task_score(values) for values in metrics.values()) / len(metrics)
-        if task == "average"
-        else task_score(metrics)
-    )
+    if task == "average":
+        score = sum(task_score(values) for values in metrics.values()) / len(metrics)
+    else:
+        score = task_score(metrics)
     return fixed(score), f"{record.get('step', 0):,}"
 
 
 def _glue(run: RunRecord, *, several: bool) -> str:
-    text = glue_table(run.evaluations[-1]["eval"]) if run.evaluations else None
+    text = glue_table(_last_evaluation(run).get("eval", {}))
     if text is None:
         return ""
+
     name = f"{run.name}, " if several else ""
-    return f'<h3>GLUE\'s table</h3><p class="note">{escape(name)}dev sets at the last evaluation, in percent</p><pre>{escape(text)}</pre>'
+    note = f"{escape(name)}dev sets at the last evaluation, in percent"
+    return f'<h3>GLUE\'s table</h3><p class="note">{note}</p><pre>{escape(text)}</pre>'
 
 
-def _predictions(runs: Sequence[RunRecord], answers: Answers) -> str:
-    colors = curves.task_colors(runs)
-    parts = []
-    for run in runs:
-        own = answers[run.name]
-        parts.append(f"<h3>{escape(run.name)}</h3>" if len(runs) > 1 else "")
-        if isinstance(own, str):
-            parts.append(f'<p class="missing">{escape(own)}</p>')
-            continue
-        charts = [
-            chart
-            for task, of_task in own.items()
-            if (chart := _picture(task, of_task, colors[task])) is not None
-        ]
-        parts.append(
-            f'<p class="lead">Each task on its dev set, by its own best weights.</p><div class="grid">{"".join(figure(chart) for chart in charts)}</div>'
-        )
-        parts += [_worst(task, of_task, colors[task]) for task, of_task in own.items()]
-    return "".join(parts)
-
-
-def _picture(task: str, answers: TaskAnswers, shade: str) -> Chart | None:
-    asked = (
-        f"{answers.num_asked:,} of {answers.num_rows:,} rows"
-        if answers.num_asked < answers.num_rows
-        else f"{answers.num_rows:,} rows"
-    )
-    wrong = f", {answers.num_wrong:,} wrong" if answers.num_wrong is not None else ""
-    note = f"{asked}{wrong}; weights: {answers.weights}" + (f"; {answers.note}" if answers.note else "")
-    if answers.confusion:
-        return matrix_chart(task, answers.labels, answers.confusion, shade=shade, note=note, dot=shade)
-    if answers.scores is not None:
-        return scatter_chart(
-            task,
-            *answers.scores,
-            shade=shade,
-            x_label="true score",
-            y_label="predicted",
-            note=note,
-            dot=shade,
-        )
-    return None
-
-
-def _worst(task: str, answers: TaskAnswers, shade: str) -> str:
-    dot = f'<i class="dot" style="background:{shade}"></i>'
-    if not answers.worst:
-        why = answers.note or "no row is wrong"
-        return f'<h3>{dot}{escape(task)}</h3><p class="note">{escape(why)}</p>'
-    rows = []
-    for row in answers.worst:
-        keyed = len(row.texts) > 1
-        texts = "\n".join(
-            (f'<span class="key">{escape(column)}</span>' if keyed else "") + escape(text)
-            for column, text in row.texts
-        )
-        rows.append(
-            [
-                f"{texts}<small>{escape(row.place)}</small>",
-                escape(row.right),
-                escape(row.predicted),
-                escape(row.how_wrong),
-            ]
-        )
-    listed = table(["text", "right", "predicted", "how wrong"], rows, aligned=False)
-    return (
-        f'<details class="words" open><summary>{dot}{escape(task)}: worst errors</summary>{listed}</details>'
-    )
+# Starts and stops, recipes
 
 
 def _stops(runs: Sequence[RunRecord]) -> str:
     rows = []
     for run in runs:
-        starts = [(str(start.get("started", "")), f"started on {_ranks(start)}") for start in run.starts]
-        rows += [[escape(run.name), escape(when), escape(what)] for when, what in starts]
-        rows += [[escape(run.name), f"after step {step:,}", escape(words)] for step, words in run.marks]
+        for start in run.starts:
+            rows.append([run.name, str(start.get("started", "")), f"started on {_ranks(start)}"])
+        for step, words in run.marks:
+            rows.append([run.name, f"after step {step:,}", words])
     if not rows:
         return '<p class="missing">No run says when it was started.</p>'
-    note = (
-        "" if any(run.marks for run in runs) else '<p class="note">No run was stopped or lost a process.</p>'
-    )
-    return table(["run", "when", "what"], rows, aligned=False) + note
+
+    listed = table(["run", "when", "what"], [[escape(cell) for cell in row] for row in rows], aligned=False)
+    if any(run.marks for run in runs):
+        return listed
+    return listed + '<p class="note">No run was stopped or lost a process.</p>'
 
 
 def _ranks(start: Mapping[str, object]) -> str:
-    topology = start.get("topology")
-    ranks = topology.get("world_size", "?") if isinstance(topology, Mapping) else "?"
-    return f"{ranks} rank{'' if ranks == 1 else 's'}, host {start.get('host', 'unknown')}: {' '.join(map(str, start.get('command', [])))}"  # type: ignore[call-overload]
+    ranks = _topology(start).get("world_size", "?")
+    command = start.get("command", [])
+    words = " ".join(map(str, command))  # type: ignore[call-overload]
+    return f"{ranks} {_noun(ranks, 'rank')}, host {start.get('host', 'unknown')}: {words}"
 
 
 def _recipe(run: RunRecord) -> str:
-    return f"<details><summary>{escape(run.name)}/recipe.yaml</summary><pre>{escape(run.recipe_yaml)}</pre></details>"
+    summary = f"<summary>{escape(run.name)}/recipe.yaml</summary>"
+    return f"<details>{summary}<pre>{escape(run.recipe_yaml)}</pre></details>"
