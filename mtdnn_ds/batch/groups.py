@@ -18,11 +18,9 @@ from torch import Tensor
 from mtdnn_ds.batch.packed import AttentionGroup
 
 # Least-squares fit of overhead + a * tokens + b * pairs to the CPU time of one padded group's attention,
-# forward and backward:
-# 1 to 32 sequences of 8 to 256 tokens, float32, one thread of an AVX2 EPYC, torch 2.13. With 12 heads of 32
-# (MiniLM) and
-# 16 heads of 64 (BERT-large), dropout 0 and 0.1: overhead 1,800 to 8,900 pairs, a token 47 to 107 pairs; mean
-# error 8-14 %.
+# forward and backward: 1 to 32 sequences of 8 to 256 tokens, float32, one thread of an AVX2 EPYC, torch 2.13.
+# With 12 heads of 32 (MiniLM) and 16 heads of 64 (BERT-large), dropout 0 and 0.1: overhead 1,800 to 8,900
+# pairs, a token 47 to 107 pairs; mean error 8-14 %.
 TOKEN_COST_PAIRS = 64
 GROUP_OVERHEAD_PAIRS = 4096
 

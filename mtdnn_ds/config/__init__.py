@@ -1,1 +1,2 @@
-"""Layer 0: recipes, DeepSpeed JSON and the errors that both can raise. Knows no tensors and nothing of ours above it."""
+"""Layer 0: recipes, DeepSpeed JSON and the errors that both can raise. Knows no tensors and nothing of ours
+above it."""

@@ -32,12 +32,10 @@ OPTIMIZERS: Mapping[str, OptimizerFacts] = {
     ),
     "torch_adamw": OptimizerFacts(deepspeed_types=("adamw", "adam"), torch_adam=True),
     # Outside DeepSpeed's ZERO_SUPPORTED_OPTIMIZERS (runtime/zero/utils.py), but element-wise, hence exact on
-    # any
-    # partition.
+    # any partition.
     "adamax": OptimizerFacts(zero_tested=False),
     # LAMB scales each layer's update by norms of that layer (You et al. 2020, algorithm 2); ZeRO would hand
-    # it flat
-    # pieces of all layers.
+    # it flat pieces of all layers.
     "lamb": OptimizerFacts(
         deepspeed_types=("lamb",), needs_compiler=True, cuda_only=True, needs_whole_layers=True
     ),

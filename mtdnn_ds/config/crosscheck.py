@@ -122,8 +122,7 @@ def _idle_sample_seed(name: str, task: TaskSettings) -> Iterator[str]:
     if task.sample_seed is not None and task.train_fraction is None:
         yield (
             f"tasks.{name}.sample_seed={task.sample_seed}: has no effect without "
-            f"tasks.{name}.train_fraction; "
-            "remove it, or set the latter"
+            f"tasks.{name}.train_fraction; remove it, or set the latter"
         )
 
 
@@ -197,8 +196,7 @@ def _regularizer_norm(recipe: Recipe) -> Iterator[str]:
     if missing:
         yield (
             f"regularizer.{' and regularizer.'.join(missing)}: the defaults of {settings.name} are lengths "
-            "in "
-            f"the {norm} norm of a {norm_per}; with another norm give your own"
+            f"in the {norm} norm of a {norm_per}; with another norm give your own"
         )
 
 

@@ -237,8 +237,7 @@ def _let_optimizer_pass(config: dict[str, Any], name: str, stage: int, offloaded
         if config.get("zero_allow_untested_optimizer") is False:
             found.append(
                 f"zero_allow_untested_optimizer=false: optimizer.name={name} of the recipe needs it under "
-                "ZeRO; "
-                "remove the key"
+                "ZeRO; remove the key"
             )
         config["zero_allow_untested_optimizer"] = True
 

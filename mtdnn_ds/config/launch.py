@@ -19,8 +19,7 @@ from contextlib import suppress
 from mtdnn_ds.config.errors import ConfigError
 
 # Ports below those that Linux gives out by itself (from 32768), eight for each job: jobs and steps beside
-# each other, and a job that
-# comes back while sockets of its last start still linger, meet on different ones.
+# each other, and a job that comes back while sockets of its last start still linger, meet on different ones.
 FIRST_PORT, NUM_PORTS, PORTS_PER_JOB = 10_000, 20_000, 8
 FIRST_EPHEMERAL_PORT = 32_768
 

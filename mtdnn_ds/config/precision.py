@@ -41,9 +41,8 @@ def resolve_precision(
             )
     if asked["torch_autocast"] and dtype == "fp16":
         # Read in DeepSpeed 0.19.8, runtime/zero/stage_1_and_2.py: the norm that clips is taken before the
-        # GradScaler's factor is removed,
-        # and an overflow updates the optimizer's own loss scaler (which is not used here) instead of the
-        # GradScaler. At stage 0 it is silent.
+        # GradScaler's factor is removed, and an overflow updates the optimizer's own loss scaler (which is
+        # not used here) instead of the GradScaler. At stage 0 it is silent.
         problems.append(
             "torch_autocast in float16: DeepSpeed clips the scaled gradients there and never lowers the "
             'scale after an overflow; use dtype "bfloat16", or the fp16 section'

@@ -251,8 +251,7 @@ class LossSettings(Section):
         50,
         ge=1,
         description=f"for scale={listed(scales_with('scale_window'))}: steps whose mean losses are compared "
-        "with "
-        "those of as many steps before",
+        "with those of as many steps before",
     )
     scale_temperature: Positive = Field(
         2.0,
