@@ -41,25 +41,31 @@ def attention_groups(
     assert lengths_S.size > 0 and lengths_S[0] > 0 and bool((np.diff(lengths_S) >= 0).all()), (
         "lengths must be positive and ascending"
     )
+
     first_sequences = cheapest_cut(
         lengths_S, token_cost_pairs=token_cost_pairs, group_overhead_pairs=group_overhead_pairs
     )
+    ends_of_groups = [*first_sequences[1:], lengths_S.size]
     starts_S = np.cumsum(lengths_S) - lengths_S
     num_tokens = int(lengths_S.sum())
+
     groups: list[AttentionGroup] = []
     padded_starts_S = np.empty_like(lengths_S)  # padded row of each sequence's first token
     num_padded_rows = 0
-    for first, end in zip(first_sequences, [*first_sequences[1:], lengths_S.size], strict=True):
+    for first, end in zip(first_sequences, ends_of_groups, strict=True):
         longest = int(lengths_S[end - 1])
         positions_L = np.arange(longest)
         is_token_SL = positions_L < lengths_S[first:end, None]
         padded_to_packed_SL = np.where(is_token_SL, starts_S[first:end, None] + positions_L, num_tokens)
-        key_mask = None if lengths_S[first] == longest else torch.from_numpy(is_token_SL[:, None, None, :])
+        has_padding = lengths_S[first] < longest
+        key_mask = torch.from_numpy(is_token_SL[:, None, None, :]) if has_padding else None
         groups.append(
             AttentionGroup(padded_to_packed=torch.from_numpy(padded_to_packed_SL), key_mask=key_mask)
         )
+
         padded_starts_S[first:end] = num_padded_rows + np.arange(end - first) * longest
         num_padded_rows += (end - first) * longest
+
     packed_to_padded_T = np.arange(num_tokens) + np.repeat(padded_starts_S - starts_S, lengths_S)
     return tuple(groups), torch.from_numpy(packed_to_padded_T)
 
@@ -74,15 +80,17 @@ def cheapest_cut(lengths_S: np.ndarray, *, token_cost_pairs: float, group_overhe
     lengths_U, first_of_U = np.unique(lengths_S, return_index=True)
     ends_U = np.append(first_of_U[1:], lengths_S.size)
     sequence_cost_U = lengths_U * (lengths_U + token_cost_pairs)
-    cost_UU = (ends_U[None, :] - first_of_U[:, None]) * sequence_cost_U[
-        None, :
-    ] + group_overhead_pairs  # [i, j]: lengths i..j together
+    # [i, j]: lengths i..j together
+    num_sequences_UU = ends_U[None, :] - first_of_U[:, None]
+    cost_UU = num_sequences_UU * sequence_cost_U[None, :] + group_overhead_pairs
+
     best = np.zeros(len(lengths_U) + 1)  # best[j]: the first j distinct lengths
     start_of_last_group = np.zeros(len(lengths_U), dtype=np.int64)
     for last in range(len(lengths_U)):
         totals = best[: last + 1] + cost_UU[: last + 1, last]
         start_of_last_group[last] = totals.argmin()
         best[last + 1] = totals[start_of_last_group[last]]
+
     cut: list[int] = []
     last = len(lengths_U) - 1
     while last >= 0:

@@ -34,18 +34,19 @@ def resolve_encoder_path(path: str, sha256: str | None = None) -> str:
         folder = _package_folder(path)
     elif local.is_dir():
         folder = local
-    elif HUB_NAME.fullmatch(path):
-        if sha256 is not None:
-            raise ConfigError(
-                f"encoder.sha256: can be checked for a folder or a package, not for the hub name '{path}'; "
-                "leave it out"
-            )
-        return path
-    else:
+    elif HUB_NAME.fullmatch(path) is None:
         raise ConfigError(
             f"encoder.path={path}: there is no such folder; give a folder, a hub name (OWNER/NAME) or "
             "package:NAME/SUBFOLDER"
         )
+    elif sha256 is not None:
+        raise ConfigError(
+            f"encoder.sha256: can be checked for a folder or a package, not for the hub name '{path}'; "
+            "leave it out"
+        )
+    else:
+        return path
+
     if not (folder / "config.json").is_file():
         raise ConfigError(
             f"encoder.path={path}: {folder} holds no config.json; give the folder that save_pretrained wrote"

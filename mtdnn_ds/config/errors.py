@@ -38,10 +38,14 @@ class Stopped(Exception):
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """`"; did you mean 'mnli'? (known: cola, mnli, ...)"` for a misspelt name; only the known names if none
-    is close."""
+    """`"; did you mean 'mnli'? (known: cola, mnli, ...)"` for a misspelt name; only the known names if none is
+    close."""
     names = sorted(set(known))
+    listed = ", ".join(names[:24])
+    if len(names) > 24:
+        listed += ", ..."
+
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
-    listed = ", ".join(names[:24]) + (", ..." if len(names) > 24 else "")
-    hint = f"; did you mean '{close[0]}'?" if close else ";"
-    return f"{hint} (known: {listed})"
+    if close:
+        return f"; did you mean '{close[0]}'? (known: {listed})"
+    return f"; (known: {listed})"

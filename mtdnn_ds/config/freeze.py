@@ -13,48 +13,54 @@ _LAYERS = re.compile(r"encoder\.layer\.(\d+)(?:-(\d+))?")
 
 
 def layers_of(part: str) -> range | None:
-    """The layers that `encoder.layer.3` or `encoder.layer.0-5` (the last one included) means; None for other
-    parts."""
+    """The layers that `encoder.layer.3` or `encoder.layer.0-5` (the last included) means; None of other parts."""
     match = _LAYERS.fullmatch(part)
-    return None if match is None else range(int(match[1]), int(match[2] or match[1]) + 1)
+    if match is None:
+        return None
+    first, last = match[1], match[2] or match[1]
+    return range(int(first), int(last) + 1)
 
 
 def freeze_problems(
     parts: Sequence[str], *, num_layers: int | None = None, heads: Sequence[str] | None = None
 ) -> list[str]:
-    """One line for each entry that names no part. Layers and heads are looked up only if the encoder's and
-    the run's are given."""
-    known = (
-        *WHOLE_PARTS[:1],
-        _all_layers(num_layers),
-        *WHOLE_PARTS[1:],
-        *(f"heads.{head}" for head in heads or ("NAME",)),
-    )
-    problems = [
-        f"train.freeze: '{part}' is named twice; name it once"
-        for part in dict.fromkeys(parts)
-        if parts.count(part) > 1
-    ]
+    """One line for each entry that names no part.
+
+    Layers and heads are looked up only if the encoder's and the run's are given.
+    """
+    problems = []
     for part in dict.fromkeys(parts):
-        layers = layers_of(part)
-        if layers is not None and not layers:
-            problems.append(f"train.freeze: {part}: runs backwards; write the lower layer first")
-        elif layers is not None and num_layers is not None and layers[-1] >= num_layers:
-            problems.append(
-                f"train.freeze: {part}: the encoder has {num_layers} layers, encoder.layer.0 to "
-                f"encoder.layer.{num_layers - 1}"
-            )
-        elif part.startswith("heads.") and heads is not None and part.removeprefix("heads.") not in heads:
-            problems.append(
-                "train.freeze: this run has no head "
-                f"'{part.removeprefix('heads.')}'{did_you_mean(part.removeprefix('heads.'), heads)}"
-            )
-        elif layers is None and part not in WHOLE_PARTS and not re.fullmatch(r"heads\.\w+", part):
-            problems.append(f"train.freeze: unknown part '{part}'{did_you_mean(part, known)}")
+        if parts.count(part) > 1:
+            problems.append(f"train.freeze: '{part}' is named twice; name it once")
+    for part in dict.fromkeys(parts):
+        problem = _part_problem(part, num_layers, heads)
+        if problem is not None:
+            problems.append(f"train.freeze: {problem}")
     if {"encoder", "pooler", "heads"} <= set(parts):
         problems.append("train.freeze: encoder, pooler and heads are everything; leave something to train")
     return problems
 
 
-def _all_layers(num_layers: int | None) -> str:
-    return "encoder.layer.N" if num_layers is None else f"encoder.layer.0-{num_layers - 1}"
+def _part_problem(part: str, num_layers: int | None, heads: Sequence[str] | None) -> str | None:
+    layers = layers_of(part)
+    if layers is not None:
+        if not layers:
+            return f"{part}: runs backwards; write the lower layer first"
+        if num_layers is not None and layers[-1] >= num_layers:
+            return (
+                f"{part}: the encoder has {num_layers} layers, encoder.layer.0 to "
+                f"encoder.layer.{num_layers - 1}"
+            )
+        return None
+
+    if part.startswith("heads.") and heads is not None:
+        head = part.removeprefix("heads.")
+        return None if head in heads else f"this run has no head '{head}'{did_you_mean(head, heads)}"
+    if part not in WHOLE_PARTS and not re.fullmatch(r"heads\.\w+", part):
+        return f"unknown part '{part}'{did_you_mean(part, _known_parts(num_layers, heads))}"
+    return None
+
+
+def _known_parts(num_layers: int | None, heads: Sequence[str] | None) -> list[str]:
+    layers = "encoder.layer.N" if num_layers is None else f"encoder.layer.0-{num_layers - 1}"
+    return [*WHOLE_PARTS, layers, *(f"heads.{head}" for head in heads or ("NAME",))]

@@ -131,6 +131,7 @@ def _of_mpi(environment: Mapping[str, str]) -> dict[str, str] | None:
         variables = ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS")
     if any(name not in environment for name in variables):
         return None
+
     rank, size, local_rank, local_size = (int(environment[name]) for name in variables)
     if size < 2:
         return None
@@ -141,6 +142,7 @@ def _of_mpi(environment: Mapping[str, str]) -> dict[str, str] | None:
             "free port there, for all ranks (Open MPI: mpirun -x MASTER_ADDR=HOST -x MASTER_PORT=29500; "
             "MPICH, Intel: mpirun -genv MASTER_ADDR HOST ...)"
         )
+
     return {
         "RANK": str(rank),
         "LOCAL_RANK": str(local_rank),

@@ -4,15 +4,13 @@ as far as the schema says; ranges are the models' business."""
 from __future__ import annotations
 
 import types
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_origin
 
-from pydantic import BaseModel
-
 from mtdnn_ds.config.errors import did_you_mean
 from mtdnn_ds.config.idle_settings import ONLY_WITH
-from mtdnn_ds.config.schema import annotation_at, field_docs, member_types, unknown_setting
+from mtdnn_ds.config.schema import annotation_at, field_docs, member_types, section_of, unknown_setting
 from mtdnn_ds.config.yaml_text import parse_scalar
 
 _REPLACES: dict[tuple[str, ...], tuple[str, ...]] = {
@@ -62,12 +60,15 @@ def parse_text(raw: str, annotation: Any) -> Any:
     members = member_types(annotation)
     if raw in ("null", "~") and types.NoneType in members:
         return None
-    sequence = next((member for member in members if get_origin(member) in (list, tuple)), None)
+
+    origins = {get_origin(member): member for member in members}
+    sequence = origins.get(list) or origins.get(tuple)
     if sequence is not None and not raw.startswith("["):
         return [parse_text(part.strip(), get_args(sequence)[0]) for part in raw.split(",")]
-    if any(get_origin(member) in (dict, list, tuple) for member in members) and raw[:1] in ("{", "["):
+    if origins.keys() & {dict, list, tuple} and raw[:1] in ("{", "["):
         return parse_scalar(raw)
-    if str in members or any(get_origin(member) is Literal for member in members):
+
+    if str in members or Literal in origins:
         quoted = len(raw) >= 2 and raw[0] == raw[-1] and raw[0] in "'\""
         return parse_scalar(raw) if quoted else raw
     return parse_scalar(raw)
@@ -77,31 +78,34 @@ def _select_tasks(result: Overridden, raw: str, source: str) -> None:
     known = result.values.get("tasks")
     settings = known if isinstance(known, dict) else {}
     names = [name.strip() for name in raw.strip("[]").split(",") if name.strip()]
-    result.problems += [
-        f"--tasks {raw}: task '{name}' is named twice; name it once"
-        for name in sorted({name for name in names if names.count(name) > 1})
-    ]
+    for name in sorted({name for name in names if names.count(name) > 1}):
+        result.problems.append(f"--tasks {raw}: task '{name}' is named twice; name it once")
     if not names:
         result.problems.append(f"--tasks {raw}: names no task; write --tasks cola,rte")
+
     result.values["tasks"] = {name: settings.get(name, {}) for name in names}
     result.flags[("tasks",)] = f"--tasks {raw}"
-    for section, key in (("mixture", "rates"), ("loss", "scale")):
-        holder = result.values.get(section)
-        numbers = holder.get(key) if isinstance(holder, dict) else None
-        if isinstance(numbers, dict):
-            left_out = [name for name in settings if name in numbers and name not in names]
-            result.notes += [
-                f"--tasks {raw} leaves out {name}: {section}.{key}.{name}={numbers.pop(name)} of {source} "
-                "is not used"
-                for name in left_out
-            ]
-    heads = result.values.get("heads")
-    if isinstance(heads, dict):
-        left_out = [name for name in settings if name in heads and name not in names]
-        result.notes += [
-            f"--tasks {raw} leaves out {name}: heads.{name}={heads.pop(name)} of {source} is not used"
-            for name in left_out
-        ]
+
+    left_out = [name for name in settings if name not in names]
+    for path in (("mixture", "rates"), ("loss", "scale"), ("heads",)):
+        _leave_out(result, path, left_out, raw, source)
+
+
+def _leave_out(
+    result: Overridden, path: tuple[str, ...], tasks: Sequence[str], raw: str, source: str
+) -> None:
+    """Forget, with a note, what a setting says of tasks that --tasks leaves out."""
+    named: Any = result.values
+    for part in path:
+        named = named.get(part) if isinstance(named, dict) else None
+    if not isinstance(named, dict):
+        return
+    for name in tasks:
+        if name in named:
+            value = named.pop(name)
+            result.notes.append(
+                f"--tasks {raw} leaves out {name}: {'.'.join(path)}.{name}={value} of {source} is not used"
+            )
 
 
 def _apply(
@@ -110,31 +114,30 @@ def _apply(
     name, flag = ".".join(path), f"--{'.'.join(path)} {raw}"
     annotation = annotation_at(path)
     if annotation is None or not all(path):
-        result.problems.append(
-            unknown_setting(path)
-            .replace("setting '", "setting '--", 1)
-            .replace("did you mean '", "did you mean '--", 1)
-        )
+        line = unknown_setting(path).replace("setting '", "setting '--", 1)
+        result.problems.append(line.replace("did you mean '", "did you mean '--", 1))
         return
-    if any(isinstance(member, type) and issubclass(member, BaseModel) for member in member_types(annotation)):
-        example = next(
-            (doc.name for doc in field_docs() if doc.name.startswith(f"{path[0]}.")), path[0]
-        ).replace("tasks.NAME.", f"{name}.")
+    if section_of(path) is not None:
+        inside = [doc.name for doc in field_docs() if doc.name.startswith(f"{path[0]}.")]
+        example = inside[0].replace("tasks.NAME.", f"{name}.") if inside else path[0]
         result.problems.append(f"--{name}: is a section; name one of its settings, e.g. --{example}")
         return
+
     if path[0] == "tasks":
-        found = _task_in_run(result, path[1])
-        if found is None:
+        task = _task_in_run(result, path[1])
+        if task is None:
+            hint = did_you_mean(path[1], _task_names(result))
             result.problems.append(
-                f"--{name}: task '{path[1]}' is not in the run{did_you_mean(path[1], _task_names(result))}; "
+                f"--{name}: task '{path[1]}' is not in the run{hint}; "
                 f"add it under 'tasks' in {source} or with --tasks"
             )
             return
-        path = (path[0], found, *path[2:])
+        path = (path[0], task, *path[2:])
     elif path[:2] in (("mixture", "rates"), ("loss", "scale")) and len(path) == 3:
         path = (*path[:2], _task_in_run(result, path[2]) or path[2])
     elif path[0] == "heads" and len(path) == 2:
         path = ("heads", _task_in_run(result, path[1]) or path[1])
+
     put(result, path, parse_text(raw, annotation), given, source)
     result.flags[path] = flag
 

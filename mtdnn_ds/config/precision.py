@@ -3,6 +3,7 @@ Pure."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Literal
 
 Precision = Literal["fp32", "bf16", "fp16", "autocast_bf16"]
@@ -19,62 +20,72 @@ _SECTIONS = ("bf16", "fp16", "torch_autocast")
 def resolve_precision(
     config: dict[str, Any], *, stage: int, fast_bf16: bool, fp16_supported: bool, device_type: str
 ) -> tuple[Precision, list[str], list[str]]:
-    """(precision, notes, problems); the sections of `config` are changed to say true or false instead of
-    "auto".
+    """(precision, notes, problems); the sections of `config` are changed to say true or false, not "auto".
 
     "auto" takes the format where the machine computes it at speed, else fp32 with a note; true takes it
     wherever it works. bf16 and fp16 may both be "auto", as Hugging Face's examples have it: bf16 first, then
     fp16, then fp32.
     """
-    notes: list[str] = []
-    problems: list[str] = []
     asked = {name: config.get(name, {}).get("enabled", False) for name in _SECTIONS}
-    wanted = [name for name in _SECTIONS if asked[name]]
-    if len(wanted) > 1 and not (wanted == ["bf16", "fp16"] and set(asked.values()) == {"auto", False}):
-        problems.append(f"{' and '.join(wanted)} are both on: a run has one number format; leave one of them")
+    problems = list(_too_many(asked))
     dtype = _autocast_dtype(config, problems)
-    for name in ("bf16", "fp16"):
-        if asked[name] and stage == 0:
-            problems.append(
-                f"{name} with ZeRO stage 0: DeepSpeed cannot accumulate gradients in fp32 there; use "
-                "torch_autocast (ds_configs/zero0.json) or stage 1, 2 or 3"
-            )
-    if asked["torch_autocast"] and dtype == "fp16":
-        # Read in DeepSpeed 0.19.8, runtime/zero/stage_1_and_2.py: the norm that clips is taken before the
-        # GradScaler's factor is removed, and an overflow updates the optimizer's own loss scaler (which is
-        # not used here) instead of the GradScaler. At stage 0 it is silent.
-        problems.append(
-            "torch_autocast in float16: DeepSpeed clips the scaled gradients there and never lowers the "
-            'scale after an overflow; use dtype "bfloat16", or the fp16 section'
-        )
-    if wanted == ["torch_autocast"] and stage > 0:
-        # runtime/base_optimizer.py: with autocast, ZeRO reduces the gradients of linear layers in the
-        # autocast type, whatever the JSON says.
-        problems.append(
-            f"torch_autocast with ZeRO stage {stage}: DeepSpeed exchanges gradients in {dtype} there, so a "
-            "step would depend on the number of ranks; use the bf16 section, or stage 0"
-        )
+    problems += _misfits(asked, dtype, stage)
     if asked["fp16"] is True and not fp16_supported:
-        where = (
-            "this CPU has no fp16 arithmetic" if device_type == "cpu" else "this GPU has no fp16 arithmetic"
-        )
+        device = "CPU" if device_type == "cpu" else "GPU"
         problems.append(
-            f"fp16.enabled=true: {where}; use ds_configs/zero2_fp32.json, or ds_configs/zero2.json for bf16"
+            f"fp16.enabled=true: this {device} has no fp16 arithmetic; "
+            "use ds_configs/zero2_fp32.json, or ds_configs/zero2.json for bf16"
         )
+
     chosen = _choose(asked, dtype, fast_bf16=fast_bf16, fp16_supported=fp16_supported)
+    notes = []
     if chosen == "fp32" and "auto" in asked.values():
         notes.append(_why_fp32(asked, dtype, device_type))
+
+    is_on = {"bf16": chosen == "bf16", "fp16": chosen == "fp16", "torch_autocast": chosen == "autocast_bf16"}
     for name in _SECTIONS:
         if name in config:
-            config[name]["enabled"] = (
-                chosen.startswith("autocast") if name == "torch_autocast" else chosen == name
-            )
+            config[name]["enabled"] = is_on[name]
     _data_types(config, chosen, problems)
     if chosen == "bf16" and config["bf16"].setdefault("check_grad_overflow", True) is False:
         problems.append(
             "bf16.check_grad_overflow=false: a gradient that is not finite would reach the weights; remove it"
         )
     return chosen, notes, problems
+
+
+def _too_many(asked: dict[str, Any]) -> Iterator[str]:
+    wanted = [name for name in _SECTIONS if asked[name]]
+    both_automatic = wanted == ["bf16", "fp16"] and set(asked.values()) == {"auto", False}
+    if len(wanted) > 1 and not both_automatic:
+        yield f"{' and '.join(wanted)} are both on: a run has one number format; leave one of them"
+
+
+def _misfits(asked: dict[str, Any], dtype: str, stage: int) -> Iterator[str]:
+    """Formats that DeepSpeed does not compute exactly, or not at all, at this stage of ZeRO."""
+    for name in ("bf16", "fp16"):
+        if asked[name] and stage == 0:
+            yield (
+                f"{name} with ZeRO stage 0: DeepSpeed cannot accumulate gradients in fp32 there; "
+                "use torch_autocast (ds_configs/zero0.json) or stage 1, 2 or 3"
+            )
+
+    if asked["torch_autocast"] and dtype == "fp16":
+        # Read in DeepSpeed 0.19.8, runtime/zero/stage_1_and_2.py: the norm that clips is taken before the
+        # GradScaler's factor is removed, and an overflow updates the optimizer's own loss scaler (which is
+        # not used here) instead of the GradScaler. At stage 0 it is silent.
+        yield (
+            "torch_autocast in float16: DeepSpeed clips the scaled gradients there and never lowers the scale "
+            'after an overflow; use dtype "bfloat16", or the fp16 section'
+        )
+    only_autocast = [name for name in _SECTIONS if asked[name]] == ["torch_autocast"]
+    if only_autocast and stage > 0:
+        # runtime/base_optimizer.py: with autocast, ZeRO reduces the gradients of linear layers in the
+        # autocast type, whatever the JSON says.
+        yield (
+            f"torch_autocast with ZeRO stage {stage}: DeepSpeed exchanges gradients in {dtype} there, so a "
+            "step would depend on the number of ranks; use the bf16 section, or stage 0"
+        )
 
 
 def _choose(asked: dict[str, Any], dtype: str, *, fast_bf16: bool, fp16_supported: bool) -> Precision:

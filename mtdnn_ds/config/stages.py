@@ -175,6 +175,7 @@ def _source(
     wanted = entry.get("from", "previous" if previous else "none")
     if wanted in (None, "none"):
         return None
+
     if wanted == "previous" and len(previous) == 1:
         return previous[0]
     if wanted == "previous":

@@ -75,12 +75,14 @@ def parse_yaml(text: str, source: str) -> Any:
         node = loader.get_single_node()
         if node is None:
             return None
+
         problems = [f"{source}:{line}: {what}" for line, what in _unreadable(node)]
         if not problems:
             repeated = _duplicate_keys(node)
             problems = [f"{source}:{line}: key '{key}' is given twice; keep one" for key, line in repeated]
         if problems:
             raise ConfigError(problems)
+
         return loader.construct_document(node)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
