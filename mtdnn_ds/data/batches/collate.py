@@ -90,6 +90,7 @@ def collate(
     new_lengths_S, new_owner_S = lengths_S[by_length], owner_S[by_length]
     cu_seqlens = np.concatenate(([0], np.cumsum(new_lengths_S)))
 
+    targets, unit_counts = _targets(parts, order, sets)
     attention: tuple[AttentionGroup, ...] = ()
     packed_to_padded = _int64(())
     if sharing.mode != "soft":
@@ -98,9 +99,9 @@ def collate(
     if sharing.mode == "low_rank":
         sequence_groups = _groups_of_tasks(set_S[by_length], sets)
 
-    targets, unit_counts = _targets(parts, order, sets)
     streams_N = np.array([stream_of(sets.layout.task_names[task]) for task in sets.tasks], dtype=np.uint64)
     keys = sequence_keys(new_owner_S, streams_N[index_B], examples_B, epochs_B)
+
     input_ids = np.concatenate([part.gathered.input_ids for part in parts])
     token_type_ids = np.concatenate([part.gathered.token_type_ids for part in parts])
     batch = PackedBatch(
