@@ -1,4 +1,7 @@
-"""The check of a GLUE submission: its zip or its files, against what the leaderboard takes. Predicts nothing, mends nothing."""
+"""The check of a GLUE submission: its zip or its files, against what the leaderboard takes.
+
+Predicts nothing, mends nothing.
+"""
 
 from __future__ import annotations
 
@@ -20,15 +23,19 @@ _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 def check_submission(
     submission: Path | Mapping[str, bytes], files: Sequence[GlueFile] = GLUE_FILES
 ) -> list[str]:
-    """Everything that is wrong with a submission, each with its file and line; an empty list if it can be handed in.
+    """All that is wrong with a submission, each with its file and line; nothing if it can be handed in.
 
-    `submission`: a zip file, or the contents of its files by name. Of one file's problems the first 20 are listed, and the others counted.
+    `submission`: a zip file, or the contents of its files by name. Of one file's problems the first 20 are
+    listed, and the others counted.
     """
+    place = ""
+    problems: list[str] = []
     if isinstance(submission, Path):
         contents, problems = _unzip(submission)
         place = f"{submission}: "
     else:
-        contents, problems, place = dict(submission), [], ""
+        contents = dict(submission)
+
     expected = {file.name: file for file in files}
     problems += [f"{place}{name} is missing" for name in expected if name not in contents]
     problems += [
@@ -38,9 +45,8 @@ def check_submission(
     ]
     for name, file in expected.items():
         if name in contents:
-            problems += [
-                f"{place}{name}{problem}" for problem in _first(_file_problems(contents[name], file))
-            ]
+            of_file = _first(_file_problems(contents[name], file))
+            problems += [f"{place}{name}{problem}" for problem in of_file]
     return problems
 
 
@@ -51,19 +57,20 @@ def _unzip(path: Path) -> tuple[dict[str, bytes], list[str]]:
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
+            counts = Counter(item.filename for item in members)
             problems += [
-                f"{path}: {name} stands in it {count} times"
-                for name, count in Counter(item.filename for item in members).items()
-                if count > 1
+                f"{path}: {name} stands in it {count} times" for name, count in counts.items() if count > 1
             ]
             for item in members:
                 if item.file_size > MOST_BYTES:
                     problems.append(
-                        f"{path}: {item.filename} has {item.file_size:,} bytes; no file of a submission has more than {MOST_BYTES:,}"
+                        f"{path}: {item.filename} has {item.file_size:,} bytes; "
+                        f"no file of a submission has more than {MOST_BYTES:,}"
                     )
                     contents.setdefault(item.filename, b"")
                 elif item.filename not in contents:
                     contents[item.filename] = archive.read(item)
+
     except FileNotFoundError:
         return {}, [f"{path}: no such file"]
     except (zipfile.BadZipFile, OSError, RuntimeError, NotImplementedError, EOFError, ValueError) as error:
@@ -73,12 +80,16 @@ def _unzip(path: Path) -> tuple[dict[str, bytes], list[str]]:
 
 def _hint(name: str, expected: Mapping[str, GlueFile]) -> str:
     own = name.rsplit("/", 1)[-1]
-    return "; files stand at the top of the zip, in no folder" if "/" in name and own in expected else ""
+    if "/" in name and own in expected:
+        return "; files stand at the top of the zip, in no folder"
+    return ""
 
 
 def _first(problems: Sequence[str]) -> list[str]:
     more = len(problems) - MOST_LISTED
-    return list(problems) if more <= 0 else [*problems[:MOST_LISTED], f": ... and {more:,} more problems"]
+    if more <= 0:
+        return list(problems)
+    return [*problems[:MOST_LISTED], f": ... and {more:,} more problems"]
 
 
 def _file_problems(content: bytes, file: GlueFile) -> list[str]:
@@ -93,34 +104,37 @@ def _file_problems(content: bytes, file: GlueFile) -> list[str]:
     if "\r" in text:
         number = text.count("\n", 0, text.index("\r")) + 1
         return [f", line {number}: ends with a carriage return; end lines with a newline alone"]
-    lines = text.removesuffix("\n").split("\n")
-    problems = (
-        []
-        if lines[0] == HEADER
-        else [f", line 1: the header is {_shown(lines[0])}, not 'index<tab>prediction'"]
-    )
-    rows = lines[1:]
+
+    header, *rows = text.removesuffix("\n").split("\n")
+    problems = []
+    if header != HEADER:
+        problems.append(f", line 1: the header is {_shown(header)}, not 'index<tab>prediction'")
     if len(rows) != file.num_rows:
         problems.append(f": has {len(rows):,} rows, the test set has {file.num_rows:,}")
     if file.words and _are_clean(rows, file.words):
         return problems
-    is_prediction = _score_problem if not file.words else _word_problem(file.words)
+
+    prediction_problem = _word_problem(file.words) if file.words else _score_problem
     for number, line in enumerate(rows):
         cells = line.split("\t")
         if len(cells) != 2:
             problems.append(f", line {number + 2}: has {len(cells)} fields instead of 2: {_shown(line)}")
             continue
-        if cells[0] != str(number):
+
+        index, prediction = cells
+        if index != str(number):
             problems.append(
-                f", line {number + 2}: its index is {_shown(cells[0])}, not {number}; rows go from 0 on in the order of the test set"
+                f", line {number + 2}: its index is {_shown(index)}, not {number}; "
+                "rows go from 0 on in the order of the test set"
             )
-        if (problem := is_prediction(cells[1])) is not None:
+        problem = prediction_problem(prediction)
+        if problem is not None:
             problems.append(f", line {number + 2}: {problem}")
     return problems
 
 
 def _are_clean(rows: Sequence[str], words: Sequence[str]) -> bool:
-    """Whether no row has a problem: of QQP's 390,965 rows, in a third of the time that one look at each takes."""
+    """Whether no row has a problem: of QQP's 390,965 rows in a third of the time of a look at each."""
     if not all(row.count("\t") == 1 for row in rows):
         return False
     cells = "\t".join(rows).split("\t") if rows else []
@@ -129,15 +143,25 @@ def _are_clean(rows: Sequence[str], words: Sequence[str]) -> bool:
 
 def _word_problem(words: Sequence[str]) -> Callable[[str], str | None]:
     known, listed = set(words), ", ".join(words)
-    return lambda cell: None if cell in known else f"{_shown(cell)} is not a label of this task ({listed})"
+
+    def problem(cell: str) -> str | None:
+        if cell in known:
+            return None
+        return f"{_shown(cell)} is not a label of this task ({listed})"
+
+    return problem
 
 
 def _score_problem(cell: str) -> str | None:
     if _NUMBER.fullmatch(cell) is None or not math.isfinite(float(cell)):
         return f"{_shown(cell)} is not a number"
     low, high = SCORE_RANGE
-    return None if low <= float(cell) <= high else f"{cell} is not between {low:g} and {high:g}"
+    if not low <= float(cell) <= high:
+        return f"{cell} is not between {low:g} and {high:g}"
+    return None
 
 
 def _shown(cell: str) -> str:
-    return repr(cell if len(cell) <= 40 else cell[:37] + "...")
+    if len(cell) > 40:
+        cell = cell[:37] + "..."
+    return repr(cell)

@@ -1,4 +1,7 @@
-"""One task of a model as a model of its own: its encoder, its part of the heads, its recipe. Copies no weights that it can share."""
+"""One task of a model as a model of its own: its encoder, its part of the heads, its recipe.
+
+Copies no weights that it can share.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from torch import Tensor
 from mtdnn_ds.config.recipe import LossSettings, MixtureSettings, Recipe, RegularizerSettings, SharingSettings
 from mtdnn_ds.model.heads.san import SanBank
 from mtdnn_ds.model.sharing import ENCODER, merged_encoder_state
-from mtdnn_ds.tasks.layout import HeadLayout
+from mtdnn_ds.tasks.layout import HeadLayout, Term
 from mtdnn_ds.tasks.sharing import Sharing
 
 
@@ -21,22 +24,30 @@ def one_task_weights(
     for index in layout.terms_of(layout.task_names.index(task)):
         term = layout.terms[index]
         prefix = f"heads.{term.head}."
-        number = [other.task for other in layout.terms if other.head == term.head].index(
-            term.task
-        )  # of the terms of this head
-        for name, tensor in (
-            (name.removeprefix(prefix), tensor) for name, tensor in weights.items() if name.startswith(prefix)
-        ):
-            if name.startswith("of_tasks."):  # heads of a kind of the user's own, one module each
-                if name.startswith(f"of_tasks.{number}."):
-                    own[f"{prefix}of_tasks.0.{name.removeprefix(f'of_tasks.{number}.')}"] = tensor
-            elif term.head == "san" and name in SanBank.per_term:
-                own[prefix + name] = tensor[number : number + 1]
-            else:
-                own[prefix + name] = (
-                    tensor[term.columns.start : term.columns.stop] if term.num_outputs else tensor
-                )
+        for name, tensor in weights.items():
+            if name.startswith(prefix):
+                part = _part_of_head(name.removeprefix(prefix), tensor, term, number_in_head(layout, term))
+                own |= {prefix + new_name: new for new_name, new in part.items()}
     return own
+
+
+def number_in_head(layout: HeadLayout, term: Term) -> int:
+    """Which of the terms of its head it is."""
+    return [other.task for other in layout.terms if other.head == term.head].index(term.task)
+
+
+def _part_of_head(name: str, tensor: Tensor, term: Term, number: int) -> dict[str, Tensor]:
+    """What of a head's `tensor` belongs to the term, under its name in a head of that term alone."""
+    if name.startswith("of_tasks."):  # heads of a kind of the user's own, one module each
+        module, own = f"of_tasks.{number}.", "of_tasks.0."
+        if not name.startswith(module):
+            return {}
+        return {own + name.removeprefix(module): tensor}
+    if term.head == "san" and name in SanBank.per_term:
+        return {name: tensor[number : number + 1]}
+    if not term.num_outputs:
+        return {name: tensor}
+    return {name: tensor[term.columns.start : term.columns.stop]}
 
 
 def one_task_recipe(recipe: Recipe, task: str) -> Recipe:

@@ -1,10 +1,13 @@
-"""Which plain transformers class a task becomes, and its weights and config from ours. Writes and compares nothing (export/write.py).
+"""Which plain transformers class a task becomes, and its weights and config from ours.
+
+Writes and compares nothing.
 
 Shape legend: D hidden, E width of the word embeddings, V vocabulary, C outputs of a task.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,26 +20,23 @@ from mtdnn_ds.model.encoder import PackedEncoder
 from mtdnn_ds.model.hf_model import quiet_transformers
 from mtdnn_ds.model.multitask import MultiTaskNet
 from mtdnn_ds.model.sharing import merged_encoder_state
+from mtdnn_ds.tasks.kinds import PLAIN_CLASSES
 from mtdnn_ds.tasks.layout import HeadLayout
 from mtdnn_ds.tasks.sharing import Sharing
 from mtdnn_ds.tasks.spec import TaskSpec
 
 ENCODER = "AutoModel"
-CLASSES: Mapping[str, str] = {
-    "classification": "AutoModelForSequenceClassification",
-    "regression": "AutoModelForSequenceClassification",
-    "ranking": "AutoModelForSequenceClassification",
-    "multiple_choice": "AutoModelForMultipleChoice",
-    "token_classification": "AutoModelForTokenClassification",
-    "span": "AutoModelForQuestionAnswering",
-    "masked_lm": "AutoModelForMaskedLM",
-}
-"""Kind -> the class that computes what its head does."""
-
 # Names of the layers of plain classes that stand for our pooler and our head, outside their encoder.
 _POOLERS = ("classifier.dense.", "pooler.dense.", "pre_classifier.", "sequence_summary.summary.")
 _HEADS = ("classifier.out_proj.", "classifier.", "qa_outputs.")
 _DROPOUTS = ("classifier_dropout", "cls_dropout", "classifier_dropout_prob", "seq_classif_dropout")
+
+
+def auto_class(spec: TaskSpec | None) -> str:
+    """The class of transformers that loads the encoder (None) or a task that has a plain class."""
+    if spec is None:
+        return ENCODER
+    return ENCODER + PLAIN_CLASSES[spec.kind]
 
 
 def why_not_plain(spec: TaskSpec) -> str | None:
@@ -46,7 +46,10 @@ def why_not_plain(spec: TaskSpec) -> str | None:
     if spec.head == "san":
         return "transformers has no stochastic answer network (head: san)"
     if spec.kind == "similarity":
-        return "it has no head: its scores are cosines of mean-pooled embeddings, which --format sentence-transformers exports"
+        return (
+            "it has no head: its scores are cosines of mean-pooled embeddings, "
+            "which --format sentence-transformers exports"
+        )
     if spec.kind == "conversational_span":
         return "transformers has no class with both a span and an answer type"
     return None
@@ -55,21 +58,25 @@ def why_not_plain(spec: TaskSpec) -> str | None:
 def plain_config(
     encoder: PreTrainedConfig, spec: TaskSpec | None = None, *, dropout: float | None = None
 ) -> PreTrainedConfig:
-    """The encoder's config as transformers has it, and with what a task adds. `dropout`: before the task's head."""
-    config = type(encoder).from_dict(
-        encoder.to_dict()
-    )  # leaves out what only runs have, such as the attention's implementation
+    """The encoder's config as transformers has it, and with what a task adds.
+
+    `dropout`: before the task's head.
+    """
+    # Through a dict, which leaves out what only runs have, such as the attention's implementation.
+    config = type(encoder).from_dict(encoder.to_dict())
     config.dtype = "float32"
     if spec is None:
         return config
+
     if spec.labels and spec.kind != "ranking":
-        config.id2label, config.label2id = (
-            dict(enumerate(spec.labels)),
-            {label: index for index, label in enumerate(spec.labels)},
-        )
-        config.problem_type = "single_label_classification" if spec.kind == "classification" else None
+        config.id2label = dict(enumerate(spec.labels))
+        config.label2id = {label: index for index, label in enumerate(spec.labels)}
+        config.problem_type = None
+        if spec.kind == "classification":
+            config.problem_type = "single_label_classification"
     elif spec.kind in ("regression", "ranking"):
-        config.id2label, config.label2id, config.problem_type = {0: spec.name}, {spec.name: 0}, "regression"
+        config.id2label, config.label2id = {0: spec.name}, {spec.name: 0}
+        config.problem_type = "regression"
     if dropout is not None:
         for name in _DROPOUTS:
             if hasattr(config, name):
@@ -87,65 +94,57 @@ def plain_model(
     *,
     of: str | None = None,
 ) -> PreTrainedModel | str:
-    """The encoder (`spec` None) or a task as a plain model that shares memory with `weights`, to be saved and not to be run.
+    """The encoder (`spec` None) or a task as a plain model on the memory of `weights`; to be saved, not run.
 
-    `of`: the task whose encoder it is, where they are not shared. `net` gives the structure only. Where no plain class of this encoder computes the same: why, as the end of a sentence.
+    `of`: the task whose encoder it is, where they are not shared. `net` gives the structure only. Where no
+    plain class of this encoder computes the same: why, as the end of a sentence.
     """
-    reason = None if spec is None else why_not_plain(spec) or _no_class(spec, config)
-    if reason is not None:
-        return reason
-    auto = getattr(transformers, ENCODER if spec is None else CLASSES[spec.kind])
+    head, owners, is_masked_lm = None, [of] if of else [], False
+    if spec is not None:
+        reason = why_not_plain(spec) or _no_class(spec, config)
+        if reason is not None:
+            return reason
+        head, is_masked_lm = _head_weights(spec, weights, layout), spec.kind == "masked_lm"
+        owners.append(spec.name)
+
     with quiet_transformers(), torch.device("meta"):
-        model: PreTrainedModel = auto.from_config(config)
-    encoder = merged_encoder_state(
-        weights, sharing, [name for name in (of, spec.name if spec else None) if name]
-    )
-    head = None if spec is None else _head_weights(spec, weights, layout)
+        model: PreTrainedModel = getattr(transformers, auto_class(spec)).from_config(config)
+    encoder = merged_encoder_state(weights, sharing, owners)
+
     state: dict[str, Tensor] = {}
     for name, tensor in model.state_dict().items():
-        found = _weight(
-            name, tensor, model, encoder, head, is_masked_lm=spec is not None and spec.kind == "masked_lm"
-        )
+        found = _weight(name, tensor, model, encoder, head, is_masked_lm=is_masked_lm)
         if found is None or found.shape != tensor.shape:
             return f"{type(model).__name__} has a layer {name}, which our model has not"
         state[name] = found
-    if spec is not None and (problem := _other_activation(state, spec, net, config, model)) is not None:
-        return problem
+
+    if spec is not None:
+        reason = _other_activation(state, spec, net, config, model)
+        if reason is not None:
+            return reason
     model.load_state_dict(state, assign=True)
     model.tie_weights()
     return model
 
 
 def _no_class(spec: TaskSpec, config: PreTrainedConfig) -> str | None:
-    mapping = getattr(transformers, f"MODEL_FOR_{_MAPPINGS[CLASSES[spec.kind]]}_MAPPING")
-    if type(config) not in mapping:
-        return f"transformers has no {CLASSES[spec.kind].removeprefix('Auto')} for {config.model_type}"
-    return None
-
-
-_MAPPINGS = {
-    "AutoModelForSequenceClassification": "SEQUENCE_CLASSIFICATION",
-    "AutoModelForMultipleChoice": "MULTIPLE_CHOICE",
-    "AutoModelForTokenClassification": "TOKEN_CLASSIFICATION",
-    "AutoModelForQuestionAnswering": "QUESTION_ANSWERING",
-    "AutoModelForMaskedLM": "MASKED_LM",
-}
+    """Why this encoder has no plain class for the task, or None."""
+    own_class = PLAIN_CLASSES[spec.kind]  # ForMaskedLM is in MODEL_FOR_MASKED_LM_MAPPING
+    in_capitals = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", own_class).upper()
+    if type(config) in getattr(transformers, f"MODEL_{in_capitals}_MAPPING"):
+        return None
+    return f"transformers has no Model{own_class} for {config.model_type}"
 
 
 def _head_weights(spec: TaskSpec, weights: Mapping[str, Tensor], layout: HeadLayout) -> dict[str, Tensor]:
     """Weights of the head of the task's first term: its own rows of a bank, or the whole masked-LM head."""
     task = layout.task_names.index(spec.name)
     term = layout.terms[layout.terms_of(task)[0]]
-    own = {
-        name.removeprefix(f"heads.{term.head}."): tensor
-        for name, tensor in weights.items()
-        if name.startswith(f"heads.{term.head}.")
-    }
-    return (
-        own
-        if term.head == "masked_lm"
-        else {name: tensor[term.columns.start : term.columns.stop] for name, tensor in own.items()}
-    )
+    prefix = f"heads.{term.head}."
+    own = {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
+    if term.head == "masked_lm":
+        return own
+    return {name: tensor[term.columns.start : term.columns.stop] for name, tensor in own.items()}
 
 
 def _weight(
@@ -163,9 +162,9 @@ def _weight(
         own = name.removeprefix(prefix) if head is not None else name
         if not own.startswith("pooler."):
             return encoder.get(f"model.{own}")
-        return encoder.get(
-            own, encoder.get(own.replace("pooler.", "pooler.dense.", 1))
-        )  # ALBERT's is a linear layer itself
+        in_ours = own.replace("pooler.", "pooler.dense.", 1)  # ALBERT's is a linear layer itself
+        return encoder.get(own, encoder.get(in_ours))
+
     if is_masked_lm:
         return _masked_lm_weight(name, like, model, encoder, head)
     for start in _POOLERS:
@@ -180,15 +179,20 @@ def _weight(
 def _masked_lm_weight(
     name: str, like: Tensor, model: PreTrainedModel, encoder: Mapping[str, Tensor], head: Mapping[str, Tensor]
 ) -> Tensor | None:
-    """Told apart as when a checkpoint's own head is taken over (model/heads/masked_lm.py): by shape, and by 'norm' in the name."""
+    """Our weight for the plain model's `name`, by its shape and by 'norm' in the name.
+
+    So are they told apart when a checkpoint's own head is taken over (model/heads/masked_lm.py).
+    """
     kind = name.split(".")[-1]
     if "norm" in name.lower():
         return head.get(f"norm.{kind}")
+
     embedding = model.get_input_embeddings()
     assert isinstance(embedding, nn.Embedding)
     if like.shape == embedding.weight.shape:
         path = next(own for own, module in model.base_model.named_modules() if module is embedding)
         return encoder.get(f"model.{path}.weight")
+
     if like.ndim == 2:
         return head.get("dense.weight")
     return head.get("bias" if like.shape == head["bias"].shape else "dense.bias")
@@ -207,16 +211,23 @@ def _other_activation(
     def has(start: str) -> bool:
         return any(name.startswith(start) for name in names)
 
+    fixed: str | None = None
     if spec.kind == "masked_lm":
-        fixed = "gelu" if has("lm_head.") or has("generator_predictions.") else None
+        if has("lm_head.") or has("generator_predictions."):
+            fixed = "gelu"
         ours: Any = net.heads["masked_lm"].activation
     else:
         # RobertaClassificationHead is tanh, ElectraClassificationHead gelu, DistilBERT's pre_classifier relu.
-        fixed = "relu" if has("pre_classifier.") else None
         if has("classifier.dense."):
             fixed = "gelu" if config.model_type in ("electra", "convbert", "roformer") else "tanh"
+        elif has("pre_classifier."):
+            fixed = "relu"
         first = net.encoder if isinstance(net.encoder, PackedEncoder) else net.encoder.first
         ours = getattr(first.pooler, "activation", None)
+
     if fixed is None or ours is None or type(ours) is type(transformers.activations.ACT2FN[fixed]):
         return None
-    return f"{type(model).__name__} has {fixed} before its last layer, and this model was trained with {type(ours).__name__}"
+    return (
+        f"{type(model).__name__} has {fixed} before its last layer, "
+        f"and this model was trained with {type(ours).__name__}"
+    )

@@ -1,13 +1,15 @@
-"""A GLUE submission of a run: what its heads answer on the official test files, as the files that the leaderboard takes.
+"""A GLUE submission of a run: what its heads answer on the official test files. Not its check.
 
-Which tasks and files there are is in tasks/glue.py, what a submission must look like in export/check_submission.py.
+Which tasks and files there are is in tasks/glue.py, what a submission must look like in
+export/check_submission.py.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +19,9 @@ import numpy as np
 from mtdnn_ds.checkpoint.weights import read_weights
 from mtdnn_ds.config.errors import ConfigError, DataError, TrainingError
 from mtdnn_ds.config.recipe import Recipe
-from mtdnn_ds.data.sources.tables import iterate_rows, place_of, row_word
+from mtdnn_ds.data.cache.prepared_split import PreparedSplit
+from mtdnn_ds.data.sources.names import place_of, row_word
+from mtdnn_ds.data.sources.tables import iterate_rows
 from mtdnn_ds.export.check_submission import HEADER
 from mtdnn_ds.runs.load import LoadedRun, load_weights
 from mtdnn_ds.tasks.builtin import BUILTIN_TASKS
@@ -26,6 +30,8 @@ from mtdnn_ds.tasks.spec import Source, TaskSpec
 
 if TYPE_CHECKING:
     from mtdnn_ds.runs.setup import RunData
+
+log = logging.getLogger(__name__)
 
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # of every file in the zip: the same predictions make the same bytes
 
@@ -39,12 +45,17 @@ class Parts:
 
 
 def submission_parts(specs: Sequence[TaskSpec], glue_dir: str | None, *, fill_missing: bool) -> Parts:
-    """Which files the run's tasks can predict. Raises ConfigError naming every other one, unless those are to be filled."""
+    """Which files the run's tasks can predict.
+
+    Raises ConfigError naming every other one, unless those are to be filled.
+    """
     trained = {spec.name for spec in specs}
     if not trained & {file.task for file in GLUE_FILES}:
         raise ConfigError(
-            "none of this run's tasks is one of GLUE's (cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte, wnli); there is nothing to submit"
+            "none of this run's tasks is one of GLUE's (cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte, wnli); "
+            "there is nothing to submit"
         )
+
     predicted: dict[str, Source] = {}
     filled: dict[str, str] = {}
     for file in GLUE_FILES:
@@ -55,22 +66,27 @@ def submission_parts(specs: Sequence[TaskSpec], glue_dir: str | None, *, fill_mi
             filled[file.name] = f"its test file {source.path} is not there"
         else:
             predicted[file.name] = source
+
     if filled and not fill_missing:
         raise ConfigError(
             [
                 *(f"{name}: {why}" for name, why in filled.items()),
-                "the leaderboard takes all files only; add --fill_missing to fill these with the most frequent label, or --glue_dir with their test files",
+                "the leaderboard takes all files only; add --fill_missing to fill these with "
+                "the most frequent label, or --glue_dir with their test files",
             ]
         )
     return Parts(predicted=predicted, filled=filled)
 
 
 def _test_source(file: GlueFile, glue_dir: str | None) -> Source:
-    task = BUILTIN_TASKS["ax" if file.split == "ax" else file.task]
-    split = "test" if file.split == "ax" else file.split
+    name, split = file.task, file.split
+    if split == "ax":  # a task without rows to train on
+        name, split = "ax", "test"
+    task = BUILTIN_TASKS[name]
     if glue_dir is None:
         return task.remote[split]
-    return replace(task.folder[split], path=str(Path(glue_dir).expanduser() / task.folder[split].path))
+    path = Path(glue_dir).expanduser() / task.folder[split].path
+    return replace(task.folder[split], path=str(path))
 
 
 def specs_with_tests(specs: Sequence[TaskSpec], parts: Parts) -> tuple[TaskSpec, ...]:
@@ -83,42 +99,55 @@ def specs_with_tests(specs: Sequence[TaskSpec], parts: Parts) -> tuple[TaskSpec,
 
 
 def recipe_for_tests(recipe: Recipe) -> Recipe:
-    """The recipe as test sets are read with it: a row without a usable text is not refused, since it needs an answer all the same."""
+    """The recipe as test sets are read with it.
+
+    A row without a usable text is not refused, since it needs an answer all the same.
+    """
     room = max(recipe.batch.max_tokens_per_micro_batch, recipe.encoder.max_length)
     batch = recipe.batch.model_copy(update={"max_tokens_per_micro_batch": room})
-    return recipe.model_copy(
-        update={"batch": batch, "data": recipe.data.model_copy(update={"on_bad_row": "skip"})}
-    )
+    data = recipe.data.model_copy(update={"on_bad_row": "skip"})
+    return recipe.model_copy(update={"batch": batch, "data": data})
 
 
 def official_lines(parts: Parts) -> dict[str, dict[int, int]]:
-    """{file: {line or row number of its test set: index}}. Raises DataError if any test set has not the official rows in their order.
+    """{file: {line or row number of its test set: index}}.
 
-    The index is what the test set's own index column says, which must count from 0.
+    Raises DataError if any test set has not the official rows in their order. The index is what the test
+    set's own index column says, which must count from 0.
     """
     problems: list[str] = []
     lines: dict[str, dict[int, int]] = {}
     for file in GLUE_FILES:
         if file.name not in parts.predicted:
             continue
+
         source = parts.predicted[file.name]
-        column = "idx" if source.format == "hub" else "id" if file.task == "qqp" else "index"
+        column = _index_column(file, source)
         own = lines.setdefault(file.name, {})
         moved = None
         for index, (number, cells) in enumerate(iterate_rows(replace(source, text_columns=(column,)))):
             if isinstance(cells, tuple) and str(cells[0]).strip() != str(index):
                 moved = moved or f"{row_word(source)} {number}: its {column} is {cells[0]!r}, not {index}"
             own[number] = index
-        problems += (
-            [f"{place_of(source)}: {moved}; give the official test file, in its order"] if moved else []
-        )
+
+        place = place_of(source)
+        if moved:
+            problems.append(f"{place}: {moved}; give the official test file, in its order")
         if len(own) != file.num_rows:
             problems.append(
-                f"{place_of(source)}: has {len(own):,} rows, the official test set has {file.num_rows:,}; give that one with --glue_dir"
+                f"{place}: has {len(own):,} rows, the official test set has {file.num_rows:,}; "
+                "give that one with --glue_dir"
             )
     if problems:
         raise DataError(problems)
     return lines
+
+
+def _index_column(file: GlueFile, source: Source) -> str:
+    """The column that counts the rows of a test set."""
+    if source.format == "hub":
+        return "idx"
+    return "id" if file.task == "qqp" else "index"
 
 
 def predicted_values(
@@ -136,17 +165,18 @@ def predicted_values(
         files = [file for file in GLUE_FILES if file.task in tasks and file.split in data.examples[file.task]]
         if not files:
             continue
+
         load_weights(loaded.model, read_weights(folder), folder)
         wanted = [(task_ids[file.task], file.split) for file in files]
-        outputs = predict(
-            loaded.model, wanted, data.specs, data.layout, data.examples, loaded.settings, loaded.device
-        )
+        outputs = predict(loaded.model, wanted, data, loaded.settings, loaded.device)
         for file, of_file in zip(files, outputs, strict=True):
             if not all(np.isfinite(term.values).all() for term in of_file):
                 raise TrainingError(
-                    f"{file.name}: predictions of {folder} are not finite: the model has diverged; give another --checkpoint"
+                    f"{file.name}: predictions of {folder} are not finite: the model has diverged; "
+                    "give another --checkpoint"
                 )
-            values[file.name] = np.asarray(data.examples[file.task][file.split].decode(of_file).predictions)
+            decoded = data.examples[file.task][file.split].decode(of_file)
+            values[file.name] = np.asarray(decoded.predictions)
     return values
 
 
@@ -155,27 +185,33 @@ def submission_contents(
     data: RunData,
     values: Mapping[str, np.ndarray],
     lines: Mapping[str, Mapping[int, int]],
-    say: Callable[[str], None],
 ) -> dict[str, bytes]:
     """{file name: contents} of all files; says what is filled. `lines`: what official_lines found."""
     contents = {}
     for file in GLUE_FILES:
         if file.name in parts.filled:
-            say(f"{file.name}: filled with {file.most_frequent}: {parts.filled[file.name]}")
+            log.info(f"{file.name}: filled with {file.most_frequent}: {parts.filled[file.name]}")
             answers = [file.most_frequent] * file.num_rows
         else:
             split = data.examples[file.task][file.split].split
-            index_of = lines[file.name]
-            answers = [file.most_frequent] * len(index_of)
-            for number, value in zip(split.source_rows.tolist(), values[file.name].tolist(), strict=True):
-                answers[index_of[number]] = _word(file, value)
+            answers = _answers(file, split, values[file.name], lines[file.name])
             if split.skipped:
                 why = ", ".join(f"{count:,} with {reason}" for reason, count in sorted(split.skipped.items()))
-                say(f"{file.name}: rows that cannot be read are filled with {file.most_frequent}: {why}")
-        contents[file.name] = "".join(
-            f"{line}\n" for line in (HEADER, *(f"{index}\t{word}" for index, word in enumerate(answers)))
-        ).encode()
+                log.info(f"{file.name}: rows that cannot be read are filled with {file.most_frequent}: {why}")
+
+        rows = [f"{index}\t{answer}" for index, answer in enumerate(answers)]
+        contents[file.name] = "".join(f"{line}\n" for line in (HEADER, *rows)).encode()
     return contents
+
+
+def _answers(
+    file: GlueFile, split: PreparedSplit, values: np.ndarray, index_of: Mapping[int, int]
+) -> list[str]:
+    """One answer for each row of the test set; the most frequent one for rows that cannot be read."""
+    answers = [file.most_frequent] * len(index_of)
+    for number, value in zip(split.source_rows.tolist(), values.tolist(), strict=True):
+        answers[index_of[number]] = _word(file, value)
+    return answers
 
 
 def _word(file: GlueFile, value: float) -> str:
@@ -186,9 +222,13 @@ def _word(file: GlueFile, value: float) -> str:
 
 
 def write_submission(path: Path, contents: Mapping[str, bytes]) -> None:
-    """Write the zip aside, then rename it. Rank 0 only. Raises ConfigError if `path` is there already or cannot be written."""
+    """Write the zip aside, then rename it. Rank 0 only.
+
+    Raises ConfigError if `path` is there already or cannot be written.
+    """
     if path.exists():
         raise ConfigError(f"--output {path}: is there already; remove it, or give another --output")
+
     aside = path.with_name(path.name + ".tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -55,8 +55,8 @@ def plan_submission(
         raise ConfigError(f"--output {path}: is there already; remove it, or give another --output")
     if is_exported(run_dir):
         raise ConfigError(
-            f"--run_dir {run_dir}: is an exported folder; give the run folder it was made of, which has every "
-            "task's best weights"
+            f"--run_dir {run_dir}: is an exported folder; give the run folder it was made of, "
+            "which has every task's best weights"
         )
 
     name = default_checkpoint(run_dir) if checkpoint == BEST else checkpoint
@@ -75,7 +75,7 @@ def write_run_submission(submission: Submission, *, device: torch.device) -> Non
     specs = specs_with_tests(run.specs, parts)
     recipe = recipe_for_tests(run.recipe)
     splits = {name for spec in specs for name in spec.splits}
-    data = prepare_run_data(recipe, specs, log.info, splits=splits)
+    data = prepare_run_data(recipe, specs, splits=splits)
 
     tasks = [spec.name for spec in specs if spec.splits]
     weights = {run.weights_folder: tasks}
@@ -90,7 +90,7 @@ def write_run_submission(submission: Submission, *, device: torch.device) -> Non
     values = predicted_values(loaded, data, weights)
 
     def write() -> None:
-        contents = submission_contents(parts, data, values, lines, log.info)
+        contents = submission_contents(parts, data, values, lines)
         problems = check_submission(contents)
         if problems:
             raise DataError([f"not written: {problem}" for problem in problems])

@@ -1,107 +1,123 @@
-"""Writes the folders of one export and compares each with the run. Chooses no names and moves nothing to its place (export/run.py)."""
+"""Writes the folders of one export and compares each with the run.
+
+Chooses no names, moves nothing (export/run.py).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from mtdnn_ds.export.card import PIPELINES, write_card
+from mtdnn_ds.export.card import Card, sentence, with_capital, write_card
 from mtdnn_ds.export.one_task import one_task_recipe, one_task_weights
-from mtdnn_ds.export.opened import Opened
-from mtdnn_ds.export.parity import Parity, compared, load_plain, padded, plain_outputs
-from mtdnn_ds.export.plain import CLASSES, ENCODER, plain_config, plain_model
+from mtdnn_ds.export.opened import SourceRun
+from mtdnn_ds.export.parity import (
+    FolderReport,
+    Parity,
+    compared,
+    load_plain,
+    padded,
+    plain_outputs,
+    together,
+)
+from mtdnn_ds.export.plain import auto_class, plain_config, plain_model
 from mtdnn_ds.export.samples import Sample, hidden_outputs, take_samples, with_outputs
 from mtdnn_ds.model.hf_model import quiet_transformers
 from mtdnn_ds.runs.model_folder import open_model, save_folder
+from mtdnn_ds.tasks.kinds import PIPELINES
 from mtdnn_ds.tasks.spec import TaskSpec
 
 OURS = "MultiTaskModel"  # of mtdnn_ds, which opens folders of ours
+Samples = Mapping[str, Sample]  # task -> its sample, with our outputs
 
 
-@dataclass(frozen=True, slots=True)
-class Made:
-    """One folder, still aside."""
+def write_all(run: SourceRun, aside: Path, wanted: Sequence[str]) -> list[FolderReport]:
+    """Write every folder named in `wanted` below `aside`.
 
-    name: str
-    loads_with: str
-    parity: Parity | None
-    note: str = ""
-
-
-def write_all(opened: Opened, aside: Path, wanted: Sequence[str]) -> list[Made]:
-    """Write every folder named in `wanted` below `aside`. Raises CheckpointError if one does not give the run's outputs."""
-    loaded = opened.loaded
-    samples = take_samples(
-        loaded.recipe, loaded.specs, loaded.layout, opened.prepared, opened.tokenizer, opened.specials
+    Raises CheckpointError if one does not give the run's outputs.
+    """
+    loaded = run.loaded
+    plain_samples = take_samples(
+        loaded.recipe, loaded.specs, loaded.layout, run.prepared, run.tokenizer, run.specials
     )
-    samples = {
-        name: with_outputs(sample, loaded, index) for index, (name, sample) in enumerate(samples.items())
-    }
-    made = []
+    samples = {}
+    for task_id, (task, sample) in enumerate(plain_samples.items()):
+        samples[task] = with_outputs(sample, loaded, task_id)
+
+    reports = []
     for name in wanted:
         folder = aside / name
         folder.mkdir(parents=True)
-        kind, _, task = name.partition("/")
-        if kind == "encoder":
-            made.append(_encoder(opened, folder, samples))
-        elif kind == "multitask":
-            made.append(_multitask(opened, folder, samples))
-        elif kind == "tasks":
-            made.append(
-                _task(opened, folder, samples, next(spec for spec in loaded.specs if spec.name == task))
-            )
-        elif kind.startswith("onnx"):
-            from mtdnn_ds.export.onnx_graph import write_onnx
-
-            own = kind.removeprefix("onnx_") if kind != "onnx" else None
-            made.append(Made(name, "onnxruntime", *write_onnx(opened, folder, samples, own)))
-        else:
-            from mtdnn_ds.export.sentences import write_sentence_transformers
-
-            own = kind.removeprefix("sentence-transformers_") if kind != "sentence-transformers" else None
-            made.append(
-                Made(name, "SentenceTransformer", *write_sentence_transformers(opened, folder, samples, own))
-            )
-    return made
+        reports.append(_write(run, folder, name, samples))
+    return reports
 
 
-def save_plain(opened: Opened, folder: Path, spec: TaskSpec | None) -> str | None:
-    """Weights, config and tokenizer of the encoder (`spec` None) or a task as a plain folder; or why there is no such class."""
-    loaded = opened.loaded
-    config = plain_config(opened.config, spec, dropout=None if spec is None else _dropout(opened, spec))
-    model = plain_model(spec, opened.weights, loaded.model, loaded.layout, opened.sharing, config)
+def _write(run: SourceRun, folder: Path, name: str, samples: Samples) -> FolderReport:
+    """The folder `name`, as export/run.py names folders."""
+    format, _, task = name.partition("/")
+    if format == "encoder":
+        return _encoder(run, folder, samples)
+    if format == "multitask":
+        return _multitask(run, folder, samples)
+    if format == "tasks":
+        return _task(run, folder, samples, next(spec for spec in run.loaded.specs if spec.name == task))
+
+    if format.startswith("onnx"):
+        from mtdnn_ds.export.onnx_graph import write_onnx
+
+        return write_onnx(run, folder, samples, format.removeprefix("onnx").removeprefix("_") or None)
+
+    from mtdnn_ds.export.sentences import write_sentence_transformers
+
+    task = format.removeprefix("sentence-transformers").removeprefix("_")
+    return write_sentence_transformers(run, folder, samples, task or None)
+
+
+def save_plain(run: SourceRun, folder: Path, spec: TaskSpec | None) -> str | None:
+    """Weights, config and tokenizer of the encoder (`spec` None) or a task as a plain folder.
+
+    Where there is no such class: why, as the end of a sentence, and nothing is written.
+    """
+    loaded = run.loaded
+    config = plain_config(run.config, spec, dropout=_dropout(run, spec))
+    model = plain_model(spec, run.weights, loaded.model, loaded.layout, run.sharing, config)
     if isinstance(model, str):
         return model
+
     with quiet_transformers():
         model.save_pretrained(folder)
-        opened.tokenizer.save_pretrained(folder)
+        run.tokenizer.save_pretrained(folder)
     return None
 
 
-def _dropout(opened: Opened, spec: TaskSpec) -> float | None:
+def _dropout(run: SourceRun, spec: TaskSpec | None) -> float | None:
     """Before the task's head in training; None: the encoder's own, which plain classes take by themselves."""
-    return 0.0 if opened.loaded.recipe.train.dropout == "none" else spec.dropout
+    if spec is None:
+        return None
+    return 0.0 if run.loaded.recipe.train.dropout == "none" else spec.dropout
 
 
-def _encoder(opened: Opened, folder: Path, samples: dict[str, Sample]) -> Made:
-    problem = save_plain(opened, folder, None)
+def _encoder(run: SourceRun, folder: Path, samples: Samples) -> FolderReport:
+    problem = save_plain(run, folder, None)
     assert problem is None, problem
-    plain = load_plain(folder, ENCODER)
-    note, parity, checked = encoder_check(opened, folder, samples, plain)
+    plain = load_plain(folder, auto_class(None))
+    name = type(plain).__name__
+
+    parity, note = _encoder_parity(run, folder, samples, plain)
+    checked = "hidden states of all tokens, the folder loaded from disk by transformers on padded input"
+    if parity is None:
+        checked = f"Not compared: {note}. The encoders of the tasks are in their folders."
+    notes = [note] if note else []
     if getattr(plain, "pooler", None) is None:
-        note = (
-            f"{note}; " * bool(note)
-            + f"{type(plain).__name__} has no pooler: that of the sequence heads is in their folders"
-        )
-    write_card(
-        folder,
-        opened,
-        title=f"{opened.facts.run}: encoder",
-        about=f"The encoder of a multi-task model as a plain {type(plain).__name__}.{_sentence(note)}",
+        notes.append(f"{name} has no pooler: that of the sequence heads is in their folders")
+    note = "; ".join(notes)
+
+    card = Card(
+        title=f"{run.facts.run}: encoder",
+        about=f"The encoder of a multi-task model as a plain {name}.{sentence(note)}",
         use="from transformers import AutoModel, AutoTokenizer\n\n"
         'model, tokenizer = AutoModel.from_pretrained("encoder"), AutoTokenizer.from_pretrained("encoder")',
         parity=parity,
@@ -109,65 +125,67 @@ def _encoder(opened: Opened, folder: Path, samples: dict[str, Sample]) -> Made:
         specs=(),
         pipeline="feature-extraction",
     )
-    return Made(name="encoder", loads_with=type(plain).__name__, parity=parity, note=note)
+    write_card(folder, run, card)
+    return FolderReport(name="encoder", loads_with=name, parity=parity, note=note)
 
 
-def encoder_check(
-    opened: Opened, folder: Path, samples: dict[str, Sample], plain: torch.nn.Module
-) -> tuple[str, Parity | None, str]:
-    """A note, the parity of the plain encoder's hidden states on one task's sample, and how the card words the check."""
-    if opened.sharing.mode != "hard":
-        shared = (
-            "the mean of the copies"
-            if opened.sharing.mode == "soft"
-            else "the weights without the groups' changes"
-        )
-        note = f"with {opened.sharing.mode} sharing the encoder alone is {shared}, through which no task runs"
-        return note, None, f"Not compared: {note}. The encoders of the tasks are in their folders."
-    task_id, spec = next(iter(enumerate(opened.loaded.specs)))
-    sample = samples[spec.name]
-    ours = np.concatenate(hidden_outputs(sample, opened.loaded, task_id))
+def _encoder_parity(
+    run: SourceRun, folder: Path, samples: Samples, plain: torch.nn.Module
+) -> tuple[Parity | None, str]:
+    """The parity of the plain encoder's hidden states on the first task's sample; or none, and why."""
+    if run.sharing.mode != "hard":
+        shared = "the weights without the groups' changes"
+        if run.sharing.mode == "soft":
+            shared = "the mean of the copies"
+        mode = run.sharing.mode
+        return None, f"with {mode} sharing the encoder alone is {shared}, through which no task runs"
+
+    sample = samples[run.loaded.specs[0].name]
+    ours = np.concatenate(hidden_outputs(sample, run.loaded, 0))
     inputs = padded(folder, sample.sequences())
     with torch.no_grad():
         theirs = plain(**inputs).last_hidden_state[inputs["attention_mask"].bool()].numpy()
-    checked = "hidden states of all tokens, the folder loaded from disk by transformers on padded input"
-    return "", compared(ours, theirs, sample, folder.name), checked
+    return compared(ours, theirs, sample, folder.name), ""
 
 
-def _task(opened: Opened, folder: Path, samples: dict[str, Sample], spec: TaskSpec) -> Made:
-    reason = save_plain(opened, folder, spec)
+def _task(run: SourceRun, folder: Path, samples: Samples, spec: TaskSpec) -> FolderReport:
+    reason = save_plain(run, folder, spec)
     if reason is not None:
-        return _own_task(opened, folder, samples, spec, reason)
-    plain = load_plain(folder, CLASSES[spec.kind])
-    sample, name = samples[spec.name], type(plain).__name__
-    parity = compared(
-        sample.outputs[0], plain_outputs(plain, folder, spec, sample), sample, f"tasks/{spec.name}"
-    )
-    note = (
-        "next sentences are answered by the folder of the whole model only"
-        if spec.options.get("next_sentence")
-        else ""
-    )
-    write_card(
-        folder,
-        opened,
-        title=f"{opened.facts.run}: {spec.name}",
-        about=f"The task {spec.name} ({spec.kind}) of a multi-task model as a plain {name}. {_meaning(spec)}{_sentence(note)}",
-        use=f"from transformers import AutoTokenizer, {CLASSES[spec.kind]}\n\n"
-        f'model, tokenizer = {CLASSES[spec.kind]}.from_pretrained("{spec.name}"), AutoTokenizer.from_pretrained("{spec.name}")',
+        return _own_task(run, folder, samples, spec, reason)
+
+    auto = auto_class(spec)
+    plain = load_plain(folder, auto)
+    theirs = plain_outputs(plain, folder, spec, samples[spec.name])
+    parity = compared(samples[spec.name].outputs[0], theirs, samples[spec.name], f"tasks/{spec.name}")
+    name, note = type(plain).__name__, ""
+    if spec.options.get("next_sentence"):
+        note = "next sentences are answered by the folder of the whole model only"
+
+    about = f"The task {spec.name} ({spec.kind}) of a multi-task model as a plain {name}."
+    card = Card(
+        title=f"{run.facts.run}: {spec.name}",
+        about=f"{about} {_meaning(spec)}{sentence(note)}",
+        use=f"from transformers import AutoTokenizer, {auto}\n\n"
+        f'model, tokenizer = {auto}.from_pretrained("{spec.name}"), '
+        f'AutoTokenizer.from_pretrained("{spec.name}")',
         parity=parity,
         checked_with="its logits, the folder loaded from disk by transformers on padded input",
         specs=(spec,),
         pipeline=PIPELINES[spec.kind],
     )
-    return Made(name=f"tasks/{spec.name}", loads_with=name, parity=parity, note=note)
+    write_card(folder, run, card)
+    return FolderReport(name=f"tasks/{spec.name}", loads_with=name, parity=parity, note=note)
 
 
 def _meaning(spec: TaskSpec) -> str:
+    """What the logits of a plain model of the task say."""
     if spec.kind == "regression":
         return "Its one logit is the score."
     if spec.kind == "ranking":
-        return "Its one logit scores a candidate (the second text) for a query (the first): the higher, the better; only comparisons within a query mean something."
+        return (
+            "Its one logit scores a candidate (the second text) for a query (the first): "
+            "the higher, the better; only comparisons within a query mean something."
+        )
     if spec.kind == "multiple_choice":
         return "Its logit scores a choice (the second text) for the first text."
     if spec.kind == "token_classification":
@@ -177,63 +195,56 @@ def _meaning(spec: TaskSpec) -> str:
     return ""
 
 
-def _own_task(opened: Opened, folder: Path, samples: dict[str, Sample], spec: TaskSpec, reason: str) -> Made:
+def _own_task(run: SourceRun, folder: Path, samples: Samples, spec: TaskSpec, reason: str) -> FolderReport:
     """A task without a plain class: a folder of ours with this task alone."""
-    loaded = opened.loaded
-    recipe, weights = (
-        one_task_recipe(loaded.recipe, spec.name),
-        one_task_weights(opened.weights, loaded.layout, opened.sharing, spec.name),
-    )
+    loaded = run.loaded
     save_folder(
         folder,
-        recipe=recipe,
+        recipe=one_task_recipe(loaded.recipe, spec.name),
         specs=(spec,),
-        weights=weights,
-        config=opened.config,
-        tokenizer=opened.tokenizer,
-        source=_source(opened),
+        weights=one_task_weights(run.weights, loaded.layout, run.sharing, spec.name),
+        config=run.config,
+        tokenizer=run.tokenizer,
+        source=_source(run),
     )
-    parity = _compared_with_folder(folder, {spec.name: samples[spec.name]}, f"tasks/{spec.name}")
-    note = f"no plain transformers class: {reason}"
-    _own_card(
-        opened,
-        folder,
-        f"{opened.facts.run}: {spec.name}",
-        f"The task {spec.name} ({spec.kind}) alone. {_upper(note)}.",
-        parity,
-        [spec],
-    )
-    return Made(name=f"tasks/{spec.name}", loads_with=OURS, parity=parity, note=note)
+
+    name, note = f"tasks/{spec.name}", f"no plain transformers class: {reason}"
+    parity = _compared_with_folder(folder, {spec.name: samples[spec.name]}, name)
+    about = f"The task {spec.name} ({spec.kind}) alone. {with_capital(note)}."
+    write_card(folder, run, _own_card(folder, f"{run.facts.run}: {spec.name}", about, parity, [spec]))
+    return FolderReport(name=name, loads_with=OURS, parity=parity, note=note)
 
 
-def _multitask(opened: Opened, folder: Path, samples: dict[str, Sample]) -> Made:
-    loaded = opened.loaded
+def _multitask(run: SourceRun, folder: Path, samples: Samples) -> FolderReport:
+    loaded = run.loaded
     save_folder(
         folder,
         recipe=loaded.recipe,
         specs=loaded.specs,
-        weights=opened.weights,
-        config=opened.config,
-        tokenizer=opened.tokenizer,
-        source=_source(opened),
+        weights=run.weights,
+        config=run.config,
+        tokenizer=run.tokenizer,
+        source=_source(run),
     )
+
     parity = _compared_with_folder(folder, samples, "multitask")
     about = f"One model for {len(loaded.specs)} tasks: {', '.join(loaded.layout.task_names)}."
-    _own_card(opened, folder, f"{opened.facts.run}: all tasks", about, parity, list(loaded.specs))
-    return Made(name="multitask", loads_with=OURS, parity=parity)
+    write_card(folder, run, _own_card(folder, f"{run.facts.run}: all tasks", about, parity, loaded.specs))
+    return FolderReport(name="multitask", loads_with=OURS, parity=parity)
 
 
-def _own_card(
-    opened: Opened, folder: Path, title: str, about: str, parity: Parity, specs: list[TaskSpec]
-) -> None:
-    trusts = ", trust_plugins=True" if any(spec.custom is not None for spec in specs) else ""
-    write_card(
-        folder,
-        opened,
+def _own_card(folder: Path, title: str, about: str, parity: Parity, specs: Sequence[TaskSpec]) -> Card:
+    """The card of a folder that mtdnn_ds opens."""
+    trusts = ""
+    if any(spec.custom is not None for spec in specs):
+        trusts = ", trust_plugins=True"
+    return Card(
         title=title,
         about=about,
-        use=f'from mtdnn_ds.predict.model import MultiTaskModel\n\nmodel = MultiTaskModel.from_pretrained("{folder.name}"{trusts})\n'
-        f'answers = model.predict(texts, tasks=["{specs[0].name}"])  # texts: str, pairs of str, or dicts with the columns of its training rows',
+        use="from mtdnn_ds.predict.model import MultiTaskModel\n\n"
+        f'model = MultiTaskModel.from_pretrained("{folder.name}"{trusts})\n'
+        f'answers = model.predict(texts, tasks=["{specs[0].name}"])  '
+        "# texts: str, pairs of str, or dicts with the columns of its training rows",
         parity=parity,
         checked_with="outputs of every head, the folder opened from disk by mtdnn_ds",
         specs=specs,
@@ -242,23 +253,21 @@ def _own_card(
     )
 
 
-def _compared_with_folder(folder: Path, samples: dict[str, Sample], what: str) -> Parity:
+def _compared_with_folder(folder: Path, samples: Samples, what: str) -> Parity:
     """The folder, opened from disk by ourselves, on every task's sample."""
     theirs = open_model(str(folder), device=torch.device("cpu"), trust_plugins=True)
     found = []
     for task_id, spec in enumerate(theirs.specs):
         sample = samples[spec.name]
-        pairs = zip(sample.outputs, with_outputs(sample, theirs, task_id).outputs, strict=True)
-        found += [compared(ours, again, sample, f"{what} ({spec.name})") for ours, again in pairs]
-    sources = list(dict.fromkeys(each.source for each in found))
-    rows = sum(samples[spec.name].num_sequences for spec in theirs.specs)
-    return Parity(
-        difference=float(np.max([each.difference for each in found])), rows=rows, source=", ".join(sources)
-    )
+        again = with_outputs(sample, theirs, task_id)
+        for our_term, their_term in zip(sample.outputs, again.outputs, strict=True):
+            found.append(compared(our_term, their_term, sample, f"{what} ({spec.name})"))
+    return together(found, [samples[spec.name] for spec in theirs.specs])
 
 
-def _source(opened: Opened) -> dict[str, object]:
-    facts = opened.facts
+def _source(run: SourceRun) -> dict[str, object]:
+    """Where a folder comes from, for its mtdnn_ds.json."""
+    facts = run.facts
     return {
         "run": facts.run,
         "checkpoint": facts.checkpoint,
@@ -269,11 +278,3 @@ def _source(opened: Opened) -> dict[str, object]:
         "encoder_sha256": facts.encoder_sha256,
         "metrics": facts.metrics,
     }
-
-
-def _sentence(note: str) -> str:
-    return f" {_upper(note)}." if note else ""
-
-
-def _upper(text: str) -> str:
-    return text[:1].upper() + text[1:]

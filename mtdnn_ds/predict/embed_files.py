@@ -1,7 +1,7 @@
-"""embed for files: windows of the input to rows of a .npy or .parquet, written aside and renamed when whole. No flags.
+"""embed for files: windows of the input to rows of a .npy or .parquet, written aside and renamed when whole.
 
-A .npy holds one float32 row for each good row of the input, in their order; a .parquet the same as `embedding`,
-with `id` beside it.
+No flags. A .npy holds one float32 row for each good row of the input, in their order; a .parquet the same as
+`embedding`, with `id` beside it.
 """
 
 from __future__ import annotations
@@ -48,7 +48,10 @@ class _NpyFile:
 
 
 class _ParquetFile:
-    """A row group for each window. Ids are whole numbers if the first window's are, else texts. Must be closed."""
+    """A row group for each window. Ids are whole numbers if the first window's are, else texts.
+
+    Must be closed.
+    """
 
     def __init__(self, path: Path, size: int) -> None:
         self._path, self._size = path, size

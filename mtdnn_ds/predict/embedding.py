@@ -1,6 +1,6 @@
-"""Embeddings: what the encoder makes of texts, its first token's hidden state or the mean over all tokens. No answers, no files.
+"""Embeddings: what the encoder makes of texts, its first token's hidden state or the mean over all tokens.
 
-They are those that transformers' AutoModel gives.
+No answers, no files. They are those that transformers' AutoModel gives.
 
 Shape legend: R rows, S sequences, T tokens, D hidden.
 """
@@ -168,7 +168,7 @@ def _pooled(hidden_TD: Tensor, batch: PackedBatch, pooling: Pooling) -> Tensor:
 
 
 def _hidden(encoder: PackedEncoder, batch: PackedBatch, layer: int) -> Tensor:
-    """(T, D) of one layer, counted as transformers counts hidden_states: 0 are the embeddings, the last is the output."""
+    """(T, D) of a layer, as transformers counts hidden_states: 0 are the embeddings, the last the output."""
     with _layer_output(encoder, layer) as seen:
         last_TD = encoder(batch)
     if seen is None:
@@ -183,11 +183,12 @@ def _hidden(encoder: PackedEncoder, batch: PackedBatch, layer: int) -> Tensor:
 
 @contextmanager
 def _layer_output(encoder: PackedEncoder, layer: int) -> Iterator[list[Tensor] | None]:
-    """Keeps what a layer gives (what the first one gets, for 0) of the forward inside; None for the last one's."""
+    """Keeps what a layer gives (for 0 what the first gets) in the forward inside; None for the last layer."""
     num_layers = int(encoder.config.num_hidden_layers)
     if not -num_layers - 1 <= layer <= num_layers:
         raise ConfigError(
-            f"--layer {layer}: the encoder has layers 0 (embeddings) to {num_layers}, or -{num_layers + 1} to -1"
+            f"--layer {layer}: the encoder has layers 0 (embeddings) to {num_layers}, "
+            f"or -{num_layers + 1} to -1"
         )
     layer %= num_layers + 1
     if layer == num_layers:

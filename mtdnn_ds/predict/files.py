@@ -1,7 +1,7 @@
 """predict for files: windows of the input to lines of the output, on any number of ranks. No flags.
 
-The bytes are the same whatever the number of ranks. Each rank answers every world_size-th window; rank 0 writes
-them in order and records how far it is (predict/output.py).
+The bytes are the same whatever the number of ranks. Each rank answers every world_size-th window; rank 0
+writes them in order and records how far it is (predict/output.py).
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def predict_file(
     max_tokens: int | None = None,
     window_rows: int = WINDOW_ROWS,
 ) -> OutputSummary:
-    """Answer every row of `table` into `output`, a .jsonl or .csv; goes on where a killed run of the same call stopped.
+    """Answer every row of `table` into `output`, a .jsonl or .csv; goes on where a killed run stopped.
 
     Collective: all ranks must call this. Raises ConfigError and DataError before anything is written.
     """
@@ -162,11 +162,13 @@ def _identity(
     window_rows: int,
 ) -> dict[str, Any]:
     """What decides the bytes of the output."""
+    tasks = {model.specs[task].name for view in views for task in view.tasks}
+
     return {
         "mtdnn_ds": __version__,
         "input": input_fingerprint(table),
         "model": model_fingerprint(model),
-        "tasks": sorted({model.specs[task].name for view in views for task in view.tasks}),
+        "tasks": sorted(tasks),
         "text_columns": list(table.chosen),
         "id_column": table.id_column,
         "on_bad_row": "skip" if skips_bad else "refuse",

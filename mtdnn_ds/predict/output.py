@@ -1,7 +1,8 @@
-"""Output files of predict: lines of JSON or CSV, and PartFile, which a killed run leaves in a state that the next one goes on from.
+"""Output files of predict: lines of JSON or CSV, and PartFile, which a killed run leaves for the next one.
 
-OUT.part holds what is written so far, OUT.progress.json how much of it counts: its first `bytes` bytes are the answers to the first
-`windows` windows. Both are durable before the next window, and OUT appears, by a rename, when all is there.
+No model. OUT.part holds what is written so far, OUT.progress.json how much of it counts: its first `bytes`
+bytes are the answers to the first `windows` windows. Both are durable before the next window, and OUT
+appears, by a rename, when all is there.
 """
 
 from __future__ import annotations
@@ -13,10 +14,10 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from mtdnn_ds.config.errors import ConfigError, DataError
-from mtdnn_ds.data.cache.build import sync
+from mtdnn_ds.files import replace_file, sync
 
 _DIGITS = 7  # of numbers; float32 has as many
 
@@ -34,16 +35,21 @@ def rounded(value: Any) -> Any:
 
 def json_lines(ids: Sequence[Any], answers: Sequence[Mapping[str, Any]]) -> bytes:
     """{"id": ..., task: answer, ...} a line."""
-    return "".join(
-        json.dumps({"id": own, **rounded(dict(of_row))}, ensure_ascii=False, default=str) + "\n"
-        for own, of_row in zip(ids, answers, strict=True)
-    ).encode()
+    lines = []
+    for own, of_row in zip(ids, answers, strict=True):
+        row = {"id": own, **rounded(dict(of_row))}
+        lines.append(json.dumps(row, ensure_ascii=False, default=str) + "\n")
+    return "".join(lines).encode()
 
 
 def csv_lines(ids: Sequence[Any], answers: Sequence[Mapping[str, Any]]) -> tuple[bytes, bytes]:
-    """The header, and the rows under it: id, TASK.label, TASK.probabilities.NAME, TASK.score ...; lists are JSON in their cell."""
+    """The header, and the rows under it: id, TASK.label, TASK.probabilities.NAME, TASK.score ...
+
+    Lists are JSON in their cell.
+    """
     if not ids:
         return b"", b""
+
     flat = [_flat(rounded(dict(of_row))) for of_row in answers]
     rows = [[own, *cells.values()] for own, cells in zip(ids, flat, strict=True)]
     return _csv([["id", *flat[0]]]), _csv(rows)
@@ -79,77 +85,92 @@ class PartFile:
     """The output while it is written, by one process. Must be closed."""
 
     def __init__(self, output: Path, identity: Mapping[str, Any]) -> None:
-        """`identity`: what must be the same for a killed run to go on (input, model, flags). Raises ConfigError naming what differs."""
+        """`identity`: what must be the same for a killed run to go on (input, model, flags).
+
+        Raises ConfigError naming what differs.
+        """
         refuse_existing(output)
-        self.output, self.part = output, output.with_name(output.name + ".part")
+        self.output = output
+        self.part = output.with_name(output.name + ".part")
         self.record = output.with_name(output.name + ".progress.json")
         self.identity = dict(identity)
-        self.windows, self.counts = 0, {"rows": 0, "bad": 0, "truncated": 0}
+
+        self.windows = 0
+        self.counts = {"rows": 0, "bad": 0, "truncated": 0}
         self.goes_on = self.record.exists()
-        kept = self._read_record() if self.goes_on else 0
-        try:
-            self._file = self.part.open("r+b" if self.goes_on else "ab")
-        except OSError as error:
-            raise ConfigError(
-                f"--output {output}: {self.part} cannot be written ({error.strerror})"
-            ) from error
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            self._file.close()
-            raise ConfigError(
-                f"--output {output}: another process is writing it; wait for it, or give another name"
-            ) from error
-        if self._file.seek(0, os.SEEK_END) < kept:
+        num_bytes = 0
+        if self.goes_on:
+            num_bytes = self._read_record()
+        self._file = self._open()
+
+        if self._file.seek(0, os.SEEK_END) < num_bytes:
             self._file.close()
             raise DataError(f"{self.part}: is shorter than {self.record} says; delete both to begin again")
-        self._file.truncate(kept)
-        self._file.seek(kept)
+        self._file.truncate(num_bytes)
+        self._file.seek(num_bytes)
+
+    def _open(self) -> BinaryIO:
+        """The part file, which no other process then opens so."""
+        try:
+            file = self.part.open("r+b" if self.goes_on else "ab")
+        except OSError as error:
+            raise ConfigError(
+                f"--output {self.output}: {self.part} cannot be written ({error.strerror})"
+            ) from error
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            file.close()
+            raise ConfigError(
+                f"--output {self.output}: another process is writing it; wait for it, or give another name"
+            ) from error
+        return file
 
     def _read_record(self) -> int:
+        """Take over what an earlier run has counted; how many bytes of the part file count."""
         try:
             record = json.loads(self.record.read_text())
-            self.windows, counts, kept = int(record["windows"]), dict(record["counts"]), int(record["bytes"])
+            self.windows = int(record["windows"])
+            counts, num_bytes = dict(record["counts"]), int(record["bytes"])
             theirs = dict(record["identity"])
         except (ValueError, KeyError, TypeError, OSError) as error:
             raise DataError(
                 f"{self.record}: is damaged ({error}); delete it and {self.part} to begin again"
             ) from error
         self.counts |= counts
+
         ours = json.loads(json.dumps(self.identity))
+        names = (*ours, *(set(theirs) - set(ours)))
         differing = [
-            name for name in (*ours, *(set(theirs) - set(ours))) if ours.get(name) != theirs.get(name)
+            f"{name} was {theirs.get(name)!r} and is {ours.get(name)!r}"
+            for name in names
+            if ours.get(name) != theirs.get(name)
         ]
         if differing:
-            named = "; ".join(
-                f"{name} was {theirs.get(name)!r} and is {ours.get(name)!r}" for name in differing
-            )
             raise ConfigError(
-                f"--output {self.output}: a run that did not end left {self.part} of another call ({named}); repeat that call to go on, "
+                f"--output {self.output}: a run that did not end left {self.part} of another call "
+                f"({'; '.join(differing)}); repeat that call to go on, "
                 f"or delete {self.record} and {self.part} to begin again"
             )
-        return kept
+        return num_bytes
 
     def add(self, lines: bytes, *, rows: int, bad: int, truncated: int) -> None:
         """The answers to the next window; durable when this returns."""
         self._file.write(lines)
         self._file.flush()
         os.fsync(self._file.fileno())
+
         self.windows += 1
-        for name, count in (("rows", rows), ("bad", bad), ("truncated", truncated)):
-            self.counts[name] += count
+        self.counts["rows"] += rows
+        self.counts["bad"] += bad
+        self.counts["truncated"] += truncated
         record = {
             "windows": self.windows,
             "bytes": self._file.tell(),
             "counts": self.counts,
             "identity": self.identity,
         }
-        aside = self.record.with_name(self.record.name + ".tmp")
-        with aside.open("w") as file:
-            file.write(json.dumps(record, indent=1) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(self.record)
+        replace_file(self.record, json.dumps(record, indent=1) + "\n")
         sync(self.output.parent)
 
     def finish(self) -> None:

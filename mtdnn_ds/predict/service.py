@@ -1,8 +1,10 @@
-"""The HTTP service: POST /predict, GET /health, GET /tasks and a page at /. Limits and statuses; answers come from the batcher.
+"""The HTTP service: POST /predict, GET /health, GET /tasks and a page at /.
 
-422  not the JSON that is asked for, a text that cannot be read, an unknown task, a task that cannot read such texts
-413  more texts than max_texts, a text longer than max_chars, a body longer than both allow
-503  max_queue texts wait already (with Retry-After), or the service is closing
+Limits and statuses; answers no text itself. Answers come from predict/batching.py.
+
+422  not the JSON that is asked for, a text that cannot be read, an unknown task, a task that cannot read such
+texts 413  more texts than max_texts, a text longer than max_chars, a body longer than both allow 503
+max_queue texts wait already (with Retry-After), or the service is closing
 """
 
 from __future__ import annotations
@@ -16,15 +18,21 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
-from fastapi import FastAPI, Request
-from fastapi.responses import HTMLResponse, JSONResponse, Response
-
 from mtdnn_ds import __version__
 from mtdnn_ds.config.errors import TrainingError, UserError
+from mtdnn_ds.config.extras import require_extra
 from mtdnn_ds.predict.batching import Batcher, Closed, QueueFull
 from mtdnn_ds.predict.inputs import asked_tasks, needs_of, rows_of
 from mtdnn_ds.predict.model import MultiTaskModel
 from mtdnn_ds.predict.output import rounded
+
+try:
+    import uvicorn
+    from fastapi import FastAPI, Request
+    from fastapi.responses import HTMLResponse, JSONResponse, Response
+except ImportError:
+    require_extra("serve", "serve")
+    raise
 
 _BYTES_BESIDE_TEXTS = 65_536  # of a body: names, brackets, task names
 _BYTES_PER_CHAR = 12  # of JSON that writes every character as an escaped surrogate pair
@@ -45,26 +53,32 @@ class Limits:
         return self.max_texts * self.max_chars * _BYTES_PER_CHAR + _BYTES_BESIDE_TEXTS
 
 
-class _Refused(Exception):
+class _Refusal(Exception):
+    """An answer with a status that is not 200. `headers`: names with _ in place of -."""
+
     def __init__(self, status: int, problem: str, **headers: str) -> None:
-        self.status, self.problem, self.headers = (
-            status,
-            problem,
-            {name.replace("_", "-"): value for name, value in headers.items()},
-        )
+        self.status = status
+        self.problem = problem
+        self.headers = {name.replace("_", "-"): value for name, value in headers.items()}
 
 
 def make_app(model: MultiTaskModel, limits: Limits, name: str = "") -> FastAPI:
-    """The service of a model, whose thread lives as long as the app. `name`: of the model, as the page shows it."""
+    """The service of a model, whose thread lives as long as the app.
+
+    `name`: of the model, as the page shows it.
+    """
     batcher: Batcher | None = None
 
     @asynccontextmanager
     async def running(app: FastAPI) -> AsyncIterator[None]:
         nonlocal batcher
         batcher = Batcher(
-            model, max_wait_seconds=limits.max_wait_seconds, max_texts=limits.max_texts, max_queue=limits.max_queue,
+            model,
+            max_wait_seconds=limits.max_wait_seconds,
+            max_texts=limits.max_texts,
+            max_queue=limits.max_queue,
             max_tokens=limits.max_batch_tokens,
-        )  # fmt: skip
+        )
         try:
             yield
         finally:
@@ -82,35 +96,41 @@ def make_app(model: MultiTaskModel, limits: Limits, name: str = "") -> FastAPI:
     tasks = describe_tasks(model)
     model.speaks = False  # its rows are any caller's
 
-    @app.exception_handler(_Refused)
-    async def refuse(request: Request, refused: _Refused) -> Response:
+    @app.exception_handler(_Refusal)
+    async def refuse(request: Request, refused: _Refusal) -> Response:
         return JSONResponse({"error": refused.problem}, status_code=refused.status, headers=refused.headers)
 
     @app.post("/predict")
     async def predict(request: Request) -> Response:
-        rows, asked = _read(await _body(request, limits.max_bytes), model, limits)
+        body = await _body(request, limits.max_bytes)
+        rows, asked = _read(body, model, limits)
         assert batcher is not None
         try:
-            answered = await asyncio.wrap_future(batcher.submit(rows, asked))
+            found = await asyncio.wrap_future(batcher.submit(rows, asked))
         except QueueFull:
-            raise _Refused(
+            raise _Refusal(
                 503, f"{limits.max_queue:,} texts wait already; come again", Retry_After="1"
             ) from None
         except Closed:
-            raise _Refused(503, "the service is closing", Retry_After="5") from None
+            raise _Refusal(503, "the service is closing", Retry_After="5") from None
         except TrainingError as error:
-            raise _Refused(500, str(error)) from error
+            raise _Refusal(500, str(error)) from error
         except UserError as error:
-            raise _Refused(422, str(error)) from error
-        return JSONResponse({"answers": rounded(answered.answers), "truncated": answered.truncated})
+            raise _Refusal(422, str(error)) from error
+        return JSONResponse({"answers": rounded(found.answers), "truncated": found.truncated})
 
     @app.get("/health")
     async def health() -> dict[str, Any]:
         assert batcher is not None
         return {
-            "status": "ok", "model": name, "version": __version__, "device": str(model.device), "waiting": batcher.num_waiting,
-            "requests": batcher.num_requests, "passes": batcher.num_passes,
-        }  # fmt: skip
+            "status": "ok",
+            "model": name,
+            "version": __version__,
+            "device": str(model.device),
+            "waiting": batcher.num_waiting,
+            "requests": batcher.num_requests,
+            "passes": batcher.num_passes,
+        }
 
     @app.get("/tasks")
     async def list_tasks() -> dict[str, Any]:
@@ -144,7 +164,7 @@ async def _body(request: Request, max_bytes: int) -> bytes:
     async for chunk in request.stream():
         body += chunk
         if len(body) > max_bytes:
-            raise _Refused(413, f"the body is longer than {max_bytes:,} bytes; send fewer or shorter texts")
+            raise _Refusal(413, f"the body is longer than {max_bytes:,} bytes; send fewer or shorter texts")
     return body
 
 
@@ -153,35 +173,39 @@ def _read(body: bytes, model: MultiTaskModel, limits: Limits) -> tuple[list[Any]
     try:
         asked = json.loads(body)
     except (ValueError, RecursionError) as error:
-        raise _Refused(422, f"the body is not valid JSON: {error}") from error
+        raise _Refusal(422, f"the body is not valid JSON: {error}") from error
+
     shape = 'send {"texts": [...], "tasks": ["name", ...] or "all"}'
     if not isinstance(asked, dict) or not isinstance(asked.get("texts"), list):
-        raise _Refused(422, f"the body has no list 'texts'; {shape}")
+        raise _Refusal(422, f"the body has no list 'texts'; {shape}")
     unknown = sorted(set(asked) - {"texts", "tasks"})
     if unknown:
-        raise _Refused(422, f"unknown key '{unknown[0]}'; {shape}")
-    names = asked.get("tasks", "all")
-    if not isinstance(names, str) and not (
-        isinstance(names, list) and all(isinstance(each, str) for each in names)
-    ):
-        raise _Refused(422, f"'tasks' is neither a text nor a list of texts; {shape}")
-    texts = asked["texts"]
+        raise _Refusal(422, f"unknown key '{unknown[0]}'; {shape}")
+
+    names, texts = asked.get("tasks", "all"), asked["texts"]
+    if not isinstance(names, str) and not _are_texts(names):
+        raise _Refusal(422, f"'tasks' is neither a text nor a list of texts; {shape}")
     if not texts:
-        raise _Refused(422, f"'texts' is empty; {shape}")
+        raise _Refusal(422, f"'texts' is empty; {shape}")
     if len(texts) > limits.max_texts:
-        raise _Refused(413, f"{len(texts):,} texts; one request holds at most {limits.max_texts:,}")
-    try:
-        long = next(
-            (place for place, text in enumerate(texts, 1) if _num_chars(text) > limits.max_chars), None
-        )
-    except RecursionError:
-        raise _Refused(422, f"the body is nested too deeply; {shape}") from None
-    if long is not None:
-        raise _Refused(413, f"text {long} has more than {limits.max_chars:,} characters")
+        raise _Refusal(413, f"{len(texts):,} texts; one request holds at most {limits.max_texts:,}")
+
+    for place, text in enumerate(texts, 1):
+        try:
+            num_chars = _num_chars(text)
+        except RecursionError:
+            raise _Refusal(422, f"the body is nested too deeply; {shape}") from None
+        if num_chars > limits.max_chars:
+            raise _Refusal(413, f"text {place} has more than {limits.max_chars:,} characters")
+
     try:
         return rows_of(texts), asked_tasks(names, model.specs, "tasks")
     except UserError as error:
-        raise _Refused(422, str(error)) from error
+        raise _Refusal(422, str(error)) from error
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(each, str) for each in value)
 
 
 def _num_chars(value: Any) -> int:
@@ -190,12 +214,16 @@ def _num_chars(value: Any) -> int:
         return len(value)
     if isinstance(value, dict):
         value = list(value.values())
-    return sum(map(_num_chars, value)) if isinstance(value, list) else 0
+    if isinstance(value, list):
+        return sum(map(_num_chars, value))
+    return 0
 
 
 def serve(app: FastAPI, *, host: str, port: int, ready: Callable[[], None]) -> None:
-    """Listen until SIGTERM or SIGINT; requests that are being answered are answered. `ready` is called once it listens."""
-    import uvicorn
+    """Listen until SIGTERM or SIGINT; requests that are being answered are answered.
+
+    `ready` is called once it listens.
+    """
 
     class Server(uvicorn.Server):
         async def startup(self, sockets: Any = None) -> None:
@@ -204,14 +232,13 @@ def serve(app: FastAPI, *, host: str, port: int, ready: Callable[[], None]) -> N
                 ready()
 
     # uvicorn stops cleanly, and then raises the signal again: whoever asked it to stop got what they wanted.
-    before = {
-        number: signal.signal(number, lambda number, frame: None)
-        for number in (signal.SIGTERM, signal.SIGINT)
-    }
+    before = {}
+    for number in (signal.SIGTERM, signal.SIGINT):
+        before[number] = signal.signal(number, lambda number, frame: None)
+
+    config = uvicorn.Config(app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=30)
     try:
-        Server(
-            uvicorn.Config(app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=30)
-        ).run()
+        Server(config).run()
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

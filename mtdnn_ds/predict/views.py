@@ -1,23 +1,25 @@
-"""Views: the different sequences that the asked tasks make of one row, and the checks of its cells. Cuts no tokens (data/cache/tokenize.py), runs no model.
+"""Views: the different sequences that the asked tasks make of one row, and the checks of its cells.
 
-Tasks that read the same columns in the same way share a view, so its sequences run through the encoder once for all of them. Where tasks
-have encoders of their own (soft and low-rank sharing), each group of tasks has views of its own.
+Runs no model. Tasks that read the same columns in the same way share a view, so its sequences run through the
+encoder once for all of them. Where tasks have encoders of their own (soft and low-rank sharing), each group
+of tasks has views of its own. Tokens are cut by data/cache/tokenize.py.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mtdnn_ds.data.rows.answers import span_rows, turn_rows
 from mtdnn_ds.data.rows.checked import CheckedRow, RowParser, shown, text_problem
 from mtdnn_ds.data.rows.choices import choices_and_index
 from mtdnn_ds.data.rows.words import words_and_tags
-from mtdnn_ds.data.sources.coqa_quac import Turn
 from mtdnn_ds.data.sources.lines import RowProblem
-from mtdnn_ds.predict.inputs import Reading, ViewKind
+from mtdnn_ds.data.sources.turns import Turn
+from mtdnn_ds.predict.inputs import Reading
+from mtdnn_ds.tasks.kinds import InputForm
 from mtdnn_ds.tasks.spec import Source, TaskSpec
 
 
@@ -25,7 +27,7 @@ from mtdnn_ds.tasks.spec import Source, TaskSpec
 class View:
     """One way of making sequences of a row, and the tasks that read them."""
 
-    kind: ViewKind
+    kind: InputForm
     lane: int  # which encoder (or low-rank change of it) the sequences run through
     texts: tuple[str, ...]
     more: tuple[str, ...]
@@ -47,20 +49,31 @@ def views_of(
     """The views of rows whose columns `is_list` hold lists; tasks with the same sequences share one."""
     members: dict[tuple[Any, ...], list[int]] = {}
     for reading in readings:
-        spec, kind, prefix, apart = specs[reading.task], reading.kind, "", False
-        if kind == "words" and reading.texts[0] not in is_list:
-            kind, prefix, apart = "text", word_prefix, truncates_left  # words are kept from the first one on
+        spec, kind = specs[reading.task], reading.kind
+        prefix, cuts_left = "", False
+        if kind == "words" and reading.texts[0] not in is_list:  # a text, which is cut into words here
+            kind, prefix = "text", word_prefix
+            cuts_left = truncates_left  # a set of its own: words are kept from the first one on
+
         stride = spec.options["stride"] if kind in ("windows", "turns") else None
         turns = spec.options["history_turns"] if kind == "turns" else None
-        key = (kind, lane_of[reading.task], reading.texts, reading.more, prefix, stride, turns, apart)
+        key = (kind, lane_of[reading.task], reading.texts, reading.more, prefix, stride, turns, cuts_left)
         members.setdefault(key, []).append(reading.task)
-    return tuple(
-        View(
-            kind=kind, lane=lane, texts=texts, more=more, prefix=prefix, stride=stride, tasks=tuple(tasks),
+
+    views = []
+    for (kind, lane, texts, more, prefix, stride, *_), tasks in members.items():
+        view = View(
+            kind=kind,
+            lane=lane,
+            texts=texts,
+            more=more,
+            prefix=prefix,
+            stride=stride,
+            tasks=tuple(tasks),
             parse=_parser(kind, specs[tasks[0]], texts, more),
         )
-        for (kind, lane, texts, more, prefix, stride, *_), tasks in members.items()
-    )  # fmt: skip
+        views.append(view)
+    return tuple(views)
 
 
 def parsed(views: Sequence[View], number: int, row: Mapping[str, Any]) -> list[CheckedRow] | RowProblem:
@@ -74,18 +87,18 @@ def parsed(views: Sequence[View], number: int, row: Mapping[str, Any]) -> list[C
     return checked
 
 
-def _parser(kind: ViewKind, spec: TaskSpec, texts: tuple[str, ...], more: tuple[str, ...]) -> RowParser:
-    source = Source(
-        format="jsonl",
-        path="",
-        text_columns=texts,
-        label_column=None,
-        more_columns=more if kind == "choices" else (),
-    )
+def _parser(kind: InputForm, spec: TaskSpec, texts: tuple[str, ...], more: tuple[str, ...]) -> RowParser:
+    """The check of a row's cells, those of data/rows/ where the kind has one."""
+    source = Source(format="jsonl", path="", text_columns=texts, label_column=None)
     if kind == "turns":
         return _turns(turn_rows(spec, source), texts, more)
-    makers = {"words": words_and_tags, "choices": choices_and_index, "windows": span_rows}
-    return makers[kind](spec, source) if kind in makers else _plain_texts(texts)
+    if kind == "choices":
+        return choices_and_index(spec, replace(source, more_columns=more))
+    if kind == "words":
+        return words_and_tags(spec, source)
+    if kind == "windows":
+        return span_rows(spec, source)
+    return _plain_texts(texts)
 
 
 def _plain_texts(columns: Sequence[str]) -> RowParser:
@@ -105,18 +118,31 @@ def _turns(parse_turn: RowParser, texts: Sequence[str], more: Sequence[str]) -> 
         for text, column in zip(cells, texts, strict=False):
             if problem := text_problem(text, column):
                 return problem
+
         history = (cells[2] if more else None) or []
-        if not isinstance(history, (list, tuple)) or not all(
-            isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in history
-        ):
+        if not _are_pairs(history):
             return RowProblem(
                 "bad history",
                 f"column 'history' holds {shown(cells[2])}, not a list of [question, answer] pairs",
             )
         turn = Turn(
-            question=cells[0], context=cells[1], history=tuple((pair[0], pair[1]) for pair in history), given=None, answers=(), spans=(),
-            is_free=True, yes_no=None, id=str(number), place="",
-        )  # fmt: skip
+            question=cells[0],
+            context=cells[1],
+            history=tuple((pair[0], pair[1]) for pair in history),  # type: ignore[attr-defined]
+            given=None,
+            answers=(),
+            spans=(),
+            is_free=True,
+            yes_no=None,
+            id=str(number),
+            place="",
+        )
         return parse_turn(number, (turn,))
 
     return parse
+
+
+def _are_pairs(value: object) -> bool:
+    if not isinstance(value, (list, tuple)):
+        return False
+    return all(isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in value)

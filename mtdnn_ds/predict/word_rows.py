@@ -1,7 +1,8 @@
-"""Sequences of which some tokens are asked about: the first token of each word, of texts or of lists of words. No labels, no tags.
+"""Sequences of which the first token of each word is asked about, of texts or of lists of words.
 
-A text is cut into words at blanks and punctuation (`WORD`), as the tagged corpora are: "Mr. Smith's dog" has Mr . Smith's dog. A word
-without a token (invisible characters), or cut off by max_length, is not asked about.
+No labels, no tags. A text is cut into words at blanks and punctuation (`WORD`), as the tagged corpora are:
+"Mr. Smith's dog" has Mr . Smith's dog. A word without a token (invisible characters), or cut off by
+max_length, is not asked about.
 
 Shape legend: R rows, B rows asked for, N words of all rows, K words asked about.
 """
@@ -14,14 +15,17 @@ from collections.abc import Sequence
 import numpy as np
 
 from mtdnn_ds.data.cache.prepared_split import PreparedSplit
-from mtdnn_ds.data.cache.tokenize import ragged_ranges, room_for_texts
+from mtdnn_ds.data.cache.tokenize import room_for_texts
 from mtdnn_ds.data.examples import Decoded, Gathered, TargetRows, TermOutputs
+from mtdnn_ds.data.ragged import ragged_ranges
 
 WORD = re.compile(r"\w+(?:[-'’.]\w+)*|[^\w\s]")
 
+NOT_DECODED = "answers are made of the outputs elsewhere, and there is nothing to compare them with"
+
 
 class WordRows:
-    """Rows of one text each; `words` (start, end) are characters of it, those of all rows end to end; `asked` (K,) index them."""
+    """Rows of one text each, and which words of them are asked about."""
 
     def __init__(
         self,
@@ -31,12 +35,16 @@ class WordRows:
         places: list[list[tuple[int, int]]],
         positions_N: np.ndarray,
     ) -> None:
-        """`positions_N`: each word's first token in its row, -1 for a word that has none."""
+        """`places`: (start, end) of each row's words, characters of its text.
+
+        `positions_N`: each word's first token in its row, -1 for a word that has none.
+        """
         self.split, self.num_examples, self.places = split, split.num_rows, places
         template = split.specials.single
         kept_R = np.minimum(split.row_lengths(), room_for_texts(template, max_length))
         self.lengths = kept_R + template.num_special
         self._kept_R, self._prefix_length = kept_R, len(template.prefix)
+
         self.counts_R = np.array([len(words) for words in places], dtype=np.int64)
         row_of_N = np.repeat(np.arange(split.num_rows), self.counts_R)
         self.is_asked_N = (positions_N >= 0) & (positions_N < kept_R[row_of_N])
@@ -45,14 +53,16 @@ class WordRows:
         self._begins_R = np.cumsum(self._asked_R) - self._asked_R
 
     def gather(self, examples_B: np.ndarray, epochs_B: np.ndarray) -> Gathered:
+        """The rows' sequences, with a target for each word asked about."""
         # The texts of a row stand end to end, so its tokens are those from its first text on.
         tokens = self.split.texts(examples_B, np.zeros_like(examples_B)).first(self._kept_R[examples_B])
         input_ids, token_type_ids, lengths = self.split.assemble(tokens, None)
+
         every, counts_B = np.arange(len(examples_B)), self._asked_R[examples_B]
         words_K = ragged_ranges(self._begins_R[examples_B], counts_B)
+        first_tokens_B = np.cumsum(lengths) - lengths + self._prefix_length
         targets = TargetRows(
-            rows=np.repeat(np.cumsum(lengths) - lengths + self._prefix_length, counts_B)
-            + self._positions_K[words_K],
+            rows=np.repeat(first_tokens_B, counts_B) + self._positions_K[words_K],
             labels=np.full(len(words_K), np.nan, dtype=np.float32),
             examples=np.repeat(every, counts_B),
         )
@@ -65,11 +75,10 @@ class WordRows:
         )
 
     def decode(self, outputs: Sequence[TermOutputs]) -> Decoded:
-        raise AssertionError(
-            "answers are made of the outputs elsewhere, and there is nothing to compare them with"
-        )
+        raise AssertionError(NOT_DECODED)
 
     def source_row(self, example: int) -> int:
+        """The row of the input that an example was made of."""
         return int(self.split.source_rows[example])
 
 
@@ -88,7 +97,10 @@ def rows_of_words(split: PreparedSplit, sentences: Sequence[Sequence[str]], *, m
 
 
 def rows_of_text(split: PreparedSplit, texts: Sequence[str], *, num_before: int, max_length: int) -> WordRows:
-    """Rows of one text each, cut into words here; the split keeps the offsets of tokens, which begin behind `num_before` characters."""
+    """Rows of one text each, cut into words here.
+
+    The split keeps the offsets of tokens, which begin behind `num_before` characters.
+    """
     (shard,) = split.shards
     offsets = shard.extra["token_offsets"].values.to_numpy().reshape(-1, 2)
     places, positions = [], []
@@ -97,14 +109,12 @@ def rows_of_text(split: PreparedSplit, texts: Sequence[str], *, num_before: int,
         own = offsets[shard.offsets[row] : shard.offsets[row + 1]]
         starts = np.array([start for start, _ in words], dtype=np.int64) + num_before
         ends = np.array([end for _, end in words], dtype=np.int64) + num_before
+
         # The first token that ends behind the word's start, if it begins before the word's end.
         first = np.searchsorted(own[:, 1], starts, side="right")
         begins = np.append(own[:, 0], np.iinfo(np.int32).max)[first]
         places.append(words)
         positions.append(np.where(begins < ends, first, -1))
-    return WordRows(
-        split,
-        max_length=max_length,
-        places=places,
-        positions_N=np.concatenate([np.zeros(0, dtype=np.int64), *positions]),
-    )
+
+    positions_N = np.concatenate([np.zeros(0, dtype=np.int64), *positions])
+    return WordRows(split, max_length=max_length, places=places, positions_N=positions_N)

@@ -1,6 +1,7 @@
-"""Evaluation: every row of every dev split exactly once over all ranks, metrics from all predictions. Trains nothing.
+"""Evaluation: every row of every dev split exactly once over all ranks, metrics from all predictions.
 
-A task's second dev split (MNLI's dev_mm) gives the same metrics with its suffix (accuracy_mm).
+Trains nothing. A task's second dev split (MNLI's dev_mm) gives the same metrics with its suffix
+(accuracy_mm).
 
 Shape legend: K rows of a term, C its outputs.
 """
@@ -19,7 +20,7 @@ from mtdnn_ds import dist
 from mtdnn_ds.batch import PackedBatch
 from mtdnn_ds.data.batches.loader import LoaderSettings, evaluation_batches
 from mtdnn_ds.data.examples import Examples, TermOutputs
-from mtdnn_ds.faults.heartbeat import mark
+from mtdnn_ds.faults.heartbeat import heartbeat
 from mtdnn_ds.losses.forms import read_out
 from mtdnn_ds.runs.setup import RunData
 from mtdnn_ds.tasks.layout import HeadLayout, Term
@@ -65,10 +66,11 @@ def evaluate(
     *,
     stop_asked: Callable[[], bool] | None = None,
 ) -> Evaluation:
-    """Evaluate all dev splits of all tasks. `forward`: the engine or the bare model (PackedBatch -> {form: outputs}).
+    """Evaluate all dev splits of all tasks.
 
-    Collective: all ranks must call this; every rank gets the same result. Raises EvaluationStopped on all
-    ranks when `stop_asked`, which is called now and then, says True on any of them.
+    `forward`: the engine or the bare model (PackedBatch -> {form: outputs}). Collective: all ranks must call
+    this; every rank gets the same result. Raises EvaluationStopped on all ranks when `stop_asked`, which is
+    called now and then, says True on any of them.
     """
     wanted = [
         (task_id, name)
@@ -113,9 +115,9 @@ def predict(
     *,
     stop_asked: Callable[[], bool] | None = None,
 ) -> list[list[TermOutputs]]:
-    """The outputs of each term of each wanted (task id, split), in the order of the split's examples, on every rank.
+    """The outputs of each term of each wanted (task id, split), in the order of the split's examples.
 
-    Collective: all ranks must call this. Raises EvaluationStopped as evaluate does.
+    Collective: all ranks must call this; every rank gets them all. Raises EvaluationStopped as evaluate does.
     """
     sets = [data.examples[data.specs[task_id].name][name] for task_id, name in wanted]
     tasks = [task_id for task_id, _ in wanted]
@@ -126,12 +128,12 @@ def predict(
     with torch.no_grad():
         # Equally many micro-batches on every rank, so that the question below meets on all of them.
         for number, batch in enumerate(evaluation_batches(tasks, sets, data.layout, settings)):
-            if stop_asked is not None and number % BATCHES_BETWEEN_QUESTIONS == 0:
-                if dist.any_rank(stop_asked(), device):
-                    forward.train(was_training)
-                    raise EvaluationStopped
+            asks_now = number % BATCHES_BETWEEN_QUESTIONS == 0
+            if stop_asked is not None and asks_now and dist.any_rank(stop_asked(), device):
+                forward.train(was_training)
+                raise EvaluationStopped
 
-            mark(f"evaluating, micro-batch {number + 1}")
+            heartbeat(f"evaluating, micro-batch {number + 1}")
             outputs = forward(batch.to(device))
             add_rows(here, batch, outputs, data.layout)
     forward.train(was_training)
@@ -154,7 +156,8 @@ def add_rows(
 ) -> None:
     """Add what the heads gave for a micro-batch, on the host, to `found`.
 
-    `batch.example_tasks` holds the number of the set of each example; `outputs`: {form: (rows of its terms, columns)}.
+    `batch.example_tasks` holds the number of the set of each example; `outputs`: {form: (rows of its terms,
+    columns)}.
     """
     for form, targets in batch.targets.items():
         if not targets.num_rows:
@@ -174,7 +177,7 @@ def add_rows(
 
 
 def by_example(parts: Sequence[TermRows], term: Term, num_examples: int) -> TermOutputs:
-    """Rows of one term in one set, by example; rows of an example keep their order. An example may have none."""
+    """Rows of one term in one set, by example; those of an example keep their order. It may have none."""
     examples_K = np.concatenate([np.zeros(0, dtype=np.int64), *(part.examples for part in parts)])
     labels_K = np.concatenate([np.zeros(0, dtype=np.float32), *(part.labels for part in parts)])
     values_KC = np.zeros((0, max(term.num_outputs, 1)), dtype=np.float32)
@@ -191,7 +194,7 @@ def by_example(parts: Sequence[TermRows], term: Term, num_examples: int) -> Term
 
 
 def _columns(term: Term) -> slice:
-    """A term's columns of its head's outputs; all of them where the head has none of its own for each term."""
+    """A term's columns of its head's outputs; all of them where the head has none for each term."""
     if not term.num_outputs:
         return slice(None)
     return slice(term.columns.start, term.columns.stop)

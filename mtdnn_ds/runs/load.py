@@ -1,8 +1,11 @@
-"""A finished run as a model: run folder + checkpoint -> recipe, tasks, weights in a MultiTaskNet. Trains nothing, needs no engine."""
+"""A finished run as a model: run folder + checkpoint -> recipe, tasks, weights in a MultiTaskNet.
+
+Trains nothing, no engine.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -59,17 +62,20 @@ def find_run(
 ) -> FinishedRun:
     """The run in `run_dir` with its `checkpoint` (latest, step_N, best/TASK, best/average). Reads no weights.
 
-    `overrides`: settings that differ from the run's own, as where its data are now. Without `needs_data`, files of the run's data may be gone.
+    `overrides`: settings that differ from the run's own, as where its data are now. Without `needs_data`,
+    files of the run's data may be gone.
 
     Raises ConfigError and CheckpointError in the words of the settings that named the two.
     """
     folder = RunFolder(Path(run_dir))
     if not folder.recipe.is_file():
         raise ConfigError(
-            f"{run_setting} {run_dir}: not a run folder (recipe.yaml is missing); give the --output_dir of a training run"
+            f"{run_setting} {run_dir}: not a run folder (recipe.yaml is missing); "
+            "give the --output_dir of a training run"
         )
     refuse_staged_folder(folder, run_setting)
     weights_folder = find_weights(folder, checkpoint, checkpoint_setting)
+
     recipe = load_recipe(str(folder.recipe), overrides or {})
     # Back ends that need half precision or CUDA change no weights.
     encoder = recipe.encoder.model_copy(update={"attention": "auto", "fused_layer_norm": False})
@@ -82,31 +88,59 @@ def find_run(
     )
 
 
-def load_run(found: FinishedRun, *, device: torch.device) -> LoadedRun:
-    """The run's model in float32, with its weights; needs none of the run's data. Raises CheckpointError if the weights do not fit."""
+def load_run(found: FinishedRun, *, device: torch.device, takes_weights_over: bool = False) -> LoadedRun:
+    """The run's model in float32, with its weights; needs none of the run's data. See build_run."""
+    return build_run(
+        found.recipe,
+        found.specs,
+        lambda: read_weights(found.weights_folder),
+        found.weights_folder,
+        device=device,
+        takes_weights_over=takes_weights_over,
+    )
+
+
+def build_run(
+    recipe: Recipe,
+    specs: tuple[TaskSpec, ...],
+    read: Callable[[], dict[str, Tensor]],
+    folder: Path,
+    *,
+    device: torch.device,
+    takes_weights_over: bool = False,
+) -> LoadedRun:
+    """The recipe's model in float32 with the weights that `read` gives; `folder` names them in messages.
+
+    With `takes_weights_over` they take the place of the freshly built model's instead of being copied into
+    it, so that memory holds them once. Raises CheckpointError if the weights do not fit.
+    """
     import torch  # with transformers, seconds: a wrong folder is refused before
 
     from mtdnn_ds.runs.setup import RunData, loader_settings, run_model
     from mtdnn_ds.tasks.layout import head_layout
 
-    layout = head_layout(found.specs)
-    model = run_model(
-        found.recipe,
-        RunData(specs=found.specs, layout=layout, examples={}),
-        device=device,
-        compute_dtype=torch.float32,
-    )
-    load_weights(model, read_weights(found.weights_folder), found.weights_folder)
+    layout = head_layout(specs)
+    data = RunData(specs=specs, layout=layout, examples={})
+    model = run_model(recipe, data, device=device, compute_dtype=torch.float32)
+
+    if takes_weights_over:
+        forget_weights(model)
+    weights = read()
+    if takes_weights_over:
+        for name in list(weights):  # one by one: a run in bf16 is not kept in both precisions
+            weights[name] = weights[name].float().contiguous()
+    load_weights(model, weights, folder, assign=takes_weights_over)
+
     settings = loader_settings(
-        found.recipe,
+        recipe,
         hidden_size=model.encoder.hidden_size,
         rank=dist.rank(),
         world_size=dist.world_size(),
         device=device,
     )
     return LoadedRun(
-        recipe=found.recipe,
-        specs=found.specs,
+        recipe=recipe,
+        specs=specs,
         layout=layout,
         model=model.to(device),
         settings=settings,
@@ -114,27 +148,13 @@ def load_run(found: FinishedRun, *, device: torch.device) -> LoadedRun:
     )
 
 
-def best_folders(folder: RunFolder, tasks: Sequence[str], otherwise: Path) -> dict[Path, list[str]]:
-    """Which of `tasks` have which weights as their best: {folder of weights: tasks}, each file of weights once.
-
-    best/TASK of tasks that were best in one step are one file. A task that was never evaluated has those of `otherwise`.
-    """
-    folders: dict[tuple[int, int], Path] = {}
-    groups: dict[Path, list[str]] = {}
-    for task in tasks:
-        own = folder.best / task
-        if not (own / WEIGHTS).is_file():
-            own = otherwise
-        elif (file := (own / WEIGHTS).stat()).st_nlink > 1:
-            own = folders.setdefault((file.st_dev, file.st_ino), own)
-        groups.setdefault(own, []).append(task)
-    return groups
-
-
 def load_weights(
     model: nn.Module, weights: Mapping[str, Tensor], folder: Path, *, assign: bool = False
 ) -> None:
-    """Put `weights` into `model`, all of them; with `assign` as they are, without a copy. Raises CheckpointError naming what does not fit."""
+    """Put `weights` into `model`, all of them; with `assign` as they are, without a copy.
+
+    Raises CheckpointError naming what does not fit.
+    """
     expected = model.state_dict()
     wrong = [f"{name} is missing" for name in expected if name not in weights]
     wrong += [f"{name} is not part of this model" for name in weights if name not in expected]
@@ -145,7 +165,41 @@ def load_weights(
     ]
     if wrong:
         raise CheckpointError([f"{folder}: {line}" for line in wrong[:8]])
+
     model.load_state_dict(weights, assign=assign)
+
+
+def forget_weights(model: nn.Module) -> None:
+    """Parameters without memory in place of the model's, to be assigned."""
+    import torch
+    from torch import nn
+
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                empty = torch.empty_like(parameter, device="meta")
+                module._parameters[name] = nn.Parameter(empty, requires_grad=parameter.requires_grad)
+
+
+def best_folders(folder: RunFolder, tasks: Sequence[str], otherwise: Path) -> dict[Path, list[str]]:
+    """Which of `tasks` have which weights as their best: {folder of weights: tasks}, each file once.
+
+    best/TASK of tasks that were best in one step are one file. A task that was never evaluated has those of
+    `otherwise`.
+    """
+    first_of_file: dict[tuple[int, int], Path] = {}
+    groups: dict[Path, list[str]] = {}
+    for task in tasks:
+        own = folder.best / task
+        if not (own / WEIGHTS).is_file():
+            groups.setdefault(otherwise, []).append(task)
+            continue
+
+        file = (own / WEIGHTS).stat()
+        if file.st_nlink > 1:
+            own = first_of_file.setdefault((file.st_dev, file.st_ino), own)
+        groups.setdefault(own, []).append(task)
+    return groups
 
 
 def checkpoint_folders(folder: RunFolder) -> dict[str, Path]:
@@ -163,6 +217,7 @@ def find_weights(folder: RunFolder, checkpoint: str, setting: str) -> Path:
                 f"{folder.checkpoints}: no checkpoint there yet; train first, or give {setting} best/average"
             )
         return found.path
+
     known = checkpoint_folders(folder)
     if checkpoint not in known:
         raise CheckpointError(

@@ -1,6 +1,6 @@
-"""A trained model as it is opened for use: a run folder with a checkpoint, or an exported folder. Trains nothing.
+"""A trained model as it is opened for use: a run folder with a checkpoint, or an exported folder.
 
-An exported folder needs neither the run's data nor the encoder it began with:
+Trains nothing. An exported folder needs neither the run's data nor the encoder it began with:
 
     model.safetensors    every weight in float32, names as in MultiTaskNet
     mtdnn_ds.json        format, sha256 of the weights, recipe, tasks, plugin files, where it comes from
@@ -48,7 +48,7 @@ _PATH_SETTINGS: dict[str, Any] = {
 
 
 def default_checkpoint(path: str) -> str:
-    """What --checkpoint is where it is not given: best/average, or latest in a run that was never evaluated."""
+    """What --checkpoint is where it is not given: best/average, or latest in a run never evaluated."""
     if is_exported(path) or (RunFolder(Path(path)).best / "average" / WEIGHTS).is_file():
         return DEFAULT
     return "latest"
@@ -69,8 +69,8 @@ def open_model(
 ) -> LoadedRun:
     """The model in `path`, in float32 and in evaluation mode.
 
-    An exported folder may hold Python files of the user's own kinds of tasks, which opening it runs: only with
-    `trust_plugins`. Raises ConfigError and CheckpointError in the words of the command line.
+    An exported folder may hold Python files of the user's own kinds of tasks, which opening it runs: only
+    with `trust_plugins`. Raises ConfigError and CheckpointError in the words of the command line.
     """
     if is_exported(path):
         if checkpoint not in (DEFAULT, "latest"):
@@ -81,7 +81,9 @@ def open_model(
         loaded = _open_exported(Path(path), device=device, setting=setting, trust_plugins=trust_plugins)
     else:
         _refuse_other_folders(Path(path), setting)
-        loaded = load_run(find_run(path, checkpoint, run_setting=setting, needs_data=False), device=device)
+        found = find_run(path, checkpoint, run_setting=setting, needs_data=False)
+        loaded = load_run(found, device=device)
+
     loaded.model.eval()
     return loaded
 
@@ -209,7 +211,7 @@ def _portable(recipe: Recipe, specs: Sequence[TaskSpec]) -> Recipe:
 
 
 def _copy_plugins(recipe: Recipe, specs: Sequence[TaskSpec], folder: Path) -> dict[str, str]:
-    """The plugin files, if a task is of a kind of the user's own, below plugins/; {name in the folder: sha256}."""
+    """The plugin files below plugins/, if a task is of a user's own kind; {name in the folder: sha256}."""
     if not any(spec.custom is not None for spec in specs):
         return {}
 
@@ -229,7 +231,7 @@ def _copy_plugins(recipe: Recipe, specs: Sequence[TaskSpec], folder: Path) -> di
 def _own_kinds(
     folder: Path, plugins: Mapping[str, str], setting: str, *, trust_plugins: bool
 ) -> dict[str, CustomKind]:
-    """The kinds of the folder's plugin files, once they are trusted and seen to be those that were exported."""
+    """The kinds of the folder's plugin files, if they are trusted and those that were exported."""
     if not plugins:
         return {}
 
