@@ -1,4 +1,1 @@
-"""What a finished run becomes: Hugging Face folders, ONNX, GLUE submissions, a folder of the whole model.
-
-Trains nothing.
-"""
+"""What a finished run becomes: folders for transformers, ONNX and others, GLUE submissions. Trains nothing."""

@@ -1,7 +1,4 @@
-"""Model cards: README.md of an exported folder, with the front matter that the Hugging Face hub reads.
-
-Measures nothing.
-"""
+"""Model cards: README.md of an exported folder, with front matter for the Hugging Face hub. Measures nothing."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""The check of a GLUE submission: its zip or its files, against what the leaderboard takes.
-
-Predicts nothing, mends nothing.
-"""
+"""The check of a GLUE submission against what the leaderboard takes. Predicts nothing, mends nothing."""
 
 from __future__ import annotations
 

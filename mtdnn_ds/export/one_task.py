@@ -1,7 +1,4 @@
-"""One task of a model as a model of its own: its encoder, its part of the heads, its recipe.
-
-Copies no weights that it can share.
-"""
+"""One task of a model as a model of its own: weights and recipe. Copies no weights that it can share."""
 
 from __future__ import annotations
 

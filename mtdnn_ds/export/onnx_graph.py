@@ -1,9 +1,8 @@
-"""All heads of a model, or one, as one ONNX graph on padded input.
+"""Heads of a model as one ONNX graph on padded input. Not the heads on packed input (model/heads/).
 
-Not the heads on packed input (model/heads/). onnxruntime compares it with our packed outputs. The graph holds
-the plain transformers encoder with its own eager attention, once for each group of tasks that has weights of
-its own, and the heads behind it. Inputs input_ids, attention_mask, token_type_ids (B, L) int64; outputs
-float32, named by task:
+onnxruntime compares it with our packed outputs. The graph holds the plain transformers encoder with its own
+eager attention, once for each group of tasks that has weights of its own, and the heads behind it. Inputs
+input_ids, attention_mask, token_type_ids (B, L) int64; outputs float32, named by task:
 
     sequences      (B, C)     classification, regression, ranking, multiple_choice: a score for each sequence
                    (B, D)     similarity: an embedding
@@ -114,7 +113,9 @@ class PaddedHeads(nn.Module):
 
     def _add_output(self, run: SourceRun, task: str, term: Term) -> None:
         """A term's part of its head, behind the last encoder."""
-        name = "_".join(filter(None, (task, term.suffix)))
+        name = task
+        if term.suffix:
+            name = f"{task}_{term.suffix}"
         module = run.loaded.model.heads[term.head]
         if term.head in ("sequence", "token"):
             columns = slice(term.columns.start, term.columns.stop)

@@ -1,7 +1,7 @@
-"""A run opened to be exported: its model once in memory, and what its folder says of how it came about.
+"""A run opened to be exported: its model once in memory, and what its folder says of it. Writes nothing.
 
-Writes nothing. Memory: the weights take the place of the freshly built model's instead of being copied into
-it; those of best/NAME stay in their memory-mapped file until they are read.
+Memory: the weights take the place of the freshly built model's instead of being copied into it; those of
+best/NAME stay in their memory-mapped file until they are read.
 """
 
 from __future__ import annotations

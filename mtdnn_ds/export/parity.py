@@ -1,6 +1,4 @@
-"""The comparison of an exported folder, loaded from disk by plain transformers, with our packed model.
-
-Writes nothing.
+"""The comparison of an exported folder, loaded by plain transformers, with our packed model. Writes nothing.
 
 Shape legend: S sequences, L longest, T tokens, K rows that a head reads, C outputs, D hidden.
 """

@@ -1,6 +1,4 @@
-"""Which plain transformers class a task becomes, and its weights and config from ours.
-
-Writes and compares nothing.
+"""Which plain transformers class a task becomes, its weights and config. Writes and compares nothing.
 
 Shape legend: D hidden, E width of the word embeddings, V vocabulary, C outputs of a task.
 """

@@ -1,7 +1,7 @@
-"""`export_run`: a run becomes folders for transformers, ONNX and sentence-transformers.
+"""`export_run`: a run becomes folders for transformers, ONNX and others. Writes none of them (writers.py).
 
-Writes none itself (writers.py). Each is compared with the run before it is kept. Everything is written into a
-folder aside and moved to its place at the end: an export that fails leaves nothing behind.
+Each is compared with the run before it is kept. Everything is written into a folder aside and moved to its
+place at the end: an export that fails leaves nothing behind.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Sample rows of every task: sequences, the rows that its heads read, and our outputs.
+"""Sample rows of every task, and our outputs for them. Not the comparison (parity.py).
 
-Not the comparison (parity.py). Rows come from the dev splits in the run's cache. Where those are not there, a
-few built-in sentences stand in.
+Rows come from the dev splits in the run's cache. Where those are not there, a few built-in sentences stand
+in.
 
 Shape legend: S sequences, T their tokens, K supervised rows, C outputs of a term.
 """

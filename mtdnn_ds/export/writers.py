@@ -1,7 +1,4 @@
-"""Writes the folders of one export and compares each with the run.
-
-Chooses no names, moves nothing (export/run.py).
-"""
+"""Writes the folders of one export and compares each with the run. Moves nothing to its place (run.py)."""
 
 from __future__ import annotations
 

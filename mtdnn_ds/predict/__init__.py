@@ -1,4 +1,1 @@
-"""Prediction with a trained model: texts in, every task's answer out, in one pass of the encoder.
-
-Trains nothing and scores nothing.
-"""
+"""Prediction with a trained model: texts in, every task's answer out. Trains nothing and scores nothing."""

@@ -1,8 +1,8 @@
-"""Batcher: requests that arrive together share one pass of the encoder.
+"""Batcher: requests that arrive together share one pass of the encoder. Not the service (service.py).
 
-One thread owns the model; not the service. The thread takes the oldest request, waits at most
-`max_wait_seconds` for others, and answers as many as hold `max_texts` texts together. If a pass of several
-requests fails, each is answered alone, so that only the one that fails gets the error.
+One thread owns the model. It takes the oldest request, waits at most `max_wait_seconds` for others, and
+answers as many as hold `max_texts` texts together. If a pass of several requests fails, each is answered
+alone, so that only the one that fails gets the error.
 """
 
 from __future__ import annotations

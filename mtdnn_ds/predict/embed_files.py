@@ -1,7 +1,7 @@
-"""embed for files: windows of the input to rows of a .npy or .parquet, written aside and renamed when whole.
+"""embed for files: windows of the input to rows of a .npy or .parquet, which appears when whole. No flags.
 
-No flags. A .npy holds one float32 row for each good row of the input, in their order; a .parquet the same as
-`embedding`, with `id` beside it.
+It is written aside and renamed. A .npy holds one float32 row for each good row of the input, in their order;
+a .parquet the same as `embedding`, with `id` beside it.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Embeddings: what the encoder makes of texts, its first token's hidden state or the mean over all tokens.
+"""Embeddings: what the encoder makes of texts, first token or mean over all. Answers nothing, reads no file.
 
-No answers, no files. They are those that transformers' AutoModel gives.
+They are those that transformers' AutoModel gives.
 
 Shape legend: R rows, S sequences, T tokens, D hidden.
 """

@@ -1,7 +1,7 @@
-"""MultiTaskModel: a trained model in Python, `MultiTaskModel.from_pretrained(path).predict(texts)`.
+"""MultiTaskModel: a trained model in Python, `from_pretrained(path)` and `predict(texts)`. Trains nothing.
 
-Trains nothing. Every text runs through the encoder once for all tasks that read it the same way; with soft
-sharing once for each copy of the encoder.
+Every text runs through the encoder once for all tasks that read it the same way; with soft sharing once for
+each copy of the encoder.
 """
 
 from __future__ import annotations

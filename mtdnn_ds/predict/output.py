@@ -1,8 +1,8 @@
-"""Output files of predict: lines of JSON or CSV, and PartFile, which a killed run leaves for the next one.
+"""Output files of predict: lines of JSON or CSV, and PartFile, which survives a killed run. Knows no model.
 
-No model. OUT.part holds what is written so far, OUT.progress.json how much of it counts: its first `bytes`
-bytes are the answers to the first `windows` windows. Both are durable before the next window, and OUT
-appears, by a rename, when all is there.
+OUT.part holds what is written so far, OUT.progress.json how much of it counts: its first `bytes` bytes are
+the answers to the first `windows` windows. Both are durable before the next window, and OUT appears, by a
+rename, when all is there.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Passes of the encoder: sequences of all views in micro-batches of similar length, outputs of every term.
+"""Passes of the encoder: all views' sequences in micro-batches, outputs of every term. Makes no answers.
 
-No answers. The sequences are sorted by length and cut where the token budget is full, so that attention pads
-next to nothing; every head then reads the same hidden states. An example that is longer than the budget has a
+The sequences are sorted by length and cut where the token budget is full, so that attention pads next to
+nothing; every head then reads the same hidden states. An example that is longer than the budget has a
 micro-batch of its own.
 
 Shape legend: B examples of all sets.

@@ -1,10 +1,9 @@
-"""The HTTP service: POST /predict, GET /health, GET /tasks and a page at /.
+"""The HTTP service: POST /predict, GET /health, GET /tasks and a page at /. Answers no text (batching.py).
 
-Limits and statuses; answers no text itself. Answers come from predict/batching.py.
-
-422  not the JSON that is asked for, a text that cannot be read, an unknown task, a task that cannot read such
-texts 413  more texts than max_texts, a text longer than max_chars, a body longer than both allow 503
-max_queue texts wait already (with Retry-After), or the service is closing
+422  not the JSON that is asked for, a text that cannot be read, an unknown task, or one that cannot read
+     such texts
+413  more texts than max_texts, a text longer than max_chars, a body longer than both allow
+503  max_queue texts wait already (with Retry-After), or the service is closing
 """
 
 from __future__ import annotations

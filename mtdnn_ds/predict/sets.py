@@ -1,6 +1,4 @@
-"""SetOfView: the rows of one view as the sequences and targets that collate lays out, in memory.
-
-Runs no model.
+"""SetOfView: the rows of one view as sequences and targets, in memory. Runs no model.
 
 Shape legend: R rows, E examples (rows, or windows of them), B examples asked for.
 """

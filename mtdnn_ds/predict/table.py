@@ -1,7 +1,7 @@
-"""Input files of predict and embed: csv, tsv, jsonl, parquet with columns, txt with a text a line.
+"""Input files of predict and embed: csv, tsv, jsonl, parquet, txt. Never read as a whole.
 
-Never read as a whole. They are read in windows. A window is a stretch of rows, bad ones included, so that
-windows are the same on every rank and in every run over the same file.
+They have columns, but for txt, which has a text a line, and are read in windows. A window is a stretch of
+rows, bad ones included, so that windows are the same on every rank and in every run over the same file.
 """
 
 from __future__ import annotations

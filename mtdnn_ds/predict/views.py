@@ -1,8 +1,8 @@
-"""Views: the different sequences that the asked tasks make of one row, and the checks of its cells.
+"""Views: the sequences that the asked tasks make of one row, and the checks of its cells. Runs no model.
 
-Runs no model. Tasks that read the same columns in the same way share a view, so its sequences run through the
-encoder once for all of them. Where tasks have encoders of their own (soft and low-rank sharing), each group
-of tasks has views of its own. Tokens are cut by data/cache/tokenize.py.
+Tasks that read the same columns in the same way share a view, so its sequences run through the encoder once
+for all of them. Where tasks have encoders of their own (soft and low-rank sharing), each group of tasks has
+views of its own. Tokens are cut by data/cache/tokenize.py.
 """
 
 from __future__ import annotations

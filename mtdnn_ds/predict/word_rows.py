@@ -1,8 +1,7 @@
-"""Sequences of which the first token of each word is asked about, of texts or of lists of words.
+"""Sequences of which the first token of each word is asked about. No labels, no tags.
 
-No labels, no tags. A text is cut into words at blanks and punctuation (`WORD`), as the tagged corpora are:
-"Mr. Smith's dog" has Mr . Smith's dog. A word without a token (invisible characters), or cut off by
-max_length, is not asked about.
+A text is cut into words at blanks and punctuation (`WORD`), as the tagged corpora are: "Mr. Smith's dog" has
+Mr . Smith's dog. A word without a token (invisible characters), or cut off by max_length, is not asked about.
 
 Shape legend: R rows, B rows asked for, N words of all rows, K words asked about.
 """

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -389,6 +390,22 @@ def test_onnx_of_other_kinds(others: tuple[str, Path, dict[str, ExportedFolder]]
     ):
         export_run(others[0], str(tmp_path / "san"), format="onnx", task="rte")
     assert not (tmp_path / "san").exists()
+
+
+@pytest.mark.parametrize("format", ["onnx", "all"])
+def test_without_its_packages_no_graph_is_begun(
+    others: tuple[str, Path, dict[str, ExportedFolder]],
+    tmp_path: Path,
+    format: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    with pytest.raises(
+        ConfigError,
+        match=rf"--format {format}: the package onnxscript is missing; .*pip install 'mtdnn_ds\[export\]'",
+    ):
+        export_run(others[0], str(tmp_path / "out"), format=format)
+    assert not (tmp_path / "out").exists()
 
 
 def test_onnx_of_one_task_has_its_output_alone(encoders: Mapping[str, Path], tmp_path: Path) -> None:
