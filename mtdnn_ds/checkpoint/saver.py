@@ -1,11 +1,11 @@
-"""A run's saves as its recipe says: when the last one is complete, which step is safe, what a failed one means.
+"""A run's saves as its recipe says: when one is complete, which step is safe, what a failed one means.
 
 Writes nothing itself (checkpoint/save.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
 from pathlib import Path
 from time import perf_counter
 from typing import Any, Literal
@@ -13,6 +13,8 @@ from typing import Any, Literal
 from mtdnn_ds import dist
 from mtdnn_ds.checkpoint.save import Also, PendingSave, begin_save, complete_save
 from mtdnn_ds.files import SaveFailed
+
+log = logging.getLogger(__name__)
 
 OnError = Literal["stop", "continue"]
 
@@ -32,11 +34,10 @@ class Saver:
         on_error: OnError,
         in_background: bool,
         step: int,
-        say: Callable[[str], None],
     ) -> None:
         """`step`: of the checkpoint that the run went on from, 0 for a new run."""
         self._engine, self._checkpoints, self._keep_last = engine, checkpoints, keep_last
-        self._on_error, self._in_background, self._say = on_error, in_background, say
+        self._on_error, self._in_background = on_error, in_background
         self._pending: PendingSave | None = None
         self._began = 0.0  # perf_counter of the pending one
         self.saved_step = step  # of the newest checkpoint that is whole
@@ -90,7 +91,7 @@ class Saver:
         assert self._pending is not None
         pending, self._pending = self._pending, None
         for note in complete_save(pending):
-            self._say(note)
+            log.info(note)
 
         self.saved_step = pending.step
         self.longest_seconds = max(self.longest_seconds, perf_counter() - self._began)
@@ -99,6 +100,4 @@ class Saver:
         if must or self._on_error == "stop":
             raise error
         for problem in error.problems:
-            self._say(
-                f"{problem}; going on (train.on_save_error=continue), and saving again at the next time"
-            )
+            log.info(f"{problem}; going on (train.on_save_error=continue), and saving again at the next time")
