@@ -9,8 +9,7 @@ theirs   transformers' BertModel on batches padded to their longest example, one
 Both sides: the same examples in the same batches (drawn evenly from the dev rows of all tasks), the same
 weights, objective, dtype and torch.optim.AdamW. Before timing, their losses on the first batch must agree.
 Sides take turns (A B, B A, ...), so a machine that slows down slows both; batches are made before timing on
-both sides, which favours theirs, since its collator would run in the training loop. Speeds are of real
-tokens.
+both sides, which favours theirs, since its collator would run in the training loop. Tokens are real ones.
 """
 
 from __future__ import annotations

@@ -24,8 +24,7 @@ from mtdnn_ds.model.encoder import PackedEncoder
 class CopiedEncoder(nn.Module):
     """Copies of a PackedEncoder with its interface; copy c reads `batch.parts[c]`.
 
-    Every copy runs in every forward, in one order on all ranks: the loader gives a copy without sequences a
-    filler.
+    Every copy runs in every forward, in one order on all ranks: the loader gives an idle copy a filler.
     """
 
     def __init__(self, encoder: PackedEncoder, groups: Sequence[str]) -> None:

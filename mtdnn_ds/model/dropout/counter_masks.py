@@ -10,8 +10,7 @@ neighbouring columns, 16 bits each, the lowest first:
     draw (row, c)  16 bits at 16 (c mod 4) of mix(row start + (c // 4) * GOLDEN), as an integer from -2^15
     dropped        draw < round(p 2^16) - 2^15
 
-Everything is int64 arithmetic modulo 2^64, so CPUs and GPUs have the same masks. Nothing waits for the
-device.
+Everything is int64 arithmetic modulo 2^64, so CPUs and GPUs have the same masks. Nothing waits.
 
 Shape legend: T tokens, S sequences, R rows, K supervised rows, N heads, L longest sequence, D columns.
 """

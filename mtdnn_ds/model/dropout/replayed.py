@@ -14,8 +14,7 @@ from typing import Any
 class Replayed:
     """Values by name.
 
-    Names may be given other values, but no value may change itself: a checkpointed layer keeps a shallow
-    copy.
+    Names may be given other values, but no value may change: a checkpointed layer keeps a shallow copy.
     """
 
     def __init__(self) -> None:

@@ -108,8 +108,7 @@ def _load_own(head: MaskedLMHead, path: str, *, trust_remote_code: bool) -> str 
     if any(not name.startswith(below) for name in report["missing_keys"]):
         return "the checkpoint has no masked-language-model head"
 
-    # Weights that fit by name and shape are taken on trial: only equal logits show that the heads are the
-    # same.
+    # Weights that fit by name and shape are taken on trial: only equal logits show that heads are the same.
     own = {name: tensor for name, tensor in theirs.state_dict().items() if not name.startswith(below)}
     before = {name: tensor.clone() for name, tensor in head.state_dict().items()}
     head.load_state_dict(_matched(own, head))

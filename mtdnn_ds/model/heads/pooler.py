@@ -59,8 +59,7 @@ def take_pooler(
     pooler: nn.Module | None = getattr(model, "pooler", None)
     if pooler is None:
         # Hugging Face's sequence classifiers for these encoders name their activation in the config:
-        # "pooler_hidden_act" (DeBERTa) or "summary_activation" (ELECTRA: gelu). Without either it is BERT's
-        # tanh.
+        # "pooler_hidden_act" (DeBERTa) or "summary_activation" (ELECTRA: gelu). Else it is BERT's tanh.
         named = (getattr(config, "pooler_hidden_act", None), getattr(config, "summary_activation", None))
         activation = named[0] or named[1] or "tanh"
         pooler = FirstTokenPooler(nn.Linear(config.hidden_size, config.hidden_size), ACT2FN[activation])
