@@ -77,14 +77,18 @@ def quac_f1(predictions: Answers, references: Sequence[Answers]) -> float:
     scores = []
     for prediction, answers in zip(predictions, references, strict=True):
         known = _majority(answers)
-        people = (
-            _mean(max(text_f1(mine, other) for other in _without(known, i)) for i, mine in enumerate(known))
-            if len(known) > 1
-            else 1.0
-        )
-        if people >= _QUAC_AGREEMENT:
+        if _agreement(known) >= _QUAC_AGREEMENT:
             scores.append(_one_left_out(prediction, known, _quac_pair))
     return _mean(scores)
+
+
+def _agreement(answers: Answers) -> float:
+    """How well people's answers to one question agree: each one's best F1 with another, on average."""
+    if len(answers) < 2:
+        return 1.0
+    return _mean(
+        max(text_f1(mine, other) for other in _without(answers, i)) for i, mine in enumerate(answers)
+    )
 
 
 def _mean(scores: object) -> float:
@@ -117,4 +121,6 @@ def _majority(answers: Answers) -> Answers:
 
 
 def _quac_pair(prediction: str, answer: str) -> float:
-    return float(prediction == CANNOT_ANSWER) if answer == CANNOT_ANSWER else text_f1(prediction, answer)
+    if answer == CANNOT_ANSWER:
+        return float(prediction == CANNOT_ANSWER)
+    return text_f1(prediction, answer)

@@ -114,9 +114,11 @@ def glue_table(metrics: Mapping[str, Mapping[str, float]]) -> str | None:
     scores = glue_scores(metrics)
     if not scores:
         return None
+
     cells = [(known.title, _cell(task, metrics.get(task, {}))) for task, known in GLUE_TASKS.items()]
     whole = len(scores) == len(GLUE_TASKS)
     cells.append(("score" if whole else "average", f"{100 * glue_score(scores):.1f}"))
+
     widths = [max(len(title), len(value)) for title, value in cells]
     lines = [
         "  ".join(cell[row].ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip()
@@ -127,6 +129,7 @@ def glue_table(metrics: Mapping[str, Mapping[str, float]]) -> str | None:
             f"average of {len(scores)} of {len(GLUE_TASKS)} tasks, not the GLUE score; missing: "
             f"{', '.join(_missing(scores))}"
         )
+
     for task, known in GLUE_TASKS.items():
         absent = [name for name in known.metrics if name not in metrics.get(task, {})]
         if task in metrics and absent and task not in scores:

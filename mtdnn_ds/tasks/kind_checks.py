@@ -18,54 +18,54 @@ def kind_problems(where: str, settings: TaskSettings, labels: Sequence[str]) -> 
 
 
 def _token_classification(settings: TaskSettings, labels: Sequence[str]) -> Iterator[str]:
-    wrong = [label for label in labels if label != "O" and not (label[:2] in ("B-", "I-") and label[2:])]
+    yield from _bio_problems(labels)
+
+    files = settings.files or {}
+    suffixes = {split: Path(file).suffix.lower() for split, file in files.items()}
+    for split, suffix in suffixes.items():
+        if suffix in (".csv", ".tsv"):
+            yield (
+                f"files.{split}={files[split]}: its cells are texts, not lists of words; "
+                "use .conll, .jsonl or .parquet"
+            )
+    if ".conll" in suffixes.values():
+        yield from _named_columns("text_columns", settings.text_columns or ())
+        if settings.label_column is not None:
+            yield from _named_columns("label_column", [settings.label_column])
+
+
+def _bio_problems(labels: Sequence[str]) -> Iterator[str]:
+    entities = [label for label in labels if label[:2] in ("B-", "I-") and label[2:]]
+    wrong = [label for label in labels if label != "O" and label not in entities]
     if wrong:
         yield (
             f"labels: '{wrong[0]}' is no BIO label; they are O, and B-NAME and I-NAME for each kind of entity"
         )
     if labels and "O" not in labels:
         yield "labels: O is missing, the label of words outside every entity"
-    missing = [
-        f"{other}-{label[2:]}"
-        for label in labels
-        for other in ("B", "I")
-        if label[:2] in ("B-", "I-") and label[2:]
-    ]
-    missing = [label for label in dict.fromkeys(missing) if label not in labels]
+
+    wanted = dict.fromkeys(f"{other}-{label[2:]}" for label in entities for other in ("B", "I"))
+    missing = [label for label in wanted if label not in labels]
     if missing:
+        verb = "is" if len(missing) == 1 else "are"
+        yield f"labels: {', '.join(missing)} {verb} missing; every kind of entity has B-NAME and I-NAME"
+
+
+def _named_columns(key: str, columns: Sequence[str]) -> Iterator[str]:
+    named = [column for column in columns if COLUMN_NUMBER.fullmatch(column) is None]
+    if named:
         yield (
-            f"labels: {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing; every kind of "
-            "entity has B-NAME and I-NAME"
+            f"{key}={named[0]}: columns of a .conll file have numbers; "
+            "remove the key (word 0, tag -1, the last), or give a number"
         )
-    suffixes = {split: Path(file).suffix.lower() for split, file in (settings.files or {}).items()}
-    for split, suffix in suffixes.items():
-        if suffix in (".csv", ".tsv"):
-            yield (
-                f"files.{split}={(settings.files or {})[split]}: its cells are texts, not lists of words; "
-                "use .conll, .jsonl or .parquet"
-            )
-    if ".conll" in suffixes.values():
-        for key, columns in (
-            ("text_columns", settings.text_columns),
-            ("label_column", [settings.label_column]),
-        ):
-            named = [
-                column
-                for column in columns or ()
-                if column is not None and COLUMN_NUMBER.fullmatch(column) is None
-            ]
-            if named:
-                yield (
-                    f"{key}={named[0]}: columns of a .conll file have numbers; remove the key (word 0, tag "
-                    "-1, the last), or give a number"
-                )
 
 
 def _multiple_choice(settings: TaskSettings, labels: Sequence[str]) -> Iterator[str]:
+    taken = dict.fromkeys(settings.text_columns or (), "a text")
+    if settings.label_column:
+        taken[settings.label_column] = "the label"
+
     choices = settings.choice_columns or []
-    taken = {column: "a text" for column in settings.text_columns or ()} | (
-        {settings.label_column: "the label"} if settings.label_column else {}
-    )
     for column in dict.fromkeys(choices):
         if choices.count(column) > 1:
             yield f"choice_columns: '{column}' stands twice"

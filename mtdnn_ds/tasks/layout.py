@@ -135,7 +135,9 @@ def terms_of_spec(spec: TaskSpec) -> tuple[tuple[str, str, int], ...]:
     """(suffix, form, number of outputs) of each term of a task, its main one first."""
     if spec.custom is not None:
         return (("", spec.kind, spec.custom.num_outputs(spec)),)
+
     num_labels = len(spec.labels)
+    next_sentence = [("next_sentence", "class", 2)] if spec.options.get("next_sentence") else []
     return {
         "classification": (("", "san" if spec.head == "san" else "class", num_labels),),
         "regression": (("", "score", 1),),
@@ -144,10 +146,7 @@ def terms_of_spec(spec: TaskSpec) -> tuple[tuple[str, str, int], ...]:
         "token_classification": (("", "tag", num_labels),),
         "span": (("", "span", 2),),
         "conversational_span": (("", "span", 2), ("answer_type", "class", len(ANSWER_TYPES))),
-        "masked_lm": (
-            ("", "masked_token", 0),
-            *((("next_sentence", "class", 2),) if spec.options.get("next_sentence") else ()),
-        ),
+        "masked_lm": (("", "masked_token", 0), *next_sentence),
         "similarity": (("", "contrastive" if spec.objective == "contrastive" else "cosine", 0),),
     }[spec.kind]
 
@@ -158,24 +157,25 @@ def head_layout(specs: Sequence[TaskSpec]) -> HeadLayout:
     for task, spec in enumerate(specs):
         for suffix, form, num_outputs in terms_of_spec(spec):
             head, reads, unit = _head_of(spec, form)
-            first = sum(term.num_outputs for term in terms if term.head == head)
-            terms.append(
-                Term(
-                    task=task,
-                    suffix=suffix,
-                    form=form,
-                    head=head,
-                    reads=reads,
-                    unit=unit,
-                    first_column=first,
-                    num_outputs=num_outputs,
-                )
+            term = Term(
+                task=task,
+                suffix=suffix,
+                form=form,
+                head=head,
+                reads=reads,
+                unit=unit,
+                first_column=sum(other.num_outputs for other in terms if other.head == head),
+                num_outputs=num_outputs,
             )
+            terms.append(term)
     return HeadLayout(task_names=tuple(spec.name for spec in specs), terms=tuple(terms))
 
 
 def _head_of(spec: TaskSpec, form: str) -> tuple[str, Reads, Unit]:
     if spec.custom is None:
-        return FORMS[form].head, HEAD_READS[FORMS[form].head], FORMS[form].unit
+        head = FORMS[form].head
+        return head, HEAD_READS[head], FORMS[form].unit
+
     # A kind of the user's own reads columns of a bank, unless it brings a head.
-    return spec.custom.reads if spec.custom.head is None else f"{spec.kind}_head", spec.custom.reads, "row"
+    reads = spec.custom.reads
+    return (reads if spec.custom.head is None else f"{spec.kind}_head"), reads, "row"

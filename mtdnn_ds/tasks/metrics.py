@@ -33,13 +33,9 @@ from mtdnn_ds.tasks.spec import CustomKind, Kind
 def _accuracy(predictions: Any, labels: Any) -> float:
     # Candidates of queries have scores: the best one must be relevant. All others have classes or numbers of
     # choices.
-    return float(
-        np.mean(
-            predictions == labels
-            if _are_numbers(predictions)
-            else first_relevant_ranks(predictions, labels) == 1
-        )
-    )
+    if _are_numbers(predictions):
+        return float(np.mean(predictions == labels))
+    return float(np.mean(first_relevant_ranks(predictions, labels) == 1))
 
 
 def _f1(predictions: NDArray, labels: NDArray) -> float:

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 from mtdnn_ds.config.errors import ConfigError
 from mtdnn_ds.tasks.kinds import KINDS
@@ -31,8 +30,8 @@ def load_plugins(paths: Sequence[str]) -> dict[str, CustomKind]:
         for kind in _kinds_in(path, problems):
             if kind.name in RESERVED:
                 problems.append(
-                    f"plugins: {path}: '{kind.name}' is the name of a built-in kind or loss; give yours "
-                    "another one"
+                    f"plugins: {path}: '{kind.name}' is the name of a built-in kind or loss; "
+                    "give yours another one"
                 )
             elif kind.name in kinds:
                 also = "there" if owners[kind.name] == path else f"in {owners[kind.name]}"
@@ -41,6 +40,7 @@ def load_plugins(paths: Sequence[str]) -> dict[str, CustomKind]:
                 )
             kinds.setdefault(kind.name, kind)
             owners.setdefault(kind.name, path)
+
     if problems:
         raise ConfigError(problems)
     return kinds
@@ -108,11 +108,16 @@ def _defined(module: ModuleType, path: str, problems: list[str]) -> list[CustomK
             f"plugins: {path}: {what}; write one of KIND = CustomKind(...) and KINDS = [CustomKind(...), ...]"
         )
         return []
-    listed: Any = [one] if one is not None else several
-    name = "KIND" if one is not None else "KINDS"
+
+    name, listed = ("KIND", [one]) if one is not None else ("KINDS", several)
     if not isinstance(listed, (list, tuple)) or not listed:
         problems.append(f"plugins: {path}: KINDS must be a list of CustomKind(...), not {listed!r}")
         return []
-    wrong = [each for each in listed if not isinstance(each, CustomKind)]
-    problems += [f"plugins: {path}: {name} holds a {type(each).__name__}, not a CustomKind" for each in wrong]
-    return [each for each in listed if isinstance(each, CustomKind)]
+
+    kinds = []
+    for each in listed:
+        if isinstance(each, CustomKind):
+            kinds.append(each)
+        else:
+            problems.append(f"plugins: {path}: {name} holds a {type(each).__name__}, not a CustomKind")
+    return kinds

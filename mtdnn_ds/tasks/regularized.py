@@ -25,22 +25,29 @@ def regularized_tasks(
 
     Only freelb, which needs nothing but a task's own loss, applies to every kind. Raises ConfigError.
     """
-    can = [
-        spec.name
-        for spec in specs
-        if name == "freelb" or any(form in COMPARABLE_FORMS for _, form, _ in terms_of_spec(spec))
-    ]
-    chosen = [spec.name for spec in specs if spec.name in (can if wanted is None else wanted)]
-    cannot = [f"{spec.name} ({spec.kind})" for spec in specs if spec.name not in can]
-    refused = [f"{spec.name} ({spec.kind})" for spec in specs if spec.name in chosen and spec.name not in can]
-    if refused or not chosen:
+    fitting = [spec for spec in specs if name == "freelb" or _is_comparable(spec)]
+    chosen = fitting if wanted is None else [spec for spec in specs if spec.name in wanted]
+    others = [f"{spec.name} ({spec.kind})" for spec in specs if spec not in fitting]
+    refused = [f"{spec.name} ({spec.kind})" for spec in chosen if spec not in fitting]
+
+    if refused:
         raise ConfigError(
-            f"regularizer.name={name}: has no rule for the predictions of {', '.join(refused or cannot)}; "
-            + ("take them out of regularizer.tasks, or " if refused else "")
-            + "set regularizer.name to freelb, which needs none, or to none"
+            f"regularizer.name={name}: has no rule for the predictions of {', '.join(refused)}; "
+            "take them out of regularizer.tasks, or set regularizer.name to freelb, which needs none, or to none"
         )
-    if wanted is None and cannot:
-        return tuple(chosen), (
-            f"regularizer {name} does not apply to {', '.join(cannot)}: it has no rule for their predictions",
+    if not chosen:
+        raise ConfigError(
+            f"regularizer.name={name}: has no rule for the predictions of {', '.join(others)}; "
+            "set regularizer.name to freelb, which needs none, or to none"
         )
-    return tuple(chosen), ()
+
+    notes: tuple[str, ...] = ()
+    if wanted is None and others:
+        notes = (
+            f"regularizer {name} does not apply to {', '.join(others)}: it has no rule for their predictions",
+        )
+    return tuple(spec.name for spec in chosen), notes
+
+
+def _is_comparable(spec: TaskSpec) -> bool:
+    return any(form in COMPARABLE_FORMS for _, form, _ in terms_of_spec(spec))

@@ -20,9 +20,16 @@ from mtdnn_ds.tasks.spec import TaskSpec
 Features = Mapping[str, Mapping[str, Any]]
 
 _TEXTS = (
-    ("sentence1", "sentence2"), ("premise", "hypothesis"), ("question1", "question2"), ("question", "sentence"), ("text1", "text2"),
-    ("text_a", "text_b"), ("sentence1",), ("sentence",), ("text",),
-)  # fmt: skip
+    ("sentence1", "sentence2"),
+    ("premise", "hypothesis"),
+    ("question1", "question2"),
+    ("question", "sentence"),
+    ("text1", "text2"),
+    ("text_a", "text_b"),
+    ("sentence1",),
+    ("sentence",),
+    ("text",),
+)
 _TEXTS_OF_KIND: Mapping[str, Sequence[tuple[str, ...]]] = {
     "multiple_choice": (("inputs",), ("question",), ("context",)),
     "token_classification": (("tokens",), ("words",)),
@@ -69,24 +76,22 @@ def completed(settings: TaskSettings) -> TaskSettings:
         return settings  # said where the folder is opened
     if splits is None:
         return settings
-    found: dict[str, Any] = {}
-    if settings.splits is None and splits and (named := _named(splits)):
-        found["splits"] = named
+
     kind = settings.kind or _kind(features)
-    found |= {"kind": kind} if kind != settings.kind else {}
-    if settings.text_columns is None and (texts := _first(_TEXTS_OF_KIND.get(kind or "", _TEXTS), features)):
-        found["text_columns"] = list(texts)
-    if settings.choice_columns is None and kind == "multiple_choice" and (choices := _choices(features)):
-        found["choice_columns"] = choices
     label_column = settings.label_column
     if label_column is None:
-        label_column = next(
-            (name for name in _LABELS_OF_KIND.get(kind or "", _LABELS) if name in features), None
-        )
-        found |= {"label_column": label_column} if label_column else {}
-    names = _class_names(features.get(label_column or "", {}))
-    if settings.labels is None and names and (kind is None or kind not in KINDS or KINDS[kind].has_classes):
-        found["labels"] = list(names)
+        label_column = _present(_LABELS_OF_KIND.get(kind or "", _LABELS), features)
+    recognised: dict[str, Any] = {
+        "splits": _named(splits),
+        "kind": kind,
+        "text_columns": list(_first(_TEXTS_OF_KIND.get(kind or "", _TEXTS), features)),
+        "choice_columns": _choices(features) if kind == "multiple_choice" else [],
+        "label_column": label_column,
+    }
+    if kind is None or kind not in KINDS or KINDS[kind].has_classes:
+        recognised["labels"] = list(_class_names(features.get(label_column or "", {})))
+
+    found = {key: value for key, value in recognised.items() if value and getattr(settings, key) is None}
     return settings.model_copy(update=found)
 
 
@@ -95,71 +100,88 @@ def choices_made(recipe: Recipe, specs: Collection[TaskSpec]) -> list[str]:
     lines = []
     for spec in specs:
         settings = recipe.tasks.get(spec.name)
-        full = settings if settings is None else completed(settings)
-        if settings is None or full is None or full == settings:
+        if settings is None or completed(settings) == settings:
             continue
-        parts = [
+        chosen = [
             f"{key}: {_written(value)}"
-            for key, value in full
+            for key, value in completed(settings)
             if value is not None and getattr(settings, key) is None
         ]
-        lines.append(f"tasks.{spec.name}: as {settings.dataset} names them: {'; '.join(parts)}")
+        lines.append(f"tasks.{spec.name}: as {settings.dataset} names them: {'; '.join(chosen)}")
     return lines
 
 
 def _written(value: object) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{ours} = {theirs}" for ours, theirs in value.items())
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return str(value)
 
 
 def _features(folder: Path, splits: Sequence[str] | None) -> Features:
     """Features of the training split; all splits of a DatasetDict have equal ones."""
-    inner = "train" if splits and "train" in splits else splits[0] if splits else ""
+    names = splits or ("",)
+    inner = "train" if "train" in names else names[0]
     path = folder / inner / "dataset_info.json"
     features = json.loads(path.read_text(encoding="utf-8"))["features"] if path.is_file() else {}
-    if not isinstance(features, dict) or not all(
-        isinstance(feature, dict | list) for feature in features.values()
-    ):
+
+    if not isinstance(features, dict):
         raise TypeError("features: must be a mapping")
-    return {
-        name: feature if isinstance(feature, dict) else {"feature": feature[0], "_type": "List"}
-        for name, feature in features.items()
-    }
+    described = {}
+    for name, feature in features.items():
+        if isinstance(feature, dict):
+            described[name] = feature
+        elif isinstance(feature, list) and feature:
+            described[name] = {"feature": feature[0], "_type": "List"}
+        else:
+            raise TypeError("features: must be a mapping")
+    return described
 
 
 def _named(names: Sequence[str]) -> dict[str, str]:
-    """{ours: theirs} of the usual names: train, validation or dev, test; validation_matched becomes dev,
-    validation_mismatched dev_mismatched."""
-    splits = {"train": "train"} if "train" in names else {}
+    """{ours: theirs} of the usual names: train, validation or dev, test.
+
+    validation_matched becomes dev, validation_mismatched dev_mismatched.
+    """
+    if "train" not in names:
+        return {}
+    splits = {"train": "train"}
     for ours, words in (("dev", ("validation", "valid", "val", "dev")), ("test", ("test",))):
         for name in names:
             word = next((word for word in words if name == word or name.startswith(f"{word}_")), None)
-            if word is not None:
-                splits[
-                    ours
-                    if ours not in splits
-                    else f"{ours}_{re.sub('[^A-Za-z0-9]+', '_', name.removeprefix(f'{word}_'))}"
-                ] = name
-    return splits if "train" in splits else {}
+            if word is None:
+                continue
+            if ours not in splits:
+                splits[ours] = name
+            else:
+                rest = re.sub("[^A-Za-z0-9]+", "_", name.removeprefix(f"{word}_"))
+                splits[f"{ours}_{rest}"] = name
+    return splits
 
 
 def _kind(features: Features) -> str | None:
     """The kind that columns and the type of the labels mean without a doubt; None if it must be said."""
-    if "tokens" in features and any(
-        _is_list(features.get(name, {})) for name in _LABELS_OF_KIND["token_classification"]
-    ):
+    tags = _LABELS_OF_KIND["token_classification"]
+    if "tokens" in features and any(_is_list(features.get(name, {})) for name in tags):
         return "token_classification"
     if "inputs" in features and len(_choices(features)) > 1 and "labels" in features:
         return "multiple_choice"
     if {"question", "context", "answers"} <= features.keys():
         return "span"
-    label = next((features[name] for name in _LABELS if name in features), {})
-    if label.get("_type") == "ClassLabel" and _first(_TEXTS, features):
+
+    if not _first(_TEXTS, features):
+        return None
+    label = features.get(_present(_LABELS, features) or "", {})
+    if label.get("_type") == "ClassLabel":
         return "classification"
-    return (
-        "regression" if str(label.get("dtype", "")).startswith("float") and _first(_TEXTS, features) else None
-    )
+    if str(label.get("dtype", "")).startswith("float"):
+        return "regression"
+    return None
+
+
+def _present(names: Sequence[str], features: Features) -> str | None:
+    return next((name for name in names if name in features), None)
 
 
 def _first(known: Sequence[tuple[str, ...]], features: Features) -> tuple[str, ...]:
@@ -167,11 +189,10 @@ def _first(known: Sequence[tuple[str, ...]], features: Features) -> tuple[str, .
 
 
 def _choices(features: Features) -> list[str]:
-    numbered = sorted(
-        (name for name in features if _CHOICE.fullmatch(name)),
-        key=lambda name: int(name.removeprefix("choice")),
-    )
-    return numbered or [name for name in ("choices_list", "choices") if _is_list(features.get(name, {}))][:1]
+    numbered = [name for name in features if _CHOICE.fullmatch(name)]
+    if numbered:
+        return sorted(numbered, key=lambda name: int(name.removeprefix("choice")))
+    return [name for name in ("choices_list", "choices") if _is_list(features.get(name, {}))][:1]
 
 
 def _is_list(feature: Mapping[str, Any]) -> bool:
@@ -182,8 +203,6 @@ def _class_names(feature: Mapping[str, Any]) -> Sequence[str]:
     """Names of a ClassLabel, or of a list of them."""
     inner = feature.get("feature") if _is_list(feature) else feature
     names = inner.get("names") if isinstance(inner, dict) else None
-    return (
-        names
-        if isinstance(names, list) and len(names) > 1 and all(isinstance(name, str) for name in names)
-        else ()
-    )
+    if not isinstance(names, list) or len(names) < 2:
+        return ()
+    return names if all(isinstance(name, str) for name in names) else ()

@@ -58,11 +58,10 @@ def share(
     task a group of its own."""
     if mode == "hard":
         return HARD
-    members = (
-        {name: tuple(own) for name, own in groups.items()}
-        if groups is not None
-        else {name: (name,) for name in tasks}
-    )
+
+    if groups is None:
+        groups = {name: (name,) for name in tasks}
+    members = {name: tuple(own) for name, own in groups.items()}
     group_of = {task: index for index, own in enumerate(members.values()) for task in own}
     return Sharing(
         mode=mode,
