@@ -9,12 +9,13 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from filelock import FileLock
 from helpers.processes import ROOT
+from helpers.said import logged
 from helpers.tiny_encoders import write_tiny_encoder
 
 # Before torch, transformers and deepspeed are imported anywhere. A waiting OpenMP thread that spins makes every other process crawl.
@@ -56,6 +57,13 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
     if session.config.getoption("--no-skips") and reporter is not None and reporter.stats.get("skipped"):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.fixture
+def said() -> Iterator[list[str]]:
+    """What the package logs in the test, line by line."""
+    with logged() as lines:
+        yield lines
 
 
 @pytest.fixture(scope="session")

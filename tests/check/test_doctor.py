@@ -150,7 +150,8 @@ def test_a_rank_that_cannot_join_says_where_it_tried() -> None:
         "MASTER_PORT": "1",
     }
     program = (
-        "import sys; from datetime import timedelta; from mtdnn_ds.commands import doctor; doctor.JOIN_TIMEOUT = timedelta(seconds=3); "
+        "import sys; from datetime import timedelta; from mtdnn_ds.check.doctor import cluster; from mtdnn_ds.commands import doctor; "
+        "cluster.JOIN_TIMEOUT = timedelta(seconds=3); "
         "sys.exit(doctor.run(output_dir='/tmp', gpu=False, log_level='error'))"
     )
     result = run_command(["-c", program], CROSS_RANK="0", CROSS_SIZE="1", **environment)

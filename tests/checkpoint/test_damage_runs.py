@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.fault_runs import exact, write_base
+from helpers.fault_runs import exact, write_run_files
 from helpers.processes import run_jobs, write_json, zero_config
 
 from mtdnn_ds.checkpoint.find import find_checkpoint
@@ -121,9 +121,9 @@ CONTINUED = {1: "truncated shard", 2: "flipped byte", 3: "missing rank file"}
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory, official_files: Path, tiny_encoder: Path) -> Path:
+def run_files(tmp_path_factory: pytest.TempPathFactory, official_files: Path, tiny_encoder: Path) -> Path:
     """A run of two ranks for each stage, with checkpoints of steps 3 and 6."""
-    folder = write_base(
+    folder = write_run_files(
         tmp_path_factory.mktemp("damage"), official_files, tiny_encoder, steps=6, save_every=3, eval_every=0
     )
     run_jobs([job(folder, stage) for stage in STAGES], folder, 2)
@@ -144,10 +144,10 @@ def job(folder: Path, stage: int, **changes: Any) -> dict[str, Any]:
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("kind", KINDS)
 def test_damage_is_noticed_and_named_and_the_one_before_is_used(
-    base: Path, tmp_path: Path, kind: str, stage: int
+    run_files: Path, tmp_path: Path, kind: str, stage: int
 ) -> None:
     damage, step, said = KINDS[kind]
-    folder = shutil.copytree(base / f"run_{stage}" / "checkpoints", tmp_path / "checkpoints")
+    folder = shutil.copytree(run_files / f"run_{stage}" / "checkpoints", tmp_path / "checkpoints")
     damage(folder, MODEL[stage])
     found = find_checkpoint(folder)
     assert found is not None
@@ -157,14 +157,17 @@ def test_damage_is_noticed_and_named_and_the_one_before_is_used(
 
 
 @pytest.fixture(scope="module")
-def continued(base: Path) -> dict[str, str]:
+def continued(run_files: Path) -> dict[str, str]:
     """A copy of each run with its newest checkpoint damaged, started again."""
     for stage, kind in CONTINUED.items():
-        copy = shutil.copytree(base / f"run_{stage}", base / f"damaged_{stage}")
+        copy = shutil.copytree(run_files / f"run_{stage}", run_files / f"damaged_{stage}")
         KINDS[kind][0](copy / "checkpoints", MODEL[stage])
     return run_jobs(
-        [job(base, stage, output_dir=str(base / f"damaged_{stage}"), resume="auto") for stage in STAGES],
-        base,
+        [
+            job(run_files, stage, output_dir=str(run_files / f"damaged_{stage}"), resume="auto")
+            for stage in STAGES
+        ],
+        run_files,
         2,
     )
 
@@ -172,19 +175,19 @@ def continued(base: Path) -> dict[str, str]:
 @pytest.mark.distributed
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_run_with_a_damaged_checkpoint_goes_on_from_the_one_before(
-    base: Path, continued: dict[str, str], stage: int
+    run_files: Path, continued: dict[str, str], stage: int
 ) -> None:
-    ours, said = base / f"damaged_{stage}", continued[f"damaged_{stage}"]
+    ours, said = run_files / f"damaged_{stage}", continued[f"damaged_{stage}"]
     assert KINDS[CONTINUED[stage]][2] in said
     assert "step_6: later than the step this run goes on from; set aside as abandoned_step_6" in said
     assert f"resuming after step 3 of 6 from {ours}/checkpoints/step_3" in said
-    assert exact(ours) == exact(base / f"run_{stage}")
+    assert exact(ours) == exact(run_files / f"run_{stage}")
     assert len(exact(ours)) == 6
 
 
 @pytest.mark.distributed
-def test_best_weights_are_checked_when_they_are_read(base: Path, tmp_path: Path) -> None:
-    folder = shutil.copytree(base / "run_2" / "best" / "average", tmp_path / "average")
+def test_best_weights_are_checked_when_they_are_read(run_files: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(run_files / "run_2" / "best" / "average", tmp_path / "average")
     whole = read_weights(folder)
     about = json.loads((folder / "best.json").read_text())
     assert about["sha256"] == hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()

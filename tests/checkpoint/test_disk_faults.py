@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.fault_runs import Outcome, exact, run_forked, scenario, write_base
+from helpers.fault_runs import Outcome, exact, run_forked, scenario, write_run_files
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mtdnn_ds.checkpoint.manifest import damage
@@ -32,29 +32,31 @@ ALONE: dict[str, Any] = {"world_size": 1}
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory, official_files: Path, tiny_encoder: Path) -> Path:
-    return write_base(tmp_path_factory.mktemp("disk"), official_files, tiny_encoder, save_every=3, eval_every=6)
+def run_files(tmp_path_factory: pytest.TempPathFactory, official_files: Path, tiny_encoder: Path) -> Path:
+    return write_run_files(
+        tmp_path_factory.mktemp("disk"), official_files, tiny_encoder, save_every=3, eval_every=6
+    )
 
 
 @pytest.fixture(scope="module")
-def outcomes(base: Path) -> dict[str, Outcome]:
+def outcomes(run_files: Path) -> dict[str, Outcome]:
     """Runs on two ranks of which rank 1 alone cannot write its shard of step 6."""
     limited = [(1, "saving_6", "file_limit 100000")]
     goes_on = {"train__on_save_error": "continue"}
     background = {"train__async_save": "true"}
     runs = {
-        "straight": scenario(base, "straight"),
-        "stops": scenario(base, "stops", *limited),
-        "stops_resumed": scenario(base, "stops", resume="auto"),
-        "continues": scenario(base, "continues", *limited, (1, "step_8", "file_limit -1"), **goes_on),
-        "last_fails": scenario(base, "last_fails", (1, "saving_12", "file_limit 100000"), **goes_on),
-        "straight_async": scenario(base, "straight_async", **background),
-        "async_stops": scenario(base, "async_stops", *limited, **background),
+        "straight": scenario(run_files, "straight"),
+        "stops": scenario(run_files, "stops", *limited),
+        "stops_resumed": scenario(run_files, "stops", resume="auto"),
+        "continues": scenario(run_files, "continues", *limited, (1, "step_8", "file_limit -1"), **goes_on),
+        "last_fails": scenario(run_files, "last_fails", (1, "saving_12", "file_limit 100000"), **goes_on),
+        "straight_async": scenario(run_files, "straight_async", **background),
+        "async_stops": scenario(run_files, "async_stops", *limited, **background),
         "async_continues": scenario(
-            base, "async_continues", *limited, (1, "step_8", "file_limit -1"), **goes_on, **background
+            run_files, "async_continues", *limited, (1, "step_8", "file_limit -1"), **goes_on, **background
         ),
     }
-    return run_forked(runs, base)
+    return run_forked(runs, run_files)
 
 
 def checkpoints(run: Path) -> list[str]:
@@ -72,9 +74,9 @@ def failure(run: Path, step: int) -> str:
 @pytest.mark.distributed
 @pytest.mark.parametrize("name", ["stops", "async_stops"])
 def test_a_shard_that_one_rank_cannot_write_stops_all_ranks(
-    base: Path, outcomes: dict[str, Outcome], name: str
+    run_files: Path, outcomes: dict[str, Outcome], name: str
 ) -> None:
-    ended, run = outcomes[name], base / name
+    ended, run = outcomes[name], run_files / name
     assert ended.codes == [1, 1], ended.said
     for part in (
         *failure(run, 6),
@@ -90,18 +92,20 @@ def test_a_shard_that_one_rank_cannot_write_stops_all_ranks(
 
 
 @pytest.mark.distributed
-def test_a_run_that_stopped_for_its_disk_goes_on_exactly(base: Path, outcomes: dict[str, Outcome]) -> None:
+def test_a_run_that_stopped_for_its_disk_goes_on_exactly(
+    run_files: Path, outcomes: dict[str, Outcome]
+) -> None:
     assert outcomes["stops_resumed"].codes == [0, 0], outcomes["stops_resumed"].said
     assert "resuming after step 3 of 12" in outcomes["stops_resumed"].said[0]
-    assert exact(base / "stops") == exact(base / "straight")
+    assert exact(run_files / "stops") == exact(run_files / "straight")
 
 
 @pytest.mark.distributed
 @pytest.mark.parametrize("name", ["continues", "async_continues"])
 def test_a_run_may_go_on_and_saves_again_at_the_next_time(
-    base: Path, outcomes: dict[str, Outcome], name: str
+    run_files: Path, outcomes: dict[str, Outcome], name: str
 ) -> None:
-    ended, run = outcomes[name], base / name
+    ended, run = outcomes[name], run_files / name
     assert ended.codes == [0, 0], ended.said
     for part in (
         *failure(run, 6),
@@ -109,25 +113,25 @@ def test_a_run_may_go_on_and_saves_again_at_the_next_time(
     ):
         assert part in ended.said[0]
     assert checkpoints(run) == ["step_12", "step_9"]
-    assert exact(run) == exact(base / "straight")
+    assert exact(run) == exact(run_files / "straight")
 
 
 @pytest.mark.distributed
 def test_a_run_whose_last_checkpoint_fails_does_not_end_well(
-    base: Path, outcomes: dict[str, Outcome]
+    run_files: Path, outcomes: dict[str, Outcome]
 ) -> None:
-    ended, run = outcomes["last_fails"], base / "last_fails"
+    ended, run = outcomes["last_fails"], run_files / "last_fails"
     assert ended.codes == [1, 1], ended.said
     assert f"{run}/checkpoints/step_9 is untouched" in ended.said[0]
     assert checkpoints(run) == ["step_6", "step_9"]
 
 
 @pytest.mark.distributed
-def test_an_asynchronous_save_changes_nothing(base: Path, outcomes: dict[str, Outcome]) -> None:
+def test_an_asynchronous_save_changes_nothing(run_files: Path, outcomes: dict[str, Outcome]) -> None:
     assert outcomes["straight_async"].codes == [0, 0], outcomes["straight_async"].said
-    assert exact(base / "straight_async") == exact(base / "straight")
+    assert exact(run_files / "straight_async") == exact(run_files / "straight")
     for step in ("step_9", "step_12"):
-        ours, theirs = (base / run / "checkpoints" / step for run in ("straight_async", "straight"))
+        ours, theirs = (run_files / run / "checkpoints" / step for run in ("straight_async", "straight"))
         assert damage(ours) is None
         for file in sorted(path.name for path in theirs.glob("*.pt")):
             assert_same(load(ours / file), load(theirs / file), file)
@@ -141,37 +145,42 @@ def mount(folder: Path, options: str) -> bool:
 
 
 @pytest.fixture(scope="module")
-def small_disks(base: Path) -> Iterator[dict[str, Outcome]]:
+def small_disks(run_files: Path) -> Iterator[dict[str, Outcome]]:
     """Runs whose folder is a disk of its own, full from step 4 until step 20, from step 4 on, or at a save; or read-only."""
-    disks = {base / "gap": "size=100m", **{base / name: "size=40m" for name in ("log", "first", "no_room")}}
-    disks[base / "read_only" / "checkpoints"] = "ro"
+    disks = {
+        run_files / "gap": "size=100m",
+        **{run_files / name: "size=40m" for name in ("log", "first", "no_room")},
+    }
+    disks[run_files / "read_only" / "checkpoints"] = "ro"
     mounted = [disk for disk, options in disks.items() if mount(disk, options)]
     if len(mounted) < len(disks):
         pytest.skip("a disk that can be filled is a tmpfs of its own, and mounting one takes root")
 
     def fill(name: str, point: str) -> tuple[int, str, str]:
-        return 0, point, f"fill {base / name}"
+        return 0, point, f"fill {run_files / name}"
 
     runs = {
-        "straight_long": scenario(base, "straight_long", **LONG, **ALONE),
+        "straight_long": scenario(run_files, "straight_long", **LONG, **ALONE),
         "gap": scenario(
-            base,
+            run_files,
             "gap",
             fill("gap", "step_4"),
-            (0, "step_20", f"free {base / 'gap'}"),
+            (0, "step_20", f"free {run_files / 'gap'}"),
             train__on_save_error="continue",
             **LONG,
             **ALONE,
         ),
-        "log": scenario(base, "log", fill("log", "step_4"), **LONG, **ALONE),
-        "first": scenario(base, "first", fill("first", "saving_3"), resume="auto", **ALONE),
-        "no_room": scenario(base, "no_room", fill("no_room", "saving_6"), resume="auto", **ALONE),
-        "read_only": scenario(base, "read_only", resume="auto", **ALONE),
+        "log": scenario(run_files, "log", fill("log", "step_4"), **LONG, **ALONE),
+        "first": scenario(run_files, "first", fill("first", "saving_3"), resume="auto", **ALONE),
+        "no_room": scenario(run_files, "no_room", fill("no_room", "saving_6"), resume="auto", **ALONE),
+        "read_only": scenario(run_files, "read_only", resume="auto", **ALONE),
     }
-    (base / "elsewhere").mkdir()
-    (base / "log" / "checkpoints").symlink_to(base / "elsewhere")  # so that the log's disk alone is full
+    (run_files / "elsewhere").mkdir()
+    (run_files / "log" / "checkpoints").symlink_to(
+        run_files / "elsewhere"
+    )  # so that the log's disk alone is full
     try:
-        yield run_forked(runs, base)
+        yield run_forked(runs, run_files)
     finally:
         for disk in mounted:
             subprocess.run(["umount", str(disk)], check=True)
@@ -179,9 +188,9 @@ def small_disks(base: Path) -> Iterator[dict[str, Outcome]]:
 
 @pytest.mark.distributed
 def test_on_a_full_disk_lines_and_points_wait_and_nothing_is_lost(
-    base: Path, small_disks: dict[str, Outcome]
+    run_files: Path, small_disks: dict[str, Outcome]
 ) -> None:
-    ended, run = small_disks["gap"], base / "gap"
+    ended, run = small_disks["gap"], run_files / "gap"
     assert ended.codes == [0], ended.said
     assert (
         f"{run}/metrics.jsonl: No space left on device; its lines wait in memory (train.on_save_error=continue)"
@@ -190,7 +199,7 @@ def test_on_a_full_disk_lines_and_points_wait_and_nothing_is_lost(
     for step in (6, 12, 18):
         assert f"step {step}: the checkpoint could not be saved: " in ended.said[0]
     assert "step 12: the best weights of cola, " in ended.said[0]
-    assert exact(run) == exact(base / "straight_long")
+    assert exact(run) == exact(run_files / "straight_long")
     board = EventAccumulator(str(run / "tensorboard")).Reload()
     assert [(event.step, event.value) for event in board.Scalars("loss")] == [
         (line["step"], pytest.approx(line["loss"], rel=1e-6)) for line in exact(run)
@@ -200,9 +209,9 @@ def test_on_a_full_disk_lines_and_points_wait_and_nothing_is_lost(
 
 @pytest.mark.distributed
 def test_a_log_that_cannot_be_written_stops_the_run_with_one_message(
-    base: Path, small_disks: dict[str, Outcome]
+    run_files: Path, small_disks: dict[str, Outcome]
 ) -> None:
-    ended, run = small_disks["log"], base / "log"
+    ended, run = small_disks["log"], run_files / "log"
     assert ended.codes == [1], ended.said
     (line,) = [line for line in ended.said[0].splitlines() if line.startswith("error: ")]
     step = max(checkpoints(run), key=lambda name: int(name.removeprefix("step_")))
@@ -215,7 +224,7 @@ def test_a_log_that_cannot_be_written_stops_the_run_with_one_message(
 
 @pytest.mark.distributed
 def test_a_disk_that_fills_up_in_the_first_save_says_so_on_one_line(
-    base: Path, small_disks: dict[str, Outcome]
+    run_files: Path, small_disks: dict[str, Outcome]
 ) -> None:
     ended = small_disks["first"]
     assert ended.codes == [1], ended.said
@@ -225,14 +234,14 @@ def test_a_disk_that_fills_up_in_the_first_save_says_so_on_one_line(
         and "No space left on device" in line
     )
     assert line.endswith("; there is no earlier one")
-    assert checkpoints(base / "first") == []
+    assert checkpoints(run_files / "first") == []
 
 
 @pytest.mark.distributed
 def test_a_disk_without_room_is_noticed_before_anything_is_written(
-    base: Path, small_disks: dict[str, Outcome]
+    run_files: Path, small_disks: dict[str, Outcome]
 ) -> None:
-    ended, run = small_disks["no_room"], base / "no_room"
+    ended, run = small_disks["no_room"], run_files / "no_room"
     assert ended.codes == [1], ended.said
     assert (
         "step 6: the checkpoint could not be saved: the disk has no room for it; nothing was written (a checkpoint takes "
@@ -243,15 +252,17 @@ def test_a_disk_without_room_is_noticed_before_anything_is_written(
 
 
 @pytest.mark.distributed
-def test_a_read_only_folder_stops_the_run(base: Path, small_disks: dict[str, Outcome]) -> None:
-    ended, run = small_disks["read_only"], base / "read_only"
+def test_a_read_only_folder_stops_the_run(run_files: Path, small_disks: dict[str, Outcome]) -> None:
+    ended, run = small_disks["read_only"], run_files / "read_only"
     assert ended.codes == [1], ended.said
     assert f"step 3: the checkpoint could not be saved: {run}/checkpoints/.partial_step_3." in ended.said[0]
     assert ": Read-only file system (" in ended.said[0]
 
 
 @pytest.mark.distributed
-def test_small_disks_are_announced_before_the_first_step(base: Path, small_disks: dict[str, Outcome]) -> None:
+def test_small_disks_are_announced_before_the_first_step(
+    run_files: Path, small_disks: dict[str, Outcome]
+) -> None:
     said = small_disks["no_room"].said[0]
     note = said.index("checkpoints of about ")
     assert "(train.keep_last=2, and one more while it is written); " in said[note:]
@@ -275,12 +286,12 @@ def test_a_patient_file_neither_tears_nor_doubles_a_line(tmp_path: Path) -> None
     assert (tmp_path / "lines").read_bytes() == b"one\ntwo\nthree\nfour\n"
 
 
-def test_a_cache_that_cannot_be_written_is_a_data_error(base: Path, tmp_path: Path) -> None:
+def test_a_cache_that_cannot_be_written_is_a_data_error(run_files: Path, tmp_path: Path) -> None:
     from mtdnn_ds.config.load import load_recipe
     from mtdnn_ds.data.cache.build import prepare
     from mtdnn_ds.tasks.resolve import resolve_tasks
 
-    recipe = load_recipe(str(base / "recipe.yaml"), {"data.cache_dir": str(tmp_path)})
+    recipe = load_recipe(str(run_files / "recipe.yaml"), {"data.cache_dir": str(tmp_path)})
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
@@ -290,7 +301,6 @@ def test_a_cache_that_cannot_be_written_is_a_data_error(base: Path, tmp_path: Pa
                 tokenizer_path=recipe.encoder.path,
                 cache_dir=str(tmp_path),
                 splits=["train"],
-                say=lambda text: None,
             )
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -116,7 +116,7 @@ CHAINS = [
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory, official_files: Path, tiny_encoder: Path) -> Path:
+def run_files(tmp_path_factory: pytest.TempPathFactory, official_files: Path, tiny_encoder: Path) -> Path:
     """A folder with recipes, data and DeepSpeed JSONs."""
     folder = tmp_path_factory.mktemp("elastic")
     glue = cut_glue(official_files / "glue", folder / "glue", train_rows=60, dev_rows=4)
@@ -147,11 +147,11 @@ def base(tmp_path_factory: pytest.TempPathFactory, official_files: Path, tiny_en
     return folder
 
 
-def job(base: Path, chain: Chain, hop: int, resume: str) -> dict[str, Any]:
+def job(run_files: Path, chain: Chain, hop: int, resume: str) -> dict[str, Any]:
     return {
-        "recipe": str(base / f"{chain.recipe}.yaml"),
-        "deepspeed_config": str(base / f"{chain.jsons[hop]}.json"),
-        "output_dir": str(base / chain.folder(hop)),
+        "recipe": str(run_files / f"{chain.recipe}.yaml"),
+        "deepspeed_config": str(run_files / f"{chain.jsons[hop]}.json"),
+        "output_dir": str(run_files / chain.folder(hop)),
         "resume": resume,
         "overrides": {"batch.max_tokens_per_micro_batch": str(chain.tokens[hop])},
     }
@@ -162,24 +162,29 @@ def files(folder: Path) -> set[str]:
 
 
 @pytest.fixture(scope="module")
-def said(base: Path) -> dict[str, str]:
+def said(run_files: Path) -> dict[str, str]:
     """All chains; what each run said. The first two hops of plain 0 and 3 are in the folder of the run that they go on from."""
-    first = {chain.folder(0): job(base, chain, 0, "none") for chain in CHAINS}
-    outputs = run_jobs(list(first.values()), base, 1, worker="fp16_on_cpu.py")
-    before = {name: files(base / name) for name in first}
+    first = {chain.folder(0): job(run_files, chain, 0, "none") for chain in CHAINS}
+    outputs = run_jobs(list(first.values()), run_files, 1, worker="fp16_on_cpu.py")
+    before = {name: files(run_files / name) for name in first}
     for hop in (1, 2):
         jobs = [
-            job(base, chain, hop, str(base / chain.folder(hop - 1) / f"checkpoints/step_{HOP * hop}"))
+            job(
+                run_files,
+                chain,
+                hop,
+                str(run_files / chain.folder(hop - 1) / f"checkpoints/step_{HOP * hop}"),
+            )
             for chain in CHAINS
         ]
-        in_place = base / f"in_place_hop{hop}"
-        shutil.copytree(base / ("plain_1" if hop == 1 else "in_place_hop1"), in_place)
+        in_place = run_files / f"in_place_hop{hop}"
+        shutil.copytree(run_files / ("plain_1" if hop == 1 else "in_place_hop1"), in_place)
         for step in range(HOP * hop + 1, STEPS + 1):
             shutil.rmtree(in_place / f"checkpoints/step_{step}", ignore_errors=True)
-        jobs.append({**job(base, plain("132"), hop, "auto"), "output_dir": str(in_place)})
-        outputs |= run_jobs(jobs, base, RANKS[hop], worker="fp16_on_cpu.py")
+        jobs.append({**job(run_files, plain("132"), hop, "auto"), "output_dir": str(in_place)})
+        outputs |= run_jobs(jobs, run_files, RANKS[hop], worker="fp16_on_cpu.py")
     assert {
-        name: files(base / name) for name in first
+        name: files(run_files / name) for name in first
     } == before  # nothing is written where a run goes on from
     return outputs
 
@@ -206,9 +211,9 @@ def compare(run: Path, straight: Path, steps: Sequence[int], loss: float, norm: 
 @pytest.mark.parametrize("hop", [1, 2])
 @pytest.mark.parametrize("chain", CHAINS, ids=[chain.name for chain in CHAINS])
 def test_a_run_goes_on_elsewhere_as_if_nothing_had_changed(
-    base: Path, said: dict[str, str], chain: Chain, hop: int
+    run_files: Path, said: dict[str, str], chain: Chain, hop: int
 ) -> None:
-    run, straight = base / chain.folder(hop), base / chain.folder(0)
+    run, straight = run_files / chain.folder(hop), run_files / chain.folder(0)
     compare(run, straight, range(HOP * hop + 1, STEPS + 1), chain.loss, chain.norm)
     assert f"goes on with {RANKS[hop]} rank" in said[run.name]
     assert f"resuming after step {HOP * hop} of {STEPS}" in said[run.name]
@@ -217,10 +222,10 @@ def test_a_run_goes_on_elsewhere_as_if_nothing_had_changed(
 
 
 @pytest.mark.distributed
-def test_auto_goes_on_in_the_same_folder(base: Path, said: dict[str, str]) -> None:
+def test_auto_goes_on_in_the_same_folder(run_files: Path, said: dict[str, str]) -> None:
     for hop, stage in ((1, "3 instead of 1"), (2, "2 instead of 3")):
-        run = base / f"in_place_hop{hop}"
-        compare(run, base / "plain_1", range(1, STEPS + 1), TOLERANCE, TOLERANCE)
+        run = run_files / f"in_place_hop{hop}"
+        compare(run, run_files / "plain_1", range(1, STEPS + 1), TOLERANCE, TOLERANCE)
         note = f"goes on with {RANKS[hop]} rank{'s' * (hop == 1)} instead of {RANKS[hop - 1]}, ZeRO stage {stage}: the same examples in the same steps"
         assert note in said[run.name]
         assert f"metrics.jsonl: {STEPS - HOP * hop} lines after step {HOP * hop} moved" in said[run.name], (
@@ -229,10 +234,10 @@ def test_auto_goes_on_in_the_same_folder(base: Path, said: dict[str, str]) -> No
 
 
 @pytest.mark.distributed
-def test_the_averaged_model_is_carried(base: Path, said: dict[str, str]) -> None:
+def test_the_averaged_model_is_carried(run_files: Path, said: dict[str, str]) -> None:
     chain = next(chain for chain in CHAINS if chain.recipe == "low_rank")
     straight, *ours = (
-        load_file(base / chain.folder(hop) / f"checkpoints/step_{STEPS}/momentum.safetensors")
+        load_file(run_files / chain.folder(hop) / f"checkpoints/step_{STEPS}/momentum.safetensors")
         for hop in range(3)
     )
     for weights in ours:
@@ -252,13 +257,13 @@ def saved_state(run: Path, step: int) -> SavedState:
     "chain", [chain for chain in CHAINS if "16" not in chain.name], ids=lambda chain: chain.name
 )
 def test_weights_are_found_as_deepspeed_itself_finds_them(
-    base: Path, said: dict[str, str], chain: Chain
+    run_files: Path, said: dict[str, str], chain: Chain
 ) -> None:
     """ZeRO 0-2 keep the weights whole beside their parts; for ZeRO 3 DeepSpeed has a tool of its own."""
     for hop in (0, 1):
         ours, theirs = (
-            saved_state(base / chain.folder(hop), 4),
-            read_weights(base / chain.folder(hop) / "checkpoints/step_4"),
+            saved_state(run_files / chain.folder(hop), 4),
+            read_weights(run_files / chain.folder(hop) / "checkpoints/step_4"),
         )
         assert ours.shapes.keys() | ours.untrained.keys() == set(theirs)
         for name, shape in ours.shapes.items():
@@ -273,10 +278,10 @@ def test_weights_are_found_as_deepspeed_itself_finds_them(
 
 @pytest.mark.distributed
 def test_a_checkpoint_that_cannot_be_taken_apart_is_refused(
-    base: Path, said: dict[str, str], tmp_path: Path
+    run_files: Path, said: dict[str, str], tmp_path: Path
 ) -> None:
     old = tmp_path / "step_2"
-    shutil.copytree(base / "plain_0/checkpoints/step_2", old)
+    shutil.copytree(run_files / "plain_0/checkpoints/step_2", old)
     shard = old / "mp_rank_00_model_states.pt"
     contents = torch.load(shard, weights_only=True)
     torch.save({**contents, "mtdnn_ds": {"step": 2}}, shard)
@@ -298,8 +303,8 @@ def test_a_checkpoint_that_cannot_be_taken_apart_is_refused(
 
 
 @pytest.mark.distributed
-def test_other_parameters_are_refused_by_name(base: Path, said: dict[str, str]) -> None:
-    saved = saved_state(base / "plain_0", 2)
+def test_other_parameters_are_refused_by_name(run_files: Path, said: dict[str, str]) -> None:
+    saved = saved_state(run_files / "plain_0", 2)
     ours = {name: torch.empty(shape) for name, shape in saved.shapes.items()}
     _check_shapes(ours, saved, "step_2")
     first, second, *_ = ours

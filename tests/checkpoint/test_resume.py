@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.fault_runs import run_forked, write_base
+from helpers.fault_runs import run_forked, write_run_files
 from helpers.processes import (
     ROOT,
     Rank,
@@ -31,25 +31,25 @@ Outputs = dict[str, str]
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory, official_files: Path, tiny_encoder: Path) -> Path:
+def run_files(tmp_path_factory: pytest.TempPathFactory, official_files: Path, tiny_encoder: Path) -> Path:
     """A folder with recipe, data and DeepSpeed JSONs."""
-    folder = write_base(tmp_path_factory.mktemp("resume"), official_files, tiny_encoder, keep_last=1)
+    folder = write_run_files(tmp_path_factory.mktemp("resume"), official_files, tiny_encoder, keep_last=1)
     for stage, precision in CASES:
         write_json(folder / f"zero{stage}_{precision}.json", zero_config(stage, precision))
     return folder
 
 
-def job_of(base: Path, name: str, stage: int, precision: str, **changes: Any) -> dict[str, Any]:
+def job_of(run_files: Path, name: str, stage: int, precision: str, **changes: Any) -> dict[str, Any]:
     return {
-        "recipe": str(base / "recipe.yaml"),
-        "deepspeed_config": str(base / f"zero{stage}_{precision}.json"),
-        "output_dir": str(base / name),
+        "recipe": str(run_files / "recipe.yaml"),
+        "deepspeed_config": str(run_files / f"zero{stage}_{precision}.json"),
+        "output_dir": str(run_files / name),
         **changes,
     }
 
 
-def start_and_die(job: dict[str, Any], point: str, base: Path, ranks: int) -> list[Rank]:
-    file = write_json(base / f"{Path(job['output_dir']).name}.json", job)
+def start_and_die(job: dict[str, Any], point: str, run_files: Path, ranks: int) -> list[Rank]:
+    file = write_json(run_files / f"{Path(job['output_dir']).name}.json", job)
     return start_ranks([str(ROOT / "tests/workers/train_and_die.py"), str(file), point], ranks)
 
 
@@ -71,24 +71,24 @@ def evaluations(run_folder: Path) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def killed_runs(base: Path) -> Outputs:
+def killed_runs(run_files: Path) -> Outputs:
     """Every case trained straight, and trained again on two ranks, killed before step 8 and resumed; what the resumed runs said."""
     run_jobs(
-        [job_of(base, f"straight_{stage}_{precision}", stage, precision) for stage, precision in CASES],
-        base,
+        [job_of(run_files, f"straight_{stage}_{precision}", stage, precision) for stage, precision in CASES],
+        run_files,
         RANKS,
     )
-    jobs = [job_of(base, f"killed_{stage}_{precision}", stage, precision) for stage, precision in CASES]
+    jobs = [job_of(run_files, f"killed_{stage}_{precision}", stage, precision) for stage, precision in CASES]
     for job in jobs:
-        wait_for_death(start_and_die(job, "before_step_8", base, RANKS))
+        wait_for_death(start_and_die(job, "before_step_8", run_files, RANKS))
         assert [line["step"] for line in training_lines(Path(job["output_dir"]))] == [1, 2, 3, 4, 5, 6, 7]
-    return run_jobs([{**job, "resume": "auto"} for job in jobs], base, RANKS)
+    return run_jobs([{**job, "resume": "auto"} for job in jobs], run_files, RANKS)
 
 
 @pytest.mark.distributed
 @pytest.mark.parametrize(("stage", "precision"), CASES)
-def test_resume_is_bitwise(base: Path, killed_runs: Outputs, stage: int, precision: str) -> None:
-    ours, straight = base / f"killed_{stage}_{precision}", base / f"straight_{stage}_{precision}"
+def test_resume_is_bitwise(run_files: Path, killed_runs: Outputs, stage: int, precision: str) -> None:
+    ours, straight = run_files / f"killed_{stage}_{precision}", run_files / f"straight_{stage}_{precision}"
     assert "resuming after step 6 of 12" in killed_runs[ours.name]
     assert "1 lines after step 6 moved to metrics.discarded.jsonl" in killed_runs[ours.name]
     assert exact(ours) == exact(straight)
@@ -107,12 +107,12 @@ SAVING = {
 
 
 @pytest.fixture(scope="module")
-def killed_saves(base: Path) -> Outputs:
+def killed_saves(run_files: Path) -> Outputs:
     """One rank, ZeRO 2, killed inside its second checkpoint (step 6) at every point, saving at once and beside the steps; then all resumed."""
-    jobs, scenarios = [job_of(base, "straight_saves", 2, "fp32", **SAVING)], {}
+    jobs, scenarios = [job_of(run_files, "straight_saves", 2, "fp32", **SAVING)], {}
     for mode, point in KILLS:
         overrides = {**SAVING["overrides"], "train.async_save": str(mode == "async").lower()}
-        job = job_of(base, f"killed_{mode}_{point}", 2, "fp32", overrides=overrides)
+        job = job_of(run_files, f"killed_{mode}_{point}", 2, "fp32", overrides=overrides)
         flags = {name: job[name] for name in ("recipe", "deepspeed_config", "output_dir")} | overrides
         scenarios[f"{mode}_{point}"] = {
             "flags": flags,
@@ -121,19 +121,19 @@ def killed_saves(base: Path) -> Outputs:
             "port": free_port(),
         }
         jobs.append({**job, "resume": "auto"})
-    ended = run_forked(scenarios, base)
+    ended = run_forked(scenarios, run_files)
     assert {name: outcome.codes for name, outcome in ended.items()} == {
         name: [-signal.SIGKILL] for name in scenarios
     }, ended
-    return run_jobs(jobs, base, 1)
+    return run_jobs(jobs, run_files, 1)
 
 
 @pytest.mark.distributed
 @pytest.mark.parametrize(("mode", "point"), KILLS)
 def test_a_kill_while_saving_leaves_a_run_that_resumes(
-    base: Path, killed_saves: Outputs, mode: str, point: str
+    run_files: Path, killed_saves: Outputs, mode: str, point: str
 ) -> None:
-    ours = base / f"killed_{mode}_{point}"
+    ours = run_files / f"killed_{mode}_{point}"
     whole = point in ("before_latest", "inside_latest", "inside_pruning")
     assert f"resuming after step {6 if whole else 3} of 9" in killed_saves[ours.name]
     left_over = {"before_latest": None, "inside_latest": None, "inside_pruning": "3"}.get(
@@ -142,6 +142,6 @@ def test_a_kill_while_saving_leaves_a_run_that_resumes(
     if left_over is not None:
         said = rf"\.partial_step_{left_over}: an unfinished checkpoint \(killed while it was saved or removed\); ignored"
         assert re.search(said, killed_saves[ours.name])
-    assert exact(ours) == exact(base / "straight_saves")
+    assert exact(ours) == exact(run_files / "straight_saves")
     assert sorted(path.name for path in (ours / "checkpoints").iterdir() if path.is_dir()) == ["step_9"]
     assert (ours / "checkpoints" / "latest").read_text() == "step_9"

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler
-from helpers.fault_runs import Outcome, run_forked, scenario, write_base
+from helpers.fault_runs import Outcome, run_forked, scenario, write_run_files
 from helpers.processes import ROOT, write_json, zero_config
 
 from mtdnn_ds import cli
@@ -86,10 +86,15 @@ def test_a_loss_scaler_of_fp16_is_allowed(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory, official_files: Path, tiny_encoder: Path) -> Path:
+def run_files(tmp_path_factory: pytest.TempPathFactory, official_files: Path, tiny_encoder: Path) -> Path:
     """Two runs, of ZeRO 2 and 3, whose checkpoints then are made malicious; their manifests are right."""
-    folder = write_base(
-        tmp_path_factory.mktemp("malicious"), official_files, tiny_encoder, steps=2, save_every=0, eval_every=0
+    folder = write_run_files(
+        tmp_path_factory.mktemp("malicious"),
+        official_files,
+        tiny_encoder,
+        steps=2,
+        save_every=0,
+        eval_every=0,
     )
     write_json(folder / "zero3.json", zero_config(3))
     ended = run_forked({str(stage): of_stage(folder, stage) for stage in STAGES}, folder)
@@ -109,17 +114,17 @@ def of_stage(folder: Path, stage: int, **changes: str) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def outcomes(base: Path) -> dict[str, Outcome]:
-    runs = {f"resume_{stage}": of_stage(base, stage, resume="auto") for stage in STAGES}
-    runs["resume_elsewhere"] = {**of_stage(base, 2, resume="auto"), "world_size": 1}
-    runs["init"] = scenario(base, "init", init__run=str(base / "run_2"), init__checkpoint="latest")
-    return run_forked(runs, base)
+def outcomes(run_files: Path) -> dict[str, Outcome]:
+    runs = {f"resume_{stage}": of_stage(run_files, stage, resume="auto") for stage in STAGES}
+    runs["resume_elsewhere"] = {**of_stage(run_files, 2, resume="auto"), "world_size": 1}
+    runs["init"] = scenario(run_files, "init", init__run=str(run_files / "run_2"), init__checkpoint="latest")
+    return run_forked(runs, run_files)
 
 
 @pytest.mark.distributed
 @pytest.mark.parametrize("name", ["resume_2", "resume_3", "resume_elsewhere", "init"])
 def test_a_run_refuses_a_malicious_checkpoint_before_anything_runs(
-    base: Path, outcomes: dict[str, Outcome], name: str
+    run_files: Path, outcomes: dict[str, Outcome], name: str
 ) -> None:
     ended, stage = outcomes[name], 3 if name == "resume_3" else 2
     assert set(ended.codes) == {2}, ended.said
@@ -127,19 +132,19 @@ def test_a_run_refuses_a_malicious_checkpoint_before_anything_runs(
         "asks for posix.system, which no checkpoint of a run holds and which could run code; it was not loaded"
         in ended.said[0]
     )
-    assert f"{base}/run_{stage}/checkpoints/step_2/" in ended.said[0]
+    assert f"{run_files}/run_{stage}/checkpoints/step_2/" in ended.said[0]
     assert "Traceback" not in "".join(ended.said)
-    assert not (base / "ran").exists()
+    assert not (run_files / "ran").exists()
 
 
 @pytest.mark.distributed
 @pytest.mark.parametrize("stage", STAGES)
 def test_evaluate_refuses_a_malicious_checkpoint(
-    base: Path, outcomes: dict[str, Outcome], stage: int, capfd: pytest.CaptureFixture[str]
+    run_files: Path, outcomes: dict[str, Outcome], stage: int, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.main(["evaluate", "--run_dir", str(base / f"run_{stage}"), "--checkpoint", "latest"]) == 2
+    assert cli.main(["evaluate", "--run_dir", str(run_files / f"run_{stage}"), "--checkpoint", "latest"]) == 2
     assert "asks for posix.system" in capfd.readouterr().err
-    assert not (base / "ran").exists()
+    assert not (run_files / "ran").exists()
 
 
 # What could execute or unpickle what a file holds, and the one place of each that is meant to.

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from helpers.fault_runs import exact, write_base
+from helpers.fault_runs import exact, write_run_files
 from helpers.processes import ROOT, run_command
 
 from mtdnn_ds.api import train
@@ -34,44 +34,47 @@ print(json.dumps({"folders": [str(first), str(second)], "refused": refused, "met
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory, official_files: Path, tiny_encoder: Path) -> Path:
-    return write_base(tmp_path_factory.mktemp("api"), official_files, tiny_encoder)
+def run_files(tmp_path_factory: pytest.TempPathFactory, official_files: Path, tiny_encoder: Path) -> Path:
+    return write_run_files(tmp_path_factory.mktemp("api"), official_files, tiny_encoder)
 
 
 @pytest.mark.distributed
-def test_runs_follow_each_other_in_one_process_and_equal_those_of_the_command(base: Path) -> None:
-    ended = run_command(["-c", SCRIPT, str(base)])
+def test_runs_follow_each_other_in_one_process_and_equal_those_of_the_command(run_files: Path) -> None:
+    ended = run_command(["-c", SCRIPT, str(run_files)])
     assert ended.returncode == 0, ended.stderr
     said = json.loads(ended.stdout.splitlines()[-1])
-    assert said["folders"] == [str(base / "from_file"), str(base / "from_dict")]
+    assert said["folders"] == [str(run_files / "from_file"), str(run_files / "from_dict")]
     assert (
         said["refused"]
-        == f"ConfigError: --output_dir {base}/from_dict: is not empty; add --resume auto to go on with that run, or give another --output_dir"
+        == f"ConfigError: --output_dir {run_files}/from_dict: is not empty; add --resume auto to go on with that run, or give another --output_dir"
     )
     assert said["joined"] is False
     arguments = [
         "--recipe",
-        str(base / "recipe.yaml"),
+        str(run_files / "recipe.yaml"),
         "--deepspeed_config",
-        str(base / "zero2.json"),
+        str(run_files / "zero2.json"),
         "--output_dir",
-        str(base / "command"),
+        str(run_files / "command"),
     ]
     ended = run_command(["-m", "mtdnn_ds", "train", *arguments, "--train.steps", "6"])
     assert ended.returncode == 0, ended.stderr
-    assert exact(base / "from_file") == exact(base / "command") and len(exact(base / "command")) == 6
-    assert [line["step"] for line in exact(base / "from_dict")] == [1, 2, 3]
+    assert (
+        exact(run_files / "from_file") == exact(run_files / "command")
+        and len(exact(run_files / "command")) == 6
+    )
+    assert [line["step"] for line in exact(run_files / "from_dict")] == [1, 2, 3]
     last = [
         json.loads(line)
-        for line in (base / "command/metrics.jsonl").read_text().splitlines()
+        for line in (run_files / "command/metrics.jsonl").read_text().splitlines()
         if '"eval"' in line
     ][-1]
     for task, metrics in last["eval"].items():
         assert said["metrics"][task] == pytest.approx(metrics, abs=1e-6)
 
 
-def test_a_wrong_recipe_is_refused_with_all_its_problems(base: Path, tmp_path: Path) -> None:
-    recipe = yaml.safe_load((base / "recipe.yaml").read_text())
+def test_a_wrong_recipe_is_refused_with_all_its_problems(run_files: Path, tmp_path: Path) -> None:
+    recipe = yaml.safe_load((run_files / "recipe.yaml").read_text())
     recipe["train"]["stepps"] = 3
     with pytest.raises(
         ConfigError,

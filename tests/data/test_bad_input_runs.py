@@ -293,7 +293,7 @@ def test_encoder_folder_without_a_tokenizer(
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory, tiny_encoder: Path) -> Path:
+def run_files(tmp_path_factory: pytest.TempPathFactory, tiny_encoder: Path) -> Path:
     """recipe.yaml, its data, and run/, trained for two steps with a checkpoint after each."""
     folder = tmp_path_factory.mktemp("bad_input")
     tasks = {}
@@ -324,9 +324,9 @@ def train_arguments(folder: Path) -> list[str]:
 
 
 @pytest.fixture
-def checkpoints(base: Path, tmp_path: Path) -> Path:
+def checkpoints(run_files: Path, tmp_path: Path) -> Path:
     """A copy of the run's checkpoints folder, to be damaged."""
-    return shutil.copytree(base / "run" / "checkpoints", tmp_path / "run" / "checkpoints")
+    return shutil.copytree(run_files / "run" / "checkpoints", tmp_path / "run" / "checkpoints")
 
 
 SHARD = "mp_rank_00_model_states.pt"
@@ -369,17 +369,18 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
 
 @pytest.mark.distributed
 @pytest.mark.parametrize(("damage", "message"), DAMAGES.values(), ids=list(DAMAGES))
-def test_damaged_checkpoint(damage: Callable[[Path], None], message: str, checkpoints: Path) -> None:
+def test_damaged_checkpoint(
+    damage: Callable[[Path], None], message: str, checkpoints: Path, said: list[str]
+) -> None:
     damage(checkpoints / "step_2")
 
-    said: list[str] = []
-    found = resume_from("auto", checkpoints.parent, said.append)
+    found = resume_from("auto", checkpoints.parent)
     assert found is not None and (found.path, found.step) == (checkpoints / "step_1", 1)
     (note,) = said
     assert note.startswith(f"{checkpoints}/step_2: {message}") and note.endswith("; trying the one before")
 
     with pytest.raises(CheckpointError) as asked_for:
-        resume_from(str(checkpoints / "step_2"), checkpoints.parent, said.append)
+        resume_from(str(checkpoints / "step_2"), checkpoints.parent)
     assert str(asked_for.value).startswith(f"{checkpoints}/step_2: {message}")
 
     damage(checkpoints / "step_1")
@@ -416,7 +417,7 @@ def test_damaged_checkpoint(damage: Callable[[Path], None], message: str, checkp
 def test_resume_from_nothing(resume: str, message: str, tmp_path: Path) -> None:
     write(tmp_path / "file", "")
     with pytest.raises(CheckpointError) as caught:
-        resume_from(resume.replace("FOLDER", str(tmp_path)), tmp_path, print)
+        resume_from(resume.replace("FOLDER", str(tmp_path)), tmp_path)
     (problem,) = caught.value.problems
     assert message in problem.replace(str(tmp_path), "FOLDER")
 
@@ -453,11 +454,11 @@ CHANGES: dict[str, tuple[dict[str, str], str]] = {
 @pytest.mark.distributed
 @pytest.mark.parametrize(("overrides", "message"), CHANGES.values(), ids=list(CHANGES))
 def test_recipe_changed_between_checkpoint_and_resume(
-    overrides: dict[str, str], message: str, base: Path
+    overrides: dict[str, str], message: str, run_files: Path
 ) -> None:
-    saved = open_checkpoint(base / "run" / "checkpoints" / "step_2").run_state
+    saved = open_checkpoint(run_files / "run" / "checkpoints" / "step_2").run_state
     with pytest.raises(CheckpointError) as caught:
-        fit(base, saved, overrides)
+        fit(run_files, saved, overrides)
     *problems, advice = caught.value.problems
     if "tasks" in overrides:  # every setting of the lost task is listed
         assert message in problems and all(
@@ -472,7 +473,7 @@ def test_recipe_changed_between_checkpoint_and_resume(
 
 
 @pytest.mark.distributed
-def test_another_precision_is_refused_with_both(base: Path, checkpoints: Path) -> None:
+def test_another_precision_is_refused_with_both(run_files: Path, checkpoints: Path) -> None:
     file = checkpoints / "step_2" / "run_state.json"
     state = json.loads(file.read_text())
     write_json(
@@ -485,7 +486,7 @@ def test_another_precision_is_refused_with_both(base: Path, checkpoints: Path) -
         CheckpointError, match=r"step_2: topology\.precision was 'bf16' when it was saved and is 'fp32' now"
     ) as caught:
         fit(
-            base,
+            run_files,
             open_checkpoint(checkpoints / "step_2").run_state,
             {"batch.max_tokens_per_micro_batch": "512"},
         )
@@ -495,8 +496,8 @@ def test_another_precision_is_refused_with_both(base: Path, checkpoints: Path) -
 
 
 @pytest.mark.distributed
-def test_settings_that_change_no_number_are_free(base: Path, tmp_path: Path) -> None:
-    saved = open_checkpoint(base / "run" / "checkpoints" / "step_2").run_state
+def test_settings_that_change_no_number_are_free(run_files: Path, tmp_path: Path) -> None:
+    saved = open_checkpoint(run_files / "run" / "checkpoints" / "step_2").run_state
     free = {
         "train.eval_every": "1",
         "train.save_every": "0",
@@ -504,16 +505,16 @@ def test_settings_that_change_no_number_are_free(base: Path, tmp_path: Path) -> 
         "encoder.attention": "padded",
         "data.cache_dir": str(tmp_path),
     }
-    fit(base, saved, free)
+    fit(run_files, saved, free)
     with pytest.raises(CheckpointError) as caught:
-        fit(base, saved, {**free, "train.seed": "1"})
+        fit(run_files, saved, {**free, "train.seed": "1"})
     assert len(caught.value.problems) == 2  # the seed and the advice: none of the free ones is counted
 
 
 @pytest.fixture
-def changed_data(base: Path) -> Iterator[None]:
+def changed_data(run_files: Path) -> Iterator[None]:
     """One word of the training data is another while the test runs."""
-    file = base / "first_train.jsonl"
+    file = run_files / "first_train.jsonl"
     before = file.read_text()
     write(file, before.replace("sentence 3", "sentence 4"))
     yield
@@ -522,10 +523,10 @@ def changed_data(base: Path) -> Iterator[None]:
 
 @pytest.mark.distributed
 @pytest.mark.usefixtures("changed_data")
-def test_changed_training_data_is_refused(base: Path) -> None:
-    saved = open_checkpoint(base / "run" / "checkpoints" / "step_2").run_state
+def test_changed_training_data_is_refused(run_files: Path) -> None:
+    saved = open_checkpoint(run_files / "run" / "checkpoints" / "step_2").run_state
     with pytest.raises(CheckpointError) as caught:
-        fit(base, saved, {})
+        fit(run_files, saved, {})
     fingerprint, advice = caught.value.problems
     assert fingerprint.startswith(
         f"plan.fingerprint: checkpoint '{saved['plan']['fingerprint']}', this run '"
@@ -538,19 +539,19 @@ def test_changed_training_data_is_refused(base: Path) -> None:
 
 @pytest.mark.distributed
 def test_a_used_output_folder_is_not_written_over(
-    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run_files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write(tmp_path / "file", "notes")
     for folder, message in (
         (
-            base / "run",
+            run_files / "run",
             "is not empty; add --resume auto to go on with that run, or give another --output_dir",
         ),
         (tmp_path / "file", "is a file; give a folder"),
     ):
         before = contents(folder)
         assert (
-            refusal([*train_arguments(base), "--output_dir", str(folder)], capsys)
+            refusal([*train_arguments(run_files), "--output_dir", str(folder)], capsys)
             == f"error: --output_dir {folder}: {message}\n"
         )
         assert contents(folder) == before
@@ -596,9 +597,9 @@ def test_evaluate_of_nothing(
 
 @pytest.mark.distributed
 def test_evaluate_of_damaged_checkpoints(
-    checkpoints: Path, base: Path, capsys: pytest.CaptureFixture[str]
+    checkpoints: Path, run_files: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    shutil.copy(base / "run" / "recipe.yaml", checkpoints.parent)
+    shutil.copy(run_files / "run" / "recipe.yaml", checkpoints.parent)
     truncate(checkpoints / "step_1")
     truncate(checkpoints / "step_2")
     lines = refusal(["evaluate", str(checkpoints.parent)], capsys).splitlines()
@@ -609,8 +610,8 @@ def test_evaluate_of_damaged_checkpoints(
 
 
 @pytest.mark.distributed
-def test_damaged_weights_file(base: Path, tmp_path: Path) -> None:
-    best = shutil.copytree(base / "run" / "best" / "average", tmp_path / "average")
+def test_damaged_weights_file(run_files: Path, tmp_path: Path) -> None:
+    best = shutil.copytree(run_files / "run" / "best" / "average", tmp_path / "average")
     write(best / "model.safetensors", (best / "model.safetensors").read_bytes()[:5000])
     with pytest.raises(CheckpointError) as caught:
         read_weights(best)
@@ -619,12 +620,12 @@ def test_damaged_weights_file(base: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.distributed
-def test_weights_that_do_not_fit(base: Path) -> None:
-    recipe = load_recipe(str(base / "recipe.yaml"), {"tasks": "first"})
+def test_weights_that_do_not_fit(run_files: Path) -> None:
+    recipe = load_recipe(str(run_files / "recipe.yaml"), {"tasks": "first"})
     data = prepare_run_data(recipe, resolve_tasks(recipe))
     model = run_model(recipe, data, device=torch.device("cpu"), compute_dtype=torch.float32)
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
-    best = base / "run" / "best" / "average"
+    best = run_files / "run" / "best" / "average"
     weights: dict[str, Any] = dict(read_weights(best))
     lost = next(name for name in weights if name.endswith("LayerNorm.weight"))
     weights["extra"] = weights.pop(lost)
@@ -639,7 +640,7 @@ def test_weights_that_do_not_fit(base: Path) -> None:
 
 
 @pytest.mark.distributed
-def test_tokenizer_of_another_encoder(base: Path, tmp_path: Path, tiny_encoder: Path) -> None:
+def test_tokenizer_of_another_encoder(run_files: Path, tmp_path: Path, tiny_encoder: Path) -> None:
     other = shutil.copytree(tiny_encoder, tmp_path / "other")
     write_json(other / "config.json", {**json.loads((other / "config.json").read_text()), "vocab_size": 100})
     flags = {
@@ -647,7 +648,7 @@ def test_tokenizer_of_another_encoder(base: Path, tmp_path: Path, tiny_encoder: 
         "encoder.tokenizer": str(tiny_encoder),
         "encoder.random_init": "true",
     }
-    recipe = load_recipe(str(base / "recipe.yaml"), flags)
+    recipe = load_recipe(str(run_files / "recipe.yaml"), flags)
     data = prepare_run_data(recipe, resolve_tasks(recipe))
     with pytest.raises(ConfigError) as caught:
         run_model(recipe, data, device=torch.device("cpu"), compute_dtype=torch.float32)
@@ -673,13 +674,13 @@ def refused_command(arguments: list[str]) -> str:
 
 
 @pytest.mark.distributed
-def test_command_with_everything_wrong(base: Path, tmp_path: Path) -> None:
+def test_command_with_everything_wrong(run_files: Path, tmp_path: Path) -> None:
     json_file = write_json(tmp_path / "ds.json", {"zero_optimization": {"stge": 2}})
     write(tmp_path / "used", "notes")
     arguments = [
         "train",
         "--recipe",
-        str(base / "recipe.yaml"),
+        str(run_files / "recipe.yaml"),
         "--deepspeed_config",
         str(json_file),
         "--output_dir",
@@ -708,11 +709,11 @@ def test_command_with_bad_data(tmp_path: Path, tiny_encoder: Path) -> None:
 
 
 @pytest.mark.distributed
-def test_command_that_resumes_with_another_recipe(base: Path) -> None:
-    run = base / "run"
+def test_command_that_resumes_with_another_recipe(run_files: Path) -> None:
+    run = run_files / "run"
     before = contents(run)
     text = refused_command(
-        [*train_arguments(base), "--output_dir", str(run), "--resume", "auto", "--optimizer.lr", "5e-4"]
+        [*train_arguments(run_files), "--output_dir", str(run), "--resume", "auto", "--optimizer.lr", "5e-4"]
     )
     assert (
         f"error: {run}/checkpoints/step_2: optimizer.lr was 0.001 when it was saved and is 0.0005 now\n"

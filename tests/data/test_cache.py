@@ -54,13 +54,6 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
     return path
 
 
-class Said(list[str]):
-    """Collects what `prepare` says."""
-
-    def __call__(self, line: str) -> None:
-        self.append(line)
-
-
 def unpacked(split: PreparedSplit, rows: np.ndarray, max_length: int) -> list[tuple[list[int], list[int]]]:
     input_ids, token_type_ids, lengths = split.gather(rows, max_length)
     assert (input_ids.dtype, token_type_ids.dtype, lengths.dtype) == (np.int64, np.int64, np.int32)
@@ -86,9 +79,7 @@ def test_gather_equals_transformers_on_real_rows(
     task: str, columns: tuple[int, ...], official_files: Path, minilm: Path, tmp_path: Path
 ) -> None:
     specs = glue_specs(official_files, task)
-    split = prepare(specs, tokenizer_path=str(minilm), cache_dir=str(tmp_path), splits=["dev"], say=Said())[
-        task
-    ]["dev"]
+    split = prepare(specs, tokenizer_path=str(minilm), cache_dir=str(tmp_path), splits=["dev"])[task]["dev"]
     lines = Path(specs[0].splits["dev"].path).read_text(encoding="utf-8").removesuffix("\n").split("\n")
     fields = [line.split("\t") for line in (lines if task == "cola" else lines[1:])]
     texts = [tuple(row[column] for column in columns) for row in fields]
@@ -145,9 +136,7 @@ def test_truncation_equals_transformers_on_random_lengths(kind: str, minilm: Pat
     pairs = random_pairs(300, words)
     rows = [{"a": first, "b": second, "label": 0} for first, second in pairs]
     spec = file_spec(write_rows(tmp_path / "rows.jsonl", rows), texts=("a", "b"))
-    split = prepare([spec], tokenizer_path=str(path), cache_dir=str(tmp_path / "cache"), say=Said())["mine"][
-        "train"
-    ]
+    split = prepare([spec], tokenizer_path=str(path), cache_dir=str(tmp_path / "cache"))["mine"]["train"]
     tokenizer = load_tokenizer(str(path))
     for max_length in (8, 9, 16, 21, 64):
         assert unpacked(split, np.arange(300), max_length) == theirs(tokenizer, pairs, max_length)
@@ -169,9 +158,7 @@ def test_tokenizers_own_padding_and_truncation_are_off(minilm: Path, tmp_path: P
     spec = file_spec(
         write_rows(tmp_path / "rows.jsonl", [{"text": "cat " * 300, "label": 1}, {"text": "cat", "label": 0}])
     )
-    split = prepare([spec], tokenizer_path=str(minilm), cache_dir=str(tmp_path / "cache"), say=Said())[
-        "mine"
-    ]["train"]
+    split = prepare([spec], tokenizer_path=str(minilm), cache_dir=str(tmp_path / "cache"))["mine"]["train"]
     assert split.lengths(512).tolist() == [302, 3]
 
 
@@ -208,9 +195,7 @@ def test_sources_are_interchangeable(official_files: Path, minilm: Path, tmp_pat
     specs = resolve_tasks(
         Recipe.model_validate({"encoder": {"path": "x"}, "train": {"steps": 1}, "tasks": tasks})
     )
-    prepared = prepare(
-        [mrpc, *specs], tokenizer_path=str(minilm), cache_dir=str(tmp_path / "cache"), say=Said()
-    )
+    prepared = prepare([mrpc, *specs], tokenizer_path=str(minilm), cache_dir=str(tmp_path / "cache"))
     reference = prepared["mrpc"]["dev"]
     expected = reference.gather(np.arange(408), 128)
     assert reference.num_rows == 408 and reference.labels.tolist() == [row["label"] for row in rows]
@@ -236,10 +221,11 @@ def small(tmp_path: Path) -> TaskSpec:
     )
 
 
-def test_second_call_reuses_and_says_so(small: TaskSpec, minilm: Path, tmp_path: Path) -> None:
+def test_second_call_reuses_and_says_so(
+    small: TaskSpec, minilm: Path, tmp_path: Path, said: list[str]
+) -> None:
     cache_dir = tmp_path / "cache"
-    said = Said()
-    first = prepare([small], tokenizer_path=str(minilm), cache_dir=str(cache_dir), say=said)["mine"]["train"]
+    first = prepare([small], tokenizer_path=str(minilm), cache_dir=str(cache_dir))["mine"]["train"]
     (folder,) = (path for path in cache_dir.iterdir() if path.is_dir())
     assert folder.name.startswith("mine-train-")
     assert said[0] == f"preparing mine/train from {tmp_path}/rows.jsonl ..."
@@ -248,9 +234,9 @@ def test_second_call_reuses_and_says_so(small: TaskSpec, minilm: Path, tmp_path:
     )
     before = (folder / "tokens.arrow").stat()
     said.clear()
-    second = prepare([small], tokenizer_path=str(minilm), cache_dir=str(cache_dir), build=False, say=said)[
-        "mine"
-    ]["train"]
+    second = prepare([small], tokenizer_path=str(minilm), cache_dir=str(cache_dir), build=False)["mine"][
+        "train"
+    ]
     after = (folder / "tokens.arrow").stat()
     assert said == [f"1 splits with 50 rows from the cache in {cache_dir}"]
     assert (before.st_mtime_ns, before.st_ino) == (after.st_mtime_ns, after.st_ino)
@@ -263,9 +249,9 @@ def test_key_follows_content_columns_labels_and_tokenizer_only(
     small: TaskSpec, minilm: Path, tmp_path: Path
 ) -> None:
     def key(spec: TaskSpec, tokenizer: Path = minilm, **options: Any) -> str:
-        return prepare(
-            [spec], tokenizer_path=str(tokenizer), cache_dir=str(tmp_path / "cache"), say=Said(), **options
-        )["mine"]["train"].fingerprint
+        return prepare([spec], tokenizer_path=str(tokenizer), cache_dir=str(tmp_path / "cache"), **options)[
+            "mine"
+        ]["train"].fingerprint
 
     first = key(small)
     path = Path(small.splits["train"].path)
@@ -282,13 +268,9 @@ def test_key_follows_content_columns_labels_and_tokenizer_only(
 def test_rows_of_several_record_batches_are_gathered(
     small: TaskSpec, minilm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = prepare([small], tokenizer_path=str(minilm), cache_dir=str(tmp_path / "whole"), say=Said())[
-        "mine"
-    ]["train"]
+    whole = prepare([small], tokenizer_path=str(minilm), cache_dir=str(tmp_path / "whole"))["mine"]["train"]
     monkeypatch.setattr(cache, "ROWS_PER_BATCH", 8)
-    parts = prepare([small], tokenizer_path=str(minilm), cache_dir=str(tmp_path / "parts"), say=Said())[
-        "mine"
-    ]["train"]
+    parts = prepare([small], tokenizer_path=str(minilm), cache_dir=str(tmp_path / "parts"))["mine"]["train"]
     assert (len(whole.shards), len(parts.shards)) == (1, 7)
     rows = np.random.default_rng(1).integers(0, 50, size=200)
     assert unpacked(parts, rows, 12) == unpacked(whole, rows, 12)
@@ -297,9 +279,7 @@ def test_rows_of_several_record_batches_are_gathered(
 
 
 def test_tokens_are_memory_mapped(small: TaskSpec, minilm: Path, tmp_path: Path) -> None:
-    split = prepare([small], tokenizer_path=str(minilm), cache_dir=str(tmp_path / "cache"), say=Said())[
-        "mine"
-    ]["train"]
+    split = prepare([small], tokenizer_path=str(minilm), cache_dir=str(tmp_path / "cache"))["mine"]["train"]
     assert not split.shards[0].tokens.flags.owndata and split.shards[0].tokens.dtype == np.uint16
     (file,) = (tmp_path / "cache").glob("*/tokens.arrow")
     assert str(file) in Path("/proc/self/maps").read_text()
@@ -310,18 +290,16 @@ def test_missing_cache_without_build_names_the_split(small: TaskSpec, minilm: Pa
         RuntimeError,
         match=r"^mine/train: .* is not prepared; one process per cache folder must prepare it first$",
     ):
-        prepare(
-            [small], tokenizer_path=str(minilm), cache_dir=str(tmp_path / "cache"), build=False, say=Said()
-        )
+        prepare([small], tokenizer_path=str(minilm), cache_dir=str(tmp_path / "cache"), build=False)
     assert not (tmp_path / "cache").exists()
 
 
 @pytest.mark.parametrize("damage", ["cut", "garbled", "no meta"])
 def test_damaged_cache_is_noticed_and_built_again(
-    damage: str, small: TaskSpec, minilm: Path, tmp_path: Path
+    damage: str, small: TaskSpec, minilm: Path, tmp_path: Path, said: list[str]
 ) -> None:
     options: dict[str, Any] = {"tokenizer_path": str(minilm), "cache_dir": str(tmp_path / "cache")}
-    expected = prepare([small], say=Said(), **options)["mine"]["train"].gather(np.arange(50), 64)[0].copy()
+    expected = prepare([small], **options)["mine"]["train"].gather(np.arange(50), 64)[0].copy()
     (folder,) = (path for path in (tmp_path / "cache").iterdir() if path.is_dir())
     size = (folder / "tokens.arrow").stat().st_size
     if damage == "cut":
@@ -331,9 +309,9 @@ def test_damaged_cache_is_noticed_and_built_again(
     else:
         (folder / "meta.json").unlink()
     with pytest.raises(RuntimeError, match="is not prepared"):
-        prepare([small], say=Said(), build=False, **options)
-    said = Said()
-    again = prepare([small], say=said, **options)["mine"]["train"]
+        prepare([small], build=False, **options)
+    said.clear()
+    again = prepare([small], **options)["mine"]["train"]
     assert said[0].startswith(f"mine/train: the cache in {folder} is damaged (") and said[0].endswith(
         "); building it again"
     )
@@ -372,12 +350,8 @@ def test_killed_build_leaves_nothing_usable_and_is_cleaned_up(
     (left,) = (path.name for path in (tmp_path / "cache").iterdir() if path.is_dir())
     assert ".building-" in left
     with pytest.raises(RuntimeError, match="is not prepared"):
-        prepare(
-            [small], tokenizer_path=str(minilm), cache_dir=str(tmp_path / "cache"), build=False, say=Said()
-        )
-    split = prepare([small], tokenizer_path=str(minilm), cache_dir=str(tmp_path / "cache"), say=Said())[
-        "mine"
-    ]["train"]
+        prepare([small], tokenizer_path=str(minilm), cache_dir=str(tmp_path / "cache"), build=False)
+    split = prepare([small], tokenizer_path=str(minilm), cache_dir=str(tmp_path / "cache"))["mine"]["train"]
     assert split.num_rows == 50
     assert [path.name for path in (tmp_path / "cache").iterdir() if ".building-" in path.name] == []
 
@@ -386,8 +360,11 @@ BUILD = """
 import sys
 from pathlib import Path
 from mtdnn_ds.data.cache.build import prepare
+from mtdnn_ds.monitor.console import speaking
 from tests.data.test_cache import file_spec
-print(prepare([file_spec(Path(sys.argv[1]))], tokenizer_path=sys.argv[2], cache_dir=sys.argv[3])["mine"]["train"].num_rows)
+with speaking():
+    prepared = prepare([file_spec(Path(sys.argv[1]))], tokenizer_path=sys.argv[2], cache_dir=sys.argv[3])
+print(prepared["mine"]["train"].num_rows)
 """
 
 
@@ -418,7 +395,7 @@ def test_problems_of_all_splits_come_at_once(minilm: Path, tmp_path: Path) -> No
         for name in ("one", "two")
     ]
     with pytest.raises(DataError) as raised:
-        prepare(specs, tokenizer_path=str(minilm), cache_dir=str(tmp_path / "cache"), say=Said())
+        prepare(specs, tokenizer_path=str(minilm), cache_dir=str(tmp_path / "cache"))
     assert [problem.split(":")[0] for problem in raised.value.problems] == [
         f"{tmp_path}/one.jsonl",
         f"{tmp_path}/two.jsonl",
@@ -426,7 +403,7 @@ def test_problems_of_all_splits_come_at_once(minilm: Path, tmp_path: Path) -> No
     assert [path for path in (tmp_path / "cache").iterdir() if path.is_dir()] == []
 
 
-def test_skipped_rows_are_counted_and_said_every_time(minilm: Path, tmp_path: Path) -> None:
+def test_skipped_rows_are_counted_and_said_every_time(minilm: Path, tmp_path: Path, said: list[str]) -> None:
     spec = file_spec(
         write_rows(
             tmp_path / "rows.jsonl",
@@ -434,9 +411,9 @@ def test_skipped_rows_are_counted_and_said_every_time(minilm: Path, tmp_path: Pa
         )
     )
     for _ in range(2):
-        said = Said()
+        said.clear()
         split = prepare(
-            [spec], tokenizer_path=str(minilm), cache_dir=str(tmp_path / "cache"), on_bad_row="skip", say=said
+            [spec], tokenizer_path=str(minilm), cache_dir=str(tmp_path / "cache"), on_bad_row="skip"
         )["mine"]["train"]
         assert split.skipped == {"empty text": 1, "unknown label": 1}
         assert split.source_rows.tolist() == [2] and split.labels.tolist() == [1.0]
@@ -448,9 +425,7 @@ def test_skipped_rows_are_counted_and_said_every_time(minilm: Path, tmp_path: Pa
 def test_missing_tokenizer_is_a_config_error(small: TaskSpec, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(ConfigError, match=r"^encoder.path=.*/empty: no tokenizer can be loaded \("):
-        prepare(
-            [small], tokenizer_path=str(tmp_path / "empty"), cache_dir=str(tmp_path / "cache"), say=Said()
-        )
+        prepare([small], tokenizer_path=str(tmp_path / "empty"), cache_dir=str(tmp_path / "cache"))
 
 
 def test_gather_has_no_loop_over_examples(minilm: Path, tmp_path: Path) -> None:
@@ -459,9 +434,7 @@ def test_gather_has_no_loop_over_examples(minilm: Path, tmp_path: Path) -> None:
         for index in range(2000)
     ]
     spec = file_spec(write_rows(tmp_path / "rows.jsonl", rows), texts=("a", "b"))
-    split = prepare([spec], tokenizer_path=str(minilm), cache_dir=str(tmp_path / "cache"), say=Said())[
-        "mine"
-    ]["train"]
+    split = prepare([spec], tokenizer_path=str(minilm), cache_dir=str(tmp_path / "cache"))["mine"]["train"]
     calls = 0
 
     def count(frame: Any, event: str, argument: Any) -> Any:

@@ -72,9 +72,7 @@ def rows_of(spec: TaskSpec, skipped: Counter[str] | None = None) -> list[Checked
 
 
 def examples_of(spec: TaskSpec, folder: Path, encoder: Path, max_length: int = 64) -> ChoiceExamples:
-    split = prepare(
-        [spec], tokenizer_path=str(encoder), cache_dir=str(folder / "cache"), say=lambda text: None
-    )[spec.name]["train"]
+    split = prepare([spec], tokenizer_path=str(encoder), cache_dir=str(folder / "cache"))[spec.name]["train"]
     examples = make_examples(spec, split, max_length=max_length)
     assert isinstance(examples, ChoiceExamples)
     return examples
@@ -336,9 +334,9 @@ def test_qnli_questions_with_their_candidates(real_data: Path, tmp_path: Path, m
     data = {"glue_dir": str(real_data / "glue")}
     recipe = {"encoder": {"path": "x"}, "train": {"steps": 1}, "tasks": ["qnli_ranking"], "data": data}
     (spec,) = resolve_tasks(Recipe.model_validate(recipe))
-    split = prepare(
-        [spec], tokenizer_path=str(minilm), cache_dir=str(tmp_path), splits=["dev"], say=lambda text: None
-    )[spec.name]["dev"]
+    split = prepare([spec], tokenizer_path=str(minilm), cache_dir=str(tmp_path), splits=["dev"])[spec.name][
+        "dev"
+    ]
     lines = (real_data / "glue/QNLI/dev.tsv").read_text(encoding="utf-8").removesuffix("\n").split("\n")[1:]
     groups: dict[str, list[bool]] = {}
     for line in lines:

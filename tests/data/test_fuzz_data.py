@@ -140,7 +140,4 @@ def test_whole_files_are_taken(tmp_path: Path, tiny_encoder: Path) -> None:
         }
         (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
         settings = load_recipe(str(tmp_path / "recipe.yaml"), {})
-        assert (
-            prepare_run_data(settings, resolve_tasks(settings)).train_sizes[f"my_{name}"]
-            >= 1
-        )
+        assert prepare_run_data(settings, resolve_tasks(settings)).train_sizes[f"my_{name}"] >= 1

@@ -60,9 +60,7 @@ def examples_of(
     path: Path, minilm: Path, *, max_length: int = 32, seed: int = 0, **options: Any
 ) -> DocumentExamples:
     spec = spec_of(path, **options)
-    split = prepare(
-        [spec], tokenizer_path=str(minilm), cache_dir=str(path.parent / "cache"), say=lambda text: None
-    )["text"]["train"]
+    split = prepare([spec], tokenizer_path=str(minilm), cache_dir=str(path.parent / "cache"))["text"]["train"]
     examples = make_examples(spec, split, max_length=max_length, seed=seed)
     assert isinstance(examples, DocumentExamples)
     return examples

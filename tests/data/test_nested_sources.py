@@ -328,7 +328,9 @@ def test_conversations_as_on_the_hub_give_the_same_rows(official_files: Path, tm
         {
             "story": story["story"],
             "questions": [each["input_text"] for each in story["questions"]],
-            "answers": {ours: [each[theirs] for each in story["answers"]] for ours, theirs in columns.items()},
+            "answers": {
+                ours: [each[theirs] for each in story["answers"]] for ours, theirs in columns.items()
+            },
         }
         for story in json.loads((official_files / "CoQA/coqa-train-v1.0.json").read_text())["data"]
     ]

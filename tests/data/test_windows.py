@@ -20,9 +20,7 @@ from tests.data.test_nested_sources import span_task, squad, talk_task, task, wr
 
 
 def made(spec: Any, encoder: Path, cache: Path, max_length: int, split: str = "train") -> Any:
-    prepared = prepare(
-        [spec], tokenizer_path=str(encoder), cache_dir=str(cache), splits=[split], say=lambda text: None
-    )
+    prepared = prepare([spec], tokenizer_path=str(encoder), cache_dir=str(cache), splits=[split])
     return make_examples(spec, prepared[spec.name][split], max_length=max_length)
 
 

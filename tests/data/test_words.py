@@ -50,9 +50,7 @@ def examples_of(
         metrics=("entity_f1",),
         splits={"train": source},
     )
-    split = prepare(
-        [spec], tokenizer_path=str(encoder), cache_dir=str(folder / "cache"), say=lambda text: None
-    )["ner"]["train"]
+    split = prepare([spec], tokenizer_path=str(encoder), cache_dir=str(folder / "cache"))["ner"]["train"]
     return make_examples(spec, split, max_length=max_length)
 
 

@@ -23,7 +23,7 @@ TASKS = ["quickstart_sentiment", "quickstart_entailment", "quickstart_similarity
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory, tiny_encoder: Path) -> Path:
+def run_files(tmp_path_factory: pytest.TempPathFactory, tiny_encoder: Path) -> Path:
     folder = tmp_path_factory.mktemp("experiments")
     recipe = {
         "encoder": {"path": str(tiny_encoder), "max_length": 32},
@@ -39,8 +39,8 @@ def base(tmp_path_factory: pytest.TempPathFactory, tiny_encoder: Path) -> Path:
     return folder
 
 
-def command(base: Path, *words: str) -> str:
-    ended = run_command(["-m", "mtdnn_ds", *words, "--deepspeed_config", str(base / "zero2.json")])
+def command(run_files: Path, *words: str) -> str:
+    ended = run_command(["-m", "mtdnn_ds", *words, "--deepspeed_config", str(run_files / "zero2.json")])
     assert ended.returncode == 0, ended.stdout[-2000:] + ended.stderr[-2000:]
     return ended.stdout
 
@@ -78,11 +78,17 @@ def examples_of(trial: Path) -> dict[str, int]:
 
 
 @pytest.fixture(scope="module")
-def compared(base: Path) -> tuple[Path, str]:
+def compared(run_files: Path) -> tuple[Path, str]:
     output = command(
-        base, "compare", str(base / "recipe.yaml"), "--seeds", "2", "--output_dir", str(base / "compared")
+        run_files,
+        "compare",
+        str(run_files / "recipe.yaml"),
+        "--seeds",
+        "2",
+        "--output_dir",
+        str(run_files / "compared"),
     )
-    return base / "compared", output
+    return run_files / "compared", output
 
 
 @pytest.mark.distributed
@@ -132,12 +138,16 @@ def test_compares_table_holds_what_the_runs_logged(compared: tuple[Path, str]) -
 
 
 @pytest.mark.distributed
-def test_a_stopped_comparison_trains_only_what_is_missing(base: Path, compared: tuple[Path, str]) -> None:
+def test_a_stopped_comparison_trains_only_what_is_missing(
+    run_files: Path, compared: tuple[Path, str]
+) -> None:
     folder, output = compared
     assert not list(folder.glob("*/checkpoints")), "finished trials let go of their weights"
     shutil.rmtree(folder / "together_seed_6")
     before = (folder / "together_seed_5" / "metrics.jsonl").read_bytes()
-    again = command(base, "compare", str(base / "recipe.yaml"), "--seeds", "2", "--output_dir", str(folder))
+    again = command(
+        run_files, "compare", str(run_files / "recipe.yaml"), "--seeds", "2", "--output_dir", str(folder)
+    )
     assert again.count("(done before)") == 9
     assert (folder / "together_seed_5" / "metrics.jsonl").read_bytes() == before
     assert again.split("dev score")[1] == output.split("dev score")[1], "the same table"
@@ -146,7 +156,7 @@ def test_a_stopped_comparison_trains_only_what_is_missing(base: Path, compared: 
             "-m",
             "mtdnn_ds",
             "compare",
-            str(base / "recipe.yaml"),
+            str(run_files / "recipe.yaml"),
             "--seeds",
             "2",
             "--output_dir",
@@ -160,8 +170,8 @@ def test_a_stopped_comparison_trains_only_what_is_missing(base: Path, compared: 
 
 
 @pytest.fixture(scope="module")
-def adapted(base: Path) -> tuple[Path, str]:
-    command(base, "train", "--recipe", str(base / "recipe.yaml"), "--output_dir", str(base / "run"), "--tasks", ",".join(TASKS[1:]),
+def adapted(run_files: Path) -> tuple[Path, str]:
+    command(run_files, "train", "--recipe", str(run_files / "recipe.yaml"), "--output_dir", str(run_files / "run"), "--tasks", ",".join(TASKS[1:]),
             "--mixture.rates", "proportional")  # fmt: skip
     flags = [
         "--task",
@@ -180,17 +190,17 @@ def adapted(base: Path) -> tuple[Path, str]:
             "-m",
             "mtdnn_ds",
             "adapt",
-            str(base / "run"),
+            str(run_files / "run"),
             *flags,
             "--head_of",
             TASKS[1],
             "--output_dir",
-            str(base / "no"),
+            str(run_files / "no"),
         ]
     )
     assert refused.returncode == 2 and "kind, head and labels must be equal" in refused.stderr
-    return base / "adapted", command(
-        base, "adapt", str(base / "run"), *flags, "--output_dir", str(base / "adapted")
+    return run_files / "adapted", command(
+        run_files, "adapt", str(run_files / "run"), *flags, "--output_dir", str(run_files / "adapted")
     )
 
 
@@ -260,13 +270,13 @@ def test_what_an_experiment_sets_itself_is_refused_as_a_flag(tmp_path: Path) -> 
     assert "--train.seed: is what adapt itself sets; remove it" in ended.stderr
 
 
-def test_comparing_one_task_is_refused(base: Path) -> None:
+def test_comparing_one_task_is_refused(run_files: Path) -> None:
     ended = run_command(
         [
             "-m",
             "mtdnn_ds",
             "compare",
-            str(base / "recipe.yaml"),
+            str(run_files / "recipe.yaml"),
             "--tasks",
             TASKS[0],
             "--mixture.rates",

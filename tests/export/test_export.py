@@ -66,7 +66,7 @@ def write_data(shared: Path, folder: Path) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory, official_files: Path, minilm: Path) -> Path:
+def trained_runs(tmp_path_factory: pytest.TempPathFactory, official_files: Path, minilm: Path) -> Path:
     folder = tmp_path_factory.mktemp("export")
     # Weights larger than usual: without training those of 0.02 answer all rows nearly alike.
     encoder = write_tiny_encoder(folder / "encoder", minilm, initializer_range=0.15)
@@ -103,30 +103,32 @@ class Export:
 
 
 @pytest.fixture(scope="module")
-def exports(runs: Path) -> dict[str, Export]:
+def exports(trained_runs: Path) -> dict[str, Export]:
     """Each run's checkpoint `latest` exported, beside what `evaluate` computes with it."""
     result = {}
     for name in RUNS:
-        made = export_run(str(runs / name), str(runs / f"exported_{name}"), checkpoint="latest")
-        loaded = open_model(str(runs / name), "latest", device=CPU)
+        made = export_run(
+            str(trained_runs / name), str(trained_runs / f"exported_{name}"), checkpoint="latest"
+        )
+        loaded = open_model(str(trained_runs / name), "latest", device=CPU)
         data = prepare_run_data(loaded.recipe, loaded.specs)
         wanted = [(task, "dev") for task in range(len(loaded.specs))]
         outputs = predict(loaded.model, wanted, data, loaded.settings, CPU)
         ours = {spec.name: own[0].values for spec, own in zip(loaded.specs, outputs, strict=True)}
         result[name] = Export(
-            runs / name, runs / f"exported_{name}", {each.name: each for each in made}, ours
+            trained_runs / name, trained_runs / f"exported_{name}", {each.name: each for each in made}, ours
         )
     return result
 
 
-def dev_texts(runs: Path, task: str) -> list[list[str]]:
+def dev_texts(trained_runs: Path, task: str) -> list[list[str]]:
     """The texts of the dev rows of a GLUE task or SNLI, read without the project's readers."""
     if task == "snli":
-        path, columns, has_header = runs / "snli" / "dev.tsv", ("sentence1", "sentence2"), True
+        path, columns, has_header = trained_runs / "snli" / "dev.tsv", ("sentence1", "sentence2"), True
     else:
         folder, texts, _, _ = COLUMNS[task]
         path, columns, has_header = (
-            runs / "glue" / folder / ("dev_matched.tsv" if task == "mnli" else "dev.tsv"),
+            trained_runs / "glue" / folder / ("dev_matched.tsv" if task == "mnli" else "dev.tsv"),
             texts,
             task != "cola",
         )  # type: ignore[assignment]
@@ -142,10 +144,10 @@ def dev_texts(runs: Path, task: str) -> list[list[str]]:
 @pytest.mark.parametrize("run", RUNS)
 @pytest.mark.parametrize("task", [*COLUMNS, "snli"])
 def test_plain_classifiers_give_our_logits_for_raw_texts(
-    runs: Path, exports: Mapping[str, Export], run: str, task: str
+    trained_runs: Path, exports: Mapping[str, Export], run: str, task: str
 ) -> None:
     export = exports[run]
-    folder, texts = export.folder / "tasks" / task, dev_texts(runs, task)
+    folder, texts = export.folder / "tasks" / task, dev_texts(trained_runs, task)
     tokenizer, model = (
         AutoTokenizer.from_pretrained(folder),
         AutoModelForSequenceClassification.from_pretrained(folder).eval(),
@@ -167,11 +169,11 @@ def test_plain_classifiers_give_our_logits_for_raw_texts(
 
 @pytest.mark.parametrize("run", RUNS)
 def test_plain_token_classifier_gives_our_logits_of_every_word(
-    runs: Path, exports: Mapping[str, Export], run: str
+    trained_runs: Path, exports: Mapping[str, Export], run: str
 ) -> None:
     folder = exports[run].folder / "tasks" / "wnut17"
     sentences: list[list[str]] = [[]]
-    for line in (runs / "wnut" / "dev.conll").read_text(encoding="utf-8").split("\n"):
+    for line in (trained_runs / "wnut" / "dev.conll").read_text(encoding="utf-8").split("\n"):
         if line.strip():
             sentences[-1].append(line.split("\t")[0])
         elif sentences[-1]:
@@ -207,12 +209,12 @@ def test_plain_token_classifier_gives_our_logits_of_every_word(
 
 @pytest.mark.parametrize("run", RUNS)
 def test_plain_question_answering_gives_our_logits_of_every_window(
-    runs: Path, exports: Mapping[str, Export], run: str
+    trained_runs: Path, exports: Mapping[str, Export], run: str
 ) -> None:
     folder = exports[run].folder / "tasks" / "squad"
-    paragraphs = json.loads((runs / "squad" / "dev-v1.1.json").read_text(encoding="utf-8"))["data"][0][
-        "paragraphs"
-    ]
+    paragraphs = json.loads((trained_runs / "squad" / "dev-v1.1.json").read_text(encoding="utf-8"))["data"][
+        0
+    ]["paragraphs"]
     pairs = [
         (question["question"], paragraph["context"])
         for paragraph in paragraphs
@@ -419,7 +421,7 @@ def test_export_that_differs_fails_with_both_figures_and_leaves_nothing(
 
 
 def test_onnx_graph_of_all_heads_gives_our_logits(
-    runs: Path, exports: Mapping[str, Export], tmp_path: Path
+    trained_runs: Path, exports: Mapping[str, Export], tmp_path: Path
 ) -> None:
     import onnxruntime
 
@@ -430,7 +432,7 @@ def test_onnx_graph_of_all_heads_gives_our_logits(
     assert [each.name for each in session.get_inputs()] == ["input_ids", "attention_mask", "token_type_ids"]
     tokenizer = AutoTokenizer.from_pretrained(made.folder)
     for task in ("cola", "stsb", "mnli"):
-        texts = dev_texts(runs, task)
+        texts = dev_texts(trained_runs, task)
         for rows in (texts[:1], texts):  # one text without padding, and a padded batch
             columns = [[*column] for column in zip(*rows, strict=True)]
             fed = dict(

@@ -276,7 +276,9 @@ def others(
     return run, folder / "out", by_name(export_run(run, str(folder / "out")))
 
 
-def test_what_has_no_plain_class_says_so_and_is_ours(others: tuple[str, Path, dict[str, ExportedFolder]]) -> None:
+def test_what_has_no_plain_class_says_so_and_is_ours(
+    others: tuple[str, Path, dict[str, ExportedFolder]],
+) -> None:
     _, folder, made = others
     assert {task: (made[f"tasks/{task}"].loads_with, made[f"tasks/{task}"].note) for task in OTHERS} == {
         "rte": (

@@ -252,7 +252,9 @@ def test_tests_out_of_order_are_refused(tmp_path: Path) -> None:
     ]
 
 
-def test_rows_that_cannot_be_read_are_answered_too(tmp_path: Path, tiny_encoder: Path) -> None:
+def test_rows_that_cannot_be_read_are_answered_too(
+    tmp_path: Path, tiny_encoder: Path, said: list[str]
+) -> None:
     (tmp_path / "WNLI").mkdir()
     rows = [f"{row}\tfirst\t{'' if row == 1 else 'second'}" for row in range(146)]
     (tmp_path / "WNLI/test.tsv").write_text("\n".join(["index\tsentence1\tsentence2", *rows]) + "\n")
@@ -270,14 +272,10 @@ def test_rows_that_cannot_be_read_are_answered_too(tmp_path: Path, tiny_encoder:
         tokenizer_path=str(tiny_encoder),
         cache_dir=str(tmp_path / "cache"),
         on_bad_row="skip",
-        say=lambda text: None,
     )
     examples = make_examples(spec, prepared["wnli"]["test"], max_length=16)
     data = RunData(specs=(spec,), layout=head_layout([spec]), examples={"wnli": {"test": examples}})
-    said: list[str] = []
-    contents = submission_contents(
-        parts, data, {"WNLI.tsv": np.ones(145)}, official_lines(parts), said.append
-    )
+    contents = submission_contents(parts, data, {"WNLI.tsv": np.ones(145)}, official_lines(parts))
     assert contents["WNLI.tsv"].decode().splitlines() == [
         "index\tprediction",
         "0\t1",

@@ -17,7 +17,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from helpers.fault_runs import evaluations, exact, flags, run_forked, scenario, write_base
+from helpers.fault_runs import evaluations, exact, flags, run_forked, scenario, write_run_files
 from helpers.processes import ROOT, free_port, living_of_session, training_lines
 
 SEED = int(os.environ.get("MTDNN_KILL_SEED", "20261124"))
@@ -26,9 +26,9 @@ SECONDS_PER_START = 150  # imports and tokens from the cache, on a busy machine
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory, official_files: Path, tiny_encoder: Path) -> Path:
+def run_files(tmp_path_factory: pytest.TempPathFactory, official_files: Path, tiny_encoder: Path) -> Path:
     """100 steps, saved every 4, and the undisturbed run."""
-    folder = write_base(
+    folder = write_run_files(
         tmp_path_factory.mktemp("kills"), official_files, tiny_encoder, steps=100, save_every=4, eval_every=10
     )
     ended = run_forked({"straight": scenario(folder, "straight")}, folder)["straight"]
@@ -60,18 +60,18 @@ def ranks_of(agent: int, run_folder: Path) -> dict[int, int]:
 
 
 def run_with_kills(
-    base: Path, name: str, num_kills: int, seed: int, port: int
+    run_files: Path, name: str, num_kills: int, seed: int, port: int
 ) -> tuple[list[tuple[int, int, float]], str]:
     """Train under torchrun; kill random ranks. Returns (rank, step reached, seconds after the start) of each kill, and all output."""
     random_ = random.Random(seed)
-    folder, log = base / name, base / f"{name}.log"
+    folder, log = run_files / name, run_files / f"{name}.log"
     print(f"seed of the kills: {seed}")
     with log.open("w") as stream:
         agent = subprocess.Popen(
             [
                 sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--max_restarts", str(num_kills + 2), "--monitor_interval", "0.1",
                 "--master_addr", "127.0.0.1", "--master_port", str(port), str(ROOT / "launchers/train.py"),
-                *(f"--{flag}={value}" for flag, value in flags(base, name, resume="auto").items()),
+                *(f"--{flag}={value}" for flag, value in flags(run_files, name, resume="auto").items()),
             ],
             cwd=ROOT, stdout=stream, stderr=stream, start_new_session=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
         )  # fmt: skip
@@ -130,20 +130,20 @@ def last_step(folder: Path) -> int:
     return int(found[-1]) if found else 0
 
 
-def check(base: Path, name: str, num_kills: int, seed: int) -> None:
+def check(run_files: Path, name: str, num_kills: int, seed: int) -> None:
     port = free_port()
-    kills, log = run_with_kills(base, name, num_kills, seed, port)
+    kills, log = run_with_kills(run_files, name, num_kills, seed, port)
     print(
         f"kills (rank, step reached, seconds after the start): {[(rank, step, round(seconds, 1)) for rank, step, seconds in kills]}"
     )
     assert len(kills) == num_kills, kills
-    ours, straight = exact(base / name), exact(base / "straight")
+    ours, straight = exact(run_files / name), exact(run_files / "straight")
     assert [line["step"] for line in ours] == list(range(1, 101))
     assert ours == straight  # losses, gradient norms and the examples of each task, bit for bit
-    assert evaluations(base / name) == evaluations(base / "straight")
-    discarded = base / name / "metrics.discarded.jsonl"
+    assert evaluations(run_files / name) == evaluations(run_files / "straight")
+    discarded = run_files / name / "metrics.discarded.jsonl"
     repeated = [json.loads(line) for line in discarded.read_text().splitlines()] if discarded.exists() else []
-    by_step = {line["step"]: line for line in training_lines(base / "straight")}
+    by_step = {line["step"]: line for line in training_lines(run_files / "straight")}
     for line in (
         line for line in repeated if "loss" in line
     ):  # steps that were done again had the same examples and losses
@@ -156,7 +156,7 @@ def check(base: Path, name: str, num_kills: int, seed: int) -> None:
         used.update(line["task_examples"])
     assert sum(used.values()) == 1600
     assert [path.name for path in SHARED_MEMORY.iterdir() if f"_{port}_" in path.name] == []
-    assert [path.name for path in (base / name / "checkpoints").glob(".partial*")] == []
+    assert [path.name for path in (run_files / name / "checkpoints").glob(".partial*")] == []
     # A lost rank is named whenever the watch had begun.
     print(
         f"steps repeated: {sum('loss' in line for line in repeated)}; named by the watch: {log.count(' is lost: its process ended without a word')}"
@@ -164,11 +164,11 @@ def check(base: Path, name: str, num_kills: int, seed: int) -> None:
 
 
 @pytest.mark.distributed
-def test_three_random_kills_lose_nothing(base: Path) -> None:
-    check(base, "three", 3, SEED)
+def test_three_random_kills_lose_nothing(run_files: Path) -> None:
+    check(run_files, "three", 3, SEED)
 
 
 @pytest.mark.bars
 @pytest.mark.timeout(3600)
-def test_twenty_random_kills_lose_nothing(base: Path) -> None:
-    check(base, "twenty", 20, SEED)
+def test_twenty_random_kills_lose_nothing(run_files: Path) -> None:
+    check(run_files, "twenty", 20, SEED)

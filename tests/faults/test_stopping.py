@@ -11,7 +11,16 @@ from pathlib import Path
 
 import pytest
 import yaml
-from helpers.fault_runs import Outcome, evaluations, exact, flags, run_forked, scenario, stops, write_base
+from helpers.fault_runs import (
+    Outcome,
+    evaluations,
+    exact,
+    flags,
+    run_forked,
+    scenario,
+    stops,
+    write_run_files,
+)
 from helpers.processes import ROOT, free_port, living_of_session, training_lines
 
 from mtdnn_ds.config.errors import Stopped
@@ -35,8 +44,8 @@ STOPS = {
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory, official_files: Path, tiny_encoder: Path) -> Path:
-    folder = write_base(tmp_path_factory.mktemp("stopping"), official_files, tiny_encoder)
+def run_files(tmp_path_factory: pytest.TempPathFactory, official_files: Path, tiny_encoder: Path) -> Path:
+    folder = write_run_files(tmp_path_factory.mktemp("stopping"), official_files, tiny_encoder)
     recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
     recipe["stages"] = [
         {"name": "all"},
@@ -47,35 +56,35 @@ def base(tmp_path_factory: pytest.TempPathFactory, official_files: Path, tiny_en
 
 
 @pytest.fixture(scope="module")
-def outcomes(base: Path) -> dict[str, Outcome]:
-    runs = {"straight": scenario(base, "straight")}
+def outcomes(run_files: Path) -> dict[str, Outcome]:
+    runs = {"straight": scenario(run_files, "straight")}
     names = list(STOPS)
     for pair in zip(
         names[::2], names[1::2], strict=True
     ):  # every second run is in one lane, one after the other
-        runs |= {name: scenario(base, name, *STOPS[name][0]) for name in pair}
-        runs |= {f"{name}_resumed": scenario(base, name, resume="auto") for name in pair}
-    runs["tokenizing"] = scenario(base, "tokenizing", (0, "tokenizing", "SIGUSR1"))
-    stages = {"recipe": str(base / "stages.yaml"), "resume": "auto"}
+        runs |= {name: scenario(run_files, name, *STOPS[name][0]) for name in pair}
+        runs |= {f"{name}_resumed": scenario(run_files, name, resume="auto") for name in pair}
+    runs["tokenizing"] = scenario(run_files, "tokenizing", (0, "tokenizing", "SIGUSR1"))
+    stages = {"recipe": str(run_files / "stages.yaml"), "resume": "auto"}
     long = {
         "train__steps": "100000",
         "train__eval_every": "0",
         "train__save_every": "0",
         "train__time_margin": "1",
     }
-    runs["first_stage"] = scenario(base, "staged", (1, "step_9", "SIGTERM"), **stages)
-    runs["last_step"] = scenario(base, "last_step", (1, "inside_step_12", "SIGTERM"))
-    runs["second_stage"] = scenario(base, "staged", (0, "inside_step_2", "SIGUSR1"), **stages)
-    runs["interrupted"] = scenario(base, "interrupted", (0, "step_3", "SIGINT"))
-    runs["both_stages"] = scenario(base, "staged", **stages)
-    runs["time_limit"] = {**scenario(base, "time_limit", **long), "job_seconds": 8}
-    return run_forked(runs, base, at_once=2)
+    runs["first_stage"] = scenario(run_files, "staged", (1, "step_9", "SIGTERM"), **stages)
+    runs["last_step"] = scenario(run_files, "last_step", (1, "inside_step_12", "SIGTERM"))
+    runs["second_stage"] = scenario(run_files, "staged", (0, "inside_step_2", "SIGUSR1"), **stages)
+    runs["interrupted"] = scenario(run_files, "interrupted", (0, "step_3", "SIGINT"))
+    runs["both_stages"] = scenario(run_files, "staged", **stages)
+    runs["time_limit"] = {**scenario(run_files, "time_limit", **long), "job_seconds": 8}
+    return run_forked(runs, run_files, at_once=2)
 
 
 @pytest.mark.distributed
 @pytest.mark.parametrize("name", STOPS)
 def test_all_ranks_stop_after_the_same_step_and_nothing_is_lost(
-    base: Path, outcomes: dict[str, Outcome], name: str
+    run_files: Path, outcomes: dict[str, Outcome], name: str
 ) -> None:
     acts, step, saving = STOPS[name]
     stopped, resumed = outcomes[name], outcomes[f"{name}_resumed"]
@@ -85,37 +94,39 @@ def test_all_ranks_stop_after_the_same_step_and_nothing_is_lost(
     reasons = "; ".join(f"rank {rank}: signal {first[rank]}" for rank in sorted(first))
     assert line.startswith(f"stopped after step {step} of 12 ({reasons}); {saving}")
     assert "stopped" not in stopped.said[1] and "Traceback" not in "".join(stopped.said)
-    assert [entry["step"] for entry in stops(base / name)] == [step]
+    assert [entry["step"] for entry in stops(run_files / name)] == [step]
     assert resumed.codes == [0, 0], resumed.said
-    assert exact(base / name) == exact(base / "straight") and len(exact(base / name)) == 12
-    assert evaluations(base / name) == evaluations(base / "straight")
-    discarded = base / name / "metrics.discarded.jsonl"
+    assert exact(run_files / name) == exact(run_files / "straight") and len(exact(run_files / name)) == 12
+    assert evaluations(run_files / name) == evaluations(run_files / "straight")
+    discarded = run_files / name / "metrics.discarded.jsonl"
     assert not discarded.exists() or discarded.read_text() == ""  # no step was repeated
 
 
 @pytest.mark.distributed
-def test_a_signal_before_training_ends_all_ranks_at_once(base: Path, outcomes: dict[str, Outcome]) -> None:
+def test_a_signal_before_training_ends_all_ranks_at_once(
+    run_files: Path, outcomes: dict[str, Outcome]
+) -> None:
     outcome = outcomes["tokenizing"]
     assert outcome.codes == [85, 85], outcome.said
     assert "stopped before training (rank 0: signal SIGUSR1); nothing was to be saved" in outcome.said[0]
     assert outcome.seconds_after_act is not None and outcome.seconds_after_act < 5
-    assert not (base / "tokenizing" / "checkpoints").exists()
+    assert not (run_files / "tokenizing" / "checkpoints").exists()
 
 
 @pytest.mark.distributed
-def test_a_signal_in_the_last_step_changes_nothing(base: Path, outcomes: dict[str, Outcome]) -> None:
+def test_a_signal_in_the_last_step_changes_nothing(run_files: Path, outcomes: dict[str, Outcome]) -> None:
     assert outcomes["last_step"].codes == [0, 0], outcomes["last_step"].said
-    assert exact(base / "last_step") == exact(base / "straight")
-    assert (base / "last_step/checkpoints/step_12").is_dir()
+    assert exact(run_files / "last_step") == exact(run_files / "straight")
+    assert (run_files / "last_step/checkpoints/step_12").is_dir()
 
 
 @pytest.mark.distributed
-def test_a_run_in_stages_stops_as_a_whole_and_goes_on(base: Path, outcomes: dict[str, Outcome]) -> None:
+def test_a_run_in_stages_stops_as_a_whole_and_goes_on(run_files: Path, outcomes: dict[str, Outcome]) -> None:
     ended = [outcomes[name] for name in ("first_stage", "second_stage", "both_stages")]
     assert [outcome.codes for outcome in ended] == [[85, 85], [85, 85], [0, 0]], ended
-    first, second = base / "staged/stages/01_all", base / "staged/stages/02_tune"
+    first, second = run_files / "staged/stages/01_all", run_files / "staged/stages/02_tune"
     assert [stop["step"] for stop in stops(first)] == [8] and [stop["step"] for stop in stops(second)] == [2]
-    assert exact(first) == exact(base / "straight")
+    assert exact(first) == exact(run_files / "straight")
     assert [line["step"] for line in training_lines(second)] == [1, 2, 3, 4]
 
 
@@ -132,21 +143,21 @@ def test_an_interrupted_rank_ends_with_130_and_the_other_says_who_it_was(
 
 
 @pytest.mark.distributed
-def test_a_run_stops_before_the_job_s_time_limit(base: Path, outcomes: dict[str, Outcome]) -> None:
+def test_a_run_stops_before_the_job_s_time_limit(run_files: Path, outcomes: dict[str, Outcome]) -> None:
     outcome = outcomes["time_limit"]
     assert outcome.codes == [85, 85], outcome.said
-    (stop,) = stops(base / "time_limit")
+    (stop,) = stops(run_files / "time_limit")
     assert "the run saves and stops 1 s before that" in outcome.said[0]
-    assert stop["step"] > 0 and stop["step"] == len(training_lines(base / "time_limit"))
+    assert stop["step"] > 0 and stop["step"] == len(training_lines(run_files / "time_limit"))
     assert stop["reasons"][0].startswith("rank 0: the job's time limit ends at ")
-    assert (base / "time_limit" / "checkpoints" / f"step_{stop['step']}").is_dir()
+    assert (run_files / "time_limit" / "checkpoints" / f"step_{stop['step']}").is_dir()
     assert outcome.seconds < 12  # of which the job has 8
 
 
 @pytest.mark.distributed
-def test_a_deepspeed_runner_that_is_terminated_leaves_no_rank_and_loses_nothing(base: Path) -> None:
-    given = flags(base, "runner", train__steps="100000", train__eval_every="0", train__save_every="0")
-    output = base / "runner.log"
+def test_a_deepspeed_runner_that_is_terminated_leaves_no_rank_and_loses_nothing(run_files: Path) -> None:
+    given = flags(run_files, "runner", train__steps="100000", train__eval_every="0", train__save_every="0")
+    output = run_files / "runner.log"
     with output.open("w") as stream:
         runner = subprocess.Popen(
             [str(Path(sys.executable).with_name("deepspeed")), "--num_accelerators", "2", "--master_port", str(free_port()), str(ROOT / "launchers/train.py"),
@@ -155,7 +166,10 @@ def test_a_deepspeed_runner_that_is_terminated_leaves_no_rank_and_loses_nothing(
         )  # fmt: skip
     try:
         wait_for(
-            lambda: (base / "runner/metrics.jsonl").exists() and len(training_lines(base / "runner")) > 2,
+            lambda: (
+                (run_files / "runner/metrics.jsonl").exists()
+                and len(training_lines(run_files / "runner")) > 2
+            ),
             runner,
         )
         runner.terminate()
@@ -164,9 +178,9 @@ def test_a_deepspeed_runner_that_is_terminated_leaves_no_rank_and_loses_nothing(
     finally:
         for pid in living_of_session(runner.pid):
             os.kill(pid, signal.SIGKILL)
-    (stop,) = stops(base / "runner")
+    (stop,) = stops(run_files / "runner")
     assert "the launcher is gone (deepspeed, process " in " ".join(stop["reasons"])
-    assert stop["step"] == len(training_lines(base / "runner"))
+    assert stop["step"] == len(training_lines(run_files / "runner"))
     assert "stopped after step" in output.read_text()
 
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from helpers.fault_runs import Outcome, exact, run_forked, scenario, write_base
+from helpers.fault_runs import Outcome, exact, run_forked, scenario, write_run_files
 
 from mtdnn_ds.faults import heartbeat
 from mtdnn_ds.faults.heartbeat import Place
@@ -77,26 +77,33 @@ LOSSES = {
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory, official_files: Path, tiny_encoder: Path) -> Path:
-    return write_base(
+def run_files(tmp_path_factory: pytest.TempPathFactory, official_files: Path, tiny_encoder: Path) -> Path:
+    return write_run_files(
         tmp_path_factory.mktemp("watchdog"), official_files, tiny_encoder, stall_timeout=STALL_SECONDS
     )
 
 
 @pytest.fixture(scope="module")
-def outcomes(base: Path) -> dict[str, Outcome]:
-    runs = {"straight": scenario(base, "straight")}
-    runs |= {name: scenario(base, name, act) for name, (act, *_) in LOSSES.items()}
+def outcomes(run_files: Path) -> dict[str, Outcome]:
+    runs = {"straight": scenario(run_files, "straight")}
+    runs |= {name: scenario(run_files, name, act) for name, (act, *_) in LOSSES.items()}
     runs["three_ranks"] = scenario(
-        base, "three_ranks", (0, "inside_step_2", "SIGKILL"), (2, "inside_step_2", "SIGKILL"), world_size=3
+        run_files,
+        "three_ranks",
+        (0, "inside_step_2", "SIGKILL"),
+        (2, "inside_step_2", "SIGKILL"),
+        world_size=3,
     )
-    runs["paused"] = {**scenario(base, "paused", (0, "step_5", "pause")), "pause_seconds": 2 * STALL_SECONDS}
-    runs["alone"] = scenario(base, "alone", (0, "inside_step_5", "hang"), world_size=1)
-    runs["off"] = scenario(base, "off", (1, "inside_step_5", "raise"), train__stall_timeout="0")
+    runs["paused"] = {
+        **scenario(run_files, "paused", (0, "step_5", "pause")),
+        "pause_seconds": 2 * STALL_SECONDS,
+    }
+    runs["alone"] = scenario(run_files, "alone", (0, "inside_step_5", "hang"), world_size=1)
+    runs["off"] = scenario(run_files, "off", (1, "inside_step_5", "raise"), train__stall_timeout="0")
     own, foreign = segments(runs["kill_1"]["port"])
     for path in (*own, *foreign):
         path.write_bytes(b"x")
-    results = run_forked(runs, base, at_once=3)
+    results = run_forked(runs, run_files, at_once=3)
     left = [path for path in (*own, *foreign) if path.exists()]
     for path in left:
         path.unlink()
@@ -149,9 +156,9 @@ def test_without_rank_0_one_of_the_others_speaks(outcomes: dict[str, Outcome]) -
 
 
 @pytest.mark.distributed
-def test_a_run_that_was_stopped_as_a_whole_goes_on(base: Path, outcomes: dict[str, Outcome]) -> None:
+def test_a_run_that_was_stopped_as_a_whole_goes_on(run_files: Path, outcomes: dict[str, Outcome]) -> None:
     assert outcomes["paused"].codes == [0, 0], outcomes["paused"].said
-    assert exact(base / "paused") == exact(base / "straight")
+    assert exact(run_files / "paused") == exact(run_files / "straight")
 
 
 @pytest.mark.distributed

@@ -26,7 +26,7 @@ class Outcome:
     seconds_after_act: float | None
 
 
-def write_base(folder: Path, official_files: Path, tiny_encoder: Path, **train: Any) -> Path:
+def write_run_files(folder: Path, official_files: Path, tiny_encoder: Path, **train: Any) -> Path:
     """Recipe, data and DeepSpeed JSON of a small run with dropout: 12 steps, evaluated every 3, saved every 6."""
     glue = cut_glue(official_files / "glue", folder / "glue", train_rows=60, dev_rows=8)
     recipe = {
@@ -42,21 +42,21 @@ def write_base(folder: Path, official_files: Path, tiny_encoder: Path, **train: 
     return folder
 
 
-def flags(base: Path, name: str, **changes: str) -> dict[str, str]:
+def flags(run_files: Path, name: str, **changes: str) -> dict[str, str]:
     """Flags of a run in the folder `name`; a name in `changes` may have __ for its dot."""
     given = {
-        "recipe": str(base / "recipe.yaml"),
-        "deepspeed_config": str(base / "zero2.json"),
-        "output_dir": str(base / name),
+        "recipe": str(run_files / "recipe.yaml"),
+        "deepspeed_config": str(run_files / "zero2.json"),
+        "output_dir": str(run_files / name),
     }
     return given | {flag.replace("__", "."): value for flag, value in changes.items()}
 
 
 def scenario(
-    base: Path, name: str, *acts: tuple[int, str, str], world_size: int = 2, **changes: str
+    run_files: Path, name: str, *acts: tuple[int, str, str], world_size: int = 2, **changes: str
 ) -> dict[str, Any]:
     return {
-        "flags": flags(base, name, **changes),
+        "flags": flags(run_files, name, **changes),
         "acts": acts,
         "world_size": world_size,
         "port": free_port(),

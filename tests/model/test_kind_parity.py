@@ -51,9 +51,7 @@ class Pipeline:
             "tasks": tasks,
         }
         (spec,) = resolve_tasks(Recipe.model_validate(recipe))
-        prepared = prepare(
-            [spec], tokenizer_path=str(encoder), cache_dir=str(folder / "cache"), say=lambda text: None
-        )
+        prepared = prepare([spec], tokenizer_path=str(encoder), cache_dir=str(folder / "cache"))
         self.examples = make_examples(spec, prepared["task"]["train"], max_length=MAX_LENGTH)
         self.layout = head_layout([spec])
         (self.form,) = self.layout.forms

@@ -355,9 +355,9 @@ def test_segments_are_the_texts_tokens_after_truncation(tiny_encoder: Path, tmp_
         "label_column": "y",
     }
     (spec,) = specs_of(pairs={**settings, "labels": ["yes", "no"], "head": "san"})
-    split = prepare(
-        [spec], tokenizer_path=str(tiny_encoder), cache_dir=str(tmp_path / "cache"), say=lambda text: None
-    )["pairs"]["train"]
+    split = prepare([spec], tokenizer_path=str(tiny_encoder), cache_dir=str(tmp_path / "cache"))["pairs"][
+        "train"
+    ]
     gathered = make_examples(spec, split, max_length=16).gather(
         np.array([3, 0, 1, 2]), np.zeros(4, dtype=np.int64)
     )

@@ -56,7 +56,9 @@ def test_text_and_embeddings_are_read_back(finished_run: Path) -> None:
     ]  # STS-B's dev.tsv
 
 
-def test_embeddings_are_the_hidden_states_of_the_first_token(finished_run: Path, official_files: Path) -> None:
+def test_embeddings_are_the_hidden_states_of_the_first_token(
+    finished_run: Path, official_files: Path
+) -> None:
     """Against plain transformers on the last weights, CoLA's first dev row."""
     import torch
     from transformers import AutoModel, AutoTokenizer

@@ -337,7 +337,9 @@ def test_lines_are_printed_on_rank_0_inside_speaking_and_not_while_silenced(
     assert not logging.getLogger("mtdnn_ds").handlers and logging.getLogger("mtdnn_ds").propagate
 
 
-def test_a_file_is_shown_as_a_bar_in_a_terminal_and_as_lines_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_is_shown_as_a_bar_in_a_terminal_and_as_lines_elsewhere(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("TERM", "xterm")
     terminal, file = Terminal(), io.StringIO()
     for stream in (terminal, file):

@@ -59,7 +59,6 @@ def test_conversations_are_answered_as_evaluation_answers_them(tiny_encoder: Pat
     model = untrained(tiny_encoder, spec)
     prepared = prepare(
         [spec], tokenizer_path=str(tiny_encoder), cache_dir=str(tmp_path / "cache"), on_bad_row="refuse", splits={"dev"}, build=True,
-        say=lambda text: None,
     )  # fmt: skip
     examples = make_examples(spec, prepared["talk"]["dev"], max_length=48)
     run_data = RunData(specs=(spec,), layout=model.layout, examples={"talk": {"dev": examples}})

@@ -23,6 +23,7 @@ from helpers.fuzzing import (
     with_settings,
 )
 from helpers.processes import ROOT
+from helpers.said import logged
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
@@ -112,7 +113,7 @@ def read_everything(whole: Whole, run: Path) -> None:
     recipe.write_text(yaml.safe_dump(own))
 
     def resume() -> None:
-        found = resume_from(str(run), run, lambda text: None)
+        found = resume_from(str(run), run)
         assert found is not None
         check_fit(str(found.path), found.run_state, whole.state, whole.plan)
         elastic.changes(found.run_state, whole.state.recipe, {**TOPOLOGY, "world_size": 1})
@@ -186,10 +187,8 @@ def test_caches(data: st.DataObject, whole: Whole) -> None:
     for each, good in whole.cached.items():
         (cache / each).parent.mkdir(parents=True, exist_ok=True)
         (cache / each).write_bytes(data.draw(st.one_of(strategies)) if each == name else good)
-    said: list[str] = []
-    read = refused_or_done(
-        lambda: prepare_run_data(whole.settings, resolve_tasks(whole.settings), said.append)
-    )
+    with logged() as said:
+        read = refused_or_done(lambda: prepare_run_data(whole.settings, resolve_tasks(whole.settings)))
     assert read.train_sizes == {"cats": 7}
     event("built again" if any("building it again" in text for text in said) else "used")
 
@@ -202,8 +201,8 @@ def test_a_cache_with_broken_counts_is_built_again(change: dict[str, Any], whole
     cache = Path(whole.settings.data.cache_dir)
     meta = next(name for name in sorted(whole.cached) if name.endswith("meta.json"))
     (cache / meta).write_text(json.dumps({**json.loads(whole.cached[meta]), **change}))
-    said: list[str] = []
-    prepare_run_data(whole.settings, resolve_tasks(whole.settings), said.append)
+    with logged() as said:
+        prepare_run_data(whole.settings, resolve_tasks(whole.settings))
     assert any("is damaged" in text and "building it again" in text for text in said)
     assert (cache / meta).read_bytes() == whole.cached[meta]
 

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from helpers.fault_runs import Outcome, exact, run_forked, scenario, write_base
+from helpers.fault_runs import Outcome, exact, run_forked, scenario, write_run_files
 from helpers.processes import ROOT, write_json
 
 from mtdnn_ds.config.errors import ConfigError
@@ -27,7 +27,7 @@ HOLD = """
 import os, subprocess, sys, time
 from pathlib import Path
 from mtdnn_ds.runs.lock import locked
-with locked(Path(sys.argv[1]), print):
+with locked(Path(sys.argv[1])):
     forked = os.fork()
     if forked == 0:
         time.sleep(600)
@@ -35,11 +35,6 @@ with locked(Path(sys.argv[1]), print):
     print(forked, started.pid, flush=True)
     time.sleep(600)
 """
-
-
-@pytest.fixture
-def said() -> list[str]:
-    return []
 
 
 @pytest.fixture
@@ -65,7 +60,7 @@ def test_the_second_is_told_who_holds_the_folder(
     tmp_path: Path, said: list[str], holder: tuple[subprocess.Popen[str], list[int]]
 ) -> None:
     process, _ = holder
-    with pytest.raises(ConfigError) as error, locked(tmp_path / "run", said.append):
+    with pytest.raises(ConfigError) as error, locked(tmp_path / "run"):
         pass
     text, since = re.subn(r"since \d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", "since SOME TIME", str(error.value))
     assert since == 1
@@ -84,7 +79,7 @@ def test_a_lock_dies_with_its_holder_and_not_with_its_holder_s_children(
     for child in children:
         os.kill(child, 0)  # both live
     assert (tmp_path / "run" / ".lock").is_file()
-    with locked(tmp_path / "run", said.append):
+    with locked(tmp_path / "run"):
         assert json.loads((tmp_path / "run" / ".lock").read_text())["process"] == str(os.getpid())
     assert said == []
 
@@ -93,12 +88,12 @@ def test_a_lock_dies_with_its_holder_and_not_with_its_holder_s_children(
 def test_a_file_that_lies_there_refuses_nobody(tmp_path: Path, said: list[str], text: str) -> None:
     (tmp_path / ".lock").write_text(text)
     with (
-        locked(tmp_path, said.append),
+        locked(tmp_path),
         pytest.raises(ConfigError, match="another run is at work"),
-        locked(tmp_path, said.append),
+        locked(tmp_path),
     ):
         pass
-    with locked(tmp_path, said.append):
+    with locked(tmp_path):
         pass
     assert said == []
 
@@ -110,7 +105,7 @@ def test_a_file_system_without_locks_is_said_and_used(
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     monkeypatch.setattr(fcntl, "flock", answer)
-    with locked(tmp_path, said.append):
+    with locked(tmp_path):
         pass
     assert said == [
         f"{tmp_path}: its file system has no locks (No locks available), so nothing keeps a second run out of this folder"
@@ -121,7 +116,7 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path, said: list[s
     (tmp_path / "file").touch()
     with (
         pytest.raises(ConfigError, match=r"--output_dir .*/file/run: cannot be created \("),
-        locked(tmp_path / "file" / "run", said.append),
+        locked(tmp_path / "file" / "run"),
     ):
         pass
 
@@ -132,7 +127,7 @@ def test_a_new_folder_is_private_an_old_one_keeps_its_mode_and_an_unused_one_goe
     old, new = tmp_path / "old", tmp_path / "deep" / "new"
     old.mkdir(mode=0o755)
     assert not create_private(old)
-    with locked(new, said.append):
+    with locked(new):
         assert new.stat().st_mode & 0o777 == 0o700
         refuse_used_folder(new, "none")  # the lock alone does not make it used
     assert old.stat().st_mode & 0o777 == 0o755
@@ -140,59 +135,65 @@ def test_a_new_folder_is_private_an_old_one_keeps_its_mode_and_an_unused_one_goe
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory, official_files: Path, tiny_encoder: Path) -> Path:
-    return write_base(tmp_path_factory.mktemp("lock"), official_files, tiny_encoder, save_every=3, eval_every=0)
+def run_files(tmp_path_factory: pytest.TempPathFactory, official_files: Path, tiny_encoder: Path) -> Path:
+    return write_run_files(
+        tmp_path_factory.mktemp("lock"), official_files, tiny_encoder, save_every=3, eval_every=0
+    )
 
 
 @pytest.fixture(scope="module")
-def outcomes(base: Path) -> dict[str, Outcome]:
+def outcomes(run_files: Path) -> dict[str, Outcome]:
     """A run that waits before step 8; a second one in its folder; rank 0 of the first killed with -9, rank 1 not; started again."""
     first = {
-        "run": {**scenario(base, "run", (0, "step_8", "hang")), "seconds": 240},
-        "straight": scenario(base, "straight"),
+        "run": {**scenario(run_files, "run", (0, "step_8", "hang")), "seconds": 240},
+        "straight": scenario(run_files, "straight"),
     }
-    files = [str(write_json(base / "first.json", first)), str(base / "first_results.json")]
+    files = [str(write_json(run_files / "first.json", first)), str(run_files / "first_results.json")]
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
         [sys.executable, str(ROOT / "tests/workers/forked_ranks.py"), *files], env=environment, cwd=ROOT
     )
     try:
         until = time.monotonic() + 120
-        while not list(base.glob("acted_*")):
+        while not list(run_files.glob("acted_*")):
             assert time.monotonic() < until and process.poll() is None
             time.sleep(0.05)
-        (base / "second").mkdir()
-        held_by = json.loads((base / "run" / ".lock").read_text())
-        second = run_forked({"second": scenario(base, "run", resume="auto", world_size=1)}, base / "second")
+        (run_files / "second").mkdir()
+        held_by = json.loads((run_files / "run" / ".lock").read_text())
+        second = run_forked(
+            {"second": scenario(run_files, "run", resume="auto", world_size=1)}, run_files / "second"
+        )
         os.kill(int(held_by["process"]), signal.SIGKILL)
-        again = run_forked({"again": scenario(base, "run", resume="auto")}, base / "second")
+        again = run_forked({"again": scenario(run_files, "run", resume="auto")}, run_files / "second")
         assert process.wait(timeout=240) == 0
     finally:
         process.kill()
         process.wait()
     results = {
         name: Outcome(**values)
-        for name, values in json.loads((base / "first_results.json").read_text()).items()
+        for name, values in json.loads((run_files / "first_results.json").read_text()).items()
     }
     return {**second, **again, **results}
 
 
 @pytest.mark.distributed
 def test_two_runs_in_one_folder_the_second_is_refused_and_changes_nothing(
-    base: Path, outcomes: dict[str, Outcome]
+    run_files: Path, outcomes: dict[str, Outcome]
 ) -> None:
     ended = outcomes["second"]
     assert ended.codes == [2], ended.said
     assert (
-        f"error: --output_dir {base / 'run'}: another run is at work there (host {platform.node()}, process "
+        f"error: --output_dir {run_files / 'run'}: another run is at work there (host {platform.node()}, process "
         in ended.said[0]
     )
     assert "resuming" not in ended.said[0]
 
 
 @pytest.mark.distributed
-def test_after_a_kill_of_the_holder_the_run_goes_on_exactly(base: Path, outcomes: dict[str, Outcome]) -> None:
+def test_after_a_kill_of_the_holder_the_run_goes_on_exactly(
+    run_files: Path, outcomes: dict[str, Outcome]
+) -> None:
     assert outcomes["run"].codes[0] == -signal.SIGKILL
     assert outcomes["again"].codes == [0, 0], outcomes["again"].said
     assert "resuming after step 6 of 12" in outcomes["again"].said[0]
-    assert exact(base / "run") == exact(base / "straight")
+    assert exact(run_files / "run") == exact(run_files / "straight")

@@ -257,9 +257,7 @@ def test_rows_are_read_anew_when_the_file_changes(
 ) -> None:
     def labels() -> list[float]:
         specs = resolve_tasks(Recipe.model_validate(own))
-        prepared = prepare(
-            specs, tokenizer_path=str(tiny_encoder), cache_dir=str(tmp_path / "cache"), say=lambda text: None
-        )
+        prepared = prepare(specs, tokenizer_path=str(tiny_encoder), cache_dir=str(tmp_path / "cache"))
         return prepared["mine"]["train"].labels.tolist()
 
     assert labels() == [4.0, 1.0, 2.5]
@@ -271,9 +269,7 @@ def test_bad_labels_are_said_with_their_rows(own: dict[str, Any], tmp_path: Path
     (tmp_path / "train.csv").write_text("text,stars\nfine,4\nbad,many\nodd,nan\n")
     specs = resolve_tasks(Recipe.model_validate(own))
     with pytest.raises(DataError) as raised:
-        prepare(
-            specs, tokenizer_path=str(tiny_encoder), cache_dir=str(tmp_path / "cache"), say=lambda text: None
-        )
+        prepare(specs, tokenizer_path=str(tiny_encoder), cache_dir=str(tmp_path / "cache"))
     assert str(raised.value).splitlines()[1:] == [
         "  line 3: label 'many': could not convert string to float: 'many'",
         "  line 4: label 'nan': parse_label of kind stars gave nan",
@@ -282,9 +278,7 @@ def test_bad_labels_are_said_with_their_rows(own: dict[str, Any], tmp_path: Path
         Recipe.model_validate(own), own_kinds={"stars": kind(parse_label=lambda cell, spec: {"4": 4}[cell])}
     )
     with pytest.raises(DataError, match=r"line 3: label 'many': KeyError: 'many'"):
-        prepare(
-            specs, tokenizer_path=str(tiny_encoder), cache_dir=str(tmp_path / "cache"), say=lambda text: None
-        )
+        prepare(specs, tokenizer_path=str(tiny_encoder), cache_dir=str(tmp_path / "cache"))
 
 
 # What a kind computes is checked

@@ -20,9 +20,15 @@ from mtdnn_ds.batch import Targets
 from mtdnn_ds.config.errors import ConfigError
 from mtdnn_ds.config.load import dump_recipe, load_recipe
 from mtdnn_ds.data.batches.collate import ExampleSets, collate
+from mtdnn_ds.data.cache.soft_targets import (
+    RowsByExample,
+    read_outputs,
+    soft_file,
+    soft_targets,
+    write_outputs,
+)
 from mtdnn_ds.data.examples import Gathered, TargetRows
 from mtdnn_ds.data.examples.distilled import DistilledExamples
-from mtdnn_ds.data.cache.soft_targets import RowsByExample, read_outputs, soft_file, soft_targets, write_outputs
 from mtdnn_ds.losses.distillation import Distillation
 from mtdnn_ds.losses.forms import build_losses
 from mtdnn_ds.tasks.layout import head_layout
@@ -331,24 +337,22 @@ module.write_outputs(Path(sys.argv[1]), module.RowsByExample(values=np.zeros((1,
 """
 
 
-def test_a_kill_while_storing_leaves_no_half_file(tmp_path: Path) -> None:
+def test_a_kill_while_storing_leaves_no_half_file(tmp_path: Path, said: list[str]) -> None:
     file = soft_file(str(tmp_path / "cache"), "rte", "0123456789abcdef")
     assert run_command(["-c", KILLED, str(file)]).returncode == -signal.SIGKILL
-    said: list[str] = []
-    assert read_outputs(file, said.append) is None and said == []
+    assert read_outputs(file) is None and said == []
     assert [path.name for path in file.parent.glob("*.building-*")] != []
     write_outputs(file, rows([[1.0, 2.0]], [0, 1]))
-    stored = read_outputs(file, said.append)
+    stored = read_outputs(file)
     assert stored is not None and stored.values.tolist() == [[1.0, 2.0]] and stored.offsets.tolist() == [0, 1]
     assert list(file.parent.glob("*.building-*")) == []
 
 
-def test_a_damaged_file_is_computed_again_and_that_is_said(tmp_path: Path) -> None:
+def test_a_damaged_file_is_computed_again_and_that_is_said(tmp_path: Path, said: list[str]) -> None:
     file = soft_file(str(tmp_path), "rte", "0123456789abcdef")
     write_outputs(file, rows([[1.0, 2.0]], [0, 1]))
     os.truncate(file, 60)
-    said: list[str] = []
-    assert read_outputs(file, said.append) is None
+    assert read_outputs(file) is None
     assert said[0].startswith(f"{file}: is damaged (") and said[0].endswith("); computing it again")
 
 

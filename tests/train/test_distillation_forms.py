@@ -39,10 +39,6 @@ TEMPERATURE = 3.0
 TEACHER_LENGTH = 8  # six words and two special tokens
 
 
-def quiet(text: str) -> None:
-    pass
-
-
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory, tiny_encoder: Path) -> Recipe:
     """A student with a teacher that was never trained, which gives it answers all the same."""
@@ -99,7 +95,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory, tiny_encoder: Path) -> Reci
 
 def soft_targets_of(recipe: Recipe) -> dict[str, list[np.ndarray]]:
     """Soft targets of each example of each task, as a micro-batch gets them."""
-    data = prepare_run_data(recipe, resolve_tasks(recipe), quiet)
+    data = prepare_run_data(recipe, resolve_tasks(recipe))
     with_answers = with_soft_targets(
         recipe, data, find_teacher_outputs(recipe, data), device=torch.device("cpu")
     )
@@ -178,7 +174,7 @@ def test_a_teacher_of_tags_with_another_tokenizer_is_refused(recipe: Recipe, tmp
     """Another tokenizer may find no token in other words, and words would be matched wrongly."""
     cased = keep_capitals(shutil.copytree(recipe.encoder.path, tmp_path / "cased"))
     student = recipe.model_copy(update={"encoder": recipe.encoder.model_copy(update={"path": str(cased)})})
-    data = prepare_run_data(student, resolve_tasks(student), quiet)
+    data = prepare_run_data(student, resolve_tasks(student))
     assert recipe.distillation.teachers is not None
     with pytest.raises(ConfigError) as caught:
         find_teacher_outputs(student, data)

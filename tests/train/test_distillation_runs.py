@@ -91,7 +91,7 @@ def _cased_encoder(folder: Path, minilm: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory, tiny_encoder: Path, minilm: Path) -> Runs:
+def trained_runs(tmp_path_factory: pytest.TempPathFactory, tiny_encoder: Path, minilm: Path) -> Runs:
     """Teachers `wide` (all tasks) and `cased` (not score), `student` of both, and `resumed`, which goes on from the student's step 3."""
     folder = tmp_path_factory.mktemp("distillation")
     tasks = {task: _task(folder, task) for task in LABELS}
@@ -147,23 +147,24 @@ def _student_data(folder: Path) -> tuple[Any, RunData]:
     return recipe, prepare_run_data(recipe, resolve_tasks(recipe))
 
 
-def _stored(runs: Runs, teacher: str, task: str) -> dict[str, np.ndarray]:
+def _stored(trained_runs: Runs, teacher: str, task: str) -> dict[str, np.ndarray]:
     """Outputs of one teacher as its keys name them."""
-    recipe, data = _student_data(runs.folder)
+    recipe, data = _student_data(trained_runs.folder)
     teacher_outputs = {
-        outputs.teacher.run.folder.path.name: outputs
-        for outputs in find_teacher_outputs(recipe, data)
+        outputs.teacher.run.folder.path.name: outputs for outputs in find_teacher_outputs(recipe, data)
     }
     return load_file(
-        runs.folder / "cache" / f"{task}-train-{teacher_outputs[teacher].keys[task][:16]}.soft.safetensors"
+        trained_runs.folder
+        / "cache"
+        / f"{task}-train-{teacher_outputs[teacher].keys[task][:16]}.soft.safetensors"
     )
 
 
 def _hugging_face_outputs(
-    runs: Runs, teacher: str, task: str, first_column: int, encoder: Path, max_length: int
+    trained_runs: Runs, teacher: str, task: str, first_column: int, encoder: Path, max_length: int
 ) -> np.ndarray:
     """Padded inputs through BertForSequenceClassification with the teacher's weights."""
-    weights = load_weights(runs.folder / teacher / "best" / "average" / "model.safetensors")
+    weights = load_weights(trained_runs.folder / teacher / "best" / "average" / "model.safetensors")
     labels = LABELS[task]
     num_outputs = len(labels) if labels else 1
     model = BertForSequenceClassification.from_pretrained(encoder, num_labels=num_outputs).eval()
@@ -183,7 +184,7 @@ def _hugging_face_outputs(
         {name: value.float() for name, value in state.items()}, strict=False
     )
     assert (missing, unexpected) == ([], [])
-    with (runs.folder / f"{task}_train.csv").open(newline="") as stream:
+    with (trained_runs.folder / f"{task}_train.csv").open(newline="") as stream:
         rows = list(csv.DictReader(stream))
     texts = [[row["first"] for row in rows], *([] if task == "one" else [[row["second"] for row in rows]])]
     tokenizer = AutoTokenizer.from_pretrained(encoder)
@@ -204,52 +205,55 @@ def _hugging_face_outputs(
     ],
 )
 def test_stored_outputs_equal_a_padded_hugging_face_forward(
-    runs: Runs, tiny_encoder: Path, teacher: str, task: str, first_column: int, max_length: int
+    trained_runs: Runs, tiny_encoder: Path, teacher: str, task: str, first_column: int, max_length: int
 ) -> None:
-    encoder = tiny_encoder if teacher == "wide" else runs.folder / "encoder"
-    theirs = _hugging_face_outputs(runs, teacher, task, first_column, encoder, max_length)
-    ours = _stored(runs, teacher, task)
+    encoder = tiny_encoder if teacher == "wide" else trained_runs.folder / "encoder"
+    theirs = _hugging_face_outputs(trained_runs, teacher, task, first_column, encoder, max_length)
+    ours = _stored(trained_runs, teacher, task)
     np.testing.assert_allclose(ours["outputs"], theirs, rtol=0, atol=1e-5)
     assert ours["offsets"].tolist() == list(range(27))
     assert np.abs(theirs).max() > 1e-2, "a trained teacher should say something"
 
 
 @pytest.mark.distributed
-def test_the_two_teachers_really_read_other_tokens(runs: Runs, tiny_encoder: Path) -> None:
+def test_the_two_teachers_really_read_other_tokens(trained_runs: Runs, tiny_encoder: Path) -> None:
     ids = [
         AutoTokenizer.from_pretrained(path)("Green Dog in Paris")["input_ids"]
-        for path in (tiny_encoder, runs.folder / "encoder")
+        for path in (tiny_encoder, trained_runs.folder / "encoder")
     ]
     assert ids[0] != ids[1]
 
 
 @pytest.mark.distributed
-def test_resume_is_bitwise_with_distillation(runs: Runs) -> None:
+def test_resume_is_bitwise_with_distillation(trained_runs: Runs) -> None:
     student, resumed = (
-        [{field: line[field] for field in EXACT_FIELDS} for line in training_lines(runs.folder / name)]
+        [
+            {field: line[field] for field in EXACT_FIELDS}
+            for line in training_lines(trained_runs.folder / name)
+        ]
         for name in ("student", "resumed")
     )
     assert len(student) == 6 and resumed == student[3:]
-    assert "resuming after step 3 of 6" in runs.said["resumed"]
+    assert "resuming after step 3 of 6" in trained_runs.said["resumed"]
 
 
 @pytest.mark.distributed
-def test_answers_are_computed_once(runs: Runs) -> None:
-    said = runs.said["student"]
+def test_answers_are_computed_once(trained_runs: Runs) -> None:
+    said = trained_runs.said["student"]
     assert (
         "wide/best/average: answered 78 examples in" in said
         and "cased/best/average: answered 52 examples in" in said
     )
-    assert "answered" not in runs.said["resumed"]
-    assert len(list((runs.folder / "cache").glob("*.soft.safetensors"))) == 5
-    assert list((runs.folder / "cache").glob("*.building-*")) == []
+    assert "answered" not in trained_runs.said["resumed"]
+    assert len(list((trained_runs.folder / "cache").glob("*.soft.safetensors"))) == 5
+    assert list((trained_runs.folder / "cache").glob("*.building-*")) == []
 
 
 @pytest.mark.distributed
-def test_every_example_learns_its_own_answers(runs: Runs, tiny_encoder: Path) -> None:
+def test_every_example_learns_its_own_answers(trained_runs: Runs, tiny_encoder: Path) -> None:
     """A step's losses, from Hugging Face's outputs for the teachers and torch's own functions."""
-    recipe, data = _student_data(runs.folder)
-    device, quiet = torch.device("cpu"), lambda text: None
+    recipe, data = _student_data(trained_runs.folder)
+    device = torch.device("cpu")
     with_answers = with_soft_targets(recipe, data, find_teacher_outputs(recipe, data), device=device)
     step = build_plan(recipe, data).step(1)
     batch = collate(
@@ -271,13 +275,13 @@ def test_every_example_learns_its_own_answers(runs: Runs, tiny_encoder: Path) ->
 
     heads = {"pair": slice(0, 3), "one": slice(3, 5), "score": slice(5, 6)}
     teachers = {
-        "pair": [("wide", 0, tiny_encoder, 32), ("cased", 2, runs.folder / "encoder", 20)],
-        "one": [("wide", 3, tiny_encoder, 32), ("cased", 0, runs.folder / "encoder", 20)],
+        "pair": [("wide", 0, tiny_encoder, 32), ("cased", 2, trained_runs.folder / "encoder", 20)],
+        "one": [("wide", 3, tiny_encoder, 32), ("cased", 0, trained_runs.folder / "encoder", 20)],
         "score": [("wide", 5, tiny_encoder, 32)],
     }
     answers = {
         task: [
-            torch.tensor(_hugging_face_outputs(runs, name, task, first, encoder, most))
+            torch.tensor(_hugging_face_outputs(trained_runs, name, task, first, encoder, most))
             for name, first, encoder, most in named
         ]
         for task, named in teachers.items()
@@ -302,14 +306,16 @@ def test_every_example_learns_its_own_answers(runs: Runs, tiny_encoder: Path) ->
 
 
 @pytest.mark.distributed
-def test_other_teacher_weights_are_noticed_and_refused_when_a_run_goes_on(runs: Runs, tmp_path: Path) -> None:
-    saved = json.loads((runs.folder / "student/checkpoints/step_3/run_state.json").read_text())
-    recipe, data = _student_data(runs.folder)
+def test_other_teacher_weights_are_noticed_and_refused_when_a_run_goes_on(
+    trained_runs: Runs, tmp_path: Path
+) -> None:
+    saved = json.loads((trained_runs.folder / "student/checkpoints/step_3/run_state.json").read_text())
+    recipe, data = _student_data(trained_runs.folder)
     plan = build_plan(recipe, data)
 
     def state(teachers: list[str]) -> RunState:
         changed = load_recipe(
-            str(runs.folder / "student.yaml"), {"distillation.teachers": ",".join(teachers)}
+            str(trained_runs.folder / "student.yaml"), {"distillation.teachers": ",".join(teachers)}
         )
         prints = fingerprints(find_teacher_outputs(changed, data))
         return RunState(
@@ -323,15 +329,15 @@ def test_other_teacher_weights_are_noticed_and_refused_when_a_run_goes_on(runs: 
     def copy(name: str) -> Path:
         folder = tmp_path / name
         (folder / "best" / "average").mkdir(parents=True)
-        (folder / "recipe.yaml").write_text((runs.folder / "wide" / "recipe.yaml").read_text())
+        (folder / "recipe.yaml").write_text((trained_runs.folder / "wide" / "recipe.yaml").read_text())
         return folder
 
-    weights = load_weights(runs.folder / "wide" / "best" / "average" / "model.safetensors")
+    weights = load_weights(trained_runs.folder / "wide" / "best" / "average" / "model.safetensors")
     save_file(weights, copy("moved") / "best" / "average" / "model.safetensors")
     weights["heads.sequence.bias"] = weights["heads.sequence.bias"] + 1e-3
     save_file(weights, copy("changed") / "best" / "average" / "model.safetensors")
 
-    cased = str(runs.folder / "cased")
+    cased = str(trained_runs.folder / "cased")
     check_fit(
         "step_3", saved, state([cased, str(tmp_path / "moved")]), plan
     )  # the same weights elsewhere, named in another order
@@ -346,24 +352,33 @@ def test_other_teacher_weights_are_noticed_and_refused_when_a_run_goes_on(runs: 
 
 
 @pytest.mark.distributed
-def test_the_verb_stores_answers_and_scores_every_teacher(runs: Runs, tmp_path: Path) -> None:
+def test_the_verb_stores_answers_and_scores_every_teacher(trained_runs: Runs, tmp_path: Path) -> None:
     done = run_command(
-        ["-m", "mtdnn_ds", "distill", str(runs.folder / "student.yaml"), "--data.cache_dir", str(tmp_path)]
+        [
+            "-m",
+            "mtdnn_ds",
+            "distill",
+            str(trained_runs.folder / "student.yaml"),
+            "--data.cache_dir",
+            str(tmp_path),
+        ]
     )
     assert done.returncode == 0, done.stderr
     titles = [line for line in done.stdout.splitlines() if line.startswith("dev metrics of ")]
     assert titles == [
-        f"dev metrics of {runs.folder / 'wide'}/best/average:",
-        f"dev metrics of {runs.folder / 'cased'}/best/average:",
+        f"dev metrics of {trained_runs.folder / 'wide'}/best/average:",
+        f"dev metrics of {trained_runs.folder / 'cased'}/best/average:",
         "dev metrics of the mean of 2 teachers:",
     ]
     assert done.stdout.endswith(f"the teachers' answers for pair, one, score are ready in {tmp_path}\n")
-    ours, theirs = (sorted(folder.glob("*.soft.safetensors")) for folder in (tmp_path, runs.folder / "cache"))
+    ours, theirs = (
+        sorted(folder.glob("*.soft.safetensors")) for folder in (tmp_path, trained_runs.folder / "cache")
+    )
     assert [file.name for file in ours] == [file.name for file in theirs] and len(ours) == 5
     for one_rank, two_ranks in zip(ours, theirs, strict=True):
         np.testing.assert_allclose(
             load_file(one_rank)["outputs"], load_file(two_ranks)["outputs"], rtol=0, atol=1e-5
         )
-    last_evaluation = [line for line in lines(runs.folder / "wide") if "eval" in line][-1]
+    last_evaluation = [line for line in lines(trained_runs.folder / "wide") if "eval" in line][-1]
     shown = float(done.stdout.split("dev metrics of ")[1].split("average  ")[1].split()[0])
     assert shown == pytest.approx(last_evaluation["average"], abs=1e-3)

@@ -60,7 +60,7 @@ def source(request: pytest.FixtureRequest) -> Path:
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory, source: Path, tiny_encoder: Path) -> Runs:
+def trained_runs(tmp_path_factory: pytest.TempPathFactory, source: Path, tiny_encoder: Path) -> Runs:
     folder = tmp_path_factory.mktemp("exactness")
     glue = cut_glue(source, folder / "glue", train_rows=300, dev_rows=8)
     recipe = {
@@ -133,18 +133,18 @@ def _reference(folder: Path, glue: Path, encoder: Path) -> list[tuple[float, flo
 
 @pytest.mark.distributed
 @pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.name)
-def test_losses_and_gradients_equal_a_hand_written_padded_loop(runs: Runs, setting: Setting) -> None:
-    ours = training_lines(runs.folder / setting.name)
+def test_losses_and_gradients_equal_a_hand_written_padded_loop(trained_runs: Runs, setting: Setting) -> None:
+    ours = training_lines(trained_runs.folder / setting.name)
     assert [line["step"] for line in ours] == list(range(1, STEPS + 1))
-    for line, (loss, norm) in zip(ours, runs.reference, strict=True):
+    for line, (loss, norm) in zip(ours, trained_runs.reference, strict=True):
         assert line["loss"] == pytest.approx(loss, rel=TOLERANCE), f"step {line['step']}"
         assert line["grad_norm"] == pytest.approx(norm, rel=TOLERANCE), f"step {line['step']}"
 
 
 @pytest.mark.distributed
-def test_settings_really_cut_steps_differently(runs: Runs) -> None:
+def test_settings_really_cut_steps_differently(trained_runs: Runs) -> None:
     counts = {
-        setting.name: {line["micro_batches"] for line in training_lines(runs.folder / setting.name)}
+        setting.name: {line["micro_batches"] for line in training_lines(trained_runs.folder / setting.name)}
         for setting in SETTINGS
     }
     assert counts["ranks1_zero2"] == {1}
@@ -152,15 +152,17 @@ def test_settings_really_cut_steps_differently(runs: Runs) -> None:
         "the number of micro-batches should differ from step to step"
     )
     assert min(counts["ranks2_zero3_tokens256"]) >= 2
-    assert all(line["padding_efficiency"] == 1.0 for line in training_lines(runs.folder / "ranks2_zero1"))
+    assert all(
+        line["padding_efficiency"] == 1.0 for line in training_lines(trained_runs.folder / "ranks2_zero1")
+    )
 
 
 @pytest.mark.distributed
 @pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.name)
-def test_every_setting_evaluates_the_same(runs: Runs, setting: Setting) -> None:
+def test_every_setting_evaluates_the_same(trained_runs: Runs, setting: Setting) -> None:
     """Every dev row is scored exactly once, whatever the number of ranks; equal models then get equal metrics."""
     ours, theirs = (
-        [line for line in lines(runs.folder / name) if "eval" in line]
+        [line for line in lines(trained_runs.folder / name) if "eval" in line]
         for name in (setting.name, SETTINGS[0].name)
     )
     assert [line["step"] for line in ours] == [STEPS]

@@ -37,7 +37,7 @@ class Runs:
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory, official_files: Path, tiny_encoder: Path) -> Runs:
+def trained_runs(tmp_path_factory: pytest.TempPathFactory, official_files: Path, tiny_encoder: Path) -> Runs:
     """One rank without ZeRO; two ranks under ZeRO 3 in small micro-batches; two ranks, ZeRO 3, bf16, with dropout."""
     folder = tmp_path_factory.mktemp("head_runs")
     glue = cut_glue(official_files / "glue", folder / "glue", train_rows=40, dev_rows=12)
@@ -85,8 +85,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory, official_files: Path, tiny_en
 
 
 @pytest.mark.distributed
-def test_losses_and_gradients_are_those_of_one_rank(runs: Runs) -> None:
-    one, sharded = (training_lines(runs.folder / name) for name in ("one", "sharded"))
+def test_losses_and_gradients_are_those_of_one_rank(trained_runs: Runs) -> None:
+    one, sharded = (training_lines(trained_runs.folder / name) for name in ("one", "sharded"))
     assert {line["micro_batches"] for line in one} == {1} and max(
         line["micro_batches"] for line in sharded
     ) > 1
@@ -98,15 +98,16 @@ def test_losses_and_gradients_are_those_of_one_rank(runs: Runs) -> None:
 
 
 @pytest.mark.distributed
-def test_bf16_with_dropout_trains(runs: Runs) -> None:
+def test_bf16_with_dropout_trains(trained_runs: Runs) -> None:
     assert all(
-        math.isfinite(line["loss"]) and line["grad_norm"] > 0 for line in training_lines(runs.folder / "half")
+        math.isfinite(line["loss"]) and line["grad_norm"] > 0
+        for line in training_lines(trained_runs.folder / "half")
     )
 
 
 @pytest.mark.distributed
-def test_a_run_is_evaluated_from_its_folder(runs: Runs) -> None:
-    evaluation = next(line["eval"] for line in lines(runs.folder / "sharded") if "eval" in line)
+def test_a_run_is_evaluated_from_its_folder(trained_runs: Runs) -> None:
+    evaluation = next(line["eval"] for line in lines(trained_runs.folder / "sharded") if "eval" in line)
     assert {task: list(metrics) for task, metrics in evaluation.items()} == {
         "mnli": ["accuracy", "accuracy_mm"],
         "rte": ["accuracy"],
@@ -114,9 +115,9 @@ def test_a_run_is_evaluated_from_its_folder(runs: Runs) -> None:
         "reviews": ["accuracy", "within_one"],
         "sizes": ["closeness"],
     }
-    kept = yaml.safe_load((runs.folder / "sharded" / "recipe.yaml").read_text())["plugins"]
-    assert kept == runs.plugins, "as they were given"
-    again = run_command(["-m", "mtdnn_ds", "evaluate", str(runs.folder / "sharded")])
+    kept = yaml.safe_load((trained_runs.folder / "sharded" / "recipe.yaml").read_text())["plugins"]
+    assert kept == trained_runs.plugins, "as they were given"
+    again = run_command(["-m", "mtdnn_ds", "evaluate", str(trained_runs.folder / "sharded")])
     assert again.returncode == 0, again.stderr
     for value in np.concatenate([list(metrics.values()) for metrics in evaluation.values()]):
         assert f"{value:.4f}" in again.stdout

@@ -381,12 +381,15 @@ def test_heads_are_for_the_first_stage_and_for_tasks_of_the_run(
 
 
 def test_small_runs_and_adaptation_leave_them_out(
-    tmp_path: Path, tiny_encoder: Path, tasks: dict[str, Any], capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    tiny_encoder: Path,
+    tasks: dict[str, Any],
+    capsys: pytest.CaptureFixture[str],
+    said: list[str],
 ) -> None:
     recipe = load_recipe(str(write_recipe(tmp_path, tiny_encoder, {"nli": tasks["nli"]}, {"nli": "a"})), {})
-    said: list[str] = []
     (tmp_path / "small").mkdir()
-    assert small_recipe(recipe, tmp_path / "small", steps=1, say=said.append).heads is None
+    assert small_recipe(recipe, tmp_path / "small", steps=1).heads is None
     assert said == ["left out of the small runs: heads (they belong to the large encoder)"]
     assert main(["adapt", str(tmp_path), "--task", "nli", "--heads.nli", "a"]) == 2
     assert "--heads.nli: is what adapt itself sets; remove it" in capsys.readouterr().err

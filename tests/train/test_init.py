@@ -35,7 +35,7 @@ FROZEN = ("encoder.model.embeddings.", "encoder.model.encoder.layer.0.", "encode
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory, official_files: Path, tiny_encoder: Path) -> Path:
+def run_files(tmp_path_factory: pytest.TempPathFactory, official_files: Path, tiny_encoder: Path) -> Path:
     """A folder with data, recipe, DeepSpeed JSONs and finished runs of two ranks."""
     folder = tmp_path_factory.mktemp("init")
     glue = cut_glue(official_files / "glue", folder / "glue", train_rows=40, dev_rows=6)
@@ -82,10 +82,10 @@ def new_model(recipe: Recipe) -> MultiTaskNet:
 
 
 def begun(
-    base: Path, tasks: str, **overrides: str
+    run_files: Path, tasks: str, **overrides: str
 ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], str]:
     """A new model's weights before and after it begins with the source run, and what is said of it."""
-    recipe = load_recipe(str(base / "recipe.yaml"), {"tasks": tasks, **overrides})
+    recipe = load_recipe(str(run_files / "recipe.yaml"), {"tasks": tasks, **overrides})
     model, source = new_model(recipe), find_source(recipe)
     assert source is not None
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -99,10 +99,14 @@ def begun(
 @pytest.mark.distributed
 @pytest.mark.parametrize("stage", [2, 3])
 @pytest.mark.parametrize("checkpoint", ["latest", "step_4", "best/average", "best/rte"])
-def test_encoder_and_matching_heads_are_those_of_the_run(base: Path, stage: int, checkpoint: str) -> None:
-    theirs = best(base / f"source_{stage}")
+def test_encoder_and_matching_heads_are_those_of_the_run(
+    run_files: Path, stage: int, checkpoint: str
+) -> None:
+    theirs = best(run_files / f"source_{stage}")
     before, after, said = begun(
-        base, "rte,mrpc,cola", **{"init.run": str(base / f"source_{stage}"), "init.checkpoint": checkpoint}
+        run_files,
+        "rte,mrpc,cola",
+        **{"init.run": str(run_files / f"source_{stage}"), "init.checkpoint": checkpoint},
     )
     encoder = [name for name in after if name.startswith("encoder.")]
     assert len(encoder) > 20 and all(torch.equal(after[name], theirs[name]) for name in encoder)
@@ -116,9 +120,9 @@ def test_encoder_and_matching_heads_are_those_of_the_run(base: Path, stage: int,
 
 
 @pytest.mark.distributed
-def test_new_heads_where_they_are_wanted_or_do_not_match(base: Path) -> None:
+def test_new_heads_where_they_are_wanted_or_do_not_match(run_files: Path) -> None:
     before, after, said = begun(
-        base, "cola,rte", **{"init.run": str(base / "source_2"), "init.heads": "none"}
+        run_files, "cola,rte", **{"init.run": str(run_files / "source_2"), "init.heads": "none"}
     )
     assert torch.equal(after["heads.sequence.weight"], before["heads.sequence.weight"])
     assert not torch.equal(after["encoder.pooler.dense.weight"], before["encoder.pooler.dense.weight"])
@@ -126,8 +130,8 @@ def test_new_heads_where_they_are_wanted_or_do_not_match(base: Path) -> None:
 
 
 @pytest.mark.distributed
-def test_a_task_with_other_outputs_or_labels_gets_a_new_head(base: Path) -> None:
-    rows = base / "rows.csv"
+def test_a_task_with_other_outputs_or_labels_gets_a_new_head(run_files: Path) -> None:
+    rows = run_files / "rows.csv"
     rows.write_text("text,label\na,x\nb,y\nc,z\n")
     own = {
         "kind": "classification",
@@ -135,15 +139,15 @@ def test_a_task_with_other_outputs_or_labels_gets_a_new_head(base: Path) -> None
         "text_columns": ["text"],
         "label_column": "label",
     }
-    run = base / "source_2"
+    run = run_files / "source_2"
     said = []
     for there, here in ((["x", "y"], ["x", "y", "z"]), (["x", "y"], ["y", "x"]), (None, ["x", "y"])):
         recipes = []
         for labels in (there, here):
-            recipe = yaml.safe_load((base / "recipe.yaml").read_text())
+            recipe = yaml.safe_load((run_files / "recipe.yaml").read_text())
             numbers = {**own, "kind": "regression"} if labels is None else {**own, "labels": labels}
             recipes.append({**recipe, "tasks": {"own": numbers, "cola": {}}})
-        theirs, ours = base / "theirs", base / "ours.yaml"
+        theirs, ours = run_files / "theirs", run_files / "ours.yaml"
         theirs.mkdir(exist_ok=True)
         (theirs / "recipe.yaml").write_text(yaml.safe_dump(recipes[0]))
         shutil.copytree(run / "best", theirs / "best", dirs_exist_ok=True)
@@ -160,9 +164,9 @@ def test_a_task_with_other_outputs_or_labels_gets_a_new_head(base: Path) -> None
     ]
 
 
-def test_heads_with_parameters_per_term_are_carried_term_by_term(base: Path, tmp_path: Path) -> None:
+def test_heads_with_parameters_per_term_are_carried_term_by_term(run_files: Path, tmp_path: Path) -> None:
     """SAN. There mrpc is term 0 with columns 0 and 1, rte term 1 with 2 and 3; here mnli is term 0, rte term 1, and mrpc has another head."""
-    recipe = yaml.safe_load((base / "recipe.yaml").read_text())
+    recipe = yaml.safe_load((run_files / "recipe.yaml").read_text())
     (tmp_path / "run/best/average").mkdir(parents=True)
     (tmp_path / "run/recipe.yaml").write_text(
         yaml.safe_dump({**recipe, "tasks": {"mrpc": {"head": "san"}, "rte": {"head": "san"}}})
@@ -196,15 +200,16 @@ def test_heads_with_parameters_per_term_are_carried_term_by_term(base: Path, tmp
     assert said.endswith(f"; heads of rte carried; drawn from the seed: {new}")
 
 
-def test_a_task_begins_with_the_head_of_a_task_of_another_name(base: Path) -> None:
+def test_a_task_begins_with_the_head_of_a_task_of_another_name(run_files: Path) -> None:
     """rte's and qnli's labels are equal; qnli takes rte's columns, 3 and 4 of the earlier run's bank."""
-    changes = {"tasks": "qnli,cola", "init.run": str(base / "source_2"), "init.head_of": "{qnli: rte}"}
-    ours = load_recipe(str(base / "recipe.yaml"), changes)
+    changes = {"tasks": "qnli,cola", "init.run": str(run_files / "source_2"), "init.head_of": "{qnli: rte}"}
+    ours = load_recipe(str(run_files / "recipe.yaml"), changes)
     model, source = new_model(ours), find_source(ours)
     assert source is not None
     said = begin_with(model, resolve_tasks(ours), source)
     assert torch.equal(
-        model.heads["sequence"].weight.detach()[:2], best(base / "source_2")["heads.sequence.weight"][[3, 4]]
+        model.heads["sequence"].weight.detach()[:2],
+        best(run_files / "source_2")["heads.sequence.weight"][[3, 4]],
     )
     assert said.endswith("; heads of qnli, cola carried")
 
@@ -218,10 +223,13 @@ HEADS = {
 
 
 @pytest.mark.parametrize(("changes", "message"), HEADS.values(), ids=list(HEADS))
-def test_heads_that_cannot_be_taken_are_refused(base: Path, changes: dict[str, str], message: str) -> None:
+def test_heads_that_cannot_be_taken_are_refused(
+    run_files: Path, changes: dict[str, str], message: str
+) -> None:
     with pytest.raises(ConfigError) as raised:
         recipe = load_recipe(
-            str(base / "recipe.yaml"), {"tasks": "qnli,cola", "init.run": str(base / "source_2"), **changes}
+            str(run_files / "recipe.yaml"),
+            {"tasks": "qnli,cola", "init.run": str(run_files / "source_2"), **changes},
         )
         preflight(recipe, resolve_tasks(recipe), goes_on=False)
     assert message in str(raised.value)
@@ -254,38 +262,38 @@ def test_heads_of_the_users_own_are_carried_task_by_task() -> None:
 
 
 @pytest.mark.distributed
-def test_a_run_begins_with_the_other_runs_weights(base: Path) -> None:
+def test_a_run_begins_with_the_other_runs_weights(run_files: Path) -> None:
     """Its frozen heads are bit for bit what it began with; its encoder has trained on."""
-    theirs, ours = best(base / "source_2"), best(base / "second")
+    theirs, ours = best(run_files / "source_2"), best(run_files / "second")
     assert torch.equal(ours["heads.sequence.weight"][:4], theirs["heads.sequence.weight"][[3, 4, 0, 1]])
     assert not torch.equal(ours["encoder.pooler.dense.weight"], theirs["encoder.pooler.dense.weight"])
-    assert yaml.safe_load((base / "second/recipe.yaml").read_text())["init"] == {
-        "run": str(base / "source_2"), "checkpoint": "latest", "heads": "matching",
+    assert yaml.safe_load((run_files / "second/recipe.yaml").read_text())["init"] == {
+        "run": str(run_files / "source_2"), "checkpoint": "latest", "heads": "matching",
     }  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def resumed(base: Path) -> dict[str, str]:
+def resumed(run_files: Path) -> dict[str, str]:
     """Copies of two runs without their last checkpoint, gone on with; the run that one began with has moved away. What they said."""
     for name in ("second", "frozen_2"):
-        shutil.copytree(base / name, base / f"resumed_{name}")
-        shutil.rmtree(base / f"resumed_{name}/checkpoints/step_4")
-    moved = {**second(base), "init.run": "moved/source_2"}
+        shutil.copytree(run_files / name, run_files / f"resumed_{name}")
+        shutil.rmtree(run_files / f"resumed_{name}/checkpoints/step_4")
+    moved = {**second(run_files), "init.run": "moved/source_2"}
     jobs = [
-        job(base, "resumed_second", 3, "auto", **moved),
-        job(base, "resumed_frozen_2", 2, "auto", **FREEZING),
+        job(run_files, "resumed_second", 3, "auto", **moved),
+        job(run_files, "resumed_frozen_2", 2, "auto", **FREEZING),
     ]
-    return run_jobs(jobs, base, 2)
+    return run_jobs(jobs, run_files, 2)
 
 
 @pytest.mark.distributed
 @pytest.mark.parametrize("name", ["second", "frozen_2"])
-def test_a_resumed_run_does_not_begin_again(base: Path, resumed: dict[str, str], name: str) -> None:
+def test_a_resumed_run_does_not_begin_again(run_files: Path, resumed: dict[str, str], name: str) -> None:
     """It goes on from its own checkpoint, frozen parts and all, and gives the same losses."""
     said = resumed[f"resumed_{name}"]
     assert "resuming after step 2 of 4" in said and "starting from" not in said
     kept, expected = (
-        [{key: line[key] for key in EXACT} for line in training_lines(base / run)]
+        [{key: line[key] for key in EXACT} for line in training_lines(run_files / run)]
         for run in (f"resumed_{name}", name)
     )
     assert kept == expected
@@ -296,8 +304,8 @@ def test_a_resumed_run_does_not_begin_again(base: Path, resumed: dict[str, str],
 
 @pytest.mark.distributed
 @pytest.mark.parametrize("stage", STAGES)
-def test_frozen_parts_stay_and_the_others_train(base: Path, tiny_encoder: Path, stage: int) -> None:
-    pretrained, ours = load_file(tiny_encoder / "model.safetensors"), best(base / f"frozen_{stage}")
+def test_frozen_parts_stay_and_the_others_train(run_files: Path, tiny_encoder: Path, stage: int) -> None:
+    pretrained, ours = load_file(tiny_encoder / "model.safetensors"), best(run_files / f"frozen_{stage}")
     encoder = {name: tensor for name, tensor in ours.items() if name.startswith("encoder.")}
     assert {name for name in encoder if name.startswith(FROZEN)} == {
         name
@@ -305,13 +313,13 @@ def test_frozen_parts_stay_and_the_others_train(base: Path, tiny_encoder: Path, 
         if torch.equal(encoder[name], pretrained[name.removeprefix("encoder.").removeprefix("model.")])
     }
     assert any("layer.1." in name for name in encoder)
-    assert training_lines(base / f"frozen_{stage}")[3]["loss"] == pytest.approx(
-        training_lines(base / "frozen_0")[3]["loss"], rel=1e-4
+    assert training_lines(run_files / f"frozen_{stage}")[3]["loss"] == pytest.approx(
+        training_lines(run_files / "frozen_0")[3]["loss"], rel=1e-4
     )
 
 
-def test_parts_are_what_their_names_say(tiny_encoder: Path, base: Path) -> None:
-    recipe = load_recipe(str(base / "recipe.yaml"), {})
+def test_parts_are_what_their_names_say(tiny_encoder: Path, run_files: Path) -> None:
+    recipe = load_recipe(str(run_files / "recipe.yaml"), {})
     sizes = {}
     for part in (
         "embeddings",
@@ -359,35 +367,48 @@ def test_parts_are_what_their_names_say(tiny_encoder: Path, base: Path) -> None:
     ids=lambda value: " ".join(value) if isinstance(value, dict) else "",
 )  # fmt: skip
 def test_what_is_refused(
-    base: Path, minilm: Path, overrides: dict[str, str], message: str, capsys: pytest.CaptureFixture[str]
+    run_files: Path, minilm: Path, overrides: dict[str, str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name, encoder in (("empty", None), ("wide", base / "wide_encoder")):
-        if not (base / name).exists():
-            recipe = yaml.safe_load((base / "recipe.yaml").read_text())
-            shutil.copytree(base / "source_2/best", base / name / ("best" if encoder else "not_best"))
+    for name, encoder in (("empty", None), ("wide", run_files / "wide_encoder")):
+        if not (run_files / name).exists():
+            recipe = yaml.safe_load((run_files / "recipe.yaml").read_text())
+            shutil.copytree(
+                run_files / "source_2/best", run_files / name / ("best" if encoder else "not_best")
+            )
             recipe["encoder"]["path"] = str(
                 (encoder and write_tiny_encoder(encoder, minilm, hidden_size=48)) or recipe["encoder"]["path"]
             )
-            (base / name / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+            (run_files / name / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     flags = [
-        word for name, text in overrides.items() for word in (f"--{name}", text.replace("BASE", str(base)))
+        word
+        for name, text in overrides.items()
+        for word in (f"--{name}", text.replace("BASE", str(run_files)))
     ]
     assert (
-        main(["train", "--recipe", str(base / "recipe.yaml"), "--output_dir", str(base / "refused"), *flags])
+        main(
+            [
+                "train",
+                "--recipe",
+                str(run_files / "recipe.yaml"),
+                "--output_dir",
+                str(run_files / "refused"),
+                *flags,
+            ]
+        )
         == 2
     )
-    assert message.replace("BASE", str(base)) in capsys.readouterr().err
-    assert not (base / "refused").exists()
+    assert message.replace("BASE", str(run_files)) in capsys.readouterr().err
+    assert not (run_files / "refused").exists()
 
 
-def test_weights_that_do_not_fit_are_refused_with_both_shapes(base: Path, tmp_path: Path) -> None:
+def test_weights_that_do_not_fit_are_refused_with_both_shapes(run_files: Path, tmp_path: Path) -> None:
     """The other run's encoder folder is gone, so that only its weights can tell."""
-    recipe = yaml.safe_load((base / "recipe.yaml").read_text())
+    recipe = yaml.safe_load((run_files / "recipe.yaml").read_text())
     recipe["encoder"]["path"] = str(tmp_path / "gone")
-    shutil.copytree(base / "source_2/best", tmp_path / "run/best")
+    shutil.copytree(run_files / "source_2/best", tmp_path / "run/best")
     (tmp_path / "run/recipe.yaml").write_text(yaml.safe_dump(recipe))
     loaded = load_recipe(
-        str(base / "recipe.yaml"), {"init.run": str(tmp_path / "run"), "init.checkpoint": "best/average"}
+        str(run_files / "recipe.yaml"), {"init.run": str(tmp_path / "run"), "init.checkpoint": "best/average"}
     )
     model = new_model(loaded)
     model.encoder.pooler.dense = torch.nn.Linear(32, 16)
@@ -400,16 +421,16 @@ def test_weights_that_do_not_fit_are_refused_with_both_shapes(base: Path, tmp_pa
         begin_with(model, resolve_tasks(loaded), source)
 
 
-def test_a_model_of_which_nothing_is_left_to_train_is_refused(base: Path) -> None:
-    model = new_model(load_recipe(str(base / "recipe.yaml"), {}))
+def test_a_model_of_which_nothing_is_left_to_train_is_refused(run_files: Path) -> None:
+    model = new_model(load_recipe(str(run_files / "recipe.yaml"), {}))
     with pytest.raises(ConfigError, match="nothing is left to train"):
         freeze(model, ["embeddings", "encoder.layer.0-1", "pooler", "heads"])
 
 
-def test_a_changed_source_is_refused_and_a_moved_one_is_not(base: Path) -> None:
+def test_a_changed_source_is_refused_and_a_moved_one_is_not(run_files: Path) -> None:
     from mtdnn_ds.runs.state import RunState, check_fit
 
-    recipe = load_recipe(str(base / "recipe.yaml"), {"init.run": "runs/a"}).model_dump(mode="json")
+    recipe = load_recipe(str(run_files / "recipe.yaml"), {"init.run": "runs/a"}).model_dump(mode="json")
     moved, changed = json.loads(json.dumps(recipe)), json.loads(json.dumps(recipe))
     moved["init"]["run"], changed["init"]["run"] = "elsewhere/a", "runs/b"
 

@@ -29,7 +29,7 @@ def name_of(ranks: int, stage: int, tokens: int) -> str:
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory, corpus: Path, tiny_encoder: Path) -> Path:  # noqa: F811
+def trained_runs(tmp_path_factory: pytest.TempPathFactory, corpus: Path, tiny_encoder: Path) -> Path:  # noqa: F811
     folder = tmp_path_factory.mktemp("masked_lm_runs")
     recipe: dict[str, Any] = {
         "encoder": {"path": str(tiny_encoder), "max_length": 32},
@@ -76,11 +76,11 @@ def runs(tmp_path_factory: pytest.TempPathFactory, corpus: Path, tiny_encoder: P
 @pytest.mark.distributed
 @pytest.mark.parametrize(("ranks", "stage", "tokens"), SETTINGS)
 def test_steps_do_not_depend_on_ranks_budgets_and_zero_stages(
-    runs: Path, ranks: int, stage: int, tokens: int
+    trained_runs: Path, ranks: int, stage: int, tokens: int
 ) -> None:
     ours, first = (
-        training_lines(runs / name_of(ranks, stage, tokens)),
-        training_lines(runs / name_of(*SETTINGS[0])),
+        training_lines(trained_runs / name_of(ranks, stage, tokens)),
+        training_lines(trained_runs / name_of(*SETTINGS[0])),
     )
     assert len(ours) == len(first) == 4
     for mine, other in zip(ours, first, strict=True):
@@ -94,21 +94,24 @@ def test_steps_do_not_depend_on_ranks_budgets_and_zero_stages(
 
 @pytest.mark.distributed
 @pytest.mark.parametrize("stage", [2, 3])
-def test_resume_is_bitwise_with_masks_and_dropout(runs: Path, stage: int) -> None:
+def test_resume_is_bitwise_with_masks_and_dropout(trained_runs: Path, stage: int) -> None:
     straight, resumed = (
-        [{field: line[field] for field in EXACT_FIELDS} for line in training_lines(runs / f"{name}{stage}")]
+        [
+            {field: line[field] for field in EXACT_FIELDS}
+            for line in training_lines(trained_runs / f"{name}{stage}")
+        ]
         for name in ("straight", "resumed")
     )
     assert len(straight) == 8 and resumed == straight[4:]
-    assert [line["eval"] for line in lines(runs / f"resumed{stage}") if "eval" in line] == [
-        line["eval"] for line in lines(runs / f"straight{stage}") if "eval" in line
+    assert [line["eval"] for line in lines(trained_runs / f"resumed{stage}") if "eval" in line] == [
+        line["eval"] for line in lines(trained_runs / f"straight{stage}") if "eval" in line
     ]
 
 
 @pytest.mark.distributed
 @pytest.mark.parametrize("stage", [0, 2, 3])
-def test_best_weights_hold_the_embeddings_once_and_score_the_same(runs: Path, stage: int) -> None:
-    run = runs / name_of(2, stage, 600)
+def test_best_weights_hold_the_embeddings_once_and_score_the_same(trained_runs: Path, stage: int) -> None:
+    run = trained_runs / name_of(2, stage, 600)
     weights = load_file(run / "best/average/model.safetensors")
     assert {name: tuple(tensor.shape) for name, tensor in weights.items() if 30522 in tensor.shape} == {
         TABLE: (30522, 32),

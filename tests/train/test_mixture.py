@@ -137,7 +137,7 @@ class Runs:
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory, official_files: Path, tiny_encoder: Path) -> Runs:
+def trained_runs(tmp_path_factory: pytest.TempPathFactory, official_files: Path, tiny_encoder: Path) -> Runs:
     folder = tmp_path_factory.mktemp("mixture")
     recipe = {
         "encoder": {"path": str(tiny_encoder), "max_length": MAX_LENGTH},
@@ -217,23 +217,23 @@ def reference_of(folder: Path, encoder: Path) -> list[tuple[float, float]]:
 @pytest.mark.distributed
 @pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.name)
 def test_losses_and_gradients_of_every_kind_equal_a_hand_written_padded_loop(
-    runs: Runs, setting: Setting
+    trained_runs: Runs, setting: Setting
 ) -> None:
-    ours = training_lines(runs.folder / setting.name)
+    ours = training_lines(trained_runs.folder / setting.name)
     assert [line["step"] for line in ours] == list(range(1, STEPS + 1))
-    for line, (loss, norm) in zip(ours, runs.reference, strict=True):
+    for line, (loss, norm) in zip(ours, trained_runs.reference, strict=True):
         assert line["loss"] == pytest.approx(loss, rel=TOLERANCE), f"step {line['step']}"
         assert line["grad_norm"] == pytest.approx(norm, rel=TOLERANCE), f"step {line['step']}"
 
 
 @pytest.mark.distributed
-def test_each_task_loses_the_same_in_every_setting(runs: Runs) -> None:
-    first = training_lines(runs.folder / SETTINGS[0].name)
+def test_each_task_loses_the_same_in_every_setting(trained_runs: Runs) -> None:
+    first = training_lines(trained_runs.folder / SETTINGS[0].name)
     assert set(first[0]["task_loss"]) == {
         "cola", "stsb", "mnli", "rte", "ranked", "ordered", "ner", "questions", "text", "choices", "embedded",
     }  # fmt: skip
     for setting in SETTINGS[1:]:
-        for line, expected in zip(training_lines(runs.folder / setting.name), first, strict=True):
+        for line, expected in zip(training_lines(trained_runs.folder / setting.name), first, strict=True):
             assert line["task_loss"] == pytest.approx(expected["task_loss"], rel=1e-3), (
                 setting.name,
                 line["step"],
@@ -241,16 +241,16 @@ def test_each_task_loses_the_same_in_every_setting(runs: Runs) -> None:
 
 
 @pytest.mark.distributed
-def test_settings_really_cut_steps_differently_and_evaluate_the_same(runs: Runs) -> None:
+def test_settings_really_cut_steps_differently_and_evaluate_the_same(trained_runs: Runs) -> None:
     counts = {
-        setting.name: {line["micro_batches"] for line in training_lines(runs.folder / setting.name)}
+        setting.name: {line["micro_batches"] for line in training_lines(trained_runs.folder / setting.name)}
         for setting in SETTINGS
     }
     assert counts["ranks1_zero2"] == {1}
     assert min(counts["ranks1_zero2_tokens400"]) >= 5
     assert min(counts["ranks2_zero3_tokens640"]) >= 2
     evaluations = [
-        [line for line in lines(runs.folder / setting.name) if "eval" in line][-1]["eval"]
+        [line for line in lines(trained_runs.folder / setting.name) if "eval" in line][-1]["eval"]
         for setting in SETTINGS
     ]
     assert sorted(evaluations[0]) == [

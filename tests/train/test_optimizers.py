@@ -31,7 +31,7 @@ RUNS: dict[str, tuple[str, dict[str, Any], str]] = {
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory, official_files: Path, tiny_encoder: Path) -> Path:
+def trained_runs(tmp_path_factory: pytest.TempPathFactory, official_files: Path, tiny_encoder: Path) -> Path:
     folder = tmp_path_factory.mktemp("optimizers")
     glue = cut_glue(official_files / "glue", folder / "glue", train_rows=60, dev_rows=8)
     recipe = {
@@ -82,8 +82,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory, official_files: Path, tiny_en
 
 @pytest.mark.distributed
 @pytest.mark.parametrize("name", RUNS)
-def test_every_optimizer_trains_as_pytorchs_own_without_zero(runs: Path, name: str) -> None:
-    ours, theirs = training_lines(runs / name), training_lines(runs / RUNS[name][2])
+def test_every_optimizer_trains_as_pytorchs_own_without_zero(trained_runs: Path, name: str) -> None:
+    ours, theirs = training_lines(trained_runs / name), training_lines(trained_runs / RUNS[name][2])
     assert len(ours) == 5
     for field in ("loss", "grad_norm"):
         assert [line[field] for line in ours] == pytest.approx([line[field] for line in theirs], rel=1e-4), (
@@ -92,28 +92,28 @@ def test_every_optimizer_trains_as_pytorchs_own_without_zero(runs: Path, name: s
 
 
 @pytest.mark.distributed
-def test_optimizers_differ(runs: Path) -> None:
-    assert training_lines(runs / "adamax_zero0")[-1]["loss"] != pytest.approx(
-        training_lines(runs / "torch_adamw_zero0")[-1]["loss"], rel=1e-3
+def test_optimizers_differ(trained_runs: Path) -> None:
+    assert training_lines(trained_runs / "adamax_zero0")[-1]["loss"] != pytest.approx(
+        training_lines(trained_runs / "torch_adamw_zero0")[-1]["loss"], rel=1e-3
     )
 
 
 @pytest.mark.distributed
-def test_a_run_without_dev_splits_ends_well_and_says_so(runs: Path) -> None:
-    assert [line["step"] for line in lines(runs / "train_only")] == [1, 2, 3, 4, 5]
+def test_a_run_without_dev_splits_ends_well_and_says_so(trained_runs: Path) -> None:
+    assert [line["step"] for line in lines(trained_runs / "train_only")] == [1, 2, 3, 4, 5]
     assert (
         "no task has a dev split: nothing is evaluated"
-        in json.loads((runs / "said.json").read_text())["train_only"]
+        in json.loads((trained_runs / "said.json").read_text())["train_only"]
     )
-    assert (runs / "train_only" / "checkpoints" / "step_5" / "manifest.json").is_file()
+    assert (trained_runs / "train_only" / "checkpoints" / "step_5" / "manifest.json").is_file()
 
 
 @pytest.mark.distributed
-def test_deepspeeds_own_monitor_gets_every_scalar(runs: Path) -> None:
-    files = {path.name for path in (runs / "csv" / "monitored").glob("*.csv")}
+def test_deepspeeds_own_monitor_gets_every_scalar(trained_runs: Path) -> None:
+    files = {path.name for path in (trained_runs / "csv" / "monitored").glob("*.csv")}
     assert {"loss.csv", "loss_rte.csv", "loss_stsb.csv", "grad_norm.csv", "eval_average.csv"} <= files
     written = [
         float(row.split(",")[1])
-        for row in (runs / "csv" / "monitored" / "loss.csv").read_text().splitlines()[1:]
+        for row in (trained_runs / "csv" / "monitored" / "loss.csv").read_text().splitlines()[1:]
     ]
-    assert written == pytest.approx([line["loss"] for line in training_lines(runs / "monitored")])
+    assert written == pytest.approx([line["loss"] for line in training_lines(trained_runs / "monitored")])

@@ -72,7 +72,7 @@ class Runs:
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory, official_files: Path, minilm: Path) -> Runs:
+def trained_runs(tmp_path_factory: pytest.TempPathFactory, official_files: Path, minilm: Path) -> Runs:
     folder = tmp_path_factory.mktemp("regularized_runs")
     encoder = write_tiny_encoder(folder / "encoder", minilm, initializer_range=0.1)
     tasks = write_files(official_files, folder)
@@ -185,10 +185,10 @@ def reference_of(folder: Path, glue: Path, encoder: Path, name: str) -> list[tup
 
 @pytest.mark.distributed
 @pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.name)
-def test_losses_and_gradients_equal_a_hand_written_loop(runs: Runs, setting: Setting) -> None:
-    ours = training_lines(runs.folder / setting.name)
+def test_losses_and_gradients_equal_a_hand_written_loop(trained_runs: Runs, setting: Setting) -> None:
+    ours = training_lines(trained_runs.folder / setting.name)
     assert [line["step"] for line in ours] == list(range(1, STEPS + 1))
-    for line, (loss, norm, added) in zip(ours, runs.references[setting.recipe], strict=True):
+    for line, (loss, norm, added) in zip(ours, trained_runs.references[setting.recipe], strict=True):
         assert line["loss"] == pytest.approx(loss, rel=TOLERANCE), f"step {line['step']}"
         assert line["grad_norm"] == pytest.approx(norm, rel=TOLERANCE), f"step {line['step']}"
         if setting.recipe == "smart":
@@ -199,9 +199,11 @@ def test_losses_and_gradients_equal_a_hand_written_loop(runs: Runs, setting: Set
 
 
 @pytest.mark.distributed
-def test_settings_really_cut_steps_differently(runs: Runs) -> None:
+def test_settings_really_cut_steps_differently(trained_runs: Runs) -> None:
     counts = {
-        setting.name: max(line["micro_batches"] for line in training_lines(runs.folder / setting.name))
+        setting.name: max(
+            line["micro_batches"] for line in training_lines(trained_runs.folder / setting.name)
+        )
         for setting in SETTINGS
     }
     assert counts["smart_zero0_tokens8192"] == 1
@@ -209,9 +211,9 @@ def test_settings_really_cut_steps_differently(runs: Runs) -> None:
 
 
 @pytest.mark.distributed
-def test_every_kind_of_task_is_regularised_alike_on_any_topology(runs: Runs) -> None:
+def test_every_kind_of_task_is_regularised_alike_on_any_topology(trained_runs: Runs) -> None:
     """Eleven tasks of nine kinds, masked tokens (which have no rule) and SAN among them: small micro-batches under ZeRO 3 against whole ones without."""
-    expected, ours = (training_lines(runs.folder / setting.name) for setting in MIXTURES)
+    expected, ours = (training_lines(trained_runs.folder / setting.name) for setting in MIXTURES)
     assert len(ours) == STEPS
     for mine, theirs in zip(ours, expected, strict=True):
         for field in ("loss", "grad_norm"):
@@ -226,8 +228,11 @@ def exact(run_folder: Path) -> list[dict[str, Any]]:
 
 @pytest.mark.distributed
 @pytest.mark.parametrize("name", list(RESUMED))
-def test_resume_is_bitwise(runs: Runs, name: str) -> None:
-    straight, resumed = exact(runs.folder / f"straight_{name}"), exact(runs.folder / f"resumed_{name}")
+def test_resume_is_bitwise(trained_runs: Runs, name: str) -> None:
+    straight, resumed = (
+        exact(trained_runs.folder / f"straight_{name}"),
+        exact(trained_runs.folder / f"resumed_{name}"),
+    )
     assert [line["step"] for line in resumed] == [4, 5]
     assert resumed == straight[3:]
     assert all(set(line["task_scale"]) == set(line["task_loss"]) for line in straight)
@@ -235,21 +240,25 @@ def test_resume_is_bitwise(runs: Runs, name: str) -> None:
 
 
 @pytest.mark.distributed
-def test_the_averaged_model_is_in_the_checkpoint(runs: Runs) -> None:
+def test_the_averaged_model_is_in_the_checkpoint(trained_runs: Runs) -> None:
     from safetensors.torch import load_file
 
-    saved = load_file(runs.folder / "straight_smart_famo" / "checkpoints" / "step_3" / "momentum.safetensors")
+    saved = load_file(
+        trained_runs.folder / "straight_smart_famo" / "checkpoints" / "step_3" / "momentum.safetensors"
+    )
     assert all(tensor.dtype == torch.float32 for tensor in saved.values())
     assert saved["encoder.model.embeddings.word_embeddings.weight"].shape == (30522, 32)
-    assert not list((runs.folder / "straight_freelb_dwa" / "checkpoints").rglob("momentum.safetensors"))
+    assert not list(
+        (trained_runs.folder / "straight_freelb_dwa" / "checkpoints").rglob("momentum.safetensors")
+    )
 
 
 # Adaptive loss scales
 
 
 @pytest.mark.distributed
-def test_adaptive_scales_do_not_depend_on_how_the_step_was_cut(runs: Runs) -> None:
-    whole, cut = (training_lines(runs.folder / setting.name) for setting in SCALED)
+def test_adaptive_scales_do_not_depend_on_how_the_step_was_cut(trained_runs: Runs) -> None:
+    whole, cut = (training_lines(trained_runs.folder / setting.name) for setting in SCALED)
     assert max(line["micro_batches"] for line in cut) > 1
     for mine, theirs in zip(cut, whole, strict=True):
         for field in ("loss", "grad_norm"):
@@ -262,16 +271,16 @@ def test_adaptive_scales_do_not_depend_on_how_the_step_was_cut(runs: Runs) -> No
 
 @pytest.mark.distributed
 @pytest.mark.parametrize("name", ["famo_zero2_tokens150", *(f"straight_{name}" for name in RESUMED)])
-def test_the_objective_is_the_scaled_task_means_and_the_regulariser(runs: Runs, name: str) -> None:
-    for line in training_lines(runs.folder / name):
+def test_the_objective_is_the_scaled_task_means_and_the_regulariser(trained_runs: Runs, name: str) -> None:
+    for line in training_lines(trained_runs.folder / name):
         parts = sum(scale * line["task_loss"][task] for task, scale in line["task_scale"].items())
         assert line["loss"] == pytest.approx(parts + line.get("regularizer", 0.0), rel=1e-6)
 
 
 @pytest.mark.distributed
-def test_dwa_scales_of_a_run_follow_from_its_logged_losses(runs: Runs) -> None:
+def test_dwa_scales_of_a_run_follow_from_its_logged_losses(trained_runs: Runs) -> None:
     """Windows of two steps: the fifth step's scales are the softmax of half the ratio of steps 3 and 4 to steps 1 and 2."""
-    lines = training_lines(runs.folder / "straight_freelb_dwa")
+    lines = training_lines(trained_runs.folder / "straight_freelb_dwa")
     for line in lines[:4]:
         assert list(line["task_scale"].values()) == pytest.approx([1 / 3] * 3)
     losses = np.array([[line["task_loss"][task] for task in TASKS] for line in lines])
@@ -283,16 +292,16 @@ def test_dwa_scales_of_a_run_follow_from_its_logged_losses(runs: Runs) -> None:
 
 @pytest.mark.bars
 @pytest.mark.distributed
-def test_fp16_repeats_overflowing_steps_with_the_same_noise(runs: Runs) -> None:
+def test_fp16_repeats_overflowing_steps_with_the_same_noise(trained_runs: Runs) -> None:
     """On one rank, from a loss scale that overflows: the losses are those of fp32."""
     scaling = {"enabled": True, "initial_scale_power": 24, "hysteresis": 1}
-    write_json(runs.folder / "zero2_fp16.json", {"zero_optimization": {"stage": 2}, "fp16": scaling})
-    jobs = [job_of(runs.folder, name, f"{name}_fp16", 2, "fp16") for name in REGULARIZERS]
-    write_json(runs.folder / "fp16_jobs.json", jobs)  # type: ignore[arg-type]
-    run_ranks([str(ROOT / "tests/workers/fp16_on_cpu.py"), str(runs.folder / "fp16_jobs.json")], 1)
+    write_json(trained_runs.folder / "zero2_fp16.json", {"zero_optimization": {"stage": 2}, "fp16": scaling})
+    jobs = [job_of(trained_runs.folder, name, f"{name}_fp16", 2, "fp16") for name in REGULARIZERS]
+    write_json(trained_runs.folder / "fp16_jobs.json", jobs)  # type: ignore[arg-type]
+    run_ranks([str(ROOT / "tests/workers/fp16_on_cpu.py"), str(trained_runs.folder / "fp16_jobs.json")], 1)
     for name in REGULARIZERS:
-        ours = training_lines(runs.folder / f"{name}_fp16")
+        ours = training_lines(trained_runs.folder / f"{name}_fp16")
         assert ours[0]["skipped"] > 0
-        for line, (loss, norm, _) in zip(ours, runs.references[name], strict=True):
+        for line, (loss, norm, _) in zip(ours, trained_runs.references[name], strict=True):
             assert line["loss"] == pytest.approx(loss, rel=1e-2)
             assert line["grad_norm"] == pytest.approx(norm, rel=1e-1)

@@ -96,7 +96,7 @@ class Runs:
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory, official_files: Path, tiny_encoder: Path) -> Runs:
+def trained_runs(tmp_path_factory: pytest.TempPathFactory, official_files: Path, tiny_encoder: Path) -> Runs:
     folder = tmp_path_factory.mktemp("sharing")
     glue = cut_glue(official_files / "glue", folder / "glue", train_rows=100, dev_rows=8)
     for name, sharing in SHARING.items():
@@ -199,9 +199,9 @@ def reference(folder: Path, name: str, glue: Path, encoder: Path) -> list[tuple[
 
 @pytest.mark.distributed
 @pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.name)
-def test_steps_equal_the_hand_written_loop(runs: Runs, setting: Setting) -> None:
-    ours = training_lines(runs.folder / setting.name)
-    theirs = runs.references[setting.sharing]
+def test_steps_equal_the_hand_written_loop(trained_runs: Runs, setting: Setting) -> None:
+    ours = training_lines(trained_runs.folder / setting.name)
+    theirs = trained_runs.references[setting.sharing]
     assert [line["loss"] for line in ours] == pytest.approx([loss for loss, _, _ in theirs], rel=TOLERANCE)
     assert [line.get("penalty", 0.0) for line in ours] == pytest.approx(
         [penalty for _, penalty, _ in theirs], rel=TOLERANCE
@@ -216,11 +216,11 @@ def test_steps_equal_the_hand_written_loop(runs: Runs, setting: Setting) -> None
 
 @pytest.mark.distributed
 @pytest.mark.parametrize("resumed", RESUMED, ids=lambda resumed: resumed.name)
-def test_resume_is_bitwise(runs: Runs, resumed: Resumed) -> None:
+def test_resume_is_bitwise(trained_runs: Runs, resumed: Resumed) -> None:
     ours, straight = (
         [
             {field: line.get(field) for field in EXACT_FIELDS}
-            for line in lines(runs.folder / f"{kind}_{resumed.name}")
+            for line in lines(trained_runs.folder / f"{kind}_{resumed.name}")
             if line["step"] > 2
         ]
         for kind in ("resumed", "straight")
@@ -231,13 +231,13 @@ def test_resume_is_bitwise(runs: Runs, resumed: Resumed) -> None:
 
 @pytest.mark.distributed
 @pytest.mark.parametrize(("sharing", "checkpoint"), [("soft", "best/average"), ("low_rank", f"step_{STEPS}")])
-def test_saved_weights_give_the_metrics_of_the_run(runs: Runs, sharing: str, checkpoint: str) -> None:
+def test_saved_weights_give_the_metrics_of_the_run(trained_runs: Runs, sharing: str, checkpoint: str) -> None:
     """Gathered from ZeRO 3's parts on two ranks, loaded on one."""
     from mtdnn_ds.runs.evaluate import evaluate
     from mtdnn_ds.runs.load import find_run, load_run
     from mtdnn_ds.runs.setup import prepare_run_data
 
-    folder = runs.folder / f"{sharing}_ranks2_zero3_tokens128"
+    folder = trained_runs.folder / f"{sharing}_ranks2_zero3_tokens128"
     found = find_run(str(folder), checkpoint)
     loaded = load_run(found, device=torch.device("cpu"))
     data = prepare_run_data(found.recipe, found.specs)
@@ -249,12 +249,12 @@ def test_saved_weights_give_the_metrics_of_the_run(runs: Runs, sharing: str, che
 
 
 @pytest.mark.distributed
-def test_copies_are_sharded_over_ranks(runs: Runs) -> None:
+def test_copies_are_sharded_over_ranks(trained_runs: Runs) -> None:
     """Each rank's fp32 weights and Adam moments under ZeRO 3, as its checkpoint holds them: of two ranks half as much as of one."""
 
     def state_bytes(ranks: int) -> list[int]:
         folder = (
-            runs.folder
+            trained_runs.folder
             / f"soft_ranks{ranks}_zero3_tokens{2048 if ranks == 1 else 128}"
             / "checkpoints"
             / f"step_{STEPS}"
@@ -268,7 +268,7 @@ def test_copies_are_sharded_over_ranks(runs: Runs) -> None:
 
 @pytest.mark.bars
 @pytest.mark.distributed
-def test_sharing_is_exact_beside_regularisers_frozen_parts_and_recomputed_layers(runs: Runs) -> None:
+def test_sharing_is_exact_beside_regularisers_frozen_parts_and_recomputed_layers(trained_runs: Runs) -> None:
     """One rank without ZeRO against two ranks with ZeRO 3 and small micro-batches."""
     beside = {
         "smart": {"regularizer.name": "smart", "regularizer.proximal_factor": "1.0"},
@@ -279,21 +279,23 @@ def test_sharing_is_exact_beside_regularisers_frozen_parts_and_recomputed_layers
     small = {"batch.max_tokens_per_micro_batch": "128"}
     settings = {1: Setting("soft", 1, 0), 2: Setting("soft", 2, 3, max_tokens=128)}
     for ranks, setting in settings.items():
-        config = write_json(runs.folder / f"beside_{ranks}.json", setting.config)
+        config = write_json(trained_runs.folder / f"beside_{ranks}.json", setting.config)
         jobs = [
             {
-                "recipe": str(runs.folder / f"{sharing}.yaml"),
+                "recipe": str(trained_runs.folder / f"{sharing}.yaml"),
                 "deepspeed_config": str(config),
-                "output_dir": str(runs.folder / f"{sharing}_{name}_ranks{ranks}"),
+                "output_dir": str(trained_runs.folder / f"{sharing}_{name}_ranks{ranks}"),
                 "overrides": overrides if ranks == 1 else {**overrides, **small},
             }
             for sharing in ("soft", "low_rank")
             for name, overrides in beside.items()
         ]
-        run_jobs(jobs, runs.folder, ranks)
+        run_jobs(jobs, trained_runs.folder, ranks)
     for sharing in ("soft", "low_rank"):
         for name in beside:
-            one, two = (training_lines(runs.folder / f"{sharing}_{name}_ranks{ranks}") for ranks in settings)
+            one, two = (
+                training_lines(trained_runs.folder / f"{sharing}_{name}_ranks{ranks}") for ranks in settings
+            )
             for field in ("loss", "penalty", "grad_norm"):
                 assert [line[field] for line in two] == pytest.approx(
                     [line[field] for line in one], rel=TOLERANCE
@@ -302,7 +304,7 @@ def test_sharing_is_exact_beside_regularisers_frozen_parts_and_recomputed_layers
 
 @pytest.mark.bars
 @pytest.mark.distributed
-def test_memory_of_a_rank_falls_with_the_number_of_ranks(runs: Runs) -> None:
+def test_memory_of_a_rank_falls_with_the_number_of_ranks(trained_runs: Runs) -> None:
     """Everything a rank holds before its first step under ZeRO 3, three copies of the encoder with their fp32 states, but for small buckets."""
     config = {
         "zero_optimization": {
@@ -312,11 +314,11 @@ def test_memory_of_a_rank_falls_with_the_number_of_ranks(runs: Runs) -> None:
         }
     }
     job = {
-        "recipe": str(runs.folder / "soft.yaml"),
-        "deepspeed_config": str(write_json(runs.folder / "small_buckets.json", config)),
-        "output_dir": str(runs.folder / "live_bytes"),
+        "recipe": str(trained_runs.folder / "soft.yaml"),
+        "deepspeed_config": str(write_json(trained_runs.folder / "small_buckets.json", config)),
+        "output_dir": str(trained_runs.folder / "live_bytes"),
     }
-    file = write_json(runs.folder / "live_bytes.json", job)
+    file = write_json(trained_runs.folder / "live_bytes.json", job)
     outputs = [run_ranks([str(ROOT / "tests/workers/live_bytes.py"), str(file)], ranks) for ranks in (1, 2)]
     alone, one_of_two = (int(output.split("bytes alive: ")[1].split()[0]) for output in outputs)
     assert 0.49 < one_of_two / alone < 0.53

@@ -34,7 +34,7 @@ WORKER = str(ROOT / "tests/workers/stages_and_die.py")
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory, official_files: Path, tiny_encoder: Path) -> Path:
+def run_files(tmp_path_factory: pytest.TempPathFactory, official_files: Path, tiny_encoder: Path) -> Path:
     """A folder with recipe and data; the straight run, and one that was killed three times."""
     folder = tmp_path_factory.mktemp("stages")
     glue = cut_glue(official_files / "glue", folder / "glue", train_rows=40, dev_rows=6)
@@ -68,23 +68,23 @@ def base(tmp_path_factory: pytest.TempPathFactory, official_files: Path, tiny_en
     return folder
 
 
-def job(base: Path, name: str, **changes: Any) -> dict[str, Any]:
+def job(run_files: Path, name: str, **changes: Any) -> dict[str, Any]:
     return {
-        "recipe": str(base / "recipe.yaml"),
-        "deepspeed_config": str(base / "zero.json"),
-        "output_dir": str(base / name),
+        "recipe": str(run_files / "recipe.yaml"),
+        "deepspeed_config": str(run_files / "zero.json"),
+        "output_dir": str(run_files / name),
         **changes,
     }
 
 
-def write_jobs(base: Path, jobs: list[dict[str, Any]]) -> Path:
-    file = base / "jobs.json"
+def write_jobs(run_files: Path, jobs: list[dict[str, Any]]) -> Path:
+    file = run_files / "jobs.json"
     file.write_text(json.dumps(jobs))
     return file
 
 
-def die(base: Path, name: str, *point: str) -> None:
-    ranks = start_ranks([WORKER, str(write_jobs(base, [job(base, name)])), *point], 2)
+def die(run_files: Path, name: str, *point: str) -> None:
+    ranks = start_ranks([WORKER, str(write_jobs(run_files, [job(run_files, name)])), *point], 2)
     try:
         code, output = ranks[0].process.wait(timeout=300), ranks[0].said()
     finally:
@@ -93,34 +93,36 @@ def die(base: Path, name: str, *point: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def straight(base: Path) -> Path:
-    said = run_ranks([WORKER, str(write_jobs(base, [job(base, "straight")]))], 2)
-    (base / "straight.txt").write_text(said)
-    return base / "straight"
+def straight(run_files: Path) -> Path:
+    said = run_ranks([WORKER, str(write_jobs(run_files, [job(run_files, "straight")]))], 2)
+    (run_files / "straight.txt").write_text(said)
+    return run_files / "straight"
 
 
 @pytest.fixture(scope="module")
-def killed(base: Path, straight: Path) -> Path:
+def killed(run_files: Path, straight: Path) -> Path:
     """Killed when the second stage has a folder and no step yet, and inside the third after a checkpoint; gone on; then refused thrice."""
-    die(base, "killed", "tune_cola", "1")
-    assert sorted(path.name for path in (base / "killed/stages").iterdir()) == ["01_mtl", "02_tune_cola"]
-    assert training_lines(base / "killed/stages/02_tune_cola") == []
-    die(base, "killed", "tune_rte", "3")
-    assert [line["step"] for line in training_lines(base / "killed/stages/03_tune_rte")] == [1, 2]
-    renamed = yaml.safe_load((base / "recipe.yaml").read_text())
+    die(run_files, "killed", "tune_cola", "1")
+    assert sorted(path.name for path in (run_files / "killed/stages").iterdir()) == ["01_mtl", "02_tune_cola"]
+    assert training_lines(run_files / "killed/stages/02_tune_cola") == []
+    die(run_files, "killed", "tune_rte", "3")
+    assert [line["step"] for line in training_lines(run_files / "killed/stages/03_tune_rte")] == [1, 2]
+    renamed = yaml.safe_load((run_files / "recipe.yaml").read_text())
     renamed["stages"][1]["name"] = "fit"
-    (base / "renamed.yaml").write_text(yaml.safe_dump(renamed))
-    shutil.copytree(straight, base / "torn")  # the stage that others began with is not finished any more
-    shutil.rmtree(base / "torn/stages/01_mtl/checkpoints/step_4")
+    (run_files / "renamed.yaml").write_text(yaml.safe_dump(renamed))
+    shutil.copytree(straight, run_files / "torn")  # the stage that others began with is not finished any more
+    shutil.rmtree(run_files / "torn/stages/01_mtl/checkpoints/step_4")
     jobs = [
-        job(base, "killed"),
-        job(base, "killed", overrides={"stages.tune.optimizer.lr": "2e-3", "stages.last.train.seed": "4"}),
-        job(base, "killed", recipe=str(base / "renamed.yaml")),
-        job(base, "torn"),
+        job(run_files, "killed"),
+        job(
+            run_files, "killed", overrides={"stages.tune.optimizer.lr": "2e-3", "stages.last.train.seed": "4"}
+        ),
+        job(run_files, "killed", recipe=str(run_files / "renamed.yaml")),
+        job(run_files, "torn"),
     ]
-    said = run_ranks([WORKER, str(write_jobs(base, jobs))], 2)
-    (base / "killed.txt").write_text(said)
-    return base / "killed"
+    said = run_ranks([WORKER, str(write_jobs(run_files, jobs))], 2)
+    (run_files / "killed.txt").write_text(said)
+    return run_files / "killed"
 
 
 def weights(stage: Path, name: str = "average") -> dict[str, torch.Tensor]:
@@ -132,8 +134,8 @@ def exact(stage: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.distributed
-def test_stages_train_one_after_the_other(base: Path, straight: Path) -> None:
-    said = (base / "straight.txt").read_text()
+def test_stages_train_one_after_the_other(run_files: Path, straight: Path) -> None:
+    said = (run_files / "straight.txt").read_text()
     assert [len(training_lines(straight / "stages" / stage)) for stage in STAGES] == [4, 3, 3, 2]
     assert [list(line["task_examples"]) for line in training_lines(straight / "stages/02_tune_cola")] == [
         ["cola"]
@@ -161,7 +163,7 @@ def test_a_stage_begins_with_what_the_other_left(straight: Path) -> None:
 
 @pytest.mark.distributed
 def test_the_run_folder_tells_of_all_stages(
-    base: Path, straight: Path, capsys: pytest.CaptureFixture[str]
+    run_files: Path, straight: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     results = json.loads((straight / "stages.json").read_text())["stages"]
     assert [
@@ -176,11 +178,11 @@ def test_the_run_folder_tells_of_all_stages(
     for stage in results:
         (evaluation,) = (line for line in lines(straight / stage["folder"]) if "eval" in line)
         assert stage["metrics"] == evaluation["eval"]
-    table = (base / "straight.txt").read_text().split("dev scores of all stages")[1]
+    table = (run_files / "straight.txt").read_text().split("dev scores of all stages")[1]
     assert [line.split()[:2] for line in table.splitlines()[3:9]] == [
         ["cola", "mtl"], ["cola", "tune_cola"], ["rte", "mtl"], ["rte", "tune_rte"], ["stsb", "mtl"], ["stsb", "last"],
     ]  # fmt: skip
-    assert load_stages(str(straight / "recipe.yaml"), {}) == load_stages(str(base / "recipe.yaml"), {})
+    assert load_stages(str(straight / "recipe.yaml"), {}) == load_stages(str(run_files / "recipe.yaml"), {})
     assert main(["evaluate", str(straight)]) == 2
     assert all(f"stages/{stage}" in capsys.readouterr().err for stage in STAGES[:1])
     kept = yaml.safe_load((straight / "stages/02_tune_cola/recipe.yaml").read_text())
@@ -200,8 +202,8 @@ def test_a_killed_run_goes_on_bit_for_bit(straight: Path, killed: Path, stage: s
 
 
 @pytest.mark.distributed
-def test_finished_stages_are_kept_and_their_settings_too(base: Path, killed: Path) -> None:
-    said = (base / "killed.txt").read_text()
+def test_finished_stages_are_kept_and_their_settings_too(run_files: Path, killed: Path) -> None:
+    said = (run_files / "killed.txt").read_text()
     assert (
         "stage 1 of 4: mtl (finished, 4 steps)" in said
         and "stage 2 of 4: tune_cola (finished, 3 steps)" in said
@@ -222,18 +224,18 @@ def test_finished_stages_are_kept_and_their_settings_too(base: Path, killed: Pat
         == 1
     )
     torn = "stage tune_cola has begun with the weights of stage mtl, which is not finished; remove this folder to train tune_cola again"
-    assert any(line.startswith(f"refused: {base}/torn/stages/02_tune_cola: {torn}") for line in refused)
+    assert any(line.startswith(f"refused: {run_files}/torn/stages/02_tune_cola: {torn}") for line in refused)
 
 
 @pytest.mark.distributed
 def test_folders_of_other_runs_are_refused(
-    base: Path, straight: Path, capsys: pytest.CaptureFixture[str]
+    run_files: Path, straight: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    plain = base / "plain/checkpoints"
+    plain = run_files / "plain/checkpoints"
     plain.mkdir(parents=True)
-    values = yaml.safe_load((base / "recipe.yaml").read_text())
+    values = yaml.safe_load((run_files / "recipe.yaml").read_text())
     del values["stages"]
-    (base / "plain.yaml").write_text(yaml.safe_dump(values))
+    (run_files / "plain.yaml").write_text(yaml.safe_dump(values))
 
     def said(recipe: str, *flags: str) -> str:
         assert (
@@ -241,9 +243,9 @@ def test_folders_of_other_runs_are_refused(
                 [
                     "train",
                     "--recipe",
-                    str(base / recipe),
+                    str(run_files / recipe),
                     "--deepspeed_config",
-                    str(base / "zero.json"),
+                    str(run_files / "zero.json"),
                     *flags,
                 ]
             )
@@ -265,5 +267,5 @@ def test_folders_of_other_runs_are_refused(
         in said("recipe.yaml", "--resume", one)
     )
     assert f"init.run {straight}: a run in stages; give one of them: {straight}/stages/01_mtl, " in said(
-        "plain.yaml", "--output_dir", str(base / "new"), "--init.run", str(straight)
+        "plain.yaml", "--output_dir", str(run_files / "new"), "--init.run", str(straight)
     )

@@ -26,7 +26,7 @@ from safetensors.torch import load_file
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory, official_files: Path, tiny_encoder: Path) -> Path:
+def run_files(tmp_path_factory: pytest.TempPathFactory, official_files: Path, tiny_encoder: Path) -> Path:
     folder = tmp_path_factory.mktemp("faults")
     glue = cut_glue(official_files / "glue", folder / "glue", train_rows=60, dev_rows=8)
     recipe = {
@@ -42,27 +42,27 @@ def base(tmp_path_factory: pytest.TempPathFactory, official_files: Path, tiny_en
     return folder
 
 
-def job_of(base: Path, name: str, config: dict[str, Any], **overrides: str) -> dict[str, Any]:
-    file = write_json(base / f"{name}.json", config)
+def job_of(run_files: Path, name: str, config: dict[str, Any], **overrides: str) -> dict[str, Any]:
+    file = write_json(run_files / f"{name}.json", config)
     return {
-        "recipe": str(base / "recipe.yaml"),
+        "recipe": str(run_files / "recipe.yaml"),
         "deepspeed_config": str(file),
-        "output_dir": str(base / name),
+        "output_dir": str(run_files / name),
         "overrides": overrides,
     }
 
 
 @pytest.mark.distributed
-def test_an_fp16_overflow_repeats_the_step_and_loses_nothing(base: Path) -> None:
+def test_an_fp16_overflow_repeats_the_step_and_loses_nothing(run_files: Path) -> None:
     # 2^24 as the first scale overflows fp16 gradients for several attempts; hysteresis 1 halves the scale at each of them.
     fp16 = {
         "zero_optimization": {"stage": 2},
         "fp16": {"enabled": True, "initial_scale_power": 24, "hysteresis": 1, "loss_scale_window": 1000},
     }
-    write_json(base / "fp16_jobs.json", [job_of(base, "fp16", fp16)])  # type: ignore[arg-type]
-    output = run_ranks([str(ROOT / "tests/workers/fp16_on_cpu.py"), str(base / "fp16_jobs.json")], 1)
-    run_jobs([job_of(base, "fp32", zero_config(2))], base, 1)
-    ours, fp32 = training_lines(base / "fp16"), training_lines(base / "fp32")
+    write_json(run_files / "fp16_jobs.json", [job_of(run_files, "fp16", fp16)])  # type: ignore[arg-type]
+    output = run_ranks([str(ROOT / "tests/workers/fp16_on_cpu.py"), str(run_files / "fp16_jobs.json")], 1)
+    run_jobs([job_of(run_files, "fp32", zero_config(2))], run_files, 1)
+    ours, fp32 = training_lines(run_files / "fp16"), training_lines(run_files / "fp32")
     skipped = [line["skipped"] for line in ours]
     assert skipped[0] >= 2
     assert sum(skipped) == output.count("gradients overflowed in fp16")
@@ -80,8 +80,8 @@ def test_an_fp16_overflow_repeats_the_step_and_loses_nothing(base: Path) -> None
 
 
 @pytest.mark.distributed
-def test_a_loss_that_is_not_finite_stops_with_step_task_and_examples(base: Path) -> None:
-    job = job_of(base, "nan", zero_config(2))
+def test_a_loss_that_is_not_finite_stops_with_step_task_and_examples(run_files: Path) -> None:
+    job = job_of(run_files, "nan", zero_config(2))
     arguments = [
         "-m",
         "mtdnn_ds",
@@ -108,14 +108,18 @@ STAGES = (1, 2, 3)
 
 
 @pytest.fixture(scope="module")
-def split_tasks(base: Path) -> Path:
+def split_tasks(run_files: Path) -> Path:
     """One micro-batch of each task: on two ranks, each rank then holds one task alone. The same steps on one rank, all tasks together."""
     apart = {"mixture.mixing": "per_micro_batch", "batch.max_tokens_per_micro_batch": "4096"}
-    run_jobs([job_of(base, f"apart{stage}", zero_config(stage), **apart) for stage in STAGES], base, 2)
     run_jobs(
-        [job_of(base, "together", zero_config(0), **{"batch.max_tokens_per_micro_batch": "4096"})], base, 1
+        [job_of(run_files, f"apart{stage}", zero_config(stage), **apart) for stage in STAGES], run_files, 2
     )
-    return base
+    run_jobs(
+        [job_of(run_files, "together", zero_config(0), **{"batch.max_tokens_per_micro_batch": "4096"})],
+        run_files,
+        1,
+    )
+    return run_files
 
 
 def test_each_rank_holds_one_task_alone(split_tasks: Path) -> None:
@@ -171,23 +175,25 @@ def test_the_environment_is_recorded(split_tasks: Path) -> None:
 
 
 @pytest.mark.distributed
-def test_bad_data_ends_every_rank_with_one_message(base: Path) -> None:
-    (base / "rows.jsonl").write_text('{"text": "good", "label": "yes"}\n{"text": "bad", "label": "yess"}\n')
+def test_bad_data_ends_every_rank_with_one_message(run_files: Path) -> None:
+    (run_files / "rows.jsonl").write_text(
+        '{"text": "good", "label": "yes"}\n{"text": "bad", "label": "yess"}\n'
+    )
     task = {
         "kind": "classification",
-        "files": {"train": str(base / "rows.jsonl")},
+        "files": {"train": str(run_files / "rows.jsonl")},
         "text_columns": ["text"],
         "label_column": "label",
         "labels": ["no", "yes"],
     }
-    recipe = {**yaml.safe_load((base / "recipe.yaml").read_text()), "tasks": {"mine": task}}
-    (base / "bad.yaml").write_text(yaml.safe_dump(recipe))
+    recipe = {**yaml.safe_load((run_files / "recipe.yaml").read_text()), "tasks": {"mine": task}}
+    (run_files / "bad.yaml").write_text(yaml.safe_dump(recipe))
     arguments = [
         "launchers/train.py",
         "--recipe",
-        str(base / "bad.yaml"),
+        str(run_files / "bad.yaml"),
         "--output_dir",
-        str(base / "bad"),
+        str(run_files / "bad"),
         "--deepspeed_config",
         "ds_configs/zero2_fp32.json",
     ]
@@ -200,4 +206,4 @@ def test_bad_data_ends_every_rank_with_one_message(base: Path) -> None:
     assert codes == [2, 2], said
     assert "rows.jsonl" in said[0] and "line 2" in said[0] and "did you mean 'yes'?" in said[0]
     assert "error" not in said[1]
-    assert not (base / "bad").exists()
+    assert not (run_files / "bad").exists()

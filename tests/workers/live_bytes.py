@@ -29,7 +29,6 @@ def main(job_file: str) -> None:
         output_dir=Path(job["output_dir"]),
         resume="none",
         evaluate_after=(),
-        quiet=True,
     )
     gc.collect()
     tensors = (item for item in gc.get_objects() if isinstance(item, torch.Tensor))

@@ -18,6 +18,7 @@ from mtdnn_ds import dist
 from mtdnn_ds.config.errors import UserError
 from mtdnn_ds.faults.heartbeat import on_heartbeat
 from mtdnn_ds.model.multitask import MultiTaskNet
+from mtdnn_ds.monitor.console import speaking
 from mtdnn_ds.train import stages
 from mtdnn_ds.train.engine import stop_distributed
 from mtdnn_ds.train.preflight.checks import checked_stages
@@ -45,6 +46,7 @@ def watch(stage_to_die: str | None, step_to_die: int | None) -> None:
     on_heartbeat(watched)
 
 
+@speaking()
 def main(jobs_file: str, stage_to_die: str | None = None, step_to_die: str | None = None) -> None:
     watch(stage_to_die, None if step_to_die is None else int(step_to_die))
     for job in json.loads(Path(jobs_file).read_text()):

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from mtdnn_ds import dist
 from mtdnn_ds.faults.heartbeat import on_heartbeat
+from mtdnn_ds.monitor.console import speaking
 from mtdnn_ds.train import trainer
 from mtdnn_ds.train.preflight.checks import checked_run
 
@@ -54,6 +55,7 @@ def die_in_second_save(point: str) -> None:
     on_heartbeat(second_save_dies)
 
 
+@speaking()
 def main(job_file: str, point: str) -> None:
     job = json.loads(Path(job_file).read_text())
     checked = checked_run(

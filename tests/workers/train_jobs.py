@@ -10,11 +10,13 @@ import sys
 from pathlib import Path
 
 from mtdnn_ds import dist
+from mtdnn_ds.monitor.console import speaking
 from mtdnn_ds.train.engine import stop_distributed
 from mtdnn_ds.train.preflight.checks import checked_run
 from mtdnn_ds.train.trainer import train
 
 
+@speaking()
 def main(jobs_file: str) -> None:
     for job in json.loads(Path(jobs_file).read_text()):
         if dist.is_main():
