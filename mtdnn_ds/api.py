@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 from mtdnn_ds.config.errors import ConfigError
 from mtdnn_ds.config.launch import take_place
-from mtdnn_ds.config.packages import require_extra
 from mtdnn_ds.config.recipe import Recipe
 from mtdnn_ds.config.shipped import shipped_file
 
@@ -85,8 +84,6 @@ def export(
     """
     from mtdnn_ds.export.run import export_run
 
-    if format in ("onnx", "all"):
-        require_extra("export", f"--format {format}")
     folder = None if output_dir is None else str(output_dir)
     return export_run(str(run_dir), folder, task=task, checkpoint=checkpoint, format=format)
 

@@ -6,7 +6,6 @@ import socket
 
 from mtdnn_ds.commands.model_flags import ranks, whole_number
 from mtdnn_ds.config.errors import ConfigError
-from mtdnn_ds.config.packages import require_extra
 
 LAST_PORT = 65_535
 
@@ -39,7 +38,6 @@ def run(
         problems += _cannot_listen(host, port_number)
     if problems:
         raise ConfigError(problems)
-    require_extra("serve", "serve")
 
     from mtdnn_ds.monitor.console import configure_logging
 
