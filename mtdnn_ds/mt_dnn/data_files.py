@@ -1,6 +1,6 @@
 """mt-dnn's data files as rows that our kinds read: its canonical TSV and its JSON of token ids. No recipe.
 
-    NAME_SPLIT.tsv     id, label, premise[, hypothesis]                what prepro_std.py reads
+    NAME_SPLIT.tsv     id, label, premise[, hypothesis]                what its prepro_std reads
                        id, ids, labels, premise, hypothesis ...        candidates; ids, labels with commas
                        id, label list, word list                       words, as Python lists
                        id, start:::end:::impossible:::answer, context, question

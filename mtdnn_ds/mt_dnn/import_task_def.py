@@ -213,7 +213,7 @@ def _converted(task: ImportedTask, sources: dict[str, list[Path]], conversion: _
 
 
 def _recipe(tasks: dict[str, Any], encoder: str, max_length: int) -> dict[str, Any]:
-    """With what mt-dnn's paper trains with: those are flags of its train.py, and in no task definition."""
+    """With what its paper trains with, which are flags of its training script, and in no task definition."""
     return {
         "encoder": {"path": encoder, "max_length": max_length},
         "tasks": tasks,

@@ -89,7 +89,7 @@ ENCODERS: Mapping[str, str] = {
 NO_ENCODERS = ("XLNET", "SAN", "XLM", "T5", "T5G")
 
 # Every key that experiments.exp_def reads, now or in an earlier version, and max_seq_len, a flag of
-# prepro_std.py.
+# prepro_std.
 KEYS = (
     "data_format",
     "encoder_type",
@@ -105,7 +105,7 @@ KEYS = (
     "task_type",
     "max_seq_len",
 )
-# Flags of mt-dnn's train.py that people look for in a definition -> our settings
+# Flags of mt-dnn's training script that people look for in a definition -> our settings
 SETTINGS: Mapping[str, str] = {
     "batch_size": "batch.examples_per_step",
     "learning_rate": "optimizer.lr",

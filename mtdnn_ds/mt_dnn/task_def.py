@@ -112,7 +112,7 @@ def encoder_of(definitions: Mapping[str, Any], findings: list[Finding]) -> str:
 
 
 def longest(definitions: Mapping[str, Any]) -> int:
-    """Tokens of a sequence: the largest max_seq_len, or what mt-dnn's prepro_std.py cuts at."""
+    """Tokens of a sequence: the largest max_seq_len, or what mt-dnn's prepro_std cuts at."""
     tasks = [keys for keys in definitions.values() if isinstance(keys, dict)]
     lengths = [int(keys["max_seq_len"]) for keys in tasks if "max_seq_len" in keys]
     return max(lengths, default=512)

@@ -1,4 +1,4 @@
-"""SAN against a plain loop written from the paper's equations; half precision, dropout, zero rows, segments. Real runs: test_head_runs.py."""
+"""SAN against a plain loop written from the paper's equations; half precision, dropout, zero rows, segments. Real runs: tests/train/test_head_runs.py."""
 
 from __future__ import annotations
 

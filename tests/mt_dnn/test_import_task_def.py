@@ -268,7 +268,7 @@ def test_wrong_values_are_refused_together(tmp_path: Path, capsys: pytest.Captur
 
 
 def test_every_value_in_use_is_known() -> None:
-    """The enumerations of mt-dnn's data_utils/task_def.py, data_utils/metrics.py and mt_dnn/loss.py (2021 to 2024)."""
+    """The enumerations of mt-dnn's data_utils.task_def, data_utils.metrics and mt_dnn.loss (2021 to 2024)."""
     base = {**PAIR, **CLASSES, "n_class": 2}
     for key, values in {
         "task_type": "Classification Regression Ranking Span SpanYN SeqenceLabeling MaskLM SpanSeqenceLabeling SeqenceGeneration ClozeChoice",

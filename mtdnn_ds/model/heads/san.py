@@ -34,7 +34,7 @@ from mtdnn_ds.model.heads.by_term import RowsByTerm, rows_by_term
 from mtdnn_ds.model.heads.linear_bank import term_dropout
 from mtdnn_ds.model.seeded import seeded_normal_
 
-# The defaults of the authors' code: --answer_num_turn and --answer_mem_drop_p of train.py in
+# The defaults of the authors' code: --answer_num_turn and --answer_mem_drop_p of the training script in
 # https://github.com/namisan/mt-dnn.
 STEPS = 5
 PREDICTION_DROPOUT = 0.1
