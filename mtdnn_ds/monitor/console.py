@@ -109,15 +109,6 @@ def _handler() -> ConsoleHandler | None:
     return None
 
 
-class Progress:  # for callers that still pass a `say`
-    def __init__(self, *, num_steps: int, is_main: bool) -> None:
-        self._is_main = is_main
-
-    def say(self, text: str) -> None:
-        if self._is_main and not print_above_bar(text):
-            print(text, flush=True)
-
-
 def print_table(table: Table) -> None:
     """Print a rich table on stdout: in a terminal's width and colours, else as plain text."""
     from rich.console import Console

@@ -77,7 +77,7 @@ def _check_compiler(name: str, op: str, *, on_cpu: bool) -> None:
         )
 
     folder = Path(cpp_extension._get_build_directory(op, False))
-    wait_for_lock(folder, op, log.info)
+    wait_for_lock(folder, op)
     if not (folder / f"{op}.so").exists():
         log.info(
             f"compiling DeepSpeed's {op} for this machine (first time only, about a minute; kept in {folder})"

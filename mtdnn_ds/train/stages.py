@@ -19,9 +19,10 @@ from mtdnn_ds.config.deepspeed import ResolvedDeepSpeed
 from mtdnn_ds.config.errors import CheckpointError, UserError
 from mtdnn_ds.config.recipe import Recipe
 from mtdnn_ds.config.stages import Stage, by_stage, dump_stages
+from mtdnn_ds.faults.heartbeat import announce
 from mtdnn_ds.faults.watchdog.watch import joining, watching
 from mtdnn_ds.files import replace_file, writing
-from mtdnn_ds.monitor.console import silenced, speaking, text_table
+from mtdnn_ds.monitor.console import silenced, text_table
 from mtdnn_ds.runs.folder import RunFolder, write_keeping_old
 from mtdnn_ds.runs.lock import locked
 from mtdnn_ds.runs.setup import build_plan, prepare_run_data
@@ -101,11 +102,10 @@ def train_stages(runs: Sequence[StageRun], *, output_dir: Path) -> None:
     resumed.
     """
     stall_timeout = runs[0].recipe.train.stall_timeout
-    with speaking():
-        with joining(stall_timeout):
-            start_distributed()
-        with watching(stall_timeout), locked(output_dir, log.info):
-            _train_stages(runs, output_dir)
+    with joining(stall_timeout):
+        start_distributed()
+    with watching(stall_timeout), locked(output_dir):
+        _train_stages(runs, output_dir)
 
 
 def _train_stages(runs: Sequence[StageRun], output_dir: Path) -> None:
@@ -120,6 +120,7 @@ def _train_stages(runs: Sequence[StageRun], output_dir: Path) -> None:
             continue
 
         log.info(heading)
+        announce(f"stage {name}, beginning")
         train(
             run.recipe,
             run.specs,
@@ -159,7 +160,7 @@ def _standings(runs: Sequence[StageRun], output_dir: Path) -> dict[str, _Standin
 
 
 def _standing(run: StageRun) -> _Standing:
-    data = prepare_run_data(run.recipe, run.specs, log.info)
+    data = prepare_run_data(run.recipe, run.specs)
     plan = build_plan(run.recipe, data)
 
     checkpoint = dist.on_main(lambda: find_checkpoint(run.folder.checkpoints))

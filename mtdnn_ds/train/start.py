@@ -110,11 +110,11 @@ def start_run(
     compute_dtype = COMPUTE_DTYPES[deepspeed.precision]
 
     # Data: what the run goes on from or begins with, and the rows of every task, tokenized.
-    checkpoint = resume_from(resume, folder.path, log.info)
+    checkpoint = resume_from(resume, folder.path)
     source = None
     if checkpoint is None:
         source = find_source(recipe)
-    data = prepare_run_data(recipe, specs, log.info)
+    data = prepare_run_data(recipe, specs)
 
     # Plan: which examples make up each step, and where in it the run stands.
     plan = build_plan(recipe, data)
@@ -166,7 +166,6 @@ def start_run(
         on_error=recipe.train.on_save_error,
         in_background=recipe.train.async_save,
         step=state.step,
-        say=log.info,
     )
 
     return Run(
@@ -220,7 +219,7 @@ def _open_folder(
 
     def on_rank_0() -> None:
         recipe_yaml = dump_recipe(recipe)
-        tidy(folder.checkpoints, state.step, log.info)
+        tidy(folder.checkpoints, state.step)
         write_run_files(
             folder,
             recipe_yaml=recipe_yaml,

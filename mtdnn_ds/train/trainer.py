@@ -21,7 +21,7 @@ from mtdnn_ds.faults.stop_requests import StopPolicy, write_stop
 from mtdnn_ds.faults.watchdog.watch import joining, watching
 from mtdnn_ds.files import writing
 from mtdnn_ds.losses.objective import task_means, task_scales
-from mtdnn_ds.monitor.console import silenced, speaking
+from mtdnn_ds.monitor.console import silenced
 from mtdnn_ds.monitor.run_monitor import check_monitors
 from mtdnn_ds.runs.lock import locked
 from mtdnn_ds.tasks.spec import TaskSpec
@@ -54,12 +54,12 @@ def train(
     process ends at once, with exit code 85.
     """
     check_monitors(deepspeed.config)
-    with speaking(), silenced(quiet), stop_requests.listening():
+    with silenced(quiet), stop_requests.listening():
         stop_requests.set_policy(StopPolicy.AT_ONCE)
         with joining(recipe.train.stall_timeout):
             device = start_distributed()
 
-        with watching(recipe.train.stall_timeout), locked(output_dir, log.info):
+        with watching(recipe.train.stall_timeout), locked(output_dir):
             run = start_run(
                 recipe,
                 specs,

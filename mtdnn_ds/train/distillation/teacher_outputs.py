@@ -117,9 +117,7 @@ def answers(loaded: LoadedRun, data: RunData, wanted: Sequence[tuple[str, str]])
 
 def _outputs_of(teacher: Teacher, recipe: Recipe, data: RunData) -> TeacherOutputs:
     run = teacher.run
-    theirs = prepare_run_data(
-        recipe.model_copy(update={"encoder": run.recipe.encoder}), teacher.specs, log.info
-    )
+    theirs = prepare_run_data(recipe.model_copy(update={"encoder": run.recipe.encoder}), teacher.specs)
     weights = dist.on_main(lambda: weights_sha256(read_weights(run.weights_folder)))
 
     keys = {}
@@ -176,7 +174,7 @@ def _stored_outputs(
     files = {task: soft_file(cache_dir, task, key) for task, key in teacher_outputs.keys.items()}
     stored: dict[str, RowsByExample] = {}
     for task, file in files.items():
-        outputs = read_outputs(file, log.info)
+        outputs = read_outputs(file)
         if outputs is not None:
             stored[task] = outputs
 
