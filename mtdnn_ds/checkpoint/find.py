@@ -7,10 +7,10 @@ sha256 (checkpoint/manifest.py). Whatever else lies there is named, and not used
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,8 @@ from mtdnn_ds import dist
 from mtdnn_ds.checkpoint.manifest import PARTIAL, RUN_STATE, damage, numbered
 from mtdnn_ds.checkpoint.safe_load import refusals, safe_loads
 from mtdnn_ds.config.errors import CheckpointError
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,28 +79,28 @@ def open_checkpoint(path: Path, *, notes: tuple[str, ...] = ()) -> CheckpointInf
     return CheckpointInfo(path=path, step=step, run_state=run_state, notes=notes)
 
 
-def resume_from(resume: str, output_dir: Path, say: Callable[[str], None]) -> CheckpointInfo | None:
+def resume_from(resume: str, output_dir: Path) -> CheckpointInfo | None:
     """What `--resume` means: a checkpoint, or None for a fresh start.
 
     Collective: rank 0 looks, all ranks get its answer. Raises CheckpointError on all of them.
     """
-    return dist.on_main(lambda: _resume_from(resume, output_dir, say))
+    return dist.on_main(lambda: _resume_from(resume, output_dir))
 
 
-def _resume_from(resume: str, output_dir: Path, say: Callable[[str], None]) -> CheckpointInfo | None:
+def _resume_from(resume: str, output_dir: Path) -> CheckpointInfo | None:
     if resume == "none":
         return None
 
     if resume == "auto":
         found = find_checkpoint(output_dir / "checkpoints")
         if found is None:
-            say(f"--resume auto: no checkpoint in {output_dir}; starting from the beginning")
+            log.info(f"--resume auto: no checkpoint in {output_dir}; starting from the beginning")
             return None
     else:
         found = _named_checkpoint(resume)
 
     for note in found.notes:
-        say(note)
+        log.info(note)
     return found
 
 
@@ -144,7 +146,7 @@ def load_engine(engine: Any, found: CheckpointInfo) -> None:
         )
 
 
-def tidy(checkpoints: Path, last_step: int, say: Callable[[str], None]) -> None:
+def tidy(checkpoints: Path, last_step: int) -> None:
     """Before a run goes on after `last_step`: remove unfinished checkpoints, set later ones aside.
 
     Rank 0 only, after they have been reported. Later ones are damaged, or belong to steps that an explicit
@@ -157,7 +159,7 @@ def tidy(checkpoints: Path, last_step: int, say: Callable[[str], None]) -> None:
         if step > last_step:
             aside = _unused_name(checkpoints / f"abandoned_{path.name}")
             os.replace(path, aside)
-            say(f"{path}: later than the step this run goes on from; set aside as {aside.name}")
+            log.info(f"{path}: later than the step this run goes on from; set aside as {aside.name}")
 
 
 def _unused_name(path: Path) -> Path:

@@ -6,13 +6,13 @@ called just before the rank gets there.
     stage NAME, beginning                       train/stages.py          *
     tokenizing                                  runs/setup.py            *
     step N, beginning                           train/trainer.py
-    step N, micro-batch I of M                  train/engine.py
-    step N, update                              train/engine.py
+    step N, micro-batch I of M                  train/optimizer_step.py
+    step N, update                              train/optimizer_step.py
     step N, done                                train/trainer.py
-    evaluating step N                           train/trainer.py
+    evaluating step N                           train/evaluation.py
     evaluating, micro-batch I                   runs/evaluate.py
-    keeping the best weights of step N          train/trainer.py
-    embedding development rows                  train/trainer.py
+    keeping the best weights of step N          train/evaluation.py
+    embedding development rows                  train/evaluation.py
     saving step N                               train/trainer.py
     saving step N, before its shards            checkpoint/save.py       *
     writing FILE                                checkpoint/shard_writer.py * after each part of a shard

@@ -7,8 +7,8 @@ killed meanwhile leaves it, and every later run would hang.
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -18,8 +18,10 @@ from mtdnn_ds.config.errors import ConfigError
 SECONDS_TO_LOAD = 60.0  # a load takes milliseconds
 SECONDS_TO_BUILD = 1800.0  # a build takes a minute, on a GPU machine some
 
+log = logging.getLogger(__name__)
 
-def wait_for_lock(folder: Path, op: str, say: Callable[[str], None], *, poll_seconds: float = 0.2) -> None:
+
+def wait_for_lock(folder: Path, op: str, *, poll_seconds: float = 0.2) -> None:
     """Return once nobody holds the lock of `op`, built in `folder`.
 
     Raises ConfigError if one has been there for too long. Where the op is built and no build of it runs on
@@ -35,7 +37,7 @@ def wait_for_lock(folder: Path, op: str, say: Callable[[str], None], *, poll_sec
         is_built = (folder / f"{op}.so").exists()
         if is_built and seconds > SECONDS_TO_LOAD and not _builds_in(folder):
             lock.unlink(missing_ok=True)
-            say(f"{lock}: was left by a process that was killed; removed")
+            log.info(f"{lock}: was left by a process that was killed; removed")
             return
 
         if seconds > SECONDS_TO_BUILD:
@@ -45,7 +47,7 @@ def wait_for_lock(folder: Path, op: str, say: Callable[[str], None], *, poll_sec
             )
 
         if not said:
-            say(f"waiting for another process that builds or loads DeepSpeed's {op} (its lock: {lock})")
+            log.info(f"waiting for another process that builds or loads DeepSpeed's {op} (its lock: {lock})")
             said = True
         time.sleep(poll_seconds)
 

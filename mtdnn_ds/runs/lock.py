@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import os
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,12 +22,14 @@ from mtdnn_ds import dist
 from mtdnn_ds.config.errors import ConfigError
 from mtdnn_ds.runs.folder import LOCK, create_private
 
+log = logging.getLogger(__name__)
+
 # What file systems without locks answer.
 NO_LOCKS = (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.ENOSYS, errno.EINVAL)
 
 
 @contextmanager
-def locked(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
+def locked(folder: Path) -> Iterator[None]:
     """Hold the run folder, which is created if it is missing, for the length of the block.
 
     Collective: rank 0 holds it for all ranks. Raises ConfigError on all ranks, saying who holds it, if
@@ -34,7 +37,7 @@ def locked(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
     """
     created = dist.on_main(lambda: create_private(folder))
     locks: list[filelock.BaseFileLock] = []  # of rank 0
-    dist.on_main(lambda: locks.append(_take(folder, say)))
+    dist.on_main(lambda: locks.append(_take(folder)))
     try:
         yield
     finally:
@@ -52,7 +55,7 @@ def _remove_unused(folder: Path) -> None:
             folder.rmdir()
 
 
-def _take(folder: Path, say: Callable[[str], None]) -> filelock.BaseFileLock:
+def _take(folder: Path) -> filelock.BaseFileLock:
     path = folder / LOCK
     lock = filelock.FileLock(path, blocking=False, mode=0o600, fallback_to_soft=False)
     try:
@@ -67,7 +70,7 @@ def _take(folder: Path, say: Callable[[str], None]) -> filelock.BaseFileLock:
             raise ConfigError(
                 f"--output_dir {folder}: cannot be written ({path}: {error.strerror}); give a folder that can"
             ) from error
-        say(
+        log.info(
             f"{folder}: its file system has no locks ({error.strerror}), "
             "so nothing keeps a second run out of this folder"
         )

@@ -7,7 +7,8 @@ evaluation, export and prediction use those that they need.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Sequence
+import logging
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,7 @@ from mtdnn_ds.data.cache.prepared_split import PreparedSplit
 from mtdnn_ds.data.cache.tokenize import load_tokenizer, special_tokens
 from mtdnn_ds.data.examples import Examples, make_examples
 from mtdnn_ds.data.examples.sampled import sampled, train_labels
+from mtdnn_ds.data.plan.rates import Mixture
 from mtdnn_ds.data.plan.step_plan import StepPlan, steps_for_epochs
 from mtdnn_ds.faults.heartbeat import announce
 from mtdnn_ds.model.multitask import MultiTaskNet, build_model
@@ -33,7 +35,7 @@ from mtdnn_ds.tasks.saved_datasets import choices_made
 from mtdnn_ds.tasks.sharing import Sharing, share
 from mtdnn_ds.tasks.spec import TaskSpec
 
-Say = Callable[[str], None]
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,7 +68,7 @@ class RunData:
 
 
 def prepare_run_data(
-    recipe: Recipe, specs: Sequence[TaskSpec], say: Say, *, splits: Collection[str] | None = None
+    recipe: Recipe, specs: Sequence[TaskSpec], *, splits: Collection[str] | None = None
 ) -> RunData:
     """Every train and dev split, or those named, tokenized and made into examples, the same on every rank.
 
@@ -74,13 +76,13 @@ def prepare_run_data(
     Collective: all ranks must call this. Raises ConfigError and DataError on all of them.
     """
     for line in choices_made(recipe, specs):
-        say(line)
+        log.info(line)
 
     if splits is None:
         splits = {name for spec in specs for name in ("train", *spec.dev_splits)}
     path = tokenizer_path(recipe)
 
-    def run(build: bool, speak: Say) -> dict[str, dict[str, Examples]]:
+    def run(*, build: bool) -> dict[str, dict[str, Examples]]:
         announce("tokenizing")
         prepared = prepare(
             specs,
@@ -89,7 +91,7 @@ def prepare_run_data(
             on_bad_row=recipe.data.on_bad_row,
             splits=splits,
             build=build,
-            say=speak,
+            quiet=not build,
             trust_remote_code=recipe.encoder.trust_remote_code,
         )
         return {
@@ -100,15 +102,15 @@ def prepare_run_data(
         }
 
     def build_on_main() -> None:
-        run(True, say)
+        run(build=True)
 
     def build_on_node() -> None:
         if dist.local_rank() == 0 and not dist.is_main():
-            run(True, lambda text: None)  # finds rank 0's cache on a shared disk, else builds this node's own
+            run(build=True)  # finds rank 0's cache on a shared disk, else builds this node's own
 
     dist.on_main(build_on_main)
     dist.on_all(build_on_node)
-    return RunData(specs=tuple(specs), layout=head_layout(specs), examples=run(False, lambda text: None))
+    return RunData(specs=tuple(specs), layout=head_layout(specs), examples=run(build=False))
 
 
 def _examples(recipe: Recipe, spec: TaskSpec, name: str, split: PreparedSplit) -> Examples:
@@ -157,14 +159,16 @@ def build_plan(recipe: Recipe, data: RunData) -> StepPlan:
     contents = "\n".join(
         f"{spec.name} {data.examples[spec.name]['train'].split.fingerprint}" for spec in data.specs
     )
-    mixture = recipe.mixture
+    mixture = Mixture(
+        rates=recipe.mixture.rates,
+        temperature=recipe.mixture.temperature,
+        cap=recipe.mixture.cap,
+        anneal_to=recipe.mixture.anneal_to,
+        mixing=recipe.mixture.mixing,
+    )
     return StepPlan(
         sizes=data.train_sizes,
-        rates=mixture.rates,
-        temperature=mixture.temperature,
-        cap=mixture.cap,
-        anneal_to=mixture.anneal_to,
-        mixing=mixture.mixing,
+        mixture=mixture,
         examples_per_step=recipe.batch.examples_per_step,
         seed=recipe.train.seed,
         total_steps=steps,

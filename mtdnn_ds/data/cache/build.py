@@ -18,11 +18,12 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import logging
 import os
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -42,12 +43,13 @@ from mtdnn_ds.data.sources.tables import fingerprint
 from mtdnn_ds.files import sync
 from mtdnn_ds.tasks.spec import Source, TaskSpec
 
+log = logging.getLogger(__name__)
+
 CODE_VERSION = 2  # raise it when rows or tokens of the same source would come out differently
 ROWS_PER_BATCH = 2**16
 DISK_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG)
 
 OnBadRow = Literal["refuse", "skip"]
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,14 +77,14 @@ def prepare(
     on_bad_row: OnBadRow = "refuse",
     splits: Collection[str] | None = None,
     build: bool = True,
-    say: Say = print,
+    quiet: bool = False,
     trust_remote_code: bool = False,
 ) -> dict[str, dict[str, PreparedSplit]]:
     """{task: {split: prepared rows}} of the splits that each task has among `splits` (None: all of them).
 
     With `build`, what is not in the cache is built: call it on one process per cache folder. Without,
-    everything must be there (other processes, after a barrier). Raises DataError with the problems of all
-    splits together.
+    everything must be there (other processes, after a barrier). `quiet`: what comes from the cache is not
+    said. Raises DataError with the problems of all splits together.
     """
     tokenizer = load_tokenizer(tokenizer_path, trust_remote_code=trust_remote_code)
     specials = special_tokens(tokenizer)
@@ -103,17 +105,20 @@ def prepare(
                 tokenizer=tokenizer,
                 on_bad_row=on_bad_row,
             )
-            meta, was_cached = _ensure(job, build, say)
+            meta, was_cached = _ensure(job, build)
             if was_cached:
                 cached_rows.append(meta["rows"])
+                if meta["skipped"] and not quiet:
+                    rows = f"{job.name}: {meta['rows']:,} rows from the cache in {job.folder}"
+                    log.info(rows + _left_out(meta["skipped"]))
             prepared[spec.name][split] = _open(job, meta, specials)
         except UserError as error:
             problems += [problem for problem in error.problems if problem not in problems]
 
     if problems:
         raise DataError(problems)
-    if cached_rows:
-        say(f"{len(cached_rows)} splits with {sum(cached_rows):,} rows from the cache in {cache_dir}")
+    if cached_rows and not quiet:
+        log.info(f"{len(cached_rows)} splits with {sum(cached_rows):,} rows from the cache in {cache_dir}")
     return prepared
 
 
@@ -200,7 +205,7 @@ def _open(job: _Job, meta: dict[str, Any], specials: SpecialTokens) -> PreparedS
 # Building
 
 
-def _ensure(job: _Job, build: bool, say: Say) -> tuple[dict[str, Any], bool]:
+def _ensure(job: _Job, build: bool) -> tuple[dict[str, Any], bool]:
     """The split's meta.json, and whether it was in the cache."""
     meta, damage = _read_meta(job)
     if meta is None:
@@ -210,27 +215,25 @@ def _ensure(job: _Job, build: bool, say: Say) -> tuple[dict[str, Any], bool]:
                 f"{job.name}: {job.folder} is not prepared{why}; "
                 "one process per cache folder must prepare it first"
             )
-        with _lock(job, say):
+        with _lock(job):
             meta, damage = _read_meta(job)  # another process may have built it while we waited
             if meta is None:
                 if damage:
-                    say(f"{job.name}: the cache in {job.folder} is damaged ({damage}); building it again")
-                return _build(job, say), False
-
-    if meta["skipped"]:
-        rows = f"{job.name}: {meta['rows']:,} rows from the cache in {job.folder}"
-        say(rows + _left_out(meta["skipped"]))
+                    log.info(
+                        f"{job.name}: the cache in {job.folder} is damaged ({damage}); building it again"
+                    )
+                return _build(job), False
     return meta, True
 
 
-def _lock(job: _Job, say: Say) -> Any:
+def _lock(job: _Job) -> Any:
     """The system frees it when its holder dies, however that ends."""
     lock = filelock.FileLock(f"{job.folder}.lock")
     try:
         job.folder.parent.mkdir(parents=True, exist_ok=True)
         return lock.acquire(timeout=1)
     except filelock.Timeout:
-        say(f"{job.name}: another process is preparing it; waiting")
+        log.info(f"{job.name}: another process is preparing it; waiting")
         return lock.acquire()
     except OSError as error:
         raise ConfigError(
@@ -239,10 +242,10 @@ def _lock(job: _Job, say: Say) -> Any:
         ) from error
 
 
-def _build(job: _Job, say: Say) -> dict[str, Any]:
+def _build(job: _Job) -> dict[str, Any]:
     """Write the split's folder aside and rename it; its meta.json. The caller holds the lock."""
     started = time.perf_counter()
-    say(f"preparing {job.name} from {place_of(job.source)} ...")
+    log.info(f"preparing {job.name} from {place_of(job.source)} ...")
 
     # We hold the lock, so the builder of a leftover is dead.
     for leftover in job.folder.parent.glob(f"{job.folder.name}.building-*"):
@@ -270,7 +273,7 @@ def _build(job: _Job, say: Say) -> dict[str, Any]:
     sync(job.folder.parent)
 
     seconds = time.perf_counter() - started
-    say(
+    log.info(
         f"prepared {job.name}: {meta['rows']:,} rows, {meta['tokens']:,} tokens in {seconds:.1f} s, "
         f"cached in {job.folder}{_left_out(meta['skipped'])}"
     )

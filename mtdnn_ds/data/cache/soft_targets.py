@@ -19,8 +19,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,8 @@ from mtdnn_ds.config.errors import ConfigError
 from mtdnn_ds.data.ragged import ragged_ranges
 from mtdnn_ds.files import sync
 from mtdnn_ds.tasks.layout import Answer
+
+log = logging.getLogger(__name__)
 
 VERSION = 1  # raise it when the same teacher's outputs on the same examples would be stored otherwise
 
@@ -56,7 +59,7 @@ def soft_file(cache_dir: str, task: str, key: str) -> Path:
     return Path(cache_dir).expanduser() / f"{task}-train-{key[:16]}.soft.safetensors"
 
 
-def read_outputs(file: Path, say: Callable[[str], None]) -> RowsByExample | None:
+def read_outputs(file: Path) -> RowsByExample | None:
     """The stored outputs, or None if they are not there, or damaged, which is said."""
     if not file.is_file():
         return None
@@ -64,7 +67,7 @@ def read_outputs(file: Path, say: Callable[[str], None]) -> RowsByExample | None
         arrays = load_file(file)
         return RowsByExample(values=arrays["outputs"], offsets=arrays["offsets"])
     except (OSError, SafetensorError, KeyError) as error:
-        say(f"{file}: is damaged ({error}); computing it again")
+        log.info(f"{file}: is damaged ({error}); computing it again")
         return None
 
 
