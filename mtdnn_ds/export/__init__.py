@@ -1,1 +1,1 @@
-"""What a finished run becomes: folders for transformers, ONNX and others, GLUE submissions. Trains nothing."""
+"""What a finished run becomes: folders for transformers, ONNX, GLUE submissions. Trains nothing."""
