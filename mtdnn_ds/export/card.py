@@ -1,4 +1,4 @@
-"""Model cards: README.md of an exported folder, with front matter for Hugging Face's hub. Measures nothing."""
+"""Model cards: README.md of an exported folder, as the Hugging Face hub reads it. Measures nothing."""
 
 from __future__ import annotations
 
