@@ -1,4 +1,7 @@
-"""A tiny random BERT with a tokenizer made for given texts, as a Hugging Face folder. For checks: it knows no language."""
+"""A tiny random BERT with a tokenizer made for given texts, as a Hugging Face folder.
+
+For checks: it knows no language.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,8 @@ _SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 def write_tiny_encoder(folder: Path, texts: Iterable[str]) -> Path:
     """Config and tokenizer in `folder`, without weights (encoder.random_init draws them).
 
-    Every second word is one token, the others are cut into letters, so that words of one and of several pieces occur.
+    Every second word is one token, the others are cut into letters, so that words of one and of several
+    pieces occur.
     """
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
     from transformers import BertConfig, PreTrainedTokenizerFast

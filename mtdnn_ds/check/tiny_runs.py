@@ -1,9 +1,11 @@
-"""Runs of seconds on a tiny random encoder and generated tasks, through the real trainer and a real DeepSpeed engine. For doctor --gpu."""
+"""Runs of seconds on a tiny random encoder and generated tasks, through the real trainer and a real DeepSpeed
+engine. For doctor --gpu.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +26,10 @@ TINY_STEPS = 4
 
 
 def tiny_run(folder: Path, deepspeed: Mapping[str, object], overrides: Mapping[str, str]) -> RunFolder:
-    """Train TINY_STEPS steps in `folder`, which must not exist yet. Collective: all ranks must call this with equal arguments."""
+    """Train TINY_STEPS steps in `folder`, which must not exist yet.
+
+    Collective: all ranks must call this with equal arguments.
+    """
     dist.on_main(lambda: _write_files(folder, deepspeed))
     recipe = load_recipe(str(folder / "recipe.yaml"), overrides)
     resolved = resolved_json(folder / "deepspeed.json", recipe)
@@ -61,6 +66,7 @@ def _write_files(folder: Path, deepspeed: Mapping[str, object]) -> None:
     shared = folder.parent / "encoder"
     if not shared.is_dir():
         write_tiny_encoder(shared, [" ".join(_words())])
+
     recipe = {
         "encoder": {"path": str(shared), "random_init": True, "max_length": 32},
         "tasks": ["quickstart_sentiment", "quickstart_entailment", "quickstart_similarity"],
@@ -75,14 +81,16 @@ def _write_files(folder: Path, deepspeed: Mapping[str, object]) -> None:
 
 def _words() -> list[str]:
     """Every word of the generated tasks' vocabulary."""
-    found: list[str] = []
-    waiting: list[object] = [value for name, value in vars(generated_words).items() if name.isupper()]
-    while waiting:
-        value = waiting.pop()
-        if isinstance(value, str):
-            found.append(value)
-        elif isinstance(value, Mapping):
-            waiting += [*value.keys(), *value.values()]
-        elif isinstance(value, (list, tuple, set, frozenset)):
-            waiting += list(value)
-    return sorted(found)
+    tables = [value for name, value in vars(generated_words).items() if name.isupper()]
+    return sorted(word for table in tables for word in _strings_in(table))
+
+
+def _strings_in(value: object) -> Iterator[str]:
+    """The strings of nested tables."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from _strings_in([*value.keys(), *value.values()])
+    elif isinstance(value, (list, tuple, set, frozenset)):
+        for part in value:
+            yield from _strings_in(part)

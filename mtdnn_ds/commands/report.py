@@ -1,4 +1,7 @@
-"""`report`: one HTML page on one or several runs. Trains nothing; predicts dev rows where data and weights are at hand."""
+"""`report`: one HTML page on one or several runs. Trains nothing.
+
+Predicts dev rows where data and weights are at hand.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Every CUDA path of the project on this machine's GPUs: kernels against plain PyTorch, optimizers, DeepSpeed configurations.
+"""Every CUDA path of the project on this machine's GPUs: kernels against plain PyTorch, optimizers, DeepSpeed
+configurations.
 
 Nothing here needs the hub. On a machine without a GPU it says so and does nothing.
 """
@@ -6,7 +7,8 @@ Nothing here needs the hub. On a machine without a GPU it says so and does nothi
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +22,9 @@ from mtdnn_ds.config.errors import ConfigError
 from mtdnn_ds.model.attention import attend, resolve_backend
 from mtdnn_ds.model.attention_layout import Backend, attention_layout
 from mtdnn_ds.model.probe import batch_of_lengths
+from mtdnn_ds.runs.folder import RunFolder
+
+PLAIN: dict[str, object] = {"zero_optimization": {"stage": 0}}
 
 # name -> (DeepSpeed JSON without shared keys, largest relative difference of the losses from float32's)
 CONFIGURATIONS: dict[str, tuple[dict[str, object], float]] = {
@@ -47,6 +52,7 @@ def gpu_findings(device: torch.device) -> list[Finding]:
     if device.type != "cuda":
         advice = "run it on a node with GPUs, and look at nvidia-smi and torch.cuda.is_available()"
         return [Finding(check="GPU paths", status="fails", what="no CUDA device is seen", advice=advice)]
+
     plain_first = sorted(ATTENTION_BACKENDS, key=lambda name: ATTENTION_BACKENDS[name].is_kernel)
     findings = [attention_finding(backend, device) for backend in plain_first]
     with tempfile.TemporaryDirectory() as folder:
@@ -61,71 +67,78 @@ def attention_finding(backend: Backend, device: torch.device, dtype: torch.dtype
         resolve_backend(backend, device.type, dtype)
     except ConfigError as error:
         return Finding(check=check, status="note", what=str(error))
+
     lengths, heads, width = (3, 17, 64, 128), 4, 32
-    batch = batch_of_lengths(np.array(lengths)).to(device)
     generator = torch.Generator().manual_seed(0)
     query, key, value = (
         torch.randn(sum(lengths), heads, width, generator=generator).to(device, dtype) for _ in range(3)
     )
-    ours = attend(
-        query, key, value, attention_layout(batch, backend), dropout=0.0, scaling=width**-0.5
-    ).float()
+    layout = attention_layout(batch_of_lengths(np.array(lengths)).to(device), backend)
+    ours = attend(query, key, value, layout, dropout=0.0, scaling=width**-0.5).float()
+    theirs = _plain_attention(query.float(), key.float(), value.float(), lengths)
+
+    difference = float((ours - theirs).abs().max())
+    what = f"differs from plain softmax by {difference:.1e} in {str(dtype).removeprefix('torch.')}"
+    if difference < ATTENTION_TOLERANCE:
+        return Finding(check=check, status="ok", what=what)
+    advice = "set encoder.attention to grouped, and report it"
+    return Finding(check=check, status="fails", what=what, advice=advice)
+
+
+def _plain_attention(
+    query_TNH: torch.Tensor, key_TNH: torch.Tensor, value_TNH: torch.Tensor, lengths: Sequence[int]
+) -> torch.Tensor:
+    """softmax(q k^T / sqrt(H)) v of each sequence alone, (T, N, H)."""
+    scaling = query_TNH.shape[-1] ** -0.5
     parts, start = [], 0
     for length in lengths:
-        q, k, v = (rows[start : start + length].float().transpose(0, 1) for rows in (query, key, value))
-        parts.append(((q @ k.transpose(1, 2) * width**-0.5).softmax(-1) @ v).transpose(0, 1))
+        rows = slice(start, start + length)
+        query, key, value = (each[rows].transpose(0, 1) for each in (query_TNH, key_TNH, value_TNH))
+        weights = (query @ key.transpose(1, 2) * scaling).softmax(-1)
+        parts.append((weights @ value).transpose(0, 1))
         start += length
-    difference = float((ours - torch.cat(parts)).abs().max())
-    what = f"differs from plain softmax by {difference:.1e} in {str(dtype).removeprefix('torch.')}"
-    if not difference < ATTENTION_TOLERANCE:
-        return Finding(
-            check=check, status="fails", what=what, advice="set encoder.attention to grouped, and report it"
-        )
-    return Finding(check=check, status="ok", what=what)
+    return torch.cat(parts)
 
 
 def run_findings(
     folder: Path, configurations: dict[str, tuple[dict[str, object], float]], optimizers: tuple[str, ...]
 ) -> list[Finding]:
-    """A few training steps in each configuration against float32 without ZeRO, and with each optimizer. Collective."""
-    theirs = losses_of(
-        tiny_run(folder / "reference", {"zero_optimization": {"stage": 0}}, {"optimizer.name": "torch_adamw"})
-    )
+    """A few training steps in each configuration against float32 without ZeRO, and with each optimizer.
+
+    Collective.
+    """
+    reference = losses_of(tiny_run(folder / "reference", PLAIN, {"optimizer.name": "torch_adamw"}))
+
     findings = []
     for number, (name, (config, tolerance)) in enumerate(configurations.items()):
-
-        def compare(
-            number: int = number, config: dict[str, object] = config, tolerance: float = tolerance
-        ) -> tuple[bool, str]:
-            ours = losses_of(tiny_run(folder / f"config_{number}", config, {"optimizer.name": "adamw"}))
-            difference = float(np.max(np.abs(ours - theirs) / theirs))
-            return (
-                difference < tolerance,
-                f"{TINY_STEPS} steps differ from float32 without ZeRO by {difference:.1e} (at most {tolerance:g})",
-            )
-
-        findings.append(_tried(name, compare))
+        run = partial(tiny_run, folder / f"config_{number}", config, {"optimizer.name": "adamw"})
+        findings.append(_tried(name, partial(_compare, run, reference, tolerance)))
     for name in optimizers:
-
-        def trains(name: str = name) -> tuple[bool, str]:
-            ours = losses_of(
-                tiny_run(
-                    folder / f"optimizer_{name}",
-                    {"zero_optimization": {"stage": 0}},
-                    {"optimizer.name": name},
-                )
-            )
-            return bool(np.isfinite(ours).all()), f"{TINY_STEPS} steps, loss {ours[0]:.3f} to {ours[-1]:.3f}"
-
-        findings.append(_tried(f"optimizer {name}", trains))
+        run = partial(tiny_run, folder / f"optimizer_{name}", PLAIN, {"optimizer.name": name})
+        findings.append(_tried(f"optimizer {name}", partial(_train, run)))
     return findings
+
+
+def _compare(run: Callable[[], RunFolder], reference: np.ndarray, tolerance: float) -> tuple[bool, str]:
+    """Whether the run has the losses of the reference, and by how much they differ."""
+    losses = losses_of(run())
+    difference = float(np.max(np.abs(losses - reference) / reference))
+    what = f"{TINY_STEPS} steps differ from float32 without ZeRO by {difference:.1e} (at most {tolerance:g})"
+    return difference < tolerance, what
+
+
+def _train(run: Callable[[], RunFolder]) -> tuple[bool, str]:
+    """Whether the run's losses are numbers, and the first and the last."""
+    losses = losses_of(run())
+    what = f"{TINY_STEPS} steps, loss {losses[0]:.3f} to {losses[-1]:.3f}"
+    return bool(np.isfinite(losses).all()), what
 
 
 def _tried(check: str, function: Callable[[], tuple[bool, str]]) -> Finding:
     try:
-        good, what = function()
+        is_good, what = function()
     except ConfigError as error:  # something that is not installed
         return Finding(check=check, status="note", what="; ".join(error.problems))
     except Exception as error:  # whatever a driver or kernel raises is a finding
         return Finding(check=check, status="fails", what=f"{type(error).__name__}: {error}".splitlines()[0])
-    return Finding(check=check, status="ok" if good else "fails", what=what)
+    return Finding(check=check, status="ok" if is_good else "fails", what=what)

@@ -1,4 +1,6 @@
-"""Versions against requirements.txt, compilers, DeepSpeed's C++ ops and the locks that interrupted builds leave. Builds nothing."""
+"""Versions against requirements.txt, compilers, DeepSpeed's C++ ops and the locks that interrupted builds
+leave. Builds nothing.
+"""
 
 from __future__ import annotations
 
@@ -17,37 +19,44 @@ OPS = ("fused_adam", "cpu_adam")
 
 def package_findings(requirements: Path = REQUIREMENTS) -> list[Finding]:
     """Whether what is installed is what requirements.txt asks for."""
+    if not requirements.is_file():
+        what = "requirements.txt is not beside the package: versions are not compared"
+        return [Finding(check="packages", status="note", what=what)]
+
+    wrong, versions = _compare_versions(requirements)
+    if wrong:
+        advice = (
+            "DeepSpeed, torch and transformers change behaviour between versions: pip install -r "
+            "requirements.txt"
+        )
+        return [Finding(check="packages", status="fails", what="; ".join(wrong), advice=advice)]
+
+    main = [f"{name} {versions[name]}" for name in ("torch", "deepspeed", "transformers") if name in versions]
+    installed = f"Python {platform.python_version()}, {', '.join(main)}"
+    what = f"{installed}; {len(versions)} packages as requirements.txt says"
+    return [Finding(check="packages", status="ok", what=what)]
+
+
+def _compare_versions(requirements: Path) -> tuple[list[str], dict[str, str]]:
+    """What differs, and the installed version of every package that the file names."""
     from packaging.requirements import Requirement
 
-    if not requirements.is_file():
-        return [
-            Finding(
-                check="packages",
-                status="note",
-                what="requirements.txt is not beside the package: versions are not compared",
-            )
-        ]
     wrong, versions = [], {}
     for line in requirements.read_text().splitlines():
         text = line.split("#")[0].strip()
         if not text or text.startswith("-"):
             continue
+
         wanted = Requirement(text)
         try:
-            versions[wanted.name] = metadata.version(wanted.name)
+            version = metadata.version(wanted.name)
         except metadata.PackageNotFoundError:
             wrong.append(f"{wanted.name} is missing")
             continue
-        if not wanted.specifier.contains(versions[wanted.name], prereleases=True):
-            wrong.append(f"{wanted.name} is {versions[wanted.name]} instead of {wanted.specifier}")
-    if wrong:
-        advice = "DeepSpeed, torch and transformers change behaviour between versions: pip install -r requirements.txt"
-        return [Finding(check="packages", status="fails", what="; ".join(wrong), advice=advice)]
-    main = ", ".join(
-        f"{name} {versions[name]}" for name in ("torch", "deepspeed", "transformers") if name in versions
-    )
-    what = f"Python {platform.python_version()}, {main}; {len(versions)} packages as requirements.txt says"
-    return [Finding(check="packages", status="ok", what=what)]
+        versions[wanted.name] = version
+        if not wanted.specifier.contains(version, prereleases=True):
+            wrong.append(f"{wanted.name} is {version} instead of {wanted.specifier}")
+    return wrong, versions
 
 
 def extensions_folder() -> Path:
@@ -58,28 +67,30 @@ def extensions_folder() -> Path:
 
 
 def op_findings(folder: Path) -> list[Finding]:
-    """C++ ops: built, to be built at first use, or not buildable; and locks in `folder` that would be waited on for ever."""
-    missing = [tool for tool in ("g++", "ninja") if shutil.which(tool) is None]
-    built = sorted({path.parent.name for path in folder.glob("**/*.so")}) if folder.is_dir() else []
-    waiting = [op for op in OPS if op not in built]
-    if not waiting:
-        findings = [Finding(check="C++ ops", status="ok", what=f"{', '.join(OPS)} are built in {folder}")]
-    elif missing:
-        advice = "optimizer.name=adamw compiles them; install the tools, or set optimizer.name to torch_adamw"
-        what = f"{', '.join(waiting)} are not built, and {' and '.join(missing)} is missing"
-        findings = [Finding(check="C++ ops", status="hurts", what=what, advice=advice)]
-    else:
-        advice = (
-            f"the first run of each node builds what it needs (about a minute each) and keeps it in {folder}"
-        )
-        findings = [
-            Finding(
-                check="C++ ops", status="note", what=f"{', '.join(waiting)} are not built yet", advice=advice
-            )
-        ]
-    locks = sorted(folder.glob("**/lock")) if folder.is_dir() else []
+    """C++ ops: built, to be built at first use, or not buildable; and locks in `folder` that would be waited
+    on for ever.
+    """
+    findings = [_built_finding(folder)]
+    locks = sorted(folder.glob("**/lock"))
     if locks:
-        advice = "every later run waits on such a lock without a word; if no build is going on, remove it"
         what = f"{', '.join(map(str, locks))}: a build is going on, or was interrupted"
+        advice = "every later run waits on such a lock without a word; if no build is going on, remove it"
         findings.append(Finding(check="C++ ops", status="hurts", what=what, advice=advice))
     return findings
+
+
+def _built_finding(folder: Path) -> Finding:
+    built = {path.parent.name for path in folder.glob("**/*.so")}
+    waiting = [op for op in OPS if op not in built]
+    if not waiting:
+        return Finding(check="C++ ops", status="ok", what=f"{', '.join(OPS)} are built in {folder}")
+
+    missing = [tool for tool in ("g++", "ninja") if shutil.which(tool) is None]
+    if missing:
+        what = f"{', '.join(waiting)} are not built, and {' and '.join(missing)} is missing"
+        advice = "optimizer.name=adamw compiles them; install the tools, or set optimizer.name to torch_adamw"
+        return Finding(check="C++ ops", status="hurts", what=what, advice=advice)
+
+    what = f"{', '.join(waiting)} are not built yet"
+    advice = f"the first run of each node builds what it needs (about a minute each) and keeps it in {folder}"
+    return Finding(check="C++ ops", status="note", what=what, advice=advice)

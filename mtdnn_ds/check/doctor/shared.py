@@ -1,4 +1,7 @@
-"""The folder of runs: is it the same one on all nodes, do locks hold between them, how fast is it written. Leaves nothing there."""
+"""The folder of runs: is it the same one on all nodes, do locks hold between them, how fast is it written.
+
+Leaves nothing there.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mtdnn_ds import dist
-from mtdnn_ds.check.doctor.findings import Finding, gigabytes
+from mtdnn_ds.check.doctor.findings import Finding, gigabytes, judged
 from mtdnn_ds.check.doctor.machine import CHECKPOINT_BYTES
 
 VISIBLE_WITHIN_SECONDS = 10.0  # network file systems show another node's new file with a delay
@@ -19,18 +22,23 @@ WRITTEN_BYTES = 64 * 2**20
 
 
 def shared_findings(folder: Path, nodes: Sequence[str]) -> list[Finding]:
-    """Findings about `folder`, equal on every rank. `nodes`: the node of each rank. Collective: all ranks must call this."""
+    """Findings about `folder`, equal on every rank. `nodes`: the node of each rank.
+
+    Collective: all ranks must call this.
+    """
     try:
         probe = dist.on_main(lambda: _new_probe(folder))
     except OSError as error:
-        what, advice = (
-            f"{folder} cannot be written: {error.strerror}",
-            "give an --output_dir that can be written",
-        )
+        what = f"{folder} cannot be written: {error.strerror}"
+        advice = "give an --output_dir that can be written"
         return [Finding(check="shared disk", status="fails", what=what, advice=advice)]
+
     try:
         seen = dist.gather(_sees(probe))
-        with (probe / "lock").open("a") if seen[dist.rank()] else Path(os.devnull).open("a") as file:
+        lock = probe / "lock"
+        if not seen[dist.rank()]:
+            lock = Path(os.devnull)  # takes part in the barriers all the same
+        with lock.open("a") as file:
             if dist.is_main():
                 fcntl.flock(file, fcntl.LOCK_EX)
             dist.barrier()
@@ -45,37 +53,48 @@ def shared_findings(folder: Path, nodes: Sequence[str]) -> list[Finding]:
 def _findings(
     folder: Path, nodes: Sequence[str], seen: Sequence[bool], refused: Sequence[bool], speed: float
 ) -> list[Finding]:
+    """What it means. Of each rank: its node, whether it sees the folder, and whether the lock refused it."""
     blind = sorted({node for node, sees in zip(nodes, seen, strict=True) if not sees})
-    free = sorted({node for node, held in zip(nodes, refused, strict=True) if not held})
+    free = sorted({node for node, is_refused in zip(nodes, refused, strict=True) if not is_refused})
     num_nodes = len(set(nodes))
+
     findings = []
     if blind:
         what = f"{folder} of {nodes[0]} is not seen by {', '.join(blind)}"
-        advice = "every node writes its part of a checkpoint: it could not be resumed; give an --output_dir on a disk that all nodes share"
+        advice = (
+            "every node writes its part of a checkpoint: it could not be resumed; give an --output_dir on a "
+            "disk that all nodes share"
+        )
         findings.append(Finding(check="shared disk", status="fails", what=what, advice=advice))
     elif num_nodes > 1:
-        findings.append(
-            Finding(check="shared disk", status="ok", what=f"{folder} is the same on {num_nodes} nodes")
-        )
+        what = f"{folder} is the same on {num_nodes} nodes"
+        findings.append(Finding(check="shared disk", status="ok", what=what))
+
     if free:
         what = f"a lock held by {nodes[0]} in {folder} does not hold on {', '.join(free)}"
-        advice = "two jobs could write into one run folder; mount the file system with locks (Lustre: -o flock; NFS: without nolock)"
+        advice = (
+            "two jobs could write into one run folder; mount the file system with locks (Lustre: -o flock; "
+            "NFS: without nolock)"
+        )
         findings.append(Finding(check="locks", status="hurts", what=what, advice=advice))
     elif len(nodes) > 1 and not blind:
-        findings.append(
-            Finding(check="locks", status="ok", what=f"a lock of one rank in {folder} holds for all others")
-        )
-    seconds = CHECKPOINT_BYTES / speed
-    what = f"{folder} is written at {gigabytes(speed)}/s; a checkpoint of BERT-large ({gigabytes(CHECKPOINT_BYTES)}) takes {seconds:.0f} s"
-    advice = (
-        "every save stops training that long: save less often (train.save_every), or give a faster disk"
-        if seconds > 120
-        else ""
+        what = f"a lock of one rank in {folder} holds for all others"
+        findings.append(Finding(check="locks", status="ok", what=what))
+
+    return [*findings, _speed_finding(folder, speed)]
+
+
+def _speed_finding(folder: Path, bytes_per_second: float) -> Finding:
+    seconds = CHECKPOINT_BYTES / bytes_per_second
+    checkpoint = f"a checkpoint of BERT-large ({gigabytes(CHECKPOINT_BYTES)}) takes {seconds:.0f} s"
+    return judged(
+        "disk speed",
+        f"{folder} is written at {gigabytes(bytes_per_second)}/s; {checkpoint}",
+        hurts=seconds > 120,
+        advice=(
+            "every save stops training that long: save less often (train.save_every), or give a faster disk"
+        ),
     )
-    return [
-        *findings,
-        Finding(check="disk speed", status="hurts" if advice else "ok", what=what, advice=advice),
-    ]
 
 
 def _new_probe(folder: Path) -> Path:

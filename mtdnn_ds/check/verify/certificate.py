@@ -1,4 +1,7 @@
-"""The certificate of verify: each promise, its figure and what it may be at most. Text and JSON; measures nothing."""
+"""The certificate of verify: each promise, its figure and what it may be at most.
+
+Text and JSON; measures nothing.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,8 @@ from datetime import UTC, datetime
 from importlib import metadata
 
 from mtdnn_ds import __version__
+
+VERDICTS = {True: "", False: "   DOES NOT HOLD", None: "   not measured"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,39 +32,48 @@ class Result:
         """None: not measured."""
         if self.failed:
             return False
-        return None if self.figure is None else self.figure <= self.at_most
+        if self.figure is None:
+            return None
+        return self.figure <= self.at_most
 
 
 def certificate(results: Sequence[Result], recipe: str, seconds: float) -> str:
     """What verify prints."""
     lines = [f"{'figure':>8}  {'at most':>8}  promise"]
     for result in results:
-        figure = "-" if result.figure is None else f"{result.figure:.1e}" if result.figure else "0"
-        verdict = {True: "", False: "   DOES NOT HOLD", None: "   not measured"}[result.holds]
-        lines.append(f"{figure:>8}  {result.at_most or 0:>8g}  {result.promise}{verdict}")
+        figure, at_most = _figure(result.figure), result.at_most or 0
+        lines.append(f"{figure:>8}  {at_most:>8g}  {result.promise}{VERDICTS[result.holds]}")
         if result.why:
             lines += [f"{'':>8}  {'':>8}    {line}" for line in result.why.splitlines()]
-    failed = sum(result.holds is False for result in results)
-    held = sum(result.holds is True for result in results)
-    where = f"{recipe}, mtdnn_ds {__version__}, torch {metadata.version('torch')}, deepspeed {metadata.version('deepspeed')}, {platform.node()}"
-    end = f"{held} promises hold" + (f", {failed} do NOT" if failed else "") + f" ({where}; {seconds:.0f} s)"
-    return "\n".join([*lines, "", end])
+
+    num_held = sum(result.holds is True for result in results)
+    num_failed = sum(result.holds is False for result in results)
+    count = f"{num_held} promises hold"
+    if num_failed:
+        count += f", {num_failed} do NOT"
+
+    torch, deepspeed = metadata.version("torch"), metadata.version("deepspeed")
+    where = f"{recipe}, mtdnn_ds {__version__}, torch {torch}, deepspeed {deepspeed}, {platform.node()}"
+    return "\n".join([*lines, "", f"{count} ({where}; {seconds:.0f} s)"])
+
+
+def _figure(figure: float | None) -> str:
+    """`1.2e-07`; 0 is nothing else, - was not measured."""
+    if figure is None:
+        return "-"
+    if figure == 0:
+        return "0"
+    return f"{figure:.1e}"
 
 
 def certificate_json(results: Sequence[Result], recipe: str) -> str:
     """The same for machines."""
-    about = {
+    whole = {
         "recipe": recipe,
         "mtdnn_ds": __version__,
         "host": platform.node(),
         "written": datetime.now(UTC).isoformat(timespec="seconds"),
+        "packages": {name: metadata.version(name) for name in ("torch", "deepspeed", "transformers")},
+        "results": [{**asdict(result), "holds": result.holds} for result in results],
     }
-    packages = {name: metadata.version(name) for name in ("torch", "deepspeed", "transformers")}
-    return json.dumps(
-        {
-            **about,
-            "packages": packages,
-            "results": [{**asdict(result), "holds": result.holds} for result in results],
-        },
-        indent=1,
-    )
+    return json.dumps(whole, indent=1)

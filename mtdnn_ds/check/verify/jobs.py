@@ -1,4 +1,7 @@
-"""Small runs in real process groups: what a launcher does, for the runs of verify. Knows nothing of what they are compared for."""
+"""Small runs in real process groups: what a launcher does, for the runs of verify.
+
+Knows nothing of what they are compared for.
+"""
 
 from __future__ import annotations
 
@@ -20,11 +23,14 @@ from mtdnn_ds.config.load import resolved_values
 from mtdnn_ds.config.recipe import Recipe
 
 SECONDS_PER_GROUP = 1800.0
+PROJECT_ROOT = Path(__file__).resolve().parents[3]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Job:
-    """One run: where it is written, what it trains, under which DeepSpeed JSON, going on from which checkpoint."""
+    """One run: where it is written, what it trains, under which DeepSpeed JSON, going on from which
+    checkpoint.
+    """
 
     name: str
     recipe: Recipe
@@ -34,12 +40,14 @@ class Job:
 
 
 def run_group(jobs: Sequence[Job], folder: Path, world_size: int) -> str:
-    """Do `jobs` one after the other on `world_size` ranks; returns "" or, if a rank failed, the end of what it said.
+    """Do `jobs` one after the other on `world_size` ranks; returns "" or, if a rank failed, the end of what
+    it said.
 
     Each run is written to folder/NAME. All processes have ended when this returns.
     """
     file = folder / f"jobs_{world_size}_{jobs[0].name}.json"
     file.write_text(json.dumps([_entry(job, folder) for job in jobs]))
+
     port = free_port()
     outputs = [tempfile.TemporaryFile("w+") for _ in range(world_size)]  # noqa: SIM115  # closed below
     processes = [
@@ -52,6 +60,7 @@ def run_group(jobs: Sequence[Job], folder: Path, world_size: int) -> str:
         )
         for rank, output in enumerate(outputs)
     ]
+
     try:
         return _wait(processes, outputs)
     finally:
@@ -64,6 +73,7 @@ def run_group(jobs: Sequence[Job], folder: Path, world_size: int) -> str:
 
 
 def _wait(processes: Sequence[subprocess.Popen[bytes]], outputs: Sequence[Any]) -> str:
+    """Until all have ended, or one has failed: what it said at the end."""
     deadline = time.monotonic() + SECONDS_PER_GROUP
     while any(process.poll() is None for process in processes):
         if any(process.poll() not in (None, 0) for process in processes):
@@ -71,6 +81,7 @@ def _wait(processes: Sequence[subprocess.Popen[bytes]], outputs: Sequence[Any]) 
         if time.monotonic() > deadline:
             return f"no end after {SECONDS_PER_GROUP:.0f} s"
         time.sleep(0.05)
+
     failed = [rank for rank, process in enumerate(processes) if process.poll() not in (None, 0)]
     if not failed:
         return ""
@@ -79,35 +90,39 @@ def _wait(processes: Sequence[subprocess.Popen[bytes]], outputs: Sequence[Any]) 
 
 
 def _entry(job: Job, folder: Path) -> dict[str, str]:
+    """Writes the job's recipe and JSON; returns what worker.py is told of it."""
     recipe, deepspeed = folder / f"{job.name}.yaml", folder / f"{job.name}.json"
     recipe.write_text(yaml.safe_dump(resolved_values(job.recipe)))
     deepspeed.write_text(json.dumps(job.deepspeed))
-    entry = {"kind": job.kind, "recipe": str(recipe), "deepspeed": str(deepspeed)}
-    return {**entry, "output_dir": str(folder / job.name), "resume": job.resume}
+    return {
+        "kind": job.kind,
+        "recipe": str(recipe),
+        "deepspeed": str(deepspeed),
+        "output_dir": str(folder / job.name),
+        "resume": job.resume,
+    }
 
 
 def _environment(rank: int, world_size: int, port: int) -> dict[str, str]:
-    own = {
-        "RANK": rank,
-        "LOCAL_RANK": rank,
-        "WORLD_SIZE": world_size,
-        "LOCAL_SIZE": world_size,
-        "CROSS_RANK": 0,
-        "CROSS_SIZE": 1,
-    }
-    threads = os.environ.get("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // world_size)))
     # Runs of their own, wherever verify itself was started.
     inherited = {
         name: value
         for name, value in os.environ.items()
         if not name.startswith(("SLURM_", "OMPI_", "PMI_", "TORCHELASTIC_"))
     }
-    paths = [str(Path(__file__).resolve().parents[3]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    threads_per_rank = max(1, len(os.sched_getaffinity(0)) // world_size)
+    python_path = [str(PROJECT_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+
     return {
         **inherited,
-        **{name: str(value) for name, value in own.items()},
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(world_size),
+        "LOCAL_SIZE": str(world_size),
+        "CROSS_RANK": "0",
+        "CROSS_SIZE": "1",
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
-        "OMP_NUM_THREADS": threads,
-        "PYTHONPATH": os.pathsep.join(paths),
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads_per_rank)),
+        "PYTHONPATH": os.pathsep.join(python_path),
     }

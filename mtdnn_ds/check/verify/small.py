@@ -1,8 +1,10 @@
-"""A recipe made small: the same tasks, mixture, objective and optimizer on an encoder of the same kind with two narrow layers. Runs nothing."""
+"""A recipe made small: the same tasks, mixture, objective and optimizer on an encoder of the same kind with
+two narrow layers. Runs nothing.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
 from pathlib import Path
 
 from mtdnn_ds.config.choices import OPTIMIZERS
@@ -10,63 +12,67 @@ from mtdnn_ds.config.encoder_path import resolve_encoder_path
 from mtdnn_ds.config.errors import ConfigError
 from mtdnn_ds.config.recipe import InitSettings, Recipe, TrainSettings
 
+log = logging.getLogger(__name__)
+
 # Every encoder's config answers to these names, by itself or through transformers' attribute_map.
 SMALL = {"num_hidden_layers": 2, "hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 128}
 MAX_EXAMPLES_PER_STEP = 32
 
 
-def small_recipe(recipe: Recipe, folder: Path, *, steps: int, say: Callable[[str], None]) -> Recipe:
-    """`recipe` on a small random encoder that is written to `folder`, for `steps` steps in float32 without dropout.
+def small_recipe(recipe: Recipe, folder: Path, *, steps: int) -> Recipe:
+    """`recipe` on a small random encoder that is written to `folder`, for `steps` steps in float32 without
+    dropout.
 
-    What changes no property that is verified (earlier weights, teachers, frozen parts, cadence) is left out, and said.
+    What changes no property that is verified (earlier weights, teachers, frozen parts, cadence) is left out,
+    and said.
     """
-    left_out = [
-        name
-        for name, is_set in (
-            ("init.run", recipe.init.run),
-            ("heads", recipe.heads),
-            ("distillation", recipe.distillation.teachers),
-        )
-        if is_set
-    ]
-    if recipe.train.freeze:
-        left_out.append("train.freeze")
-    if left_out:
-        say(f"left out of the small runs: {', '.join(left_out)} (they belong to the large encoder)")
-    if OPTIMIZERS[recipe.optimizer.name].cuda_only:
-        say(f"optimizer.name={recipe.optimizer.name}: torch_adamw in the small runs")
-    path = write_small_encoder(recipe, folder)
-    encoder = recipe.encoder.model_copy(
-        update={
-            "path": str(path),
-            "tokenizer": None,
-            "sha256": None,
-            "random_init": True,
-            "attention": "auto",
-            "fused_layer_norm": False,
-        }
-    )
+    _say_left_out(recipe)
+
+    encoder_changes = {
+        "path": str(write_small_encoder(recipe, folder)),
+        "tokenizer": None,
+        "sha256": None,
+        "random_init": True,
+        "attention": "auto",
+        "fused_layer_norm": False,
+    }
     optimizer = recipe.optimizer
     if OPTIMIZERS[optimizer.name].needs_compiler:
         optimizer = optimizer.model_copy(update={"name": "torch_adamw"})
-    return recipe.model_copy(
-        update={
-            "encoder": encoder,
-            "init": InitSettings(),
-            "heads": None,
-            "distillation": type(recipe.distillation)(),
-            "optimizer": optimizer,
-            "schedule": recipe.schedule.model_copy(update={"name": "constant", "warmup": 0.0}),
-            "batch": recipe.batch.model_copy(
-                update={"examples_per_step": min(recipe.batch.examples_per_step, MAX_EXAMPLES_PER_STEP)}
-            ),
-            "train": TrainSettings(steps=steps, seed=recipe.train.seed, dropout="none", keep_last=steps),
-        }
-    )
+    examples_per_step = min(recipe.batch.examples_per_step, MAX_EXAMPLES_PER_STEP)
+
+    changes = {
+        "encoder": recipe.encoder.model_copy(update=encoder_changes),
+        "init": InitSettings(),
+        "heads": None,
+        "distillation": type(recipe.distillation)(),
+        "optimizer": optimizer,
+        "schedule": recipe.schedule.model_copy(update={"name": "constant", "warmup": 0.0}),
+        "batch": recipe.batch.model_copy(update={"examples_per_step": examples_per_step}),
+        "train": TrainSettings(steps=steps, seed=recipe.train.seed, dropout="none", keep_last=steps),
+    }
+    return recipe.model_copy(update=changes)
+
+
+def _say_left_out(recipe: Recipe) -> None:
+    settings = {
+        "init.run": recipe.init.run,
+        "heads": recipe.heads,
+        "distillation": recipe.distillation.teachers,
+        "train.freeze": recipe.train.freeze,
+    }
+    left_out = [name for name, value in settings.items() if value]
+    if left_out:
+        log.info(f"left out of the small runs: {', '.join(left_out)} (they belong to the large encoder)")
+    if OPTIMIZERS[recipe.optimizer.name].cuda_only:
+        log.info(f"optimizer.name={recipe.optimizer.name}: torch_adamw in the small runs")
 
 
 def write_small_encoder(recipe: Recipe, folder: Path) -> Path:
-    """Config and tokenizer of a small encoder of the recipe's architecture, without weights. Raises ConfigError if it cannot be made small."""
+    """Config and tokenizer of a small encoder of the recipe's architecture, without weights.
+
+    Raises ConfigError if it cannot be made small.
+    """
     from transformers import AutoConfig
 
     from mtdnn_ds.data.cache.tokenize import load_tokenizer
@@ -81,8 +87,8 @@ def write_small_encoder(recipe: Recipe, folder: Path) -> Path:
             )
         setattr(config, name, value)
     config.save_pretrained(folder)
-    load_tokenizer(
-        resolve_encoder_path(settings.tokenizer or settings.path),
-        trust_remote_code=settings.trust_remote_code,
-    ).save_pretrained(folder)
+
+    tokenizer_path = resolve_encoder_path(settings.tokenizer or settings.path)
+    tokenizer = load_tokenizer(tokenizer_path, trust_remote_code=settings.trust_remote_code)
+    tokenizer.save_pretrained(folder)
     return folder
