@@ -1,4 +1,6 @@
-"""Damaged checkpoints of two ranks under ZeRO 1, 2 and 3: noticed, named, and the run goes on from the one before, bit for bit."""
+"""Damaged checkpoints of two ranks under ZeRO 1, 2 and 3: noticed, named, and the run goes on from the one
+before, bit for bit.
+"""
 
 from __future__ import annotations
 
@@ -195,7 +197,8 @@ def test_best_weights_are_checked_when_they_are_read(run_files: Path, tmp_path: 
     with pytest.raises(CheckpointError) as caught:
         read_weights(folder)
     assert str(caught.value) == (
-        f"{folder}/model.safetensors: is damaged (its sha256 differs from that in best.json); give another --checkpoint"
+        f"{folder}/model.safetensors: is damaged (its sha256 differs from that in best.json); give "
+        f"another --checkpoint"
     )
     del about["sha256"]  # as version 0.2 wrote it
     (folder / "best.json").write_text(json.dumps(about))

@@ -1,4 +1,7 @@
-"""Disks that fail while a run saves: full, limited, read-only, on all ranks or on one. Real errors of the kernel, no patched writes."""
+"""Disks that fail while a run saves: full, limited, read-only, on all ranks or on one.
+
+Real errors of the kernel, no patched writes.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +23,8 @@ from mtdnn_ds.checkpoint.safe_load import load
 from mtdnn_ds.config.errors import DataError
 from mtdnn_ds.files import PatientFile, size
 
-# A checkpoint of the tiny encoder takes 16 MB, best weights 4. A line of the log takes less than half a kB: 16 do not fit into what is left
-# of a page of 4 kB on a full disk.
+# A checkpoint of the tiny encoder takes 16 MB, best weights 4. A line of the log takes less than half a kB:
+# 16 do not fit into what is left of a page of 4 kB on a full disk.
 LONG: dict[str, Any] = {
     "train__steps": "24",
     "train__save_every": "6",
@@ -146,7 +149,9 @@ def mount(folder: Path, options: str) -> bool:
 
 @pytest.fixture(scope="module")
 def small_disks(run_files: Path) -> Iterator[dict[str, Outcome]]:
-    """Runs whose folder is a disk of its own, full from step 4 until step 20, from step 4 on, or at a save; or read-only."""
+    """Runs whose folder is a disk of its own, full from step 4 until step 20, from step 4 on, or at a save;
+    or read-only.
+    """
     disks = {
         run_files / "gap": "size=100m",
         **{run_files / name: "size=40m" for name in ("log", "first", "no_room")},
@@ -193,8 +198,8 @@ def test_on_a_full_disk_lines_and_points_wait_and_nothing_is_lost(
     ended, run = small_disks["gap"], run_files / "gap"
     assert ended.codes == [0], ended.said
     assert (
-        f"{run}/metrics.jsonl: No space left on device; its lines wait in memory (train.on_save_error=continue)"
-        in ended.said[0]
+        f"{run}/metrics.jsonl: No space left on device; its lines wait in memory "
+        f"(train.on_save_error=continue)" in ended.said[0]
     )
     for step in (6, 12, 18):
         assert f"step {step}: the checkpoint could not be saved: " in ended.said[0]
@@ -216,7 +221,8 @@ def test_a_log_that_cannot_be_written_stops_the_run_with_one_message(
     (line,) = [line for line in ended.said[0].splitlines() if line.startswith("error: ")]
     step = max(checkpoints(run), key=lambda name: int(name.removeprefix("step_")))
     assert line == (
-        f"error: {step.replace('_', ' ')}: the log could not be written: {run}/metrics.jsonl: No space left on device; "
+        f"error: {step.replace('_', ' ')}: the log could not be written: {run}/metrics.jsonl: No space "
+        f"left on device; "
         "the checkpoint of this step is saved"
     )
     assert 4 <= int(step.removeprefix("step_")) < 20
@@ -244,8 +250,8 @@ def test_a_disk_without_room_is_noticed_before_anything_is_written(
     ended, run = small_disks["no_room"], run_files / "no_room"
     assert ended.codes == [1], ended.said
     assert (
-        "step 6: the checkpoint could not be saved: the disk has no room for it; nothing was written (a checkpoint takes "
-        in ended.said[0]
+        "step 6: the checkpoint could not be saved: the disk has no room for it; nothing was written (a "
+        "checkpoint takes " in ended.said[0]
     )
     assert f"0 bytes are free); {run}/checkpoints/step_3 is untouched" in ended.said[0]
     assert damage(run / "checkpoints" / "step_3") is None

@@ -1,7 +1,8 @@
-"""A run goes on with other ranks, another ZeRO stage, other micro-batches, as if nothing had changed: real engines, dropout off.
+"""A run goes on with other ranks, another ZeRO stage, other micro-batches, as if nothing had changed: real
+engines, dropout off.
 
-Every chain begins on one rank with a run to the end, which is what the others are compared with. Its step 2 goes on on two ranks, and
-the step 4 of that one on one rank again.
+Every chain begins on one rank with a run to the end, which is what the others are compared with. Its step 2
+goes on on two ranks, and the step 4 of that one on one rank again.
 """
 
 from __future__ import annotations
@@ -30,9 +31,12 @@ RANKS = (1, 2, 1)
 TOLERANCE = 1e-4
 GROUPS = {"single": ["cola"], "pairs": ["rte", "stsb"]}
 REPLY = {
-    "kind": "classification", "files": {"train": "recipes/own_task/train.csv"},
-    "text_columns": ["message"], "label_column": "team", "labels": ["billing", "delivery", "account"],
-}  # fmt: skip
+    "kind": "classification",
+    "files": {"train": "recipes/own_task/train.csv"},
+    "text_columns": ["message"],
+    "label_column": "team",
+    "labels": ["billing", "delivery", "account"],
+}
 
 # What is trained -> what its recipe changes.
 RECIPES: dict[str, dict[str, Any]] = {
@@ -42,7 +46,8 @@ RECIPES: dict[str, dict[str, Any]] = {
         "sharing": {"mode": "soft", "penalty": 100.0, "groups": GROUPS},
         "optimizer": {"name": "adamax", "lr": 1e-3},
     },
-    # Low-rank changes, a frozen layer that is not as it is in encoder.path, loss scales that are learnt, an averaged model.
+    # Low-rank changes, a frozen layer that is not as it is in encoder.path, loss scales that are learnt, an
+    # averaged model.
     "low_rank": {
         "sharing": {"mode": "low_rank", "penalty": 100.0, "rank": 4, "groups": GROUPS},
         "loss": {"scale": "uncertainty"},
@@ -50,10 +55,13 @@ RECIPES: dict[str, dict[str, Any]] = {
         "train": {"freeze": ["encoder.layer.0"]},
     },
     # A head that borrows the word embeddings, learning rates by group.
-    "tied": {"tasks": {"text": {"kind": "masked_lm"}, "reply": REPLY}, "optimizer": {"name": "torch_adamw", "lr": 1e-3, "head_lr_factor": 3.0}},
+    "tied": {
+        "tasks": {"text": {"kind": "masked_lm"}, "reply": REPLY},
+        "optimizer": {"name": "torch_adamw", "lr": 1e-3, "head_lr_factor": 3.0},
+    },
     "counter": {"train": {"dropout": "counter"}},
     "adamw": {"optimizer": {"name": "adamw", "lr": 1e-3}},
-}  # fmt: skip
+}
 # How ZeRO is set up beside its stage.
 OFFLOADED = {"offload_optimizer": {"device": "cpu"}}
 JSONS: dict[str, dict[str, Any]] = {
@@ -108,9 +116,11 @@ CHAINS = [
     Chain("tied", ("1", "3", "1")),
     Chain("counter", ("3", "2", "3"), tokens=(200, 60, 120)),
     Chain("adamw", ("0", "2_offload", "3_offload")),
-    # Predictions rounded to bf16 and fp16 may differ in the last place on other ranks; 3e-3 is that of a score of 3 in bf16.
+    # Predictions rounded to bf16 and fp16 may differ in the last place on other ranks; 3e-3 is that of a
+    # score of 3 in bf16.
     Chain("plain", ("2_bf16", "3_bf16", "1_bf16"), loss=3e-3, norm=1e-2),
-    # Under ZeRO 3 DeepSpeed 0.19.8 divides the gradients of the step that doubles the scale by the doubled one: none of its steps does here.
+    # Under ZeRO 3 DeepSpeed 0.19.8 divides the gradients of the step that doubles the scale by the doubled
+    # one: none of its steps does here.
     Chain("plain", ("2_fp16", "1_fp16", "3_fp16"), norm=2e-3),
 ]
 
@@ -163,7 +173,10 @@ def files(folder: Path) -> set[str]:
 
 @pytest.fixture(scope="module")
 def said(run_files: Path) -> dict[str, str]:
-    """All chains; what each run said. The first two hops of plain 0 and 3 are in the folder of the run that they go on from."""
+    """All chains; what each run said.
+
+    The first two hops of plain 0 and 3 are in the folder of the run that they go on from.
+    """
     first = {chain.folder(0): job(run_files, chain, 0, "none") for chain in CHAINS}
     outputs = run_jobs(list(first.values()), run_files, 1, worker="fp16_on_cpu.py")
     before = {name: files(run_files / name) for name in first}
@@ -226,7 +239,10 @@ def test_auto_goes_on_in_the_same_folder(run_files: Path, said: dict[str, str]) 
     for hop, stage in ((1, "3 instead of 1"), (2, "2 instead of 3")):
         run = run_files / f"in_place_hop{hop}"
         compare(run, run_files / "plain_1", range(1, STEPS + 1), TOLERANCE, TOLERANCE)
-        note = f"goes on with {RANKS[hop]} rank{'s' * (hop == 1)} instead of {RANKS[hop - 1]}, ZeRO stage {stage}: the same examples in the same steps"
+        note = (
+            f"goes on with {RANKS[hop]} rank{'s' * (hop == 1)} instead of {RANKS[hop - 1]}, ZeRO stage "
+            f"{stage}: the same examples in the same steps"
+        )
         assert note in said[run.name]
         assert f"metrics.jsonl: {STEPS - HOP * hop} lines after step {HOP * hop} moved" in said[run.name], (
             said[run.name]
@@ -293,7 +309,8 @@ def test_a_checkpoint_that_cannot_be_taken_apart_is_refused(
     torch.save({name: value for name, value in contents.items() if name != "optimizer"}, shard)
     with pytest.raises(
         CheckpointError,
-        match=r"not laid out as DeepSpeed 0\.19\.8 writes them \(KeyError: 'optimizer'\); resume with the number",
+        match=r"not laid out as DeepSpeed 0\.19\.8 writes them \(KeyError: 'optimizer'\); resume with the "
+        r"number",
     ):
         open_saved(old, zero_stage=0, num_ranks=1)
     with pytest.raises(
@@ -331,15 +348,19 @@ def test_what_has_changed_is_said() -> None:
 
     assert notes("model") == []
     assert notes("none", world_size=2, zero_stage=3, offload_optimizer=True) == [
-        "goes on with 2 ranks instead of 1, ZeRO stage 3 instead of 1, zero_optimization.offload_optimizer True instead of off: the same examples "
-        "in the same steps; every rank takes its part of the weights and of the optimizer's state from the checkpoint's shards"
+        "goes on with 2 ranks instead of 1, ZeRO stage 3 instead of 1, "
+        "zero_optimization.offload_optimizer True instead of off: the same examples "
+        "in the same steps; every rank takes its part of the weights and of the optimizer's state from "
+        "the checkpoint's shards"
     ]
     assert notes("counter", tokens=200) == [
-        "goes on with batch.max_tokens_per_micro_batch 200 instead of 400: the same examples in the same steps"
+        "goes on with batch.max_tokens_per_micro_batch 200 instead of 400: the same examples in the same "
+        "steps"
     ]
     assert notes("model", zero_stage=2)[1:] == []  # dropout knows no stage
     for changed in ({"world_size": 2}, {"tokens": 200}):
         assert notes("model", **changed)[1:] == [
-            "train.dropout=model: dropout is drawn by rank and micro-batch, so the losses from here on are not those that the run would have had "
+            "train.dropout=model: dropout is drawn by rank and micro-batch, so the losses from here on "
+            "are not those that the run would have had "
             "where it was; train.dropout=none, or counter, does not depend on it"
         ]

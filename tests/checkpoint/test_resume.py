@@ -1,4 +1,7 @@
-"""Promise 4: kill it anywhere, resume, and the losses are the same bit for bit. Real kills of real ranks, dropout on."""
+"""Promise 4: kill it anywhere, resume, and the losses are the same bit for bit.
+
+Real kills of real ranks, dropout on.
+"""
 
 from __future__ import annotations
 
@@ -72,7 +75,9 @@ def evaluations(run_folder: Path) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def killed_runs(run_files: Path) -> Outputs:
-    """Every case trained straight, and trained again on two ranks, killed before step 8 and resumed; what the resumed runs said."""
+    """Every case trained straight, and trained again on two ranks, killed before step 8 and resumed; what the
+    resumed runs said.
+    """
     run_jobs(
         [job_of(run_files, f"straight_{stage}_{precision}", stage, precision) for stage, precision in CASES],
         run_files,
@@ -108,7 +113,9 @@ SAVING = {
 
 @pytest.fixture(scope="module")
 def killed_saves(run_files: Path) -> Outputs:
-    """One rank, ZeRO 2, killed inside its second checkpoint (step 6) at every point, saving at once and beside the steps; then all resumed."""
+    """One rank, ZeRO 2, killed inside its second checkpoint (step 6) at every point, saving at once and
+    beside the steps; then all resumed.
+    """
     jobs, scenarios = [job_of(run_files, "straight_saves", 2, "fp32", **SAVING)], {}
     for mode, point in KILLS:
         overrides = {**SAVING["overrides"], "train.async_save": str(mode == "async").lower()}
@@ -140,7 +147,10 @@ def test_a_kill_while_saving_leaves_a_run_that_resumes(
         point, r"6\.[0-9a-f]{6}"
     )
     if left_over is not None:
-        said = rf"\.partial_step_{left_over}: an unfinished checkpoint \(killed while it was saved or removed\); ignored"
+        said = (
+            rf"\.partial_step_{left_over}: an unfinished checkpoint \(killed while it was saved or "
+            rf"removed\); ignored"
+        )
         assert re.search(said, killed_saves[ours.name])
     assert exact(ours) == exact(run_files / "straight_saves")
     assert sorted(path.name for path in (ours / "checkpoints").iterdir() if path.is_dir()) == ["step_9"]

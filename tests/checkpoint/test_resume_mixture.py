@@ -1,4 +1,6 @@
-"""Promise 4 with every kind of task, SMART with its averaged model, distillation and dropout on: kill it, resume, the same numbers bit for bit."""
+"""Promise 4 with every kind of task, SMART with its averaged model, distillation and dropout on: kill it,
+resume, the same numbers bit for bit.
+"""
 
 from __future__ import annotations
 

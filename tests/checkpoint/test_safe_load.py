@@ -1,4 +1,6 @@
-"""Nothing from a file is executed: malicious checkpoints are refused before anything of them runs, and the source has no other way in."""
+"""Nothing from a file is executed: malicious checkpoints are refused before anything of them runs, and the
+source has no other way in.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,10 @@ def sign(tmp_path: Path) -> Path:
 
 
 def refused(file: Path) -> str:
-    return f"{file}: asks for posix.system, which no checkpoint of a run holds and which could run code; it was not loaded"
+    return (
+        f"{file}: asks for posix.system, which no checkpoint of a run holds and which could run code; "
+        f"it was not loaded"
+    )
 
 
 def test_a_malicious_pickle_is_refused_and_named(tmp_path: Path, sign: Path) -> None:
@@ -129,8 +134,8 @@ def test_a_run_refuses_a_malicious_checkpoint_before_anything_runs(
     ended, stage = outcomes[name], 3 if name == "resume_3" else 2
     assert set(ended.codes) == {2}, ended.said
     assert (
-        "asks for posix.system, which no checkpoint of a run holds and which could run code; it was not loaded"
-        in ended.said[0]
+        "asks for posix.system, which no checkpoint of a run holds and which could run code; it was not "
+        "loaded" in ended.said[0]
     )
     assert f"{run_files}/run_{stage}/checkpoints/step_2/" in ended.said[0]
     assert "Traceback" not in "".join(ended.said)
@@ -216,8 +221,10 @@ def test_tensorboard_as_it_is_printed_listens_on_this_machine_only() -> None:
     printed = [*sources(), *(ROOT / "docs").glob("*.md"), ROOT / "README.md"]
     assert [path for path in printed if "--bind_all" in path.read_text() and path.name != "security.md"] == []
     code = (
-        "import sys; from tensorboard.plugins.core import core_plugin; import argparse; parser = argparse.ArgumentParser();"
-        "core_plugin.CorePluginLoader().define_flags(parser); flags = parser.parse_args(['--logdir', 'x']); print(flags.bind_all, flags.host)"
+        "import sys; from tensorboard.plugins.core import core_plugin; import argparse; parser = "
+        "argparse.ArgumentParser();"
+        "core_plugin.CorePluginLoader().define_flags(parser); flags = parser.parse_args(['--logdir', "
+        "'x']); print(flags.bind_all, flags.host)"
     )
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert said.split("\n")[0] == "False None"  # no host is localhost: core_plugin says so in --host's help

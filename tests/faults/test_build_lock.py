@@ -1,4 +1,6 @@
-"""A lock that a killed process left in DeepSpeed's folder of built ops stops no run; that of a build or of a load is waited for."""
+"""A lock that a killed process left in DeepSpeed's folder of built ops stops no run; that of a build or of a
+load is waited for.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,8 @@
-"""Promise 4 under torchrun: random ranks killed at random moments, restarted by themselves, and nothing is lost. Real processes, dropout on.
+"""Promise 4 under torchrun: random ranks killed at random moments, restarted by themselves, and nothing is
+lost. Real processes, dropout on.
 
-Three kills in the default suite; the twenty of the bar with `-m bars`. MTDNN_KILL_SEED chooses other moments; the seed is printed.
+Three kills in the default suite; the twenty of the bar with `-m bars`. MTDNN_KILL_SEED chooses other moments;
+the seed is printed.
 """
 
 from __future__ import annotations
@@ -62,19 +64,38 @@ def ranks_of(agent: int, run_folder: Path) -> dict[int, int]:
 def run_with_kills(
     run_files: Path, name: str, num_kills: int, seed: int, port: int
 ) -> tuple[list[tuple[int, int, float]], str]:
-    """Train under torchrun; kill random ranks. Returns (rank, step reached, seconds after the start) of each kill, and all output."""
+    """Train under torchrun; kill random ranks.
+
+    Returns (rank, step reached, seconds after the start) of each kill, and all output.
+    """
     random_ = random.Random(seed)
     folder, log = run_files / name, run_files / f"{name}.log"
     print(f"seed of the kills: {seed}")
     with log.open("w") as stream:
         agent = subprocess.Popen(
             [
-                sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--max_restarts", str(num_kills + 2), "--monitor_interval", "0.1",
-                "--master_addr", "127.0.0.1", "--master_port", str(port), str(ROOT / "launchers/train.py"),
+                sys.executable,
+                "-m",
+                "torch.distributed.run",
+                "--nproc_per_node",
+                "2",
+                "--max_restarts",
+                str(num_kills + 2),
+                "--monitor_interval",
+                "0.1",
+                "--master_addr",
+                "127.0.0.1",
+                "--master_port",
+                str(port),
+                str(ROOT / "launchers/train.py"),
                 *(f"--{flag}={value}" for flag, value in flags(run_files, name, resume="auto").items()),
             ],
-            cwd=ROOT, stdout=stream, stderr=stream, start_new_session=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )  # fmt: skip
+            cwd=ROOT,
+            stdout=stream,
+            stderr=stream,
+            start_new_session=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
     kills: list[tuple[int, int, float]] = []
     seconds_to_begin = 0.0
     dead: set[int] = set()
@@ -84,7 +105,8 @@ def run_with_kills(
             if ranks is None:
                 break
             begin, reached = time.monotonic(), last_step(folder)
-            # Some kills come at any time of a start, also before there is anything to lose; most once it has gone on by some steps.
+            # Some kills come at any time of a start, also before there is anything to lose; most once it has
+            # gone on by some steps.
             at_a_step = len(kills) < 2 or random_.random() < 0.7
             seconds = SECONDS_PER_START if at_a_step else random_.uniform(0, 1) * seconds_to_begin
             wanted, then = reached + random_.randint(1, 6), random_.uniform(0, 0.1)
@@ -134,7 +156,8 @@ def check(run_files: Path, name: str, num_kills: int, seed: int) -> None:
     port = free_port()
     kills, log = run_with_kills(run_files, name, num_kills, seed, port)
     print(
-        f"kills (rank, step reached, seconds after the start): {[(rank, step, round(seconds, 1)) for rank, step, seconds in kills]}"
+        f"kills (rank, step reached, seconds after the start): "
+        f"{[(rank, step, round(seconds, 1)) for rank, step, seconds in kills]}"
     )
     assert len(kills) == num_kills, kills
     ours, straight = exact(run_files / name), exact(run_files / "straight")
@@ -159,7 +182,8 @@ def check(run_files: Path, name: str, num_kills: int, seed: int) -> None:
     assert [path.name for path in (run_files / name / "checkpoints").glob(".partial*")] == []
     # A lost rank is named whenever the watch had begun.
     print(
-        f"steps repeated: {sum('loss' in line for line in repeated)}; named by the watch: {log.count(' is lost: its process ended without a word')}"
+        f"steps repeated: {sum('loss' in line for line in repeated)}; named by the watch: "
+        f"{log.count(' is lost: its process ended without a word')}"
     )
 
 

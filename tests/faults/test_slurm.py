@@ -1,4 +1,6 @@
-"""The shipped train.sbatch on a real SLURM cluster of two nodes: equal losses, requeued stops, lost processes, cancelled jobs, arrays."""
+"""The shipped train.sbatch on a real SLURM cluster of two nodes: equal losses, requeued stops, lost
+processes, cancelled jobs, arrays.
+"""
 
 from __future__ import annotations
 
@@ -83,7 +85,8 @@ class Cluster:
             if eligible != "Unknown" and datetime.fromisoformat(eligible) > datetime.now() + timedelta(
                 seconds=10
             ):
-                # Not at once: credentials of the second in which the job was requeued are revoked, and a start then ends the job.
+                # Not at once: credentials of the second in which the job was requeued are revoked, and a
+                # start then ends the job.
                 self.command("scontrol", "update", f"JobId={job}", "StartTime=now+2", check=False)
             return self.field(job, "JobState") == "RUNNING"
 
@@ -139,7 +142,10 @@ def exact(run: Path) -> list[dict[str, Any]]:
 
 def test_tasks_of_a_step_find_their_places(cluster: Cluster) -> None:
     names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_SIZE", "CROSS_RANK", "CROSS_SIZE", "MASTER_ADDR")
-    code = f"import os; from mtdnn_ds.config.launch import take_place; take_place(); print(*(os.environ.get(name) for name in {names}))"
+    code = (
+        f"import os; from mtdnn_ds.config.launch import take_place; take_place(); "
+        f"print(*(os.environ.get(name) for name in {names}))"
+    )
     step = cluster.command(
         "srun", "-N2", "-n3", "-m", "block", sys.executable, "-c", code, PYTHONPATH=str(ROOT)
     )

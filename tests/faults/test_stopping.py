@@ -1,4 +1,6 @@
-"""Stopping on request: all ranks stop after the same step, saved, with exit code 85, and the run that goes on is the undisturbed one."""
+"""Stopping on request: all ranks stop after the same step, saved, with exit code 85, and the run that goes on
+is the undisturbed one.
+"""
 
 from __future__ import annotations
 
@@ -160,10 +162,21 @@ def test_a_deepspeed_runner_that_is_terminated_leaves_no_rank_and_loses_nothing(
     output = run_files / "runner.log"
     with output.open("w") as stream:
         runner = subprocess.Popen(
-            [str(Path(sys.executable).with_name("deepspeed")), "--num_accelerators", "2", "--master_port", str(free_port()), str(ROOT / "launchers/train.py"),
-             *(f"--{name}={value}" for name, value in given.items())],
-            cwd=ROOT, stdout=stream, stderr=stream, start_new_session=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )  # fmt: skip
+            [
+                str(Path(sys.executable).with_name("deepspeed")),
+                "--num_accelerators",
+                "2",
+                "--master_port",
+                str(free_port()),
+                str(ROOT / "launchers/train.py"),
+                *(f"--{name}={value}" for name, value in given.items()),
+            ],
+            cwd=ROOT,
+            stdout=stream,
+            stderr=stream,
+            start_new_session=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
     try:
         wait_for(
             lambda: (
@@ -219,7 +232,10 @@ def test_a_forked_worker_dies_of_its_own_signals() -> None:
 
 
 def test_before_training_a_process_without_others_leaves_at_once() -> None:
-    code = "import time; from mtdnn_ds.faults.stop_requests import listening\nwith listening(): print('ready', flush=True); time.sleep(60)"
+    code = (
+        "import time; from mtdnn_ds.faults.stop_requests import listening\nwith listening(): "
+        "print('ready', flush=True); time.sleep(60)"
+    )
     process = subprocess.Popen(
         [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )

@@ -1,4 +1,6 @@
-"""A rank that is lost, stopped or hangs ends the whole run in time, with a message that names it, and leaves nothing behind."""
+"""A rank that is lost, stopped or hangs ends the whole run in time, with a message that names it, and leaves
+nothing behind.
+"""
 
 from __future__ import annotations
 
@@ -20,9 +22,18 @@ from mtdnn_ds.faults.watchdog.diagnosis import Process, RankStatus, judge, summa
 STALL_SECONDS = 4.0
 SECONDS_MORE = 30  # on a busy machine; the bar is 60
 HOST = socket.gethostname()
-KILLED = rf"error: rank %d on {HOST} is lost: its process ended without a word at \d\d:\d\d:\d\d \(killed, out of memory, or its node failed\)"
-SILENT = rf"error: rank %d on {HOST} is lost: no sign of life since \d\d:\d\d:\d\d, for \d+ s \(train.stall_timeout\); it is stopped, frozen or cut off"
-HANGS = rf"error: rank %d on {HOST} hangs: no progress since \d\d:\d\d:\d\d, for \d+ s \(train.stall_timeout\); last at: {{}} \(forked_ranks.py:\d+ in act\)"
+KILLED = (
+    rf"error: rank %d on {HOST} is lost: its process ended without a word at \d\d:\d\d:\d\d "
+    rf"\(killed, out of memory, or its node failed\)"
+)
+SILENT = (
+    rf"error: rank %d on {HOST} is lost: no sign of life since \d\d:\d\d:\d\d, for \d+ s "
+    rf"\(train.stall_timeout\); it is stopped, frozen or cut off"
+)
+HANGS = (
+    rf"error: rank %d on {HOST} hangs: no progress since \d\d:\d\d:\d\d, for \d+ s "
+    rf"\(train.stall_timeout\); last at: {{}} \(forked_ranks.py:\d+ in act\)"
+)
 
 # name: (act, exit codes, who speaks, what it says, seconds after the act until all have ended)
 LOSSES = {
@@ -63,7 +74,8 @@ LOSSES = {
         (1, "inside_step_5", "raise"),
         [75, 1],
         0,
-        rf"error: rank 1 on {HOST} failed: RuntimeError: a fault of this rank's own \(its own output has the traceback\)",
+        rf"error: rank 1 on {HOST} failed: RuntimeError: a fault of this rank's own \(its own output has "
+        rf"the traceback\)",
         SECONDS_MORE,
     ),
     "raise_0": (
@@ -112,7 +124,9 @@ def outcomes(run_files: Path) -> dict[str, Outcome]:
 
 
 def segments(port: int) -> tuple[list[Path], list[Path]]:
-    """Segments of both ranks of the run that meets at `port`, and of others: another user's, another port's, another address's."""
+    """Segments of both ranks of the run that meets at `port`, and of others: another user's, another port's,
+    another address's.
+    """
     name = f"deepspeed_allreduce_buffer_{os.getuid()}_127.0.0.1_{port}"
     own = [SHARED_MEMORY / f"{name}_{rank}" for rank in (0, 1)]
     others = (
@@ -131,8 +145,8 @@ def test_a_lost_rank_ends_the_run_in_time_and_is_named(outcomes: dict[str, Outco
     assert outcome.codes == codes, outcome.said
     assert re.search(message, outcome.said[speaker]), outcome.said[speaker]
     assert (
-        "error: all ranks end with exit code 75; the same command with --resume auto goes on from the last checkpoint"
-        in outcome.said[speaker]
+        "error: all ranks end with exit code 75; the same command with --resume auto goes on from the "
+        "last checkpoint" in outcome.said[speaker]
     )
     assert outcome.seconds_after_act is not None and outcome.seconds_after_act < seconds
     assert ("Traceback" in outcome.said[rank]) == (action == "raise")

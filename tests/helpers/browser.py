@@ -16,7 +16,10 @@ FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--
 
 @contextmanager
 def chromium() -> Iterator[Any]:
-    """A browser, closed with its processes at the end. Skips the test where there is none, but never under CI."""
+    """A browser, closed with its processes at the end.
+
+    Skips the test where there is none, but never under CI.
+    """
     if not CHROMIUM.exists():
         if os.environ.get("CI") == "true":
             pytest.fail(f"{CHROMIUM} is missing, and CI must have it")

@@ -1,4 +1,7 @@
-"""Runs that are stopped, killed and hung, for tests: their recipe, and how they are run and read. Not a test file."""
+"""Runs that are stopped, killed and hung, for tests: their recipe, and how they are run and read.
+
+Not a test file.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,9 @@ class Outcome:
 
 
 def write_run_files(folder: Path, official_files: Path, tiny_encoder: Path, **train: Any) -> Path:
-    """Recipe, data and DeepSpeed JSON of a small run with dropout: 12 steps, evaluated every 3, saved every 6."""
+    """Recipe, data and DeepSpeed JSON of a small run with dropout: 12 steps, evaluated every 3, saved every
+    6.
+    """
     glue = cut_glue(official_files / "glue", folder / "glue", train_rows=60, dev_rows=8)
     recipe = {
         "encoder": {"path": str(tiny_encoder), "max_length": 48},
@@ -66,7 +71,9 @@ def scenario(
 def run_forked(
     scenarios: Mapping[str, Mapping[str, Any]], folder: Path, at_once: int = 1
 ) -> dict[str, Outcome]:
-    """Run all scenarios, the first alone and then `at_once` beside each other (tests/workers/forked_ranks.py)."""
+    """Run all scenarios, the first alone and then `at_once` beside each other
+    (tests/workers/forked_ranks.py).
+    """
     given, results = write_json(folder / "scenarios.json", scenarios), folder / "results.json"
     environment = {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}
     ended = run_command(

@@ -1,4 +1,6 @@
-"""One small finished run with GLUE's real test files, an entity task and a task with hostile texts, for tests of what comes after training. Not a test file."""
+"""One small finished run with GLUE's real test files, an entity task and a task with hostile texts, for tests
+of what comes after training. Not a test file.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ STSB_ROWS = 1_379  # of the official test set
 
 
 def write_glue(shared_glue: Path, folder: Path) -> Path:
-    """Cuts of all train and dev files, real test files where there are any, and test files of MNLI and AX in official layout and length."""
+    """Cuts of all train and dev files, real test files where there are any, and test files of MNLI and AX in
+    official layout and length.
+    """
     glue = cut_glue(shared_glue, folder, train_rows=60, dev_rows=40)
     for name in WITH_TEST:
         shutil.copy(shared_glue / name / "test.tsv", glue / name / "test.tsv")
@@ -30,7 +34,10 @@ def write_glue(shared_glue: Path, folder: Path) -> Path:
         for number, word in enumerate(("man", "woman", "child", "poet", "king"))
     ]
     for file, rows in (("test_matched", 9_796), ("test_mismatched", 9_847)):
-        head = "index\tpromptID\tpairID\tgenre\tsentence1_binary_parse\tsentence2_binary_parse\tsentence1_parse\tsentence2_parse\tsentence1\tsentence2"
+        head = (
+            "index\tpromptID\tpairID\tgenre\tsentence1_binary_parse\tsentence2_binary_parse\t"
+            "sentence1_parse\tsentence2_parse\tsentence1\tsentence2"
+        )
         lines = [head, *("\t".join([str(row), *["-"] * 7, pairs[row % 5]]) for row in range(rows))]
         (glue / f"MNLI/{file}.tsv").write_text("\n".join(lines) + "\n")
     (glue / "diagnostic").mkdir()
@@ -64,9 +71,12 @@ def train_finished_run(folder: Path, encoder: Path, official_files: Path) -> Pat
         ]
         (folder / f"shop_{split}.csv").write_text("\n".join(["text,label", *rows]) + "\n")
     shop = {
-        "kind": "classification", "labels": list(words), "text_columns": ["text"], "label_column": "label",
+        "kind": "classification",
+        "labels": list(words),
+        "text_columns": ["text"],
+        "label_column": "label",
         "files": {split: str(folder / f"shop_{split}.csv") for split in ("train", "dev")},
-    }  # fmt: skip
+    }
     tasks = {name: {} for name in ("cola", "mrpc", "stsb", "rte", "mnli", "wnut17", "quickstart_sentiment")}
     recipe = {
         "encoder": {"path": str(encoder), "max_length": 48},

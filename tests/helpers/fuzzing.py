@@ -1,6 +1,8 @@
-"""Random inputs for test_fuzz.py: values, changed recipes and JSONs, torn files. Draws only; what must become of them is said there.
+"""Random inputs for test_fuzz.py: values, changed recipes and JSONs, torn files. Draws only; what must become
+of them is said there.
 
-Most inputs are whole ones with one to three things changed, so that they get past the first check and reach the later ones.
+Most inputs are whole ones with one to three things changed, so that they get past the first check and reach
+the later ones.
 """
 
 from __future__ import annotations
@@ -30,12 +32,18 @@ fuzz = settings(
 )
 
 HOSTILE_TEXTS = [
-    "", " ", "0", "-1", "1e400", "nan", "auto", "null", "true", "..", "../..", "/", "/dev/null", "~", "~nobody_here/x", "a\x00b", "\ud800", "\udcff",
-    "[", "{}", "a: b", "\t", "a\nb", "é", "\u202e", "\U0001f600", "a" * 300, "a" * 5000, "a/" * 3000, "package:", "package:yaml", "package:a.b",
-    "cola", "rte", "mnli_mm", "ax", "average", "best/average", "best/../..", "step_1", "latest", "adamw", "encoder.layer.5-1", "heads.", "1_000",
+    "", " ", "0", "-1", "1e400", "nan", "auto", "null", "true", "..", "../..", "/", "/dev/null", "~",
+    "~nobody_here/x", "a\x00b", "\ud800", "\udcff",
+    "[", "{}", "a: b", "\t", "a\nb", "é", "\u202e", "\U0001f600", "a" * 300, "a" * 5000, "a/" * 3000,
+    "package:", "package:yaml", "package:a.b",
+    "cola", "rte", "mnli_mm", "ax", "average", "best/average", "best/../..", "step_1", "latest", "adamw",
+    "encoder.layer.5-1", "heads.", "1_000",
 ]  # fmt: skip
-NUMBERS = [0, 1, -1, 2, 7, 8, 2**20, 2**20 + 1, 2**31, 2**32, 2**53, 2**63, 2**64, 10**30, 10**400, -(2**63),
-           0.0, -0.0, 0.1, 0.5, 1.0, 1.5, 1e-320, 1e-30, 1e16, 1e19, 1e30, 1e308, -1e308, float("nan"), float("inf"), float("-inf")]  # fmt: skip
+NUMBERS = [
+    0, 1, -1, 2, 7, 8, 2**20, 2**20 + 1, 2**31, 2**32, 2**53, 2**63, 2**64, 10**30, 10**400, -(2**63),
+    0.0, -0.0, 0.1, 0.5, 1.0, 1.5, 1e-320, 1e-30, 1e16, 1e19, 1e30, 1e308, -1e308,
+    float("nan"), float("inf"), float("-inf"),
+]  # fmt: skip
 
 texts = st.one_of(st.sampled_from(HOSTILE_TEXTS), st.text(max_size=12))
 numbers = st.one_of(st.sampled_from(NUMBERS), st.integers(-(2**70), 2**70), st.floats(), st.integers(0, 100))
@@ -164,14 +172,24 @@ def torn(draw: st.DrawFn, wholes: Sequence[bytes], inserted: Sequence[bytes] = (
     return whole
 
 
-YAML_PIECES = [b"\t", b"&a ", b"*a", b"\n<<: *a\n", b"!!int ", b"!!float x", b"!!timestamp 2000-01-01", b"!!python/name:os.system ", b"!!set {a}",
-               b"!!binary aa", b"? [a]\n: b\n", b"\n---\n", b"%YAML 9.9\n", b"\xef\xbb\xbf", b"\xff\xfe", b"\x00", b"\x85", b"\r", b"| ", b"'", b'"',
-               b"- ", b": ", b"#", b"[[[[[[", b"{a: {a: {a: ", b"9" * 5000, b"1e999999", b'"\\ud800"', b'"\\0"']  # fmt: skip
-JSON_PIECES = [b"[", b"{", b'"', b"\\", b"\\ud83d", b",", b":", b"NaN", b"-Infinity", b"1e999", b"9" * 5000, b"[" * 3000, b"null", b"\x00", b"\xff", b'{"a":' * 400]  # fmt: skip
+YAML_PIECES = [
+    b"\t", b"&a ", b"*a", b"\n<<: *a\n", b"!!int ", b"!!float x", b"!!timestamp 2000-01-01",
+    b"!!python/name:os.system ", b"!!set {a}",
+    b"!!binary aa", b"? [a]\n: b\n", b"\n---\n", b"%YAML 9.9\n", b"\xef\xbb\xbf", b"\xff\xfe",
+    b"\x00", b"\x85", b"\r", b"| ", b"'", b'"',
+    b"- ", b": ", b"#", b"[[[[[[", b"{a: {a: {a: ", b"9" * 5000, b"1e999999", b'"\\ud800"', b'"\\0"',
+]  # fmt: skip
+JSON_PIECES = [
+    b"[", b"{", b'"', b"\\", b"\\ud83d", b",", b":", b"NaN", b"-Infinity", b"1e999", b"9" * 5000,
+    b"[" * 3000, b"null", b"\x00", b"\xff", b'{"a":' * 400,
+]  # fmt: skip
 
 
 def refused_or_done(function: Callable[[], Any]) -> Any:
-    """What `function` gives, or None if it refuses with messages. Any other exception fails the test, with the input that hypothesis shows."""
+    """What `function` gives, or None if it refuses with messages.
+
+    Any other exception fails the test, with the input that hypothesis shows.
+    """
     try:
         result = function()
     except UserError as error:
@@ -183,7 +201,9 @@ def refused_or_done(function: Callable[[], Any]) -> Any:
 
 
 def _kind_of(problem: str) -> str:
-    """The first words of a message after what it is about: enough to see in the statistics how far inputs get."""
+    """The first words of a message after what it is about: enough to see in the statistics how far inputs
+    get.
+    """
     words = re.sub(r"^\S*:( row \d+:)?", "", problem.split("\n")[0])
     return " ".join(re.sub(r"[^A-Za-z ]", " ", words).split()[:4])
 

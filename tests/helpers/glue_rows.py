@@ -1,4 +1,7 @@
-"""Small cuts of the real GLUE files, and their raw texts read without the project's own readers. Not a test file."""
+"""Small cuts of the real GLUE files, and their raw texts read without the project's own readers.
+
+Not a test file.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,8 @@ from pathlib import Path
 
 from helpers.reference_loop import Example
 
-# folder, train file, text columns, label column, labels in class-id order (None: a score); counted by hand in the official files
+# folder, train file, text columns, label column, labels in class-id order (None: a score); counted by hand in
+# the official files
 COLUMNS: dict[str, tuple[str, tuple[int, ...], int, list[str] | None]] = {
     "cola": ("CoLA", (3,), 1, ["0", "1"]),
     "sst2": ("SST-2", (0,), 1, ["0", "1"]),

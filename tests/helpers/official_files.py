@@ -1,8 +1,10 @@
-"""Generated GLUE, SNLI, WNUT-17, SQuAD, CoQA, QuAC and Wikipedia files in the official layouts, with the real files' traps. Not a test file.
+"""Generated GLUE, SNLI, WNUT-17, SQuAD, CoQA, QuAC and Wikipedia files in the official layouts, with the real
+files' traps. Not a test file.
 
-The layouts are those of ../shared/data, file by file, so that a test reads either. Traps: MRPC's byte order mark and its quotes that are no
-CSV quoting, CoLA without a header, 12 columns of MNLI with the label in the last, SNLI's rows without agreement (`-`), blanks before tabs,
-accents, unanswerable questions, several answers to one, an answer that stands twice. The texts mean little; their lengths vary as in GLUE.
+The layouts are those of ../shared/data, file by file, so that a test reads either. Traps: MRPC's byte order
+mark and its quotes that are no CSV quoting, CoLA without a header, 12 columns of MNLI with the label in the
+last, SNLI's rows without agreement (`-`), blanks before tabs, accents, unanswerable questions, several
+answers to one, an answer that stands twice. The texts mean little; their lengths vary as in GLUE.
 """
 
 from __future__ import annotations
@@ -14,9 +16,18 @@ from typing import Any
 
 import numpy as np
 
-SUBJECTS = (
-    ["the old man", "a woman in red", "our friends", "the café owner", "two children", "the sailors", "Naïve readers", "the committee", "a dog", "the president"]
-)  # fmt: skip
+SUBJECTS = [
+    "the old man",
+    "a woman in red",
+    "our friends",
+    "the café owner",
+    "two children",
+    "the sailors",
+    "Naïve readers",
+    "the committee",
+    "a dog",
+    "the president",
+]
 VERBS = [
     "sees",
     "does not like",
@@ -57,8 +68,14 @@ ENTITIES = (
     ("product", "Windows 7"),
 )
 ENTITY_TYPES = ("corporation", "creative-work", "group", "location", "person", "product")
-MNLI_HEAD = "index promptID pairID genre sentence1_binary_parse sentence2_binary_parse sentence1_parse sentence2_parse sentence1 sentence2 label1 gold_label"
-SNLI_HEAD = "index captionID pairID sentence1_binary_parse sentence2_binary_parse sentence1_parse sentence2_parse sentence1 sentence2 label1 gold_label"
+MNLI_HEAD = (
+    "index promptID pairID genre sentence1_binary_parse sentence2_binary_parse sentence1_parse "
+    "sentence2_parse sentence1 sentence2 label1 gold_label"
+)
+SNLI_HEAD = (
+    "index captionID pairID sentence1_binary_parse sentence2_binary_parse sentence1_parse "
+    "sentence2_parse sentence1 sentence2 label1 gold_label"
+)
 STSB_HEAD = "index genre filename year old_index source1 source2 sentence1 sentence2 score"
 TRAIN_ROWS, DEV_ROWS = 400, 120
 TEST_ROWS = {"CoLA": 1_063, "MRPC": 1_725, "RTE": 3_000, "STS-B": 1_379}  # of the official files
@@ -170,7 +187,8 @@ def write_qqp(folder: Path) -> None:
     texts = Texts(5)
     for split, rows in split_files():
         lines = (
-            f"{split[0]}{row}\t-\t-\tWho {texts.sentence(1)[:-2]}?\tWhy is it that {texts.sentence(1)[:-2]}?\t{row % 3 == 0:d}"
+            f"{split[0]}{row}\t-\t-\tWho {texts.sentence(1)[:-2]}?\tWhy is it that "
+            f"{texts.sentence(1)[:-2]}?\t{row % 3 == 0:d}"
             for row in range(rows)
         )
         write_lines(folder / f"{split}.tsv", ["id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate", *lines])
@@ -194,7 +212,10 @@ def write_mnli(folder: Path) -> None:
 def write_pairs(
     seed: int, columns: tuple[str, str], labels: tuple[str, str], premise: int
 ) -> Callable[[Path], None]:
-    """Files of QNLI, RTE or WNLI: index, two texts, a label. `premise`: sentences of the second text, or of the first where that is long."""
+    """Files of QNLI, RTE or WNLI: index, two texts, a label.
+
+    `premise`: sentences of the second text, or of the first where that is long.
+    """
 
     def write(folder: Path) -> None:
         texts = Texts(seed)
@@ -256,7 +277,9 @@ def write_conll(folder: Path) -> None:
 
 
 def questions_of(texts: Texts, context: str, name: str, *, answerable: bool) -> list[dict[str, Any]]:
-    """Questions about words of the context; every third one has several answers, and with `answerable=False` every fourth none."""
+    """Questions about words of the context; every third one has several answers, and with `answerable=False`
+    every fourth none.
+    """
     words = context.split()
     questions = []
     for number in range(6):
@@ -295,7 +318,9 @@ def write_squad(folder: Path) -> None:
 
 
 def write_conversations(folder: Path) -> None:
-    """CoQA's and QuAC's files: spans with free answers, yes and no, several annotators, turns without an answer."""
+    """CoQA's and QuAC's files: spans with free answers, yes and no, several annotators, turns without an
+    answer.
+    """
     texts = Texts(13)
     (folder / "CoQA").mkdir()
     (folder / "QuAC").mkdir()
@@ -337,9 +362,15 @@ def coqa_story(texts: Texts, name: str) -> dict[str, Any]:
         answers.append(answer)
         others.append({**answer, "input_text": free.upper()})
     return {
-        "source": "mctest", "id": name, "filename": name, "story": story, "questions": questions, "answers": answers,
-        "additional_answers": {str(number): others for number in range(3)}, "name": name,
-    }  # fmt: skip
+        "source": "mctest",
+        "id": name,
+        "filename": name,
+        "story": story,
+        "questions": questions,
+        "answers": answers,
+        "additional_answers": {str(number): others for number in range(3)},
+        "name": name,
+    }
 
 
 def quac_section(texts: Texts, name: str) -> dict[str, Any]:
@@ -353,10 +384,16 @@ def quac_section(texts: Texts, name: str) -> dict[str, Any]:
         if turn == 4:
             answer = {"text": "CANNOTANSWER", "answer_start": context.index("CANNOTANSWER")}
         longer = answer if turn == 4 else {"text": " ".join(words[start : start + 7]), "answer_start": first}
-        turns.append({
-            "followup": "ymn"[turn % 3], "yesno": "xyn"[turn % 3], "question": f"what happened to {words[start]}?",
-            "answers": [answer, longer], "id": f"{name}_q#{turn}", "orig_answer": answer,
-        })  # fmt: skip
+        turns.append(
+            {
+                "followup": "ymn"[turn % 3],
+                "yesno": "xyn"[turn % 3],
+                "question": f"what happened to {words[start]}?",
+                "answers": [answer, longer],
+                "id": f"{name}_q#{turn}",
+                "orig_answer": answer,
+            }
+        )
     paragraph = {"context": context, "qas": turns, "id": name}
     return {
         "paragraphs": [paragraph],

@@ -1,4 +1,7 @@
-"""A small run with a task of every kind that can be predicted, for tests: its rows and how it is trained. Not a test file."""
+"""A small run with a task of every kind that can be predicted, for tests: its rows and how it is trained.
+
+Not a test file.
+"""
 
 from __future__ import annotations
 
@@ -122,7 +125,9 @@ def train_all_kinds(
 
 
 def drawn_apart(recipe: Recipe, specs: Sequence[TaskSpec], *, by: float) -> MultiTaskModel:
-    """The recipe's untrained model, every weight moved by normal noise of that deviation: no two heads or copies are alike."""
+    """The recipe's untrained model, every weight moved by normal noise of that deviation: no two heads or
+    copies are alike.
+    """
     device, layout = torch.device("cpu"), head_layout(specs)
     net = run_model(
         recipe,

@@ -1,4 +1,7 @@
-"""Real runs for tests: the project's own commands in real processes, every one of them reaped. Not a test file."""
+"""Real runs for tests: the project's own commands in real processes, every one of them reaped.
+
+Not a test file.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +40,10 @@ def rank_environment(rank: int, world_size: int, port: int) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Rank:
-    """One process of a run. It writes to a file: a pipe that nobody reads yet would block a rank that says much."""
+    """One process of a run.
+
+    It writes to a file: a pipe that nobody reads yet would block a rank that says much.
+    """
 
     process: subprocess.Popen[str] | warm.WarmProcess
     output: IO[str]
@@ -48,7 +54,9 @@ class Rank:
 
 
 def start_ranks(arguments: Sequence[str], world_size: int, *, fresh: bool = False) -> list[Rank]:
-    """`python ARGUMENTS` once per rank, each in a session of its own, forked from a warm process unless `fresh` (helpers/warm.py)."""
+    """`python ARGUMENTS` once per rank, each in a session of its own, forked from a warm process unless
+    `fresh` (helpers/warm.py).
+    """
     port = free_port()
     ranks = []
 
@@ -104,7 +112,9 @@ def run_jobs(
     world_size: int,
     worker: str = "train_jobs.py",
 ) -> dict[str, str]:
-    """Train several runs in one process group (tests/workers/WORKER); returns what rank 0 said in each, by run folder name."""
+    """Train several runs in one process group (tests/workers/WORKER); returns what rank 0 said in each, by
+    run folder name.
+    """
     file = folder / f"jobs_{free_port()}.json"
     file.write_text(json.dumps(list(jobs)))
     output = run_ranks([str(ROOT / "tests/workers" / worker), str(file)], world_size)
@@ -115,7 +125,7 @@ def run_jobs(
 def run_command(
     arguments: Sequence[str], *, fresh: bool = False, **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    """`python ARGUMENTS` without a launcher, forked from a warm process unless `fresh`; killed if it hangs."""
+    """`python ARGUMENTS` without a launcher, forked from the warm process unless `fresh`; killed if hung."""
     given = {
         name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")
     }

@@ -1,7 +1,8 @@
-"""A hand-written single-process PyTorch loop on padded Hugging Face BertModel. Shares no code with mtdnn_ds; not a test file.
+"""A hand-written single-process PyTorch loop on padded Hugging Face BertModel. Shares no code with mtdnn_ds;
+not a test file.
 
-It is told which examples make up each step (as raw texts and labels), the initial weights, and the settings; the objective is
-written out here again: the mean over the step's examples of cross-entropy or squared error.
+It is told which examples make up each step (as raw texts and labels), the initial weights, and the settings;
+the objective is written out here again: the mean over the step's examples of cross-entropy or squared error.
 """
 
 from __future__ import annotations

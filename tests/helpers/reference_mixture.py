@@ -1,7 +1,9 @@
-"""A hand-written loop over every kind of task at once: padded Hugging Face BertModel, heads and losses written out again. Not a test file.
+"""A hand-written loop over every kind of task at once: padded Hugging Face BertModel, heads and losses
+written out again. Not a test file.
 
-It is told which sequences and targets make up each step (as the data unit makes them) and the first weights. Everything after that is
-written here from the definitions: the forward pass, each head, each loss, the objective, clipping and AdamW.
+It is told which sequences and targets make up each step (as the data unit makes them) and the first weights.
+Everything after that is written here from the definitions: the forward pass, each head, each loss, the
+objective, clipping and AdamW.
 """
 
 from __future__ import annotations
@@ -20,7 +22,9 @@ STEPS_OF_SAN = 5
 
 @dataclass(frozen=True)
 class TermOfStep:
-    """Supervised rows of one term: positions, labels and the example each belongs to; `segments`: SAN's ranges (K, 4)."""
+    """Supervised rows of one term: positions, labels and the example each belongs to; `segments`: SAN's
+    ranges (K, 4).
+    """
 
     form: str
     columns: slice

@@ -1,8 +1,10 @@
-"""Soft and low-rank sharing as a hand-written single-process loop on padded Hugging Face BertModels. Shares no code with mtdnn_ds; not a test file.
+"""Soft and low-rank sharing as a hand-written single-process loop on padded Hugging Face BertModels. Shares
+no code with mtdnn_ds; not a test file.
 
-soft: one BertModel for each group. After each step, theta_g <- m + (theta_g - m) / (1 + lr penalty) with the models' mean m.
-low_rank: one BertModel whose linear layers below the pooler have weight W + B_g A_g for examples of group g; B_g starts at 0. After each
-step, B_g <- B_g / (1 + lr penalty). The loss is the mean over a step's examples; gradients are autograd's.
+soft: one BertModel for each group. After each step, theta_g <- m + (theta_g - m) / (1 + lr penalty) with the
+models' mean m. low_rank: one BertModel whose linear layers below the pooler have weight W + B_g A_g for
+examples of group g; B_g starts at 0. After each step, B_g <- B_g / (1 + lr penalty). The loss is the mean
+over a step's examples; gradients are autograd's.
 """
 
 from __future__ import annotations
@@ -22,7 +24,10 @@ Parameters = dict[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class Start:
-    """`heads`: task -> weight (C, D) and bias (C,). `factors`: linear layer -> A of each group (r, D_in). Empty: soft."""
+    """`heads`: task -> weight (C, D) and bias (C,).
+
+    `factors`: linear layer -> A of each group (r, D_in). Empty: soft.
+    """
 
     heads: dict[str, tuple[torch.Tensor, torch.Tensor]]
     factors: dict[str, list[torch.Tensor]]

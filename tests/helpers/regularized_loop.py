@@ -1,7 +1,9 @@
-"""SMART and FreeLB written out for plain Hugging Face BertModel, one example at a time, in float64. Shares no code with mtdnn_ds; not a test file.
+"""SMART and FreeLB written out for plain Hugging Face BertModel, one example at a time, in float64. Shares no
+code with mtdnn_ds; not a test file.
 
-It is told the examples as token ids and the noise that each one's ascent begins with; perturbation, divergences, proximal term, averaged
-model and the objective (the mean over the step's examples) are written out here again.
+It is told the examples as token ids and the noise that each one's ascent begins with; perturbation,
+divergences, proximal term, averaged model and the objective (the mean over the step's examples) are written
+out here again.
 """
 
 from __future__ import annotations
@@ -138,7 +140,7 @@ def regularized_training(
     weight_decay: float,
     clip: float,
 ) -> list[tuple[float, float, float]]:
-    """Objective, gradient norm before clipping and what was added, of each step of AdamW at a constant rate."""
+    """Objective, gradient norm before clipping and what was added, of each step of AdamW, rate constant."""
     averaged = copy.deepcopy(model)
     decayed = [each for name, each in model.named_parameters() if not ("LayerNorm" in name or "bias" in name)]
     plain = [each for name, each in model.named_parameters() if "LayerNorm" in name or "bias" in name]

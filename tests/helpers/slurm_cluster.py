@@ -1,10 +1,13 @@
-"""A real SLURM cluster of two nodes on this machine: munge, slurmctld and two slurmd, in one folder. For tests and by hand; not a test file.
+"""A real SLURM cluster of two nodes on this machine: munge, slurmctld and two slurmd, in one folder. For
+tests and by hand; not a test file.
 
-    python tests/helpers/slurm_cluster.py start FOLDER     prints the line that makes sbatch, squeue and scancel talk to it
-    python tests/helpers/slurm_cluster.py stop FOLDER      ends its jobs and daemons, and waits until they are gone
+    python tests/helpers/slurm_cluster.py start FOLDER     prints the line that makes sbatch, squeue and
+    scancel talk to it python tests/helpers/slurm_cluster.py stop FOLDER      ends its jobs and daemons, and
+    waits until they are gone
 
-It runs as whoever starts it (root or not), on ports of its own, beside any other SLURM of the machine. The nodes share the
-machine's processors: nothing is bound to a core, and a step may have more tasks than processors.
+It runs as whoever starts it (root or not), on ports of its own, beside any other SLURM of the machine. The
+nodes share the machine's processors: nothing is bound to a core, and a step may have more tasks than
+processors.
 """
 
 from __future__ import annotations
@@ -77,7 +80,9 @@ def missing_programs() -> list[str]:
 
 
 def start(folder: Path, cpus_per_node: int = 4) -> dict[str, str]:
-    """Start the cluster in `folder` (made, and private); returns the environment in which SLURM's commands talk to it."""
+    """Start the cluster in `folder` (made, and private); returns the environment in which SLURM's commands
+    talk to it.
+    """
     lacking = missing_programs()
     if lacking:
         raise RuntimeError(f"not installed: {', '.join(lacking)}; apt-get install {PACKAGES}")
@@ -164,7 +169,7 @@ def wait_until(
     folder: Path | None = None,
     fails: bool = True,
 ) -> None:
-    """Poll `condition`; a TimeoutError that says `what` was awaited, with the ends of the logs in `folder`."""
+    """Poll `condition`; a TimeoutError says `what` was awaited, with the ends of the logs in `folder`."""
     deadline = time.monotonic() + timeout_seconds
     while not condition():
         _reap()
@@ -178,14 +183,16 @@ def wait_until(
 
 
 def _path() -> str:
-    return f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"  # where distributions put daemons, and not everybody looks
+    # Where distributions put daemons, and not everybody looks.
+    return f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
 
 
 def _conf(folder: Path, cpus_per_node: int) -> str:
     host = socket.gethostname().split(".")[0]
     controller_port, *ports = _free_ports(1 + len(NODES))
     nodes = "\n".join(
-        f"NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs={cpus_per_node} RealMemory=1000 State=UNKNOWN"
+        f"NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs={cpus_per_node} "
+        f"RealMemory=1000 State=UNKNOWN"
         for name, port in zip(NODES, ports, strict=True)
     )
     return CONF.format(
@@ -240,7 +247,9 @@ def _idle_nodes(environment: dict[str, str]) -> int:
 
 
 def _processes(folder: Path) -> list[int]:
-    """Every live process that was started with this cluster's configuration: daemons, steps, and what jobs have started."""
+    """Every live process that was started with this cluster's configuration: daemons, steps, and what jobs
+    have started.
+    """
     mark = f"SLURM_CONF={folder / 'slurm.conf'}".encode()
     found = []
     for entry in Path("/proc").iterdir():

@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def write_tiny_encoder(folder: Path, tokenizer_from: Path, **changes: object) -> Path:
-    """A BERT with 2 layers of 32 hidden units and random weights, with MiniLM's tokenizer, saved to `folder`."""
+    """A BERT of 2 layers of 32 hidden units with random weights and MiniLM's tokenizer, saved to `folder`."""
     import torch
     from transformers import BertConfig, BertModel
 
@@ -27,7 +27,9 @@ def write_tiny_encoder(folder: Path, tokenizer_from: Path, **changes: object) ->
 
 
 def keep_capitals(folder: Path) -> Path:
-    """Make the tokenizer of an encoder folder another one: it no longer lowers capitals, and so cuts words otherwise."""
+    """Make the tokenizer of an encoder folder another one: it no longer lowers capitals, and so cuts words
+    otherwise.
+    """
     for name, section, key in (
         ("tokenizer.json", "normalizer", "lowercase"),
         ("tokenizer_config.json", None, "do_lower_case"),

@@ -1,8 +1,10 @@
-"""Processes of `python ARGUMENTS` that need not import torch, deepspeed and transformers: forked from one warm process. Not a test file.
+"""Processes of `python ARGUMENTS` that need not import torch, deepspeed and transformers: forked from one
+warm process. Not a test file.
 
-A new interpreter spends 5 to 10 seconds of a loaded core on imports before a run of one second begins. `start` gives what
-subprocess.Popen gives, from a process that has imported them before (helpers/warm_server.py). What a user types in a shell, and what
-launchers start, is tested with new interpreters all the same: pass `fresh=True`.
+A new interpreter spends 5 to 10 seconds of a loaded core on imports before a run of one second begins.
+`start` gives what subprocess.Popen gives, from a process that has imported them before
+(helpers/warm_server.py). What a user types in a shell, and what launchers start, is tested with new
+interpreters all the same: pass `fresh=True`.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ ROOT = Path(__file__).resolve().parents[2]
 # A process that has computed less than half a second in this time hangs.
 STALL_SECONDS = 120
 
-# Variables that libraries read when they are imported: a process with other values of these must be a new one.
+# Variables that libraries read when they are imported: a process with other values of these must be a new
+# one.
 READ_AT_IMPORT = ("HF_", "DS_", "TRANSFORMERS_", "TOKENIZERS_", "LD_", "PYTHONHASHSEED", "CUDA_", "TORCH_")
 
 
@@ -106,7 +109,7 @@ def _server() -> _Server:
 
 
 def is_forkable(arguments: Sequence[str], environment: Mapping[str, str]) -> bool:
-    """Whether a fork of the warm process is as good as a new interpreter for these arguments and variables."""
+    """Whether a fork of the warm process is as good as a new interpreter for these arguments."""
     if arguments[0].startswith("-") and arguments[0] != "-m":
         return False
     warm = _server().environment
@@ -163,7 +166,9 @@ def cpu_seconds(sessions: Collection[int]) -> float:
 def wait_for(
     processes: Sequence[subprocess.Popen[str] | WarmProcess], *, stall_seconds: float = STALL_SECONDS
 ) -> bool:
-    """Wait until all have ended; False if they hang: for `stall_seconds` they have computed next to nothing, however busy the machine is."""
+    """Wait until all have ended; False if they hang: for `stall_seconds` they have computed next to nothing,
+    however busy the machine is.
+    """
     sessions = {process.pid for process in processes}
     computed, since = 0.0, time.monotonic()
 
@@ -182,7 +187,10 @@ def wait_for(
 def run(
     arguments: Sequence[str], *, environment: Mapping[str, str], folder: Path = ROOT, fresh: bool = False
 ) -> subprocess.CompletedProcess[str]:
-    """`python ARGUMENTS` to its end, with all that it wrote. TimeoutExpired, and no process left, if it hangs."""
+    """`python ARGUMENTS` to its end, with all that it wrote.
+
+    TimeoutExpired, and no process left, if it hangs.
+    """
     with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
         process = start(
             arguments, environment=environment, folder=folder, output=output, errors=errors, fresh=fresh

@@ -1,7 +1,9 @@
-"""The warm process behind helpers/warm.py: `python warm_server.py SOCKET` imports everything once and forks a child for each request. Not a test file.
+"""The warm process behind helpers/warm.py: `python warm_server.py SOCKET` imports everything once and forks a
+child for each request. Not a test file.
 
-A request is one JSON line with the arguments of `python`, the environment and the folder, and two open files for the child's output.
-The answers are two lines: the child's process id, and its exit code (negative: the signal) when it has ended.
+A request is one JSON line with the arguments of `python`, the environment and the folder, and two open files
+for the child's output. The answers are two lines: the child's process id, and its exit code (negative: the
+signal) when it has ended.
 """
 
 from __future__ import annotations

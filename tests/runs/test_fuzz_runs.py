@@ -1,4 +1,7 @@
-"""Changed and torn records of run folders and caches: refused with a message, or read; never a traceback. No training (test_resume.py kills that)."""
+"""Changed and torn records of run folders and caches: refused with a message, or read; never a traceback.
+
+No training (test_resume.py kills that).
+"""
 
 from __future__ import annotations
 
@@ -57,13 +60,18 @@ class Whole:
         self.recipe: dict[str, Any] = {
             "encoder": {"path": str(encoder), "max_length": 16},
             "tasks": {
-                "cats": {"kind": "classification", "text_columns": ["a"], "label_column": "label", "labels": ["0", "1"],
-                         "files": dict.fromkeys(("train", "dev"), str(folder / "rows.csv"))}
+                "cats": {
+                    "kind": "classification",
+                    "text_columns": ["a"],
+                    "label_column": "label",
+                    "labels": ["0", "1"],
+                    "files": dict.fromkeys(("train", "dev"), str(folder / "rows.csv")),
+                }
             },
             "batch": {"examples_per_step": 4},
             "train": {"steps": 6},
             "data": {"cache_dir": str(folder / "cache")},
-        }  # fmt: skip
+        }
         best, step = self.folder / "best" / "average", self.folder / "checkpoints" / "step_3"
         best.mkdir(parents=True)
         step.mkdir(parents=True)
@@ -83,9 +91,14 @@ class Whole:
         }
         evaluation = Evaluation(metrics={"cats": {"accuracy": 0.5}}, scores={"cats": 0.5}, average=0.5)
         self.state = RunState(
-            step=3, recipe=settings_dict(self.settings), plan=self.plan.state_dict(3), topology=TOPOLOGY, evaluation=evaluation, evaluated_at=3,
+            step=3,
+            recipe=settings_dict(self.settings),
+            plan=self.plan.state_dict(3),
+            topology=TOPOLOGY,
+            evaluation=evaluation,
+            evaluated_at=3,
             best={"cats": {"score": 0.5, "step": 3}},
-        )  # fmt: skip
+        )
         (step / "run_state.json").write_text(json.dumps(self.state.to_json()))
         (step / "mp_rank_00_model_states.pt").write_bytes(b"12345")
         write_manifest(step)

@@ -1,4 +1,6 @@
-"""One run at a time in a run folder: the second is told who is there, and nothing keeps a folder locked once its run is dead."""
+"""One run at a time in a run folder: the second is told who is there, and nothing keeps a folder locked once
+its run is dead.
+"""
 
 from __future__ import annotations
 
@@ -65,7 +67,8 @@ def test_the_second_is_told_who_holds_the_folder(
     text, since = re.subn(r"since \d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", "since SOME TIME", str(error.value))
     assert since == 1
     assert text == (
-        f"--output_dir {tmp_path / 'run'}: another run is at work there (host {platform.node()}, process {process.pid}, SLURM job 4711, "
+        f"--output_dir {tmp_path / 'run'}: another run is at work there (host {platform.node()}, process "
+        f"{process.pid}, SLURM job 4711, "
         "since SOME TIME); wait until it has ended, or give another --output_dir"
     )
 
@@ -108,7 +111,8 @@ def test_a_file_system_without_locks_is_said_and_used(
     with locked(tmp_path):
         pass
     assert said == [
-        f"{tmp_path}: its file system has no locks (No locks available), so nothing keeps a second run out of this folder"
+        f"{tmp_path}: its file system has no locks (No locks available), so nothing keeps a second run "
+        f"out of this folder"
     ]
 
 
@@ -143,7 +147,9 @@ def run_files(tmp_path_factory: pytest.TempPathFactory, official_files: Path, ti
 
 @pytest.fixture(scope="module")
 def outcomes(run_files: Path) -> dict[str, Outcome]:
-    """A run that waits before step 8; a second one in its folder; rank 0 of the first killed with -9, rank 1 not; started again."""
+    """A run that waits before step 8; a second one in its folder; rank 0 of the first killed with -9, rank 1
+    not; started again.
+    """
     first = {
         "run": {**scenario(run_files, "run", (0, "step_8", "hang")), "seconds": 240},
         "straight": scenario(run_files, "straight"),
@@ -183,8 +189,8 @@ def test_two_runs_in_one_folder_the_second_is_refused_and_changes_nothing(
     ended = outcomes["second"]
     assert ended.codes == [2], ended.said
     assert (
-        f"error: --output_dir {run_files / 'run'}: another run is at work there (host {platform.node()}, process "
-        in ended.said[0]
+        f"error: --output_dir {run_files / 'run'}: another run is at work there (host {platform.node()}, "
+        f"process " in ended.said[0]
     )
     assert "resuming" not in ended.said[0]
 

@@ -1,4 +1,6 @@
-"""train.dropout=counter in real runs: with dropout on, every kind of task loses the same on any ranks, ZeRO stage, cut, and after a kill."""
+"""train.dropout=counter in real runs: with dropout on, every kind of task loses the same on any ranks, ZeRO
+stage, cut, and after a kill.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +53,10 @@ KILLED = "plain.1_zero2_recomputed"  # the run that is killed before step 4, too
 
 
 def write_recipes(folder: Path, official_files: Path, minilm: Path) -> None:
-    """Recipes and DeepSpeed JSONs. Weights larger than BERT's first ones, so that dropout changes losses by far more than rounding."""
+    """Recipes and DeepSpeed JSONs.
+
+    Weights larger than BERT's first ones, so that dropout changes losses by far more than rounding.
+    """
     encoder = write_tiny_encoder(folder / "encoder", minilm, initializer_range=0.08)
     tasks = write_files(official_files, folder)
     tasks["cola"] = {"dropout": 0.3}
@@ -74,7 +79,9 @@ def write_recipes(folder: Path, official_files: Path, minilm: Path) -> None:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, official_files: Path, minilm: Path) -> Path:
-    """Every run in a folder of its name; one killed and resumed as it was (`killed`) and elsewhere (`elsewhere`)."""
+    """Every run in a folder of its name; one killed and resumed as it was (`killed`) and elsewhere
+    (`elsewhere`).
+    """
     folder = tmp_path_factory.mktemp("counter")
     write_recipes(folder, official_files, minilm)
     killed = job_of(folder, KILLED, output_dir=str(folder / "killed"))

@@ -1,4 +1,6 @@
-"""Distillation in its parts: losses against torch's own, the teachers' mean, stored files, targets in micro-batches, refusals."""
+"""Distillation in its parts: losses against torch's own, the teachers' mean, stored files, targets in
+micro-batches, refusals.
+"""
 
 from __future__ import annotations
 
@@ -333,7 +335,8 @@ def half(arrays, path):
     os.kill(os.getpid(), signal.SIGKILL)
 
 module.save_file = half
-module.write_outputs(Path(sys.argv[1]), module.RowsByExample(values=np.zeros((1, 2), np.float32), offsets=np.array([0, 1])))
+rows = module.RowsByExample(values=np.zeros((1, 2), np.float32), offsets=np.array([0, 1]))
+module.write_outputs(Path(sys.argv[1]), rows)
 """
 
 
@@ -409,7 +412,8 @@ def test_kinds_that_cannot_be_distilled_are_refused(folder: Path) -> None:
         folder / "run", {"ranked": ranking, "mine": {}, "score": {"kind": "regression", "labels": None}}
     )
     assert refusal(folder, {"ranked": ranking, "mine": {}, "score": {}}, {"teachers": ["run"]}) == [
-        "distillation.teachers: run: task 'ranked': a ranking with objective=pairwise cannot be distilled, only tasks that score classes, "
+        "distillation.teachers: run: task 'ranked': a ranking with objective=pairwise cannot be "
+        "distilled, only tasks that score classes, "
         "choices or numbers; leave the task out of distillation.tasks",
         "distillation.teachers: run: task 'score' is a regression there and a classification here; "
         "leave the task out of distillation.tasks, or rename it",
@@ -421,7 +425,8 @@ def test_teachers_that_are_not_there_are_refused_all_at_once(folder: Path) -> No
     assert refusal(
         folder, {"mine": {}}, {"teachers": ["none", "run", "./run"], "checkpoint": "best/mine"}
     ) == [
-        "distillation.teachers: none: not a run folder (recipe.yaml is missing); give the --output_dir of a training run",
+        "distillation.teachers: none: not a run folder (recipe.yaml is missing); give the --output_dir of "
+        "a training run",
         "distillation.checkpoint best/mine: not in run; (known: best/average, latest)",
         "distillation.teachers: ./run stands twice, which would count it twice; name it once",
     ]
@@ -447,9 +452,12 @@ def test_settings_without_teachers_have_no_effect_and_are_refused(folder: Path) 
     with pytest.raises(ConfigError) as caught:
         load_recipe(path, {})
     assert list(caught.value.problems) == [
-        f"{path}: distillation.tasks: has no effect without distillation.teachers; remove it, or name the run folders to learn from",
-        f"{path}: distillation.weight: has no effect without distillation.teachers; remove it, or name the run folders to learn from",
-        f"{path}: distillation.tasks: there is no task 'mien' in the run; did you mean 'mine'? (known: mine); remove it, or add the task",
+        f"{path}: distillation.tasks: has no effect without distillation.teachers; remove it, or name the "
+        f"run folders to learn from",
+        f"{path}: distillation.weight: has no effect without distillation.teachers; remove it, or name "
+        f"the run folders to learn from",
+        f"{path}: distillation.tasks: there is no task 'mien' in the run; did you mean 'mine'? (known: "
+        f"mine); remove it, or add the task",
     ]
 
 
@@ -460,5 +468,8 @@ def test_a_resolved_recipe_without_teachers_has_no_distillation(folder: Path) ->
         write_recipe(folder / "student.yaml", {"mine": {}}, {"teachers": ["run"]}), {}
     )
     assert yaml.safe_load(dump_recipe(with_teachers))["distillation"] == {
-        "teachers": ["run"], "checkpoint": "best/average", "temperature": 2.0, "weight": 0.5,
-    }  # fmt: skip
+        "teachers": ["run"],
+        "checkpoint": "best/average",
+        "temperature": 2.0,
+        "weight": 0.5,
+    }

@@ -1,4 +1,6 @@
-"""Teachers of choices and of tags: stored answers equal Hugging Face's own models, row by row, also where a teacher reads fewer tokens."""
+"""Teachers of choices and of tags: stored answers equal Hugging Face's own models, row by row, also where a
+teacher reads fewer tokens.
+"""
 
 from __future__ import annotations
 
@@ -179,6 +181,7 @@ def test_a_teacher_of_tags_with_another_tokenizer_is_refused(recipe: Recipe, tmp
     with pytest.raises(ConfigError) as caught:
         find_teacher_outputs(student, data)
     assert str(caught.value) == (
-        f"distillation.teachers: {recipe.distillation.teachers[0]}: task 'ner': another tokenizer may leave out other words; "
+        f"distillation.teachers: {recipe.distillation.teachers[0]}: task 'ner': another tokenizer may "
+        f"leave out other words; "
         "take a teacher with this run's tokenizer, or leave the task out of distillation.tasks"
     )

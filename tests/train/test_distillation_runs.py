@@ -1,7 +1,8 @@
-"""Distillation from end to end: two trained teachers with different encoders and tokenizers, a student of both, its resumption.
+"""Distillation from end to end: two trained teachers with different encoders and tokenizers, a student of
+both, its resumption.
 
-namisan/mt-dnn's distillation crashes when it is switched on; here two ranks train with it under ZeRO 2, resume bit for bit, and what is
-stored equals a plain Hugging Face forward.
+namisan/mt-dnn's distillation crashes when it is switched on; here two ranks train with it under ZeRO 2,
+resume bit for bit, and what is stored equals a plain Hugging Face forward.
 """
 
 from __future__ import annotations
@@ -92,7 +93,9 @@ def _cased_encoder(folder: Path, minilm: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def trained_runs(tmp_path_factory: pytest.TempPathFactory, tiny_encoder: Path, minilm: Path) -> Runs:
-    """Teachers `wide` (all tasks) and `cased` (not score), `student` of both, and `resumed`, which goes on from the student's step 3."""
+    """Teachers `wide` (all tasks) and `cased` (not score), `student` of both, and `resumed`, which goes on
+    from the student's step 3.
+    """
     folder = tmp_path_factory.mktemp("distillation")
     tasks = {task: _task(folder, task) for task in LABELS}
     common = {
@@ -344,8 +347,10 @@ def test_other_teacher_weights_are_noticed_and_refused_when_a_run_goes_on(
     with pytest.raises(CheckpointError) as caught:
         check_fit("step_3", saved, state([str(tmp_path / "changed"), cased]), plan)
     assert [problem.split(" were ")[0] for problem in caught.value.problems[:-1]] == [
-        "step_3: the teachers of 'one'", "step_3: the teachers of 'pair'", "step_3: the teachers of 'score'",
-    ]  # fmt: skip
+        "step_3: the teachers of 'one'",
+        "step_3: the teachers of 'pair'",
+        "step_3: the teachers of 'score'",
+    ]
     assert caught.value.problems[0].endswith(
         "now: their weights, or how they read the examples, have changed"
     )

@@ -1,6 +1,8 @@
-"""Promises 1 and 2: a step's loss and gradient do not depend on ranks, micro-batches, ZeRO stage or which rank holds which task.
+"""Promises 1 and 2: a step's loss and gradient do not depend on ranks, micro-batches, ZeRO stage or which
+rank holds which task.
 
-Ten fp32 steps without dropout on the GLUE mixture, generated and real, against a hand-written single-process float64 loop on padded BertModel.
+Ten fp32 steps without dropout on the GLUE mixture, generated and real, against a hand-written single-process
+float64 loop on padded BertModel.
 """
 
 from __future__ import annotations
@@ -90,7 +92,9 @@ def trained_runs(tmp_path_factory: pytest.TempPathFactory, source: Path, tiny_en
 
 
 def _reference(folder: Path, glue: Path, encoder: Path) -> list[tuple[float, float]]:
-    """The plan says which rows make up each step, the model what the heads start from; the rest is written out in reference_loop."""
+    """The plan says which rows make up each step, the model what the heads start from; the rest is written
+    out in reference_loop.
+    """
     from mtdnn_ds.config.load import load_recipe
     from mtdnn_ds.runs.setup import build_plan, prepare_run_data, run_model
     from mtdnn_ds.tasks.resolve import resolve_tasks
@@ -160,7 +164,9 @@ def test_settings_really_cut_steps_differently(trained_runs: Runs) -> None:
 @pytest.mark.distributed
 @pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.name)
 def test_every_setting_evaluates_the_same(trained_runs: Runs, setting: Setting) -> None:
-    """Every dev row is scored exactly once, whatever the number of ranks; equal models then get equal metrics."""
+    """Every dev row is scored exactly once, whatever the number of ranks; equal models then get equal
+    metrics.
+    """
     ours, theirs = (
         [line for line in lines(trained_runs.folder / name) if "eval" in line]
         for name in (setting.name, SETTINGS[0].name)

@@ -1,4 +1,6 @@
-"""SAN, a kind with a head of the user's own and one that labels words, in real runs beside linear heads: ranks and ZeRO stages agree."""
+"""SAN, a kind with a head of the user's own and one that labels words, in real runs beside linear heads:
+ranks and ZeRO stages agree.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,9 @@ class Runs:
 
 @pytest.fixture(scope="module")
 def trained_runs(tmp_path_factory: pytest.TempPathFactory, official_files: Path, tiny_encoder: Path) -> Runs:
-    """One rank without ZeRO; two ranks under ZeRO 3 in small micro-batches; two ranks, ZeRO 3, bf16, with dropout."""
+    """One rank without ZeRO; two ranks under ZeRO 3 in small micro-batches; two ranks, ZeRO 3, bf16, with
+    dropout.
+    """
     folder = tmp_path_factory.mktemp("head_runs")
     glue = cut_glue(official_files / "glue", folder / "glue", train_rows=40, dev_rows=12)
     (folder / "lengths.py").write_text(WORD_LENGTHS)

@@ -1,4 +1,6 @@
-"""Heads of Hugging Face checkpoints: a task begins with the checkpoint's own logits, in the order of its labels; what does not fit is refused."""
+"""Heads of Hugging Face checkpoints: a task begins with the checkpoint's own logits, in the order of its
+labels; what does not fit is refused.
+"""
 
 from __future__ import annotations
 
@@ -60,9 +62,14 @@ def write_recipe(
     folder: Path, encoder: Path, tasks: dict[str, Any], heads: dict[str, str], **more: Any
 ) -> Path:
     recipe = {
-        "encoder": {"path": str(encoder), "max_length": 64}, "tasks": tasks, "heads": heads, "train": {"steps": 2, "dropout": "none"},
-        "optimizer": {"name": "torch_adamw"}, "data": {"cache_dir": str(folder / "cache")}, **more,
-    }  # fmt: skip
+        "encoder": {"path": str(encoder), "max_length": 64},
+        "tasks": tasks,
+        "heads": heads,
+        "train": {"steps": 2, "dropout": "none"},
+        "optimizer": {"name": "torch_adamw"},
+        "data": {"cache_dir": str(folder / "cache")},
+        **more,
+    }
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     return folder / "recipe.yaml"
 
@@ -182,7 +189,12 @@ def test_a_task_begins_with_the_checkpoints_logits(
 
 
 def test_words_spans_choices_and_scores(tmp_path: Path, minilm: Path, tasks: dict[str, Any]) -> None:
-    names = {"score": "BertForSequenceClassification", "ner": "BertForTokenClassification", "qa": "BertForQuestionAnswering", "choice": "BertForMultipleChoice"}  # fmt: skip
+    names = {
+        "score": "BertForSequenceClassification",
+        "ner": "BertForTokenClassification",
+        "qa": "BertForQuestionAnswering",
+        "choice": "BertForMultipleChoice",
+    }
     labels = {
         "score": {0: "LABEL_0"},
         "ner": {0: "I-PER", 1: "O", 2: "B-PER"},
@@ -287,15 +299,21 @@ def test_what_does_not_fit_is_refused(
     )
     san = {**tasks["nli"], "head": "san"}
     refused = {
-        "nli": f"heads.nli={unnamed}: its labels are LABEL_0, LABEL_1, LABEL_2, and those of the task are entailment, neutral, contradiction; "
+        "nli": f"heads.nli={unnamed}: its labels are LABEL_0, LABEL_1, LABEL_2, and those of the task are "
+        f"entailment, neutral, contradiction; "
         "write the real names into id2label of its config.json, if these stand for them",
-        "ner": f"heads.ner={other}: its labels are O, B-LOC, I-LOC, and those of the task are O, B-PER, I-PER; rename the labels of one side",
-        "qa": f"heads.qa={other}: holds BertForTokenClassification, and a span begins with a model ForQuestionAnswering",
+        "ner": f"heads.ner={other}: its labels are O, B-LOC, I-LOC, and those of the task are O, B-PER, "
+        f"I-PER; rename the labels of one side",
+        "qa": f"heads.qa={other}: holds BertForTokenClassification, and a span begins with a model "
+        f"ForQuestionAnswering",
         "score": f"heads.score={unnamed}: has 3 outputs (LABEL_0, LABEL_1, LABEL_2), and a regression has 1",
-        "choice": f"heads.choice={tiny_encoder}: holds BertModel, and a multiple_choice begins with a model ForMultipleChoice",
-        "answers": f"heads.answers={unnamed}: transformers has no class for a classification with the head san; remove it",
-        "gone": "heads.gone=no/such/folder: there is no such folder; give a folder, a hub name (OWNER/NAME) or package:NAME/SUBFOLDER",
-    }  # fmt: skip
+        "choice": f"heads.choice={tiny_encoder}: holds BertModel, and a multiple_choice begins with a "
+        f"model ForMultipleChoice",
+        "answers": f"heads.answers={unnamed}: transformers has no class for a classification with the "
+        f"head san; remove it",
+        "gone": "heads.gone=no/such/folder: there is no such folder; give a folder, a hub name "
+        "(OWNER/NAME) or package:NAME/SUBFOLDER",
+    }
     all_tasks = {**tasks, "answers": san, "gone": tasks["nli"]}
     heads = {
         "nli": unnamed,

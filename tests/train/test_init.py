@@ -1,5 +1,6 @@
-"""init: what a run takes over from an earlier one, whatever ZeRO stage wrote it; what it says of it; that a resumed run does not begin again.
-train.freeze: frozen weights stay bit for bit, the others train, under every ZeRO stage."""
+"""init: what a run takes over from an earlier one, whatever ZeRO stage wrote it; what it says of it; that a
+resumed run does not begin again. train.freeze: frozen weights stay bit for bit, the others train, under every
+ZeRO stage."""
 
 from __future__ import annotations
 
@@ -115,7 +116,8 @@ def test_encoder_and_matching_heads_are_those_of_the_run(
         assert torch.equal(after[bank][[0, 1, 4, 5]], theirs[bank][[3, 4, 0, 1]])
         assert torch.equal(after[bank][[2, 3]], before[bank][[2, 3]])
     assert said.endswith(
-        ": encoder and pooler carried; heads of rte, cola carried; drawn from the seed: mrpc (no such task there)"
+        ": encoder and pooler carried; heads of rte, cola carried; drawn from the seed: mrpc (no such "
+        "task there)"
     )
 
 
@@ -165,7 +167,11 @@ def test_a_task_with_other_outputs_or_labels_gets_a_new_head(run_files: Path) ->
 
 
 def test_heads_with_parameters_per_term_are_carried_term_by_term(run_files: Path, tmp_path: Path) -> None:
-    """SAN. There mrpc is term 0 with columns 0 and 1, rte term 1 with 2 and 3; here mnli is term 0, rte term 1, and mrpc has another head."""
+    """SAN.
+
+    There mrpc is term 0 with columns 0 and 1, rte term 1 with 2 and 3; here mnli is term 0, rte term 1, and
+    mrpc has another head.
+    """
     recipe = yaml.safe_load((run_files / "recipe.yaml").read_text())
     (tmp_path / "run/best/average").mkdir(parents=True)
     (tmp_path / "run/recipe.yaml").write_text(
@@ -215,11 +221,24 @@ def test_a_task_begins_with_the_head_of_a_task_of_another_name(run_files: Path) 
 
 
 HEADS = {
-    "no such task here": ({"init.head_of": "{qnil: rte}"}, "init.head_of.qnil: there is no task 'qnil' in the run; did you mean 'qnli'?"),
-    "no such task there": ({"init.head_of": "{qnli: rts}"}, "source_2 has no task 'rts'; did you mean 'rte'?"),
-    "other labels": ({"init.head_of": "{qnli: cola}"}, "init.head_of.qnli=cola: kind, head and labels must be equal, and are ('classification', 'linear', ['unacceptable', 'acceptable']) there"),
-    "no heads at all": ({"init.head_of": "{qnli: rte}", "init.heads": "none"}, "init.head_of: has no effect with init.heads=none; remove one of the two"),
-}  # fmt: skip
+    "no such task here": (
+        {"init.head_of": "{qnil: rte}"},
+        "init.head_of.qnil: there is no task 'qnil' in the run; did you mean 'qnli'?",
+    ),
+    "no such task there": (
+        {"init.head_of": "{qnli: rts}"},
+        "source_2 has no task 'rts'; did you mean 'rte'?",
+    ),
+    "other labels": (
+        {"init.head_of": "{qnli: cola}"},
+        "init.head_of.qnli=cola: kind, head and labels "
+        "must be equal, and are ('classification', 'linear', ['unacceptable', 'acceptable']) there",
+    ),
+    "no heads at all": (
+        {"init.head_of": "{qnli: rte}", "init.heads": "none"},
+        "init.head_of: has no effect with init.heads=none; remove one of the two",
+    ),
+}
 
 
 @pytest.mark.parametrize(("changes", "message"), HEADS.values(), ids=list(HEADS))
@@ -268,13 +287,17 @@ def test_a_run_begins_with_the_other_runs_weights(run_files: Path) -> None:
     assert torch.equal(ours["heads.sequence.weight"][:4], theirs["heads.sequence.weight"][[3, 4, 0, 1]])
     assert not torch.equal(ours["encoder.pooler.dense.weight"], theirs["encoder.pooler.dense.weight"])
     assert yaml.safe_load((run_files / "second/recipe.yaml").read_text())["init"] == {
-        "run": str(run_files / "source_2"), "checkpoint": "latest", "heads": "matching",
-    }  # fmt: skip
+        "run": str(run_files / "source_2"),
+        "checkpoint": "latest",
+        "heads": "matching",
+    }
 
 
 @pytest.fixture(scope="module")
 def resumed(run_files: Path) -> dict[str, str]:
-    """Copies of two runs without their last checkpoint, gone on with; the run that one began with has moved away. What they said."""
+    """Copies of two runs without their last checkpoint, gone on with; the run that one began with has moved
+    away. What they said.
+    """
     for name in ("second", "frozen_2"):
         shutil.copytree(run_files / name, run_files / f"resumed_{name}")
         shutil.rmtree(run_files / f"resumed_{name}/checkpoints/step_4")
@@ -348,24 +371,46 @@ def test_parts_are_what_their_names_say(tiny_encoder: Path, run_files: Path) -> 
     ("overrides", "message"),
     [
         ({"train.freeze": "embedings"}, "train.freeze: unknown part 'embedings'; did you mean 'embeddings'?"),
-        ({"train.freeze": "encoder.layer.1-5"}, "train.freeze: encoder.layer.1-5: the encoder has 2 layers, encoder.layer.0 to encoder.layer.1"),
-        ({"train.freeze": "encoder.layer.1-0"}, "train.freeze: encoder.layer.1-0: runs backwards; write the lower layer first"),
+        (
+            {"train.freeze": "encoder.layer.1-5"},
+            "train.freeze: encoder.layer.1-5: the encoder has 2 layers, encoder.layer.0 to encoder.layer.1",
+        ),
+        (
+            {"train.freeze": "encoder.layer.1-0"},
+            "train.freeze: encoder.layer.1-0: runs backwards; write the lower layer first",
+        ),
         ({"train.freeze": "heads.tokens"}, "train.freeze: this run has no head 'tokens'; (known: sequence)"),
         ({"train.freeze": "pooler,pooler"}, "train.freeze: 'pooler' is named twice; name it once"),
-        ({"train.freeze": "encoder,pooler,heads"}, "train.freeze: encoder, pooler and heads are everything; leave something to train"),
-        ({"init.run": "PATH/none"}, "init.run=PATH/none: not a run folder (recipe.yaml is missing); give the --output_dir of a training run"),
-        ({"init.checkpoint": "best/average"}, "init.checkpoint=best/average: has no effect without init.run; remove it, or name"),
+        (
+            {"train.freeze": "encoder,pooler,heads"},
+            "train.freeze: encoder, pooler and heads are everything; leave something to train",
+        ),
+        (
+            {"init.run": "PATH/none"},
+            "init.run=PATH/none: not a run folder (recipe.yaml is missing); give "
+            "the --output_dir of a training run",
+        ),
+        (
+            {"init.checkpoint": "best/average"},
+            "init.checkpoint=best/average: has no effect without init.run; remove it, or name",
+        ),
         (
             {"init.run": "BASE/source_2", "init.checkpoint": "best/averge"},
             "init.checkpoint=best/averge: not in BASE/source_2; did you mean 'best/average'?",
         ),
         ({"init.run": "BASE/empty"}, "init.run=BASE/empty: it has no checkpoint yet; let it train first"),
-        ({"init.run": "BASE/wide", "init.checkpoint": "best/average"}, "init.run=BASE/wide: hidden_size is 48 there and 32 here; start from a run"),
-        ({"tasks.cola.sample_seed": "1"}, "tasks.cola.sample_seed=1: has no effect without tasks.cola.train_fraction; remove it"),
+        (
+            {"init.run": "BASE/wide", "init.checkpoint": "best/average"},
+            "init.run=BASE/wide: hidden_size is 48 there and 32 here; start from a run",
+        ),
+        (
+            {"tasks.cola.sample_seed": "1"},
+            "tasks.cola.sample_seed=1: has no effect without tasks.cola.train_fraction; remove it",
+        ),
         ({"tasks.cola.train_fraction": "0"}, "--tasks.cola.train_fraction 0: must be above 0"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, dict) else "",
-)  # fmt: skip
+)
 def test_what_is_refused(
     run_files: Path, minilm: Path, overrides: dict[str, str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

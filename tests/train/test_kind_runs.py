@@ -1,4 +1,6 @@
-"""A run of choices, a pairwise ranking, tagged words and contrastive pairs beside a classification: two ranks learn what one rank learns."""
+"""A run of choices, a pairwise ranking, tagged words and contrastive pairs beside a classification: two ranks
+learn what one rank learns.
+"""
 
 from __future__ import annotations
 
@@ -50,13 +52,27 @@ def write_rows(folder: Path) -> dict[str, Any]:
     one, two = {"text_columns": ["a"], "label_column": "y"}, {"text_columns": ["a", "b"], "label_column": "y"}
     return {
         "class": {"kind": "classification", "files": files("class.jsonl"), **one, "labels": ["even", "odd"]},
-        "tags": {"kind": "token_classification", "files": files("tags.conll"), "labels": ["O", "B-colour", "I-colour"]},
+        "tags": {
+            "kind": "token_classification",
+            "files": files("tags.conll"),
+            "labels": ["O", "B-colour", "I-colour"],
+        },
         "choice": {"kind": "multiple_choice", "files": files("choice.jsonl"), **one, "choice_columns": ["c"]},
         "ranking": {
-            "kind": "ranking", "files": files("ranking.jsonl"), **two, "text_columns": ["a", "c"], "labels": ["no", "yes"], "objective": "pairwise",
+            "kind": "ranking",
+            "files": files("ranking.jsonl"),
+            **two,
+            "text_columns": ["a", "c"],
+            "labels": ["no", "yes"],
+            "objective": "pairwise",
         },
-        "similarity": {"kind": "similarity", "files": files("similarity.jsonl"), **two, "objective": "contrastive"},
-    }  # fmt: skip
+        "similarity": {
+            "kind": "similarity",
+            "files": files("similarity.jsonl"),
+            **two,
+            "objective": "contrastive",
+        },
+    }
 
 
 @pytest.mark.distributed

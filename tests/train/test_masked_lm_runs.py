@@ -1,4 +1,6 @@
-"""Pretraining as a task of a run: the same on any ranks and ZeRO stage, bitwise resume, weights written once; MiniLM learns (bars)."""
+"""Pretraining as a task of a run: the same on any ranks and ZeRO stage, bitwise resume, weights written once;
+MiniLM learns (bars).
+"""
 
 from __future__ import annotations
 
@@ -34,10 +36,17 @@ def trained_runs(tmp_path_factory: pytest.TempPathFactory, corpus: Path, tiny_en
     recipe: dict[str, Any] = {
         "encoder": {"path": str(tiny_encoder), "max_length": 32},
         "tasks": {
-            "text": {"kind": "masked_lm", "files": {"train": str(corpus), "dev": str(corpus)}, "next_sentence": True},
+            "text": {
+                "kind": "masked_lm",
+                "files": {"train": str(corpus), "dev": str(corpus)},
+                "next_sentence": True,
+            },
             "support": {
-                "kind": "classification", "files": {"train": "recipes/own_task/train.csv", "dev": "recipes/own_task/dev.csv"},
-                "text_columns": ["message"], "label_column": "team", "labels": ["billing", "delivery", "account"],
+                "kind": "classification",
+                "files": {"train": "recipes/own_task/train.csv", "dev": "recipes/own_task/dev.csv"},
+                "text_columns": ["message"],
+                "label_column": "team",
+                "labels": ["billing", "delivery", "account"],
             },
         },
         "mixture": {"rates": {"text": 3, "support": 1}},
@@ -45,7 +54,7 @@ def trained_runs(tmp_path_factory: pytest.TempPathFactory, corpus: Path, tiny_en
         "optimizer": {"name": "torch_adamw", "lr": 1e-3},
         "train": {"steps": 4, "dropout": "none", "seed": 2},
         "data": {"cache_dir": str(folder / "cache")},
-    }  # fmt: skip
+    }
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     for stage in range(4):
         write_json(folder / f"zero{stage}.json", zero_config(stage))

@@ -1,6 +1,8 @@
-"""Promises 1 and 2 with every kind of task in one step: losses and gradients do not depend on ranks, micro-batches, ZeRO stage or place.
+"""Promises 1 and 2 with every kind of task in one step: losses and gradients do not depend on ranks,
+micro-batches, ZeRO stage or place.
 
-Four fp32 steps without dropout on real rows of eleven tasks, against a hand-written float64 loop on padded BertModel (reference_mixture.py).
+Four fp32 steps without dropout on real rows of eleven tasks, against a hand-written float64 loop on padded
+BertModel (reference_mixture.py).
 """
 
 from __future__ import annotations
@@ -168,7 +170,9 @@ def trained_runs(tmp_path_factory: pytest.TempPathFactory, official_files: Path,
 
 
 def reference_of(folder: Path, encoder: Path) -> list[tuple[float, float]]:
-    """The plan says which examples make up each step, the data unit their tokens and labels, the model what the heads start from."""
+    """The plan says which examples make up each step, the data unit their tokens and labels, the model what
+    the heads start from.
+    """
     from mtdnn_ds.config.load import load_recipe
     from mtdnn_ds.runs.setup import build_plan, prepare_run_data, run_model
     from mtdnn_ds.tasks.resolve import resolve_tasks
@@ -230,8 +234,18 @@ def test_losses_and_gradients_of_every_kind_equal_a_hand_written_padded_loop(
 def test_each_task_loses_the_same_in_every_setting(trained_runs: Runs) -> None:
     first = training_lines(trained_runs.folder / SETTINGS[0].name)
     assert set(first[0]["task_loss"]) == {
-        "cola", "stsb", "mnli", "rte", "ranked", "ordered", "ner", "questions", "text", "choices", "embedded",
-    }  # fmt: skip
+        "cola",
+        "stsb",
+        "mnli",
+        "rte",
+        "ranked",
+        "ordered",
+        "ner",
+        "questions",
+        "text",
+        "choices",
+        "embedded",
+    }
     for setting in SETTINGS[1:]:
         for line, expected in zip(training_lines(trained_runs.folder / setting.name), first, strict=True):
             assert line["task_loss"] == pytest.approx(expected["task_loss"], rel=1e-3), (

@@ -1,4 +1,6 @@
-"""Every optimizer that runs without CUDA trains alike with and without ZeRO and offload; runs without dev splits; DeepSpeed's own monitor."""
+"""Every optimizer that runs without CUDA trains alike with and without ZeRO and offload; runs without dev
+splits; DeepSpeed's own monitor.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Regularisers in real runs: the same losses and gradients on any topology and ZeRO stage as a hand-written loop, and bitwise resume."""
+"""Regularisers in real runs: the same losses and gradients on any topology and ZeRO stage as a hand-written
+loop, and bitwise resume.
+"""
 
 from __future__ import annotations
 
@@ -23,8 +25,14 @@ STEPS = 3
 TOLERANCE = 1e-4  # relative, fp32
 TASKS = ["cola", "stsb", "mnli"]
 SMART = {
-    "name": "smart", "factor": 2.0, "noise_std": 0.02, "radius": 0.05, "step_size": 0.03, "proximal_factor": 1.5, "proximal_momentum": 0.9
-}  # fmt: skip
+    "name": "smart",
+    "factor": 2.0,
+    "noise_std": 0.02,
+    "radius": 0.05,
+    "step_size": 0.03,
+    "proximal_factor": 1.5,
+    "proximal_momentum": 0.9,
+}
 FREELB = {"name": "freelb", "ascent_steps": 2, "radius": 0.5, "step_size": 0.3}
 HOW = {
     "smart": Perturbation(
@@ -141,7 +149,9 @@ def job_of(
 
 
 def reference_of(folder: Path, glue: Path, encoder: Path, name: str) -> list[tuple[float, float, float]]:
-    """The plan says which rows make up each step, the model what the heads start from, the generator where the ascent begins."""
+    """The plan says which rows make up each step, the model what the heads start from, the generator where
+    the ascent begins.
+    """
     from mtdnn_ds.config.load import load_recipe
     from mtdnn_ds.runs.setup import build_plan, prepare_run_data, run_model
     from mtdnn_ds.tasks.resolve import resolve_tasks
@@ -173,8 +183,15 @@ def reference_of(folder: Path, glue: Path, encoder: Path, name: str) -> list[tup
             )
             std = 0.02 if name == "smart" else None
             noise = draw_noise(
-                place, width=32, is_noisy_N=np.ones(3, dtype=bool), std=std, ball=ball, seed=5, step=number, device=torch.device("cpu")  # type: ignore[arg-type]
-            )  # fmt: skip
+                place,
+                width=32,
+                is_noisy_N=np.ones(3, dtype=bool),
+                std=std,
+                ball=ball,
+                seed=5,
+                step=number,
+                device=torch.device("cpu"),  # type: ignore[arg-type]
+            )
             examples.append(
                 TokenExample(TASKS[task], tokens["input_ids"], tokens["token_type_ids"], raw.label, noise)
             )
@@ -212,7 +229,9 @@ def test_settings_really_cut_steps_differently(trained_runs: Runs) -> None:
 
 @pytest.mark.distributed
 def test_every_kind_of_task_is_regularised_alike_on_any_topology(trained_runs: Runs) -> None:
-    """Eleven tasks of nine kinds, masked tokens (which have no rule) and SAN among them: small micro-batches under ZeRO 3 against whole ones without."""
+    """Eleven tasks of nine kinds, masked tokens (which have no rule) and SAN among them: small micro-batches
+    under ZeRO 3 against whole ones without.
+    """
     expected, ours = (training_lines(trained_runs.folder / setting.name) for setting in MIXTURES)
     assert len(ours) == STEPS
     for mine, theirs in zip(ours, expected, strict=True):
@@ -279,7 +298,9 @@ def test_the_objective_is_the_scaled_task_means_and_the_regulariser(trained_runs
 
 @pytest.mark.distributed
 def test_dwa_scales_of_a_run_follow_from_its_logged_losses(trained_runs: Runs) -> None:
-    """Windows of two steps: the fifth step's scales are the softmax of half the ratio of steps 3 and 4 to steps 1 and 2."""
+    """Windows of two steps: the fifth step's scales are the softmax of half the ratio of steps 3 and 4 to
+    steps 1 and 2.
+    """
     lines = training_lines(trained_runs.folder / "straight_freelb_dwa")
     for line in lines[:4]:
         assert list(line["task_scale"].values()) == pytest.approx([1 / 3] * 3)

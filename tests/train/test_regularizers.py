@@ -1,4 +1,6 @@
-"""Regularisers against hand-written references: divergences, noise, SMART, FreeLB, R-Drop; no engine, one process."""
+"""Regularisers against hand-written references: divergences, noise, SMART, FreeLB, R-Drop; no engine, one
+process.
+"""
 
 from __future__ import annotations
 
@@ -61,7 +63,9 @@ def targets(
 
 
 def batch_of(members: Sequence[int], filler: bool = False) -> PackedBatch:
-    """Some of four sequences, one example each: number m has LENGTHS[m] tokens, task TASKS[m] and label LABELS[m]."""
+    """Some of four sequences, one example each: number m has LENGTHS[m] tokens, task TASKS[m] and label
+    LABELS[m].
+    """
     lengths = [3] * filler + [LENGTHS[member] for member in members]
     groups, packed_to_padded = attention_groups(np.array(lengths))
     ids = [torch.arange(9)] * filler + [
@@ -120,7 +124,9 @@ def regularizer_of(model: MultiTaskNet, **settings: Any) -> Regularizer:
 def run_passes(
     model: MultiTaskNet, regularizer: Regularizer | None, batch: PackedBatch, step: int = 1
 ) -> tuple[float, float]:
-    """What the engine does with a micro-batch: (sum of losses, sum of what is added), and gradients of both together."""
+    """What the engine does with a micro-batch: (sum of losses, sum of what is added), and gradients of both
+    together.
+    """
     losses = build_losses(LAYOUT, SPECS, "cpu")
     total, added = 0.0, 0.0
     model.zero_grad()
@@ -265,7 +271,7 @@ UNIT = torch.tensor([2, 1])
         ("l2", "token", [[0.6, 0.8], [0.0, 0.0], [0.6, -0.8]]),
         ("l2", "sequence", [[0.6, 0.8], [0.0, 0.0], [0.6, -0.8]]),
     ],
-)  # fmt: skip
+)
 def test_a_step_of_ascent_has_the_norm_asked_for(norm: Any, per: Any, expected: list[list[float]]) -> None:
     ball = Ball(norm=norm, per=per, radius=10.0, step_size=1.0)
     torch.testing.assert_close(ascend(torch.zeros(3, 2), VALUES, UNIT, ball), torch.tensor(expected))
@@ -626,7 +632,8 @@ def test_kinds_without_a_rule_are_left_out_and_named() -> None:
     with pytest.raises(ConfigError) as refused:
         regularized_tasks("smart", ["wiki"], own)
     assert str(refused.value) == (
-        "regularizer.name=smart: has no rule for the predictions of wiki (masked_lm); take them out of regularizer.tasks, or set "
+        "regularizer.name=smart: has no rule for the predictions of wiki (masked_lm); take them out of "
+        "regularizer.tasks, or set "
         "regularizer.name to freelb, which needs none, or to none"
     )
     with pytest.raises(ConfigError, match="has no rule for the predictions of wiki"):

@@ -1,4 +1,6 @@
-"""Soft and low-rank sharing in real runs: steps, resuming and evaluation are exact over ranks, token budgets and ZeRO stages."""
+"""Soft and low-rank sharing in real runs: steps, resuming and evaluation are exact over ranks, token budgets
+and ZeRO stages.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ from helpers.reference_sharing import Settings, Start, shared_training
 
 STEPS = 4
 TOLERANCE = 1e-4  # relative, fp32
-EPS = 1e-4  # far above the rounding errors of small gradients, which Adam would turn into steps, and the penalty counts those
+# Far above the rounding errors of small gradients, which Adam would turn into steps, and the penalty counts
+# those.
+EPS = 1e-4
 GROUPS = {"single": ["cola"], "pairs": ["mrpc", "rte"], "scores": ["stsb"]}
 SHARING: dict[str, dict[str, Any]] = {
     "separate": {"mode": "soft", "penalty": 0.0, "groups": GROUPS},
@@ -39,7 +43,9 @@ class Setting:
 
     @property
     def config(self) -> dict[str, Any]:
-        """ZeRO 3 keeps small parameters whole between steps; with small micro-batches none, so that both are tested."""
+        """ZeRO 3 keeps small parameters whole between steps; with small micro-batches none, so that both are
+        tested.
+        """
         config = zero_config(self.stage)
         if self.stage == 3 and self.max_tokens == 128:
             config["zero_optimization"]["stage3_param_persistence_threshold"] = 0
@@ -156,7 +162,9 @@ def straight_and_resumed(folder: Path, resumed: Resumed) -> list[dict[str, Any]]
 
 
 def reference(folder: Path, name: str, glue: Path, encoder: Path) -> list[tuple[float, float, float]]:
-    """The plan says which rows make up each step, the model what heads and low-rank factors start from; the rest is in reference_sharing."""
+    """The plan says which rows make up each step, the model what heads and low-rank factors start from; the
+    rest is in reference_sharing.
+    """
     from mtdnn_ds.config.load import load_recipe
     from mtdnn_ds.runs.setup import build_plan, prepare_run_data, run_model
     from mtdnn_ds.tasks.resolve import resolve_tasks
@@ -250,7 +258,9 @@ def test_saved_weights_give_the_metrics_of_the_run(trained_runs: Runs, sharing: 
 
 @pytest.mark.distributed
 def test_copies_are_sharded_over_ranks(trained_runs: Runs) -> None:
-    """Each rank's fp32 weights and Adam moments under ZeRO 3, as its checkpoint holds them: of two ranks half as much as of one."""
+    """Each rank's fp32 weights and Adam moments under ZeRO 3, as its checkpoint holds them: of two ranks half
+    as much as of one.
+    """
 
     def state_bytes(ranks: int) -> list[int]:
         folder = (
@@ -305,7 +315,9 @@ def test_sharing_is_exact_beside_regularisers_frozen_parts_and_recomputed_layers
 @pytest.mark.bars
 @pytest.mark.distributed
 def test_memory_of_a_rank_falls_with_the_number_of_ranks(trained_runs: Runs) -> None:
-    """Everything a rank holds before its first step under ZeRO 3, three copies of the encoder with their fp32 states, but for small buckets."""
+    """Everything a rank holds before its first step under ZeRO 3, three copies of the encoder with their fp32
+    states, but for small buckets.
+    """
     config = {
         "zero_optimization": {
             "stage": 3,

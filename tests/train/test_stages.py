@@ -1,5 +1,5 @@
-"""Runs in stages, on two ranks: what one stage leaves is what the next begins with; killed inside a stage or between two it goes on bit for
-bit; finished stages are neither trained again nor changed."""
+"""Runs in stages, on two ranks: what one stage leaves is what the next begins with; killed inside a stage or
+between two it goes on bit for bit; finished stages are neither trained again nor changed."""
 
 from __future__ import annotations
 
@@ -101,7 +101,9 @@ def straight(run_files: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def killed(run_files: Path, straight: Path) -> Path:
-    """Killed when the second stage has a folder and no step yet, and inside the third after a checkpoint; gone on; then refused thrice."""
+    """Killed when the second stage has a folder and no step yet, and inside the third after a checkpoint;
+    gone on; then refused thrice.
+    """
     die(run_files, "killed", "tune_cola", "1")
     assert sorted(path.name for path in (run_files / "killed/stages").iterdir()) == ["01_mtl", "02_tune_cola"]
     assert training_lines(run_files / "killed/stages/02_tune_cola") == []
@@ -152,12 +154,15 @@ def test_stages_train_one_after_the_other(run_files: Path, straight: Path) -> No
 
 @pytest.mark.distributed
 def test_a_stage_begins_with_what_the_other_left(straight: Path) -> None:
-    """The last stage freezes the encoder, so there it is still the first stage's, bit for bit; its head and pooler have trained."""
+    """The last stage freezes the encoder, so there it is still the first stage's, bit for bit; its head and
+    pooler have trained.
+    """
     before, after = weights(straight / "stages/01_mtl"), weights(straight / "stages/04_last")
     encoder = [name for name in before if name.startswith("encoder.model.")]
     assert all(torch.equal(before[name], after[name]) for name in encoder)
     assert not torch.equal(before["encoder.pooler.dense.weight"], after["encoder.pooler.dense.weight"])
-    # Columns there: cola 0 and 1, rte 2 and 3, stsb 4. Two steps of Adam at 1e-2 move each weight by little more than 2e-2.
+    # Columns there: cola 0 and 1, rte 2 and 3, stsb 4. Two steps of Adam at 1e-2 move each weight by little
+    # more than 2e-2.
     assert (before["heads.sequence.weight"][4] - after["heads.sequence.weight"][0]).abs().max() < 0.03
 
 
@@ -180,8 +185,13 @@ def test_the_run_folder_tells_of_all_stages(
         assert stage["metrics"] == evaluation["eval"]
     table = (run_files / "straight.txt").read_text().split("dev scores of all stages")[1]
     assert [line.split()[:2] for line in table.splitlines()[3:9]] == [
-        ["cola", "mtl"], ["cola", "tune_cola"], ["rte", "mtl"], ["rte", "tune_rte"], ["stsb", "mtl"], ["stsb", "last"],
-    ]  # fmt: skip
+        ["cola", "mtl"],
+        ["cola", "tune_cola"],
+        ["rte", "mtl"],
+        ["rte", "tune_rte"],
+        ["stsb", "mtl"],
+        ["stsb", "last"],
+    ]
     assert load_stages(str(straight / "recipe.yaml"), {}) == load_stages(str(run_files / "recipe.yaml"), {})
     assert main(["evaluate", str(straight)]) == 2
     assert all(f"stages/{stage}" in capsys.readouterr().err for stage in STAGES[:1])
@@ -223,7 +233,10 @@ def test_finished_stages_are_kept_and_their_settings_too(run_files: Path, killed
         )
         == 1
     )
-    torn = "stage tune_cola has begun with the weights of stage mtl, which is not finished; remove this folder to train tune_cola again"
+    torn = (
+        "stage tune_cola has begun with the weights of stage mtl, which is not finished; remove this "
+        "folder to train tune_cola again"
+    )
     assert any(line.startswith(f"refused: {run_files}/torn/stages/02_tune_cola: {torn}") for line in refused)
 
 
@@ -263,8 +276,8 @@ def test_folders_of_other_runs_are_refused(
     )
     one = str(straight / "stages/01_mtl/checkpoints/step_4")
     assert (
-        f"--resume {one}: a run in stages goes on with --resume auto, or with the folder that holds its stages/"
-        in said("recipe.yaml", "--resume", one)
+        f"--resume {one}: a run in stages goes on with --resume auto, or with the folder that holds its "
+        f"stages/" in said("recipe.yaml", "--resume", one)
     )
     assert f"init.run {straight}: a run in stages; give one of them: {straight}/stages/01_mtl, " in said(
         "plain.yaml", "--output_dir", str(run_files / "new"), "--init.run", str(straight)

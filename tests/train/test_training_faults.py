@@ -1,4 +1,6 @@
-"""What happens in a step that goes wrong: fp16 overflow, a loss that is not finite; and ranks that hold different tasks."""
+"""What happens in a step that goes wrong: fp16 overflow, a loss that is not finite; and ranks that hold
+different tasks.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +56,8 @@ def job_of(run_files: Path, name: str, config: dict[str, Any], **overrides: str)
 
 @pytest.mark.distributed
 def test_an_fp16_overflow_repeats_the_step_and_loses_nothing(run_files: Path) -> None:
-    # 2^24 as the first scale overflows fp16 gradients for several attempts; hysteresis 1 halves the scale at each of them.
+    # 2^24 as the first scale overflows fp16 gradients for several attempts; hysteresis 1 halves the scale at
+    # each of them.
     fp16 = {
         "zero_optimization": {"stage": 2},
         "fp16": {"enabled": True, "initial_scale_power": 24, "hysteresis": 1, "loss_scale_window": 1000},
@@ -67,8 +70,8 @@ def test_an_fp16_overflow_repeats_the_step_and_loses_nothing(run_files: Path) ->
     assert skipped[0] >= 2
     assert sum(skipped) == output.count("gradients overflowed in fp16")
     assert (
-        "step 1: gradients overflowed in fp16 at loss scale 1.67772e+07; repeating its examples at 8.38861e+06"
-        in output
+        "step 1: gradients overflowed in fp16 at loss scale 1.67772e+07; repeating its examples at "
+        "8.38861e+06" in output
     )
     assert ours[0]["loss_scale"] == 2.0 ** (24 - skipped[0])
     for field in ("step", "lr", "task_examples", "tokens"):
@@ -109,7 +112,10 @@ STAGES = (1, 2, 3)
 
 @pytest.fixture(scope="module")
 def split_tasks(run_files: Path) -> Path:
-    """One micro-batch of each task: on two ranks, each rank then holds one task alone. The same steps on one rank, all tasks together."""
+    """One micro-batch of each task: on two ranks, each rank then holds one task alone.
+
+    The same steps on one rank, all tasks together.
+    """
     apart = {"mixture.mixing": "per_micro_batch", "batch.max_tokens_per_micro_batch": "4096"}
     run_jobs(
         [job_of(run_files, f"apart{stage}", zero_config(stage), **apart) for stage in STAGES], run_files, 2
@@ -161,7 +167,8 @@ def test_ranks_with_different_tasks_train_as_one_process(split_tasks: Path, stag
     our_weights, their_weights = (load_file(run / "best/average/model.safetensors") for run in (ours, theirs))
     assert our_weights.keys() == their_weights.keys()
     for name, weight in their_weights.items():
-        # AdamW divides by the root of tiny second moments, which blows rounding up to a fraction of the learning rate (1e-3).
+        # AdamW divides by the root of tiny second moments, which blows rounding up to a fraction of the
+        # learning rate (1e-3).
         torch.testing.assert_close(
             our_weights[name], weight, atol=2e-5, rtol=1e-4, msg=lambda text, name=name: f"{name}: {text}"
         )

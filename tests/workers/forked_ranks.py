@@ -1,10 +1,14 @@
-"""Runs of many ranks, one run after the other, each rank a forked process: `python forked_ranks.py SCENARIOS.json RESULTS.json [AT_ONCE]`.
+"""Runs of many ranks, one run after the other, each rank a forked process: `python forked_ranks.py
+SCENARIOS.json RESULTS.json [AT_ONCE]`.
 
-Everything is imported once, before the forks. After the first run AT_ONCE of them run beside each other. A scenario: `flags` of `launchers/train.py`, `world_size`, `port`, `job_seconds` (SLURM's time limit), and `acts`:
-[rank, point, action] each. Points: `tokenizing`, `step_N` (before it), `inside_step_N` (before its update), `evaluating_N`, `saving_N`, and `second_save POINT`, one of
-train_and_die.py, where rank 0 kills itself.
-Actions: `file_limit N` (no file of this rank grows beyond N bytes; -1: any size), `fill FOLDER` and `free FOLDER` (its disk), `hang`, `raise`, `pause` (all ranks are stopped for `pause_seconds`), or the name of a signal that the rank sends itself.
-Results: exit codes (negative: the signal), what each rank said, seconds in all and from the first act to the end.
+Everything is imported once, before the forks. After the first run AT_ONCE of them run beside each other. A
+scenario: `flags` of `launchers/train.py`, `world_size`, `port`, `job_seconds` (SLURM's time limit), and
+`acts`: [rank, point, action] each. Points: `tokenizing`, `step_N` (before it), `inside_step_N` (before its
+update), `evaluating_N`, `saving_N`, and `second_save POINT`, one of train_and_die.py, where rank 0 kills
+itself. Actions: `file_limit N` (no file of this rank grows beyond N bytes; -1: any size), `fill FOLDER` and
+`free FOLDER` (its disk), `hang`, `raise`, `pause` (all ranks are stopped for `pause_seconds`), or the name of
+a signal that the rank sends itself. Results: exit codes (negative: the signal), what each rank said, seconds
+in all and from the first act to the end.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""train_jobs.py with DeepSpeed's fp16 mode let through on a CPU without fp16 GEMMs: slow, but real overflow handling.
+"""train_jobs.py with DeepSpeed's fp16 mode let through on a CPU without fp16 GEMMs: slow, but real overflow
+handling.
 
 Only the capability check is changed; engine, loss scaler and optimizer are DeepSpeed's own.
 """

@@ -1,6 +1,8 @@
-"""One rank that starts a run, takes no step and says how many bytes its tensors take: `python live_bytes.py JOB.json`.
+"""One rank that starts a run, takes no step and says how many bytes its tensors take: `python live_bytes.py
+JOB.json`.
 
-Counted are the storages of all tensors that are alive, each once: weights, gradients and optimizer states with all their copies.
+Counted are the storages of all tensors that are alive, each once: weights, gradients and optimizer states
+with all their copies.
 """
 
 from __future__ import annotations

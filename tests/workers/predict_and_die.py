@@ -1,4 +1,6 @@
-"""A prediction that kills itself: `python predict_and_die.py MODEL INPUT OUTPUT N`, SIGKILL at the Nth fsync of the output's record or lines."""
+"""A prediction that kills itself: `python predict_and_die.py MODEL INPUT OUTPUT N`, SIGKILL at the Nth fsync
+of the output's record or lines.
+"""
 
 from __future__ import annotations
 

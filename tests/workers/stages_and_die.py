@@ -1,8 +1,8 @@
 """One rank that trains staged recipes: `python stages_and_die.py JOBS.json [STAGE [STEP]]`.
 
-With a STAGE every rank kills itself (SIGKILL) when that stage is about to begin, or before its step STEP. Each job: recipe,
-deepspeed_config, output_dir, and optionally overrides and resume. Prints what a job was refused for, and which models are alive when
-a stage begins.
+With a STAGE every rank kills itself (SIGKILL) when that stage is about to begin, or before its step STEP.
+Each job: recipe, deepspeed_config, output_dir, and optionally overrides and resume. Prints what a job was
+refused for, and which models are alive when a stage begins.
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
-"""One rank that trains a run and kills itself (SIGKILL) at a chosen point: `python train_and_die.py JOB.json POINT`.
+"""One rank that trains a run and kills itself (SIGKILL) at a chosen point: `python train_and_die.py JOB.json
+POINT`.
 
-POINT: `before_step_8` (every rank dies before it begins step 8), or one of SAVE_POINTS (rank 0 dies inside the second checkpoint).
+POINT: `before_step_8` (every rank dies before it begins step 8), or one of SAVE_POINTS (rank 0 dies inside
+the second checkpoint).
 """
 
 from __future__ import annotations
