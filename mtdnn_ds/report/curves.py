@@ -1,14 +1,17 @@
-"""What a run's log shows over its steps: losses, dev metrics, mixture, speed, health. Runs in, charts out."""
+"""What a run's log shows over its steps: losses, dev metrics, speed, health. Runs in, charts out.
+
+Not its mixture (mixture.py).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import cycle
 from typing import Any
 
 from mtdnn_ds.report.chart import Card, Chart
-from mtdnn_ds.report.plots import STEPS, STEPS_FROM_ZERO, Axes, Groups, Series, bar_chart, line_chart
+from mtdnn_ds.report.plots import STEPS, STEPS_FROM_ZERO, Axes, Series, line_chart
 from mtdnn_ds.report.runs import RunRecord
 from mtdnn_ds.report.smoothing import SMOOTHED_FROM, smoothed, thinned
 from mtdnn_ds.report.style import DASHES, color
@@ -16,7 +19,6 @@ from mtdnn_ds.report.style import DASHES, color
 Line = Mapping[str, Any]  # of metrics.jsonl
 ValueOf = Callable[[Line], float | None]
 _LARGEST_OVERVIEW = 12  # tasks whose losses one chart takes
-_PARTS = 40  # of a run, whose shares are drawn
 
 
 def tasks_of(runs: Sequence[RunRecord]) -> tuple[str, ...]:
@@ -57,7 +59,7 @@ def _losses_together(run: RunRecord, colors: Mapping[str, str]) -> Chart | None:
 
     if not series:
         return None
-    return line_chart(Card(title="every task, smoothed", wide=True), series, marks=_marks([run]))
+    return line_chart(Card(title="every task, smoothed", wide=True), series, marks=marks_of([run]))
 
 
 def _over_steps(
@@ -76,7 +78,7 @@ def _over_steps(
 
     if not series:
         return None
-    return line_chart(card, series, axes=axes, marks=_marks(runs))
+    return line_chart(card, series, axes=axes, marks=marks_of(runs))
 
 
 def _steps_with(run: RunRecord, value_of: ValueOf) -> tuple[list[float], list[float]] | None:
@@ -104,16 +106,16 @@ def _of_task(field: str, task: str) -> ValueOf:
     return lambda line: line[field].get(task)
 
 
-def _marks(runs: Sequence[RunRecord]) -> list[tuple[float, str]]:
+def marks_of(runs: Sequence[RunRecord]) -> list[tuple[float, str]]:
     """Stops and losses of processes; among several runs with the run's name."""
     marks = []
     for run in runs:
-        name = _name_among(runs, run)
+        name = name_among(runs, run)
         marks += [(float(step), f"{name}{words}") for step, words in run.marks if 0 < step <= run.last_step]
     return marks
 
 
-def _name_among(runs: Sequence[RunRecord], run: RunRecord) -> str:
+def name_among(runs: Sequence[RunRecord], run: RunRecord) -> str:
     """`run: `, where several are shown."""
     return f"{run.name}: " if len(runs) > 1 else ""
 
@@ -135,7 +137,7 @@ def metric_charts(runs: Sequence[RunRecord]) -> list[Chart]:
     charts = []
     if known:
         card = Card(title="average of the tasks' scores", wide=True)
-        charts.append(line_chart(card, known, marks=_marks(runs)))
+        charts.append(line_chart(card, known, marks=marks_of(runs)))
     for task, shade in task_colors(runs).items():
         chart = _task_metrics(runs, task, shade)
         if chart is not None:
@@ -163,7 +165,7 @@ def _task_metrics(runs: Sequence[RunRecord], task: str, shade: str) -> Chart | N
     if not series:
         return None
     title = f"{task}: {metrics[0]}" if len(metrics) == 1 else task
-    return line_chart(Card(title=title, dot=shade), series, marks=_marks(runs))
+    return line_chart(Card(title=title, dot=shade), series, marks=marks_of(runs))
 
 
 def _curve_name(run: RunRecord, metric: str, *, several_runs: bool, several_metrics: bool) -> str:
@@ -190,92 +192,6 @@ def _evaluations(
 
     x, y = [step for step, _ in points], [value for _, value in points]
     return Series(name=name, x=x, y=y, color=shade, dash=dash, markers=True)
-
-
-# Mixture
-
-
-def mixture_charts(runs: Sequence[RunRecord]) -> list[Chart]:
-    """Of each run: planned and drawn shares as bars, and each task's examples so far, drawn and planned."""
-    colors = task_colors(runs)
-    charts: list[Chart] = []
-    for run in runs:
-        if not run.steps:
-            continue
-
-        name = _name_among(runs, run)
-        shares = _planned_and_drawn(run)
-        if shares:
-            note = f"after step {run.last_step:,}"
-            if run.plan is None:
-                note += "; the plan of this run is not known"
-            card = Card(title=f"{name}share of the examples", note=note)
-            charts.append(bar_chart(card, shares, colors=colors, percent=True))
-
-        charts.append(_examples_so_far(run, colors, f"{name}examples so far"))
-        charts.append(_shares_over_steps(run, colors, f"{name}share of each part of the run"))
-    return charts
-
-
-def _planned_and_drawn(run: RunRecord) -> Groups:
-    """Each task's share of the examples up to the last step."""
-    counts_of: dict[str, Mapping[str, float]] = {
-        "planned": run.planned(run.last_step) or {},
-        "drawn": run.drawn(),
-    }
-
-    shares = {}
-    for way, counts in counts_of.items():
-        total = sum(counts.values())
-        if total:
-            shares[way] = {task: [count / total] for task, count in counts.items()}
-    return shares
-
-
-def _examples_so_far(run: RunRecord, colors: Mapping[str, str], title: str) -> Chart:
-    series = []
-    for task in run.tasks:
-        total, xs, ys = 0, [], []
-        for line in run.steps:
-            total += line["task_examples"].get(task, 0)
-            xs.append(float(line["step"]))
-            ys.append(float(total))
-
-        x, y = thinned(xs, ys, 200)
-        series.append(Series(name=task, x=x, y=y, color=colors[task], dotted=_planned_so_far(run, task)))
-
-    card = Card(title=title, wide=True)
-    if run.plan is not None:
-        card = replace(card, note="dotted: as planned")
-    return line_chart(card, series, axes=STEPS_FROM_ZERO, marks=_marks([run]))
-
-
-def _planned_so_far(run: RunRecord, task: str) -> tuple[list[float], list[float]] | None:
-    if run.plan is None or task not in run.plan["examples"]:
-        return None
-
-    places = [step for step in run.plan["steps"] if step <= run.last_step] or [run.last_step]
-    counts = [(run.planned(step) or {})[task] for step in places]
-    return [float(step) for step in places], [float(count) for count in counts]
-
-
-def _shares_over_steps(run: RunRecord, colors: Mapping[str, str], title: str) -> Chart:
-    """Shares in each fortieth of the steps: what annealing or a sequence does."""
-    size = -(-len(run.steps) // _PARTS)
-    parts = [run.steps[begin : begin + size] for begin in range(0, len(run.steps), size)]
-    last_steps = [float(part[-1]["step"]) for part in parts]
-    totals = [sum(sum(line["task_examples"].values()) for line in part) for part in parts]
-
-    series = []
-    for task in run.tasks:
-        counts = [sum(line["task_examples"].get(task, 0) for line in part) for part in parts]
-        shares = [count / total for count, total in zip(counts, totals, strict=True)]
-        series.append(Series(name=task, x=last_steps, y=shares, color=colors[task]))
-
-    card = Card(title=title, wide=True)
-    if size > 1:
-        card = replace(card, note=f"each point: {size:,} steps")
-    return line_chart(card, series, axes=STEPS_FROM_ZERO, marks=_marks([run]))
 
 
 # Schedule, speed and balance

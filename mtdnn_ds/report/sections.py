@@ -13,6 +13,7 @@ from typing import Any
 from mtdnn_ds.report import curves
 from mtdnn_ds.report.answers_section import Answers, predictions_section
 from mtdnn_ds.report.chart import Chart, dot_markup
+from mtdnn_ds.report.mixture import mixture_charts
 from mtdnn_ds.report.page import Section, page, table
 from mtdnn_ds.report.runs import RunRecord
 from mtdnn_ds.report.style import escape, fixed, number
@@ -40,7 +41,7 @@ def report_page(runs: Sequence[RunRecord], answers: Answers) -> str:
         Section(name="results", title="Results", body=_results(runs)),
         _charts("losses", "Training losses", _LOSSES_LEAD, curves.loss_charts(runs)),
         _charts("metrics", "Development metrics", _METRICS_LEAD, curves.metric_charts(runs)),
-        _charts("mixture", "Mixture", _MIXTURE_LEAD, curves.mixture_charts(runs)),
+        _charts("mixture", "Mixture", _MIXTURE_LEAD, mixture_charts(runs)),
         _charts("health", "Schedule, speed and balance", _HEALTH_LEAD, curves.health_charts(runs)),
         predictions_section(runs, answers),
         Section(name="stops", title="Starts and stops", body=_stops(runs)),
