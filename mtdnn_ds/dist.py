@@ -30,7 +30,9 @@ def world_size() -> int:
 
 def local_rank() -> int:
     """Rank of this process on its node."""
-    return int(os.environ.get("LOCAL_RANK", "0")) if _local_rank is None else _local_rank
+    if _local_rank is not None:
+        return _local_rank
+    return int(os.environ.get("LOCAL_RANK", "0"))
 
 
 def local_size() -> int:
@@ -39,15 +41,15 @@ def local_size() -> int:
 
 
 def use_device(index: int) -> None:
-    """Let DeepSpeed, which takes LOCAL_RANK for the number of this rank's GPU, use GPU `index`;
-    `local_rank()` stays what it was."""
+    """Let DeepSpeed, which takes LOCAL_RANK for the number of this rank's GPU, use GPU `index`.
+
+    `local_rank()` stays what it was.
+    """
     global _local_rank
     _local_rank = local_rank()
-    for name in {"LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK"} & {
-        "LOCAL_RANK",
-        *os.environ,
-    }:  # it insists that both are equal
-        os.environ[name] = str(index)
+    os.environ["LOCAL_RANK"] = str(index)
+    if "OMPI_COMM_WORLD_LOCAL_RANK" in os.environ:  # it insists that both are equal
+        os.environ["OMPI_COMM_WORLD_LOCAL_RANK"] = str(index)
 
 
 def is_main() -> bool:
@@ -133,7 +135,9 @@ def sum_tensor(tensor: torch.Tensor) -> torch.Tensor:
 
 def any_rank(here: bool, device: torch.device) -> bool:
     """Whether it is so on any rank. Collective: all ranks must call this."""
-    return here if world_size() == 1 else bool(sum_tensor(torch.tensor([float(here)], device=device)))
+    if world_size() == 1:
+        return here
+    return bool(sum_tensor(torch.tensor([float(here)], device=device)))
 
 
 def _started() -> bool:

@@ -31,8 +31,8 @@ OPTIMIZERS: Mapping[str, OptimizerFacts] = {
         deepspeed_types=("adamw", "adam"), needs_compiler=True, has_deepspeed_cpu_form=True
     ),
     "torch_adamw": OptimizerFacts(deepspeed_types=("adamw", "adam"), torch_adam=True),
-    # Outside DeepSpeed's ZERO_SUPPORTED_OPTIMIZERS (runtime/zero/utils.py), but element-wise, hence exact on
-    # any partition.
+    # Outside DeepSpeed's ZERO_SUPPORTED_OPTIMIZERS (deepspeed.runtime.zero.utils), but element-wise, hence
+    # exact on any partition.
     "adamax": OptimizerFacts(zero_tested=False),
     # LAMB scales each layer's update by norms of that layer (You et al. 2020, algorithm 2); ZeRO would hand
     # it flat pieces of all layers.

@@ -151,7 +151,7 @@ def _fill_in_batch_sizes(config: dict[str, Any], recipe: Recipe, world_size: int
 
 
 def _fill_in_clipping(config: dict[str, Any], recipe: Recipe) -> list[str]:
-    # Always written: DeepSpeed 0.19 clips at 1.0 where the key is absent (runtime/constants.py).
+    # Always written: DeepSpeed 0.19 clips at 1.0 where the key is absent (deepspeed.runtime.constants).
     ours, given = recipe.optimizer.gradient_clipping, config.get("gradient_clipping", "auto")
     config["gradient_clipping"] = ours
     if given in ("auto", ours):

@@ -1,9 +1,9 @@
 """Tables of what a DeepSpeed JSON may contain, for deepspeed 0.19.8. Names and reasons only; the checks are
 in deepspeed.py.
 
-Read from deepspeed/runtime/{config,constants}.py, zero/{config,offload_config}.py and precision_config.py of
-that release. DeepSpeed itself accepts any misspelt top-level key in silence, which is why the
-list exists; a test compares it with the installed release.
+Read from deepspeed.runtime.config and .constants, deepspeed.runtime.zero.config and .offload_config, and
+deepspeed.runtime.precision_config of that release. DeepSpeed itself accepts any misspelt top-level key in
+silence, which is why the list exists; a test compares it with the installed release.
 """
 
 from __future__ import annotations

@@ -38,8 +38,10 @@ class Stopped(Exception):
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """`"; did you mean 'mnli'? (known: cola, mnli, ...)"` for a misspelt name; only the known names if none is
-    close."""
+    """`"; did you mean 'mnli'? (known: cola, mnli, ...)"` for a misspelt name.
+
+    Only the known names if none is close.
+    """
     names = sorted(set(known))
     listed = ", ".join(names[:24])
     if len(names) > 24:

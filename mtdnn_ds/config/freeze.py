@@ -13,7 +13,7 @@ _LAYERS = re.compile(r"encoder\.layer\.(\d+)(?:-(\d+))?")
 
 
 def layers_of(part: str) -> range | None:
-    """The layers that `encoder.layer.3` or `encoder.layer.0-5` (the last included) means; None of other parts."""
+    """The layers that `encoder.layer.3` or `encoder.layer.0-5` (the last included) means; None of others."""
     match = _LAYERS.fullmatch(part)
     if match is None:
         return None

@@ -106,12 +106,14 @@ def _address(host: str) -> str:
         return host
     except OSError:
         pass
+
     try:
         shown = subprocess.run(
             ["scontrol", "show", "node", host], capture_output=True, text=True, timeout=60, check=False
         ).stdout
     except (OSError, subprocess.TimeoutExpired):
         shown = ""
+
     address = re.search(r"\bNodeAddr=(\S+)", shown)
     if address is None:
         raise ConfigError(

@@ -201,7 +201,9 @@ def _forget_dependents(
 
 def _task_names(result: Overridden) -> list[str]:
     tasks = result.values.get("tasks")
-    return [name for name in tasks if isinstance(name, str)] if isinstance(tasks, dict) else []
+    if not isinstance(tasks, dict):
+        return []
+    return [name for name in tasks if isinstance(name, str)]
 
 
 def _task_in_run(result: Overridden, name: str) -> str | None:

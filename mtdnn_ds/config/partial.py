@@ -93,7 +93,9 @@ def _holder(values: dict[str, Any], path: Path) -> dict[str, Any]:
     holder: Any = values
     for part in path[:-1]:
         holder = holder.get(part) if isinstance(holder, dict) else None
-    return holder if isinstance(holder, dict) else {}
+    if not isinstance(holder, dict):
+        return {}
+    return holder
 
 
 def _may_be_meant(path: Path, holder: dict[str, Any]) -> list[str]:

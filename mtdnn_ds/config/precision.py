@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 Precision = Literal["fp32", "bf16", "fp16", "autocast_bf16"]
 
-# Names that DeepSpeed's DtypeEnum knows (runtime/config.py).
+# Names that DeepSpeed's DtypeEnum knows (deepspeed.runtime.config).
 _DTYPES = {
     **dict.fromkeys(("fp32", "float32", "float", "torch.float32"), "fp32"),
     **dict.fromkeys(("bf16", "bfloat16", "torch.bfloat16"), "bf16"),
@@ -71,16 +71,16 @@ def _misfits(asked: dict[str, Any], dtype: str, stage: int) -> Iterator[str]:
             )
 
     if asked["torch_autocast"] and dtype == "fp16":
-        # Read in DeepSpeed 0.19.8, runtime/zero/stage_1_and_2.py: the norm that clips is taken before the
+        # Read in 0.19.8, deepspeed.runtime.zero.stage_1_and_2: the norm that clips is taken before the
         # GradScaler's factor is removed, and an overflow updates the optimizer's own loss scaler (which is
         # not used here) instead of the GradScaler. At stage 0 it is silent.
         yield (
-            "torch_autocast in float16: DeepSpeed clips the scaled gradients there and never lowers the scale "
-            'after an overflow; use dtype "bfloat16", or the fp16 section'
+            "torch_autocast in float16: DeepSpeed clips the scaled gradients there and never lowers the "
+            'scale after an overflow; use dtype "bfloat16", or the fp16 section'
         )
     only_autocast = [name for name in _SECTIONS if asked[name]] == ["torch_autocast"]
     if only_autocast and stage > 0:
-        # runtime/base_optimizer.py: with autocast, ZeRO reduces the gradients of linear layers in the
+        # deepspeed.runtime.base_optimizer: with autocast, ZeRO reduces the gradients of linear layers in the
         # autocast type, whatever the JSON says.
         yield (
             f"torch_autocast with ZeRO stage {stage}: DeepSpeed exchanges gradients in {dtype} there, so a "
@@ -131,12 +131,14 @@ def _data_types(config: dict[str, Any], precision: Precision, problems: list[str
             f'data_types.grad_accum_dtype="{given}": gradients accumulate in fp32, so that a step does not '
             "depend on how it was cut up; remove it"
         )
+
     exchanged = config.setdefault("communication_data_type", "fp32")
     if _DTYPES.get(exchanged) != "fp32":
         problems.append(
             f'communication_data_type="{exchanged}": ranks exchange gradients in fp32, so that a step does '
             "not depend on how it was cut up; remove it"
         )
+
     weights = precision if precision in ("bf16", "fp16") else "fp32"
     wanted = section.get("param_dtype")
     if wanted is not None and _DTYPES.get(wanted) != weights:

@@ -110,9 +110,9 @@ def duplicate_keys(text: str) -> list[tuple[str, int]]:
     """
     try:
         node = yaml.compose(text, Loader=_Loader)
-        return [] if node is None else _duplicate_keys(node)
     except (yaml.YAMLError, RecursionError):
         return []
+    return _duplicate_keys(node)
 
 
 def dump_yaml(value: Any) -> str:
@@ -183,7 +183,7 @@ def _scalar_problems(node: yaml.ScalarNode) -> list[str]:
     return [] if problem is None else [problem]
 
 
-def _duplicate_keys(node: yaml.Node) -> list[tuple[str, int]]:
+def _duplicate_keys(node: yaml.Node | None) -> list[tuple[str, int]]:
     found: list[tuple[str, int]] = []
     if isinstance(node, yaml.MappingNode):
         seen: set[str] = set()

@@ -4,14 +4,12 @@ official scripts define them.
 A prediction is a text, "" for no answer. A reference is the list of all human answers; in SQuAD an empty list
 means "no answer".
 
-    SQuAD   the best over the human answers (evaluate-v2.0.py; on SQuAD 1.1 the same as evaluate-v1.1.py, but
-    for a human answer that is
-            an article alone, where 1.1 calls every F1 0)
-    CoQA    the mean over the human answers i of the best over all answers but i (evaluate-v1.0.py): people
-    were scored like that too
+    SQuAD   the best over the human answers (evaluate-v2.0; on SQuAD 1.1 the same as evaluate-v1.1, but for a
+            human answer that is an article alone, where 1.1 calls every F1 0)
+    CoQA    the mean over the human answers i of the best over all answers but i (evaluate-v1.0): people were
+            scored like that too
     QuAC    as CoQA, after a majority vote on whether there is an answer; questions on which people agree by
-    less than 0.4 F1 do not
-            count (scorer.py)
+            less than 0.4 F1 do not count (its scorer)
 """
 
 from __future__ import annotations
@@ -26,7 +24,7 @@ import numpy as np
 CANNOT_ANSWER = "CANNOTANSWER"
 """QuAC's word for a question that the text does not answer."""
 
-_QUAC_AGREEMENT = 0.4  # scorer.py --min_f1
+_QUAC_AGREEMENT = 0.4  # --min_f1 of QuAC's scorer
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 

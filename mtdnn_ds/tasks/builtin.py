@@ -1,4 +1,4 @@
-"""The built-in tasks as one table: kind, labels, metrics and where the rows live. Reads no data, checks nothing.
+"""The built-in tasks as one table: kind, labels, metrics and where the rows live. Reads and checks nothing.
 
 Labels stand in the order of the Hugging Face hub's ClassLabel, so official ids (0/1 in GLUE's files and
 submissions) are class ids here too. Metrics are the official ones (https://gluebenchmark.com/tasks).

@@ -74,6 +74,7 @@ def hub_sources(
             label_column=_label_column(ours, "label", labelled_test),
             label_words=label_words,
         )
+
     return sources
 
 
@@ -93,8 +94,9 @@ def tsv_sources(
 ) -> dict[str, Source]:
     """Official TSV files: no quoting at all (a double quote is a letter), columns addressed by header name
     where there is a header."""
-    return {
-        split: Source(
+    sources = {}
+    for split, file in files.items():
+        sources[split] = Source(
             format="tsv",
             path=f"{folder}/{file}" if folder else file,
             text_columns=text_columns,
@@ -103,8 +105,8 @@ def tsv_sources(
             quoted=False,
             label_words=label_words,
         )
-        for split, file in files.items()
-    }
+
+    return sources
 
 
 def glue_task(

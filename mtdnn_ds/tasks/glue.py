@@ -1,8 +1,8 @@
 """GLUE as a benchmark: its nine tasks and diagnostic set as the leaderboard files them, and its averaging.
 Reads no file, predicts nothing.
 
-    score of a task = mean of its metrics; MNLI's = mean of matched and mismatched accuracy; GLUE score = mean
-    over the nine tasks
+    score of a task = mean of its metrics; MNLI's = mean of matched and mismatched accuracy
+    GLUE score      = mean over the nine tasks
 
 (Wang et al. 2019, arXiv:1804.07461, section 3; https://gluebenchmark.com/leaderboard). The diagnostic set AX
 is not averaged.

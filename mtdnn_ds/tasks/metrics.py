@@ -179,7 +179,10 @@ def majority_baseline(kind: Kind, metrics: Sequence[str], labels: ArrayLike) -> 
     """The metrics of always predicting the most frequent class (the lowest id if tied) or the mean score of
     `labels` (n,)."""
     known = np.asarray(labels, dtype=np.float64)
-    constant = np.bincount(known.astype(np.int64)).argmax() if kind == "classification" else known.mean()
+    if kind == "classification":
+        constant = float(np.bincount(known.astype(np.int64)).argmax())
+    else:
+        constant = float(known.mean())
     return compute_metrics(metrics, np.full(known.shape, constant, dtype=np.float64), known)
 
 

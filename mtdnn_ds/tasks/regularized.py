@@ -33,7 +33,8 @@ def regularized_tasks(
     if refused:
         raise ConfigError(
             f"regularizer.name={name}: has no rule for the predictions of {', '.join(refused)}; "
-            "take them out of regularizer.tasks, or set regularizer.name to freelb, which needs none, or to none"
+            "take them out of regularizer.tasks, or set regularizer.name to freelb, which needs none, "
+            "or to none"
         )
     if not chosen:
         raise ConfigError(

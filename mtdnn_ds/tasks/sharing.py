@@ -4,7 +4,7 @@ from it, data/ lays out by it.
 hard      one encoder for all tasks
 soft      a copy of the encoder for each group; a penalty draws the copies to their mean
 low_rank  one encoder, and for each group a change of low rank of every linear layer; a penalty draws the
-changes to zero
+          changes to zero
 """
 
 from __future__ import annotations
@@ -31,11 +31,15 @@ class Sharing:
     @property
     def num_copies(self) -> int:
         """Whole encoders of the run."""
-        return len(self.groups) if self.mode == "soft" else 1
+        if self.mode != "soft":
+            return 1
+        return len(self.groups)
 
     def copy_of(self, task: int) -> int:
         """Which of them a task's sequences run through."""
-        return self.group_of_task[task] if self.mode == "soft" else 0
+        if self.mode != "soft":
+            return 0
+        return self.group_of_task[task]
 
     def only_group_of(self, tasks: Sequence[str]) -> int | None:
         """The group of those of `tasks` that have one; None if none has, or they are in several."""

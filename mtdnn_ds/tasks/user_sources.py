@@ -97,6 +97,7 @@ def _file_splits(
             absent.append(f"{where}.files.{split}={file}: no such file (looked for {path.absolute()})")
         else:
             splits[split] = _file_source(form, path, split, settings)
+
     return splits
 
 
