@@ -57,7 +57,7 @@ def _store_and_score(settings: Recipe, specs: Sequence[TaskSpec], device: torch.
     from mtdnn_ds.train.distillation.teacher_scores import teacher_scores
     from mtdnn_ds.train.results import format_results, task_results
 
-    data = prepare_run_data(settings, specs, log.info)
+    data = prepare_run_data(settings, specs)
     outputs = find_teacher_outputs(settings, data)
     with_soft_targets(settings, data, outputs, device=device)
 

@@ -42,7 +42,7 @@ def _show(title: str, checked: CheckedRun, world_size: int, *, finds: bool) -> N
 
     for note in checked.deepspeed.notes:
         print(note)
-    data = prepare_run_data(checked.recipe, checked.specs, print)
+    data = prepare_run_data(checked.recipe, checked.specs)
     plan = build_plan(checked.recipe, data)
     shape = encoder_shape(checked.recipe)
     sample = sample_steps(checked.recipe, data, plan, world_size=world_size, hidden_size=shape.hidden_size)
