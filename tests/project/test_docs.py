@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import re
 import shlex
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import yaml
+from helpers.pages import PAGES, PLACEHOLDERS, blocks, commands, rows_under, text_of
 from helpers.processes import ROOT
 
 from mtdnn_ds.cli import read_arguments
@@ -29,14 +28,17 @@ from mtdnn_ds.tasks.builtin import BUILTIN_TASKS
 from mtdnn_ds.tasks.metrics import METRICS
 from mtdnn_ds.tasks.resolve import resolve_tasks
 
-PAGES = (
-    "README.md",
-    "CONTRIBUTING.md",
-    "CHANGELOG.md",
-    *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")),
+PROJECT_FOLDERS = (
+    "benchmarks",
+    "containers",
+    "docs",
+    "ds_configs",
+    "examples",
+    "launchers",
+    "mtdnn_ds",
+    "recipes",
+    "tests",
 )
-PLACEHOLDERS = ("runs/", "PATH/")  # the user's own folders
-PROJECT_FOLDERS = ("benchmarks/", "docs/", "ds_configs/", "launchers/", "mtdnn_ds/", "recipes/", "tests/")
 DEEPSPEED_FLAGS = (
     "--num_accelerators",
     "--num_gpus",
@@ -69,17 +71,12 @@ SBATCH_FLAGS = (
 )
 
 
+PIP_WORDS = {".", "-e", ".[dev]", ".[serve,export]", "mtdnn_ds[quickstart]"}
+
+
 @pytest.fixture(autouse=True)
 def in_the_projects_root(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-
-
-def text_of(page: str) -> str:
-    return (ROOT / page).read_text(encoding="utf-8")
-
-
-def blocks(page: str, language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", text_of(page), flags=re.MULTILINE | re.DOTALL)
 
 
 def blocks_of_all_pages(language: str) -> list[Any]:
@@ -87,27 +84,6 @@ def blocks_of_all_pages(language: str) -> list[Any]:
         (page, number, block) for page in PAGES for number, block in enumerate(blocks(page, language), 1)
     ]
     return [pytest.param(page, block, id=f"{page}-{number}") for page, number, block in found]
-
-
-def commands(block: str) -> Iterator[list[str]]:
-    """Words of each command; a backslash joins lines, a comment is left out."""
-    for line in block.replace("\\\n", " ").splitlines():
-        words = shlex.split(line, comments=True)
-        if words:
-            yield words
-
-
-def rows_under(page: str, heading: str) -> list[list[str]]:
-    """Cells of the first table after the line that begins with `heading`, without its two head lines."""
-    lines = text_of(page).splitlines()
-    start = next(number for number, line in enumerate(lines) if line.startswith(heading))
-    first = next(number for number in range(start, len(lines)) if lines[number].startswith("|"))
-    table = []
-    for line in lines[first:]:
-        if not line.startswith("|"):
-            break
-        table.append([cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]])
-    return table[2:]
 
 
 def numbers(cell: str) -> list[float]:
@@ -137,6 +113,10 @@ def check_command(words: list[str]) -> None:
     elif words[:3] == ["python", "-m", "mtdnn_ds"]:
         assert words[3] in VERBS, words
         check_verb(VERBS[words[3]], words[4:])
+    elif program == "mtdnn_ds":
+        check_command(["python", "-m", *words])
+    elif program == "pip":
+        assert words[:2] == ["pip", "install"] and set(words[2:]) <= PIP_WORDS, words
     elif program == "torchrun":
         flags, rest = flags_with_values(words[1:])
         assert set(flags) <= set(TORCHRUN_FLAGS), words
@@ -194,10 +174,11 @@ def check_verb(verb: Verb, arguments: list[str]) -> None:
         resolve_tasks(stage.recipe)
 
 
-@pytest.mark.parametrize(("page", "block"), blocks_of_all_pages("bash"))
-def test_commands_are_valid(page: str, block: str) -> None:
-    for words in commands(block):
-        check_command(words)
+@pytest.mark.parametrize("page", PAGES)
+def test_commands_are_valid(page: str) -> None:
+    """Also those that need what a test has not; test_doc_commands.py runs the others."""
+    for command in commands(page):
+        check_command(command.words)
 
 
 @pytest.mark.parametrize(
@@ -341,26 +322,38 @@ def test_worked_example_of_memory() -> None:
 # Files
 
 
-def test_the_list_of_files_is_complete() -> None:
-    """Every tracked file is listed, and every listed file is there. A list with a file that git does not know yet passes."""
-    listed = [line.split()[0] for line in blocks("README.md", "text")[-1].splitlines()]
-    asked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False)
-    if asked.returncode != 0:
-        pytest.skip("not a git checkout")
-    tracked = {name for name in asked.stdout.splitlines() if (ROOT / name).exists()}
-    assert sorted(tracked - set(listed)) == [], "missing from the list at the end of README.md"
-    assert [name for name in listed if not (ROOT / name).is_file()] == [], (
-        "listed in README.md, but not there"
-    )
-    assert len(listed) == len(set(listed)) and all(
-        len(line.split()) > 1 for line in blocks("README.md", "text")[-1].splitlines()
-    )
+def test_the_readme_is_one_page() -> None:
+    text = text_of("README.md")
+    assert len(text.splitlines()) <= 150 and len(text.encode()) <= 12_000
+
+
+def test_every_room_is_described() -> None:
+    """Rooms of the package, with the rooms inside them: docs/architecture.md has a line for each."""
+    described = text_of("docs/architecture.md")
+    rooms = [path.parent.relative_to(ROOT).as_posix() for path in (ROOT / "mtdnn_ds").rglob("__init__.py")]
+    assert [room for room in rooms if room != "mtdnn_ds" and f"`{room}/`" not in described] == []
+
+
+def test_every_page_is_in_the_list_of_pages() -> None:
+    listed = re.findall(r"\]\((\w+\.md)\)", text_of("docs/index.md"))
+    assert {path.name for path in (ROOT / "docs").glob("*.md")} - {"index.md"} == set(listed)
+
+
+@pytest.mark.parametrize("page", ["docs/architecture.md"])
+def test_functions_that_pages_name_exist(page: str) -> None:
+    """`room/file.py:function` names a function or class of that file."""
+    missing = []
+    for path, name in re.findall(r"`([\w/]+\.py):(\w+)`", text_of(page)):
+        source = (ROOT / "mtdnn_ds" / path).read_text() if (ROOT / "mtdnn_ds" / path).exists() else ""
+        if not re.search(rf"^ *(def|class) {name}\b", source, flags=re.MULTILINE):
+            missing.append(f"{path}:{name}")
+    assert missing == []
 
 
 @pytest.mark.parametrize("page", PAGES)
 def test_files_and_links_that_pages_name_exist(page: str) -> None:
     text = text_of(page)
-    named = [word for word in re.findall(r"`([\w./-]+)`", text) if word.startswith(PROJECT_FOLDERS)]
+    named = re.findall(rf"(?<![\w./-])(?:{'|'.join(PROJECT_FOLDERS)})/[\w./-]*\w", text)
     links = [target for target in re.findall(r"\]\(([^)#]+)\)", text) if not target.startswith("http")]
     missing = [name for name in named if not (ROOT / name).exists()] + [
         link for link in links if not (ROOT / page).parent.joinpath(link).exists()
