@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,14 @@ from mtdnn_ds.train.distillation.teacher_outputs import TeacherOutputs, fingerpr
 from mtdnn_ds.train.model import TrainedModel
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ResumePoint:
+    """A checkpoint that fits the run."""
+
+    checkpoint: CheckpointInfo
+    tensors: SavedState | None  # the checkpoint's, where they must be distributed anew
 
 
 def fresh_state(
@@ -45,34 +53,38 @@ def fresh_state(
     )
 
 
-def open_checkpoint_state(checkpoint: CheckpointInfo, fresh: RunState, plan: StepPlan) -> SavedState | None:
-    """The checkpoint's tensors, if they must be distributed anew; says what differs between it and the run.
+def open_resume_point(
+    checkpoint: CheckpointInfo | None, fresh: RunState, plan: StepPlan
+) -> ResumePoint | None:
+    """The checkpoint as what this run, whose state would be `fresh`, goes on from; says what differs between
+    them.
 
-    Collective: all ranks must call this. Raises CheckpointError if it does not fit the run, whose state would
-    be `fresh`.
+    None without a checkpoint. Collective: all ranks must call this. Raises CheckpointError if it does not fit
+    the run.
     """
+    if checkpoint is None:
+        return None
+
     check_fit(str(checkpoint.path), checkpoint.run_state, fresh, plan)
-    saved = restore.open_elsewhere(checkpoint, fresh.topology)
+    tensors = restore.open_elsewhere(checkpoint, fresh.topology)
     for note in restore.changes(checkpoint.run_state, fresh.recipe, fresh.topology):
         log.info(note)
-    return saved
+    return ResumePoint(checkpoint=checkpoint, tensors=tensors)
 
 
-def restore_run(
-    engine: Any,
-    model: TrainedModel,
-    checkpoint: CheckpointInfo,
-    saved: SavedState | None,
-    *,
-    fresh: RunState,
-    own_checkpoints: Path,
+def restored_state(
+    engine: Any, model: TrainedModel, point: ResumePoint | None, fresh: RunState, own_checkpoints: Path
 ) -> RunState:
-    """Bring engine and model to where the checkpoint stands; returns the state there.
+    """Bring engine and model to where `point` is; the state there, or `fresh` without one.
 
-    Collective: all ranks must call this. `own_checkpoints`: where the run keeps its checkpoints. The best
-    weights of another folder's stay there.
+    `own_checkpoints`: where the run keeps its checkpoints. Best weights of another folder's stay there.
+    Collective: all ranks must call this.
     """
-    restore.restore_engine(engine, checkpoint, saved)
+    if point is None:
+        return fresh
+
+    checkpoint = point.checkpoint
+    restore.restore_engine(engine, checkpoint, point.tensors)
     state = RunState.from_json(checkpoint.run_state)
     state = replace(state, recipe=fresh.recipe, topology=fresh.topology)
 

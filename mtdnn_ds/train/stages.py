@@ -212,6 +212,7 @@ def _results(runs: Sequence[StageRun], standings: Mapping[str, _Standing]) -> li
         standing = standings[run.stage.name]
         state = standing.run_state or {}
         evaluation = state.get("evaluation") or {}
+
         results.append(
             _StageResult(
                 name=run.stage.name,

@@ -46,7 +46,7 @@ from mtdnn_ds.train.init.from_run import find_source
 from mtdnn_ds.train.model import TrainedModel, build_trained_model
 from mtdnn_ds.train.optimizer import build_optimizer
 from mtdnn_ds.train.regularizers.sharing_penalty import SharingPenalty, sharing_penalty
-from mtdnn_ds.train.resume import fresh_state, open_checkpoint_state, restore_run
+from mtdnn_ds.train.resume import fresh_state, open_resume_point, restored_state
 
 COMPUTE_DTYPES = {
     "fp32": torch.float32,
@@ -121,10 +121,8 @@ def start_run(
     for note in idle_tasks(plan):
         log.info(note)
     teacher_outputs = find_teacher_outputs(recipe, data)
-    fresh = state = fresh_state(recipe, plan, deepspeed, teacher_outputs)
-    saved = None
-    if checkpoint is not None:
-        saved = open_checkpoint_state(checkpoint, fresh, plan)
+    fresh = fresh_state(recipe, plan, deepspeed, teacher_outputs)
+    point = open_resume_point(checkpoint, fresh, plan)
     taught_data = with_soft_targets(recipe, data, teacher_outputs, device=device)
 
     # Model: encoder and heads with their first weights, what is added to the losses, how its micro-batches
@@ -134,7 +132,7 @@ def start_run(
         specs,
         data,
         source,
-        resumes=checkpoint is not None,
+        resumes=point is not None,
         device=device,
         compute_dtype=compute_dtype,
     )
@@ -148,14 +146,9 @@ def start_run(
 
     # Engine: the optimizer, ZeRO around both, and the state that was saved.
     engine = _engine(recipe, model, deepspeed)
-    if checkpoint is not None:
-        state = restore_run(engine, model, checkpoint, saved, fresh=fresh, own_checkpoints=folder.checkpoints)
-        log.info(f"resuming after step {state.step} of {plan.total_steps} from {checkpoint.path}")
-    distillation = None
-    if teacher_outputs:
-        distillation = Distillation(
-            temperature=recipe.distillation.temperature, weight=recipe.distillation.weight
-        )
+    state = restored_state(engine, model, point, fresh, folder.checkpoints)
+    if point is not None:
+        log.info(f"resuming after step {state.step} of {plan.total_steps} from {point.checkpoint.path}")
 
     # Monitor: the run's folder, its log and board, the console.
     monitor = _open_folder(folder, recipe, deepspeed, data, plan, state, engine)
@@ -176,7 +169,7 @@ def start_run(
         plan=plan,
         settings=settings,
         model=model,
-        losses=build_losses(data.layout, data.specs, engine.device, distillation),
+        losses=_losses(recipe, data, engine, distils=bool(teacher_outputs)),
         engine=engine,
         penalty=sharing_penalty(engine, settings.sharing),
         state=state,
@@ -187,6 +180,14 @@ def start_run(
         cost=step_cost(model.net.encoder.config, precision=deepspeed.precision, device=device),
         limit=_time_limit(recipe),
     )
+
+
+def _losses(recipe: Recipe, data: RunData, engine: Any, *, distils: bool) -> Losses:
+    distillation = None
+    if distils:
+        settings = recipe.distillation
+        distillation = Distillation(temperature=settings.temperature, weight=settings.weight)
+    return build_losses(data.layout, data.specs, engine.device, distillation)
 
 
 def _engine(recipe: Recipe, model: TrainedModel, deepspeed: ResolvedDeepSpeed) -> Any:

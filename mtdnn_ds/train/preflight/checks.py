@@ -181,9 +181,13 @@ def _checked(
         problems.check(partial(_preflight, settings, specs, goes_on=goes_on))
         problems.check(partial(_teachers, settings, specs))
         problems.check(partial(_regularizer_fits, settings, specs))
+
     for path in problems.check(partial(_encoder_paths, settings)) or ():
         problems.check(partial(resolve_encoder_path, path))
-    resolved = None if json is None else problems.check(lambda: _resolved(json, settings, source, world_size))
+
+    resolved = None
+    if json is not None:
+        resolved = problems.check(lambda: _resolved(json, settings, source, world_size))
     if specs is None or resolved is None or problems.lines:
         return None
     return CheckedRun(recipe=settings, specs=specs, deepspeed=resolved)
