@@ -20,12 +20,16 @@ _local_rank: int | None = None  # where LOCAL_RANK no longer says it
 
 def rank() -> int:
     """Global rank of this process; from the launcher's environment before the group exists."""
-    return torch_dist.get_rank() if _started() else int(os.environ.get("RANK", "0"))
+    if _started():
+        return torch_dist.get_rank()
+    return int(os.environ.get("RANK", "0"))
 
 
 def world_size() -> int:
     """Number of processes of the run; from the launcher's environment before the group exists."""
-    return torch_dist.get_world_size() if _started() else int(os.environ.get("WORLD_SIZE", "1"))
+    if _started():
+        return torch_dist.get_world_size()
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def local_rank() -> int:

@@ -202,10 +202,10 @@ def _recipe_problems(verb: Verb, values: Mapping[str, Any], overrides: Mapping[s
     if not verb.takes_settings or not values.get("recipe"):
         return []
 
-    from mtdnn_ds.config.stages import load_runs
+    from mtdnn_ds.train.preflight.checks import checked_tasks
 
     try:
-        load_runs(values["recipe"], overrides)
+        checked_tasks(values["recipe"], overrides)
     except ConfigError as error:
         return list(error.problems)
     return []

@@ -55,7 +55,9 @@ def _part_problem(part: str, num_layers: int | None, heads: Sequence[str] | None
 
     if part.startswith("heads.") and heads is not None:
         head = part.removeprefix("heads.")
-        return None if head in heads else f"this run has no head '{head}'{did_you_mean(head, heads)}"
+        if head in heads:
+            return None
+        return f"this run has no head '{head}'{did_you_mean(head, heads)}"
     if part not in WHOLE_PARTS and not re.fullmatch(r"heads\.\w+", part):
         return f"unknown part '{part}'{did_you_mean(part, _known_parts(num_layers, heads))}"
     return None

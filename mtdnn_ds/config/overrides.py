@@ -213,4 +213,6 @@ def _task_in_run(result: Overridden, name: str) -> str | None:
     if name in names:
         return name
     same = [candidate for candidate in names if candidate.replace("-", "_") == name]
-    return same[0] if len(same) == 1 else None
+    if len(same) != 1:
+        return None
+    return same[0]

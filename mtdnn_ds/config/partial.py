@@ -85,7 +85,9 @@ def _setting(path: Path) -> Path:
     wrong."""
     if path[:1] == ("tasks",):
         return path[:3]
-    return path[:1] if section_of(path[:1]) is None else path[:2]
+    if section_of(path[:1]) is None:
+        return path[:1]
+    return path[:2]
 
 
 def _holder(values: dict[str, Any], path: Path) -> dict[str, Any]:

@@ -150,7 +150,9 @@ def _child(annotation: Any, part: str) -> Any | None:
 
 def _value_type(member: Any) -> Any | None:
     """What a mapping holds under its names; None of anything else."""
-    return get_args(member)[1] if get_origin(member) is dict else None
+    if get_origin(member) is not dict:
+        return None
+    return get_args(member)[1]
 
 
 def _model_in(members: Iterable[Any]) -> type[BaseModel] | None:

@@ -96,7 +96,9 @@ class OptimizerSettings(Section):
     @field_validator("betas", mode="before")
     @classmethod
     def _betas(cls, value: Any) -> Any:
-        return tuple(value) if isinstance(value, list) else value
+        if isinstance(value, list):
+            return tuple(value)
+        return value
 
 
 class ScheduleSettings(Section):

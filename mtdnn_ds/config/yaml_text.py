@@ -180,7 +180,9 @@ def _scalar_problems(node: yaml.ScalarNode) -> list[str]:
     if kind == "int" and len(node.value) > MAX_DIGITS:
         return [f"a number of {len(node.value):,} digits; write a smaller one"]
     problem = unwritable_in(node.value)
-    return [] if problem is None else [problem]
+    if problem is not None:
+        return [problem]
+    return []
 
 
 def _duplicate_keys(node: yaml.Node | None) -> list[tuple[str, int]]:

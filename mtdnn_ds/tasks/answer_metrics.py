@@ -91,7 +91,9 @@ def _agreement(answers: Answers) -> float:
 
 def _mean(scores: object) -> float:
     values = np.fromiter(scores, dtype=np.float64)  # type: ignore[call-overload]
-    return float(values.mean()) if len(values) else 0.0
+    if not len(values):
+        return 0.0
+    return float(values.mean())
 
 
 def _equal(prediction: str, answer: str) -> float:
@@ -115,7 +117,9 @@ def _without(values: Sequence, index: int) -> list:
 
 def _majority(answers: Answers) -> Answers:
     spans = [answer for answer in answers if answer != CANNOT_ANSWER]
-    return spans if 2 * len(spans) > len(answers) else [CANNOT_ANSWER]
+    if 2 * len(spans) > len(answers):
+        return spans
+    return [CANNOT_ANSWER]
 
 
 def _quac_pair(prediction: str, answer: str) -> float:

@@ -79,7 +79,9 @@ def hub_sources(
 
 
 def _label_column(split: str, column: str, labelled_test: bool) -> str | None:
-    return None if split.startswith("test") and not labelled_test else column
+    if split.startswith("test") and not labelled_test:
+        return None
+    return column
 
 
 def tsv_sources(

@@ -14,7 +14,9 @@ from mtdnn_ds.tasks.user_sources import COLUMN_NUMBER
 def kind_problems(where: str, settings: TaskSettings, labels: Sequence[str]) -> list[str]:
     """Problems of a task of the user's own; `where` is "tasks.NAME"."""
     check = _CHECKS.get(settings.kind or "")
-    return [f"{where}.{problem}" for problem in check(settings, labels)] if check is not None else []
+    if check is None:
+        return []
+    return [f"{where}.{problem}" for problem in check(settings, labels)]
 
 
 def _token_classification(settings: TaskSettings, labels: Sequence[str]) -> Iterator[str]:

@@ -178,4 +178,6 @@ def _head_of(spec: TaskSpec, form: str) -> tuple[str, Reads, Unit]:
 
     # A kind of the user's own reads columns of a bank, unless it brings a head.
     reads = spec.custom.reads
-    return (reads if spec.custom.head is None else f"{spec.kind}_head"), reads, "row"
+    if spec.custom.head is None:
+        return reads, reads, "row"
+    return f"{spec.kind}_head", reads, "row"

@@ -90,7 +90,9 @@ def _line_of(error: BaseException, file: Path) -> str:
     lines = [
         frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file)
     ]
-    return f", line {lines[-1]}" if lines else ""
+    if not lines:
+        return ""
+    return f", line {lines[-1]}"
 
 
 def _said(error: BaseException) -> str:
@@ -109,7 +111,9 @@ def _defined(module: ModuleType, path: str, problems: list[str]) -> list[CustomK
         )
         return []
 
-    name, listed = ("KIND", [one]) if one is not None else ("KINDS", several)
+    name, listed = "KINDS", several
+    if one is not None:
+        name, listed = "KIND", [one]
     if not isinstance(listed, (list, tuple)) or not listed:
         problems.append(f"plugins: {path}: KINDS must be a list of CustomKind(...), not {listed!r}")
         return []

@@ -247,5 +247,6 @@ def _user_task(
     )
     if custom is not None and (labels or not custom.has_labels):
         problem = num_outputs_problem(spec)
-        problems += [] if problem is None else [problem]
+        if problem is not None:
+            problems.append(problem)
     return spec

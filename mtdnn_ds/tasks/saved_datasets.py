@@ -60,7 +60,9 @@ def saved_splits(folder: Path) -> tuple[str, ...] | None:
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise TypeError("splits: must be a list of names")
         return tuple(names)
-    return () if (folder / "state.json").is_file() else None
+    if (folder / "state.json").is_file():
+        return ()
+    return None
 
 
 def completed(settings: TaskSettings) -> TaskSettings:
@@ -203,6 +205,6 @@ def _class_names(feature: Mapping[str, Any]) -> Sequence[str]:
     """Names of a ClassLabel, or of a list of them."""
     inner = feature.get("feature") if _is_list(feature) else feature
     names = inner.get("names") if isinstance(inner, dict) else None
-    if not isinstance(names, list) or len(names) < 2:
+    if not isinstance(names, list) or len(names) < 2 or not all(isinstance(name, str) for name in names):
         return ()
-    return names if all(isinstance(name, str) for name in names) else ()
+    return names

@@ -44,7 +44,9 @@ class Sharing:
     def only_group_of(self, tasks: Sequence[str]) -> int | None:
         """The group of those of `tasks` that have one; None if none has, or they are in several."""
         found = {index for index, own in enumerate(self.groups.values()) if set(own) & set(tasks)}
-        return found.pop() if len(found) == 1 else None
+        if len(found) != 1:
+            return None
+        return found.pop()
 
 
 HARD = Sharing(mode="hard", groups={}, group_of_task=())

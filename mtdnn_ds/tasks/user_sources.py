@@ -74,7 +74,9 @@ def _idle_columns(where: str, settings: TaskSettings, splits: Mapping[str, Sourc
 def _label_column(split: str, column: str | None) -> str | None:
     """Test splits are predicted, so their labels are never read; a labelled test set can be named
     dev_test."""
-    return None if split.startswith("test") else column
+    if split.startswith("test"):
+        return None
+    return column
 
 
 def _file_splits(
