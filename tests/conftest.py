@@ -1,7 +1,9 @@
-"""Fixtures: generated data in official layouts, the real data files, the MiniLM package, tiny encoders, runs that several tests read.
+"""Fixtures: generated data in official layouts, the real data files,
+the MiniLM package, tiny encoders, runs that several tests read.
 
-`make test` leaves out what is marked `slow` (minutes) and `data` (asks for the real files of ../shared/data); `make test-all` runs everything.
-What is skipped is listed with its reasons at the end; with --no-skips a skipped test is a failure.
+`make test` leaves out what is marked `slow` (minutes) and `data` (asks for the real files of ../shared/data);
+`make test-all` runs everything. What is skipped is listed with its reasons at the end;
+with --no-skips a skipped test is a failure.
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ from helpers.processes import ROOT
 from helpers.said import logged
 from helpers.tiny_encoders import write_tiny_encoder
 
-# Before torch, transformers and deepspeed are imported anywhere. A waiting OpenMP thread that spins makes every other process crawl.
+# Before torch, transformers and deepspeed are imported anywhere.
+# A waiting OpenMP thread that spins makes every other process crawl.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -68,7 +71,10 @@ def said() -> Iterator[list[str]]:
 
 @pytest.fixture(scope="session")
 def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], object]], Path]:
-    """`once(NAME, make)`: a folder that `make(folder)` fills, one for all of pytest's worker processes. Read it, and write elsewhere."""
+    """`once(NAME, make)`: a folder that `make(folder)` fills, one for all of pytest's worker processes.
+
+    Read it, and write elsewhere.
+    """
     base = tmp_path_factory.getbasetemp()
     shared = base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base
 
@@ -89,7 +95,9 @@ Once = Callable[[str, Callable[[Path], object]], Path]
 
 @pytest.fixture(scope="session")
 def official_files(once: Once) -> Path:
-    """Generated GLUE, SNLI, WNUT-17, SQuAD, CoQA and QuAC files in the official layouts, with the real files' traps."""
+    """Generated GLUE, SNLI, WNUT-17, SQuAD,
+    CoQA and QuAC files in the official layouts, with the real files' traps.
+    """
     from helpers.official_files import write_official_files
 
     return once("official_files", write_official_files)
@@ -118,7 +126,9 @@ def tiny_encoder(once: Once, minilm: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def finished_run(once: Once, tiny_encoder: Path, official_files: Path) -> Path:
-    """A small run of several kinds of tasks with GLUE's test files (helpers/finished_run.py); read it, and write elsewhere."""
+    """A small run of several kinds of tasks with GLUE's test files (helpers/finished_run.py);
+    read it, and write elsewhere.
+    """
     from helpers.finished_run import train_finished_run
 
     return once("finished", lambda folder: train_finished_run(folder, tiny_encoder, official_files)) / "run"

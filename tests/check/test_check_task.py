@@ -1,4 +1,6 @@
-"""check_task: every kind passes on a few hand-written rows, and each fault of a kind of one's own is found and said."""
+"""check_task: every kind passes on a few hand-written rows,
+and each fault of a kind of one's own is found and said.
+"""
 
 from __future__ import annotations
 
@@ -220,20 +222,64 @@ def mean_everywhere(outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor
 
 
 FAULTS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
-    "mean": ({"loss": lambda outputs, labels: outputs.mean()}, ConfigError, "kind stars: its loss gave () for 4 rows, and must give (4,)"),
-    "hidden mean": ({"loss": mean_everywhere}, ConfigError, r"in one micro-batch and to .* in \d; a row's loss must not depend on the rows beside it"),
+    "mean": (
+        {"loss": lambda outputs, labels: outputs.mean()},
+        ConfigError,
+        "kind stars: its loss gave () for 4 rows, and must give (4,)",
+    ),
+    "hidden mean": (
+        {"loss": mean_everywhere},
+        ConfigError,
+        r"in one micro-batch and to .* in \d; a row's loss must not depend on the rows beside it",
+    ),
     "shape": ({"loss": lambda outputs, labels: outputs}, ConfigError, "its loss gave (4, 2) for 4 rows"),
-    "constant": ({"loss": lambda outputs, labels: labels * 1.0}, ConfigError, "check_task: the loss does not depend on the model's outputs (no gradient)"),
-    "not finite": ({"loss": lambda outputs, labels: outputs[:, 0] / 0}, ConfigError, "check_task: the loss is (nan|-?inf); it must be a finite number"),
-    "outputs": ({"head": lambda size, num: nn.Linear(size, num + 1)}, ConfigError, "kind stars: its head turns states of shape (2, 32) into (2, 3) and must give (2, 2)"),
-    "unused": ({"head": Unused}, ConfigError, "check_task: no gradient for heads.stars_head.of_tasks.0.spare in some micro-batch"),
-    "rows together": ({"head": Centred}, ConfigError, "a row's (loss|outputs) must not depend on the rows beside it"),
-    "half": ({"head": lambda size, num: FloatOnly(size, num)}, ConfigError, "check_task: fails with a model in bf16, as runs on GPUs have it"),
-    "unsaved": ({"head": Forgetful}, ConfigError, "check_task: saved and loaded weights give other outputs (stars)"),
-    "predict": ({"predict": lambda outputs: outputs}, TrainingError, "kind stars: predict made float32 of shape (4, 2)"),
-    "metric": ({"metrics": {"m": lambda predictions, labels: float("nan")}}, TrainingError, "kind stars: metric 'm' of 4 predictions is nan"),
+    "constant": (
+        {"loss": lambda outputs, labels: labels * 1.0},
+        ConfigError,
+        "check_task: the loss does not depend on the model's outputs (no gradient)",
+    ),
+    "not finite": (
+        {"loss": lambda outputs, labels: outputs[:, 0] / 0},
+        ConfigError,
+        "check_task: the loss is (nan|-?inf); it must be a finite number",
+    ),
+    "outputs": (
+        {"head": lambda size, num: nn.Linear(size, num + 1)},
+        ConfigError,
+        "kind stars: its head turns states of shape (2, 32) into (2, 3) and must give (2, 2)",
+    ),
+    "unused": (
+        {"head": Unused},
+        ConfigError,
+        "check_task: no gradient for heads.stars_head.of_tasks.0.spare in some micro-batch",
+    ),
+    "rows together": (
+        {"head": Centred},
+        ConfigError,
+        "a row's (loss|outputs) must not depend on the rows beside it",
+    ),
+    "half": (
+        {"head": lambda size, num: FloatOnly(size, num)},
+        ConfigError,
+        "check_task: fails with a model in bf16, as runs on GPUs have it",
+    ),
+    "unsaved": (
+        {"head": Forgetful},
+        ConfigError,
+        "check_task: saved and loaded weights give other outputs (stars)",
+    ),
+    "predict": (
+        {"predict": lambda outputs: outputs},
+        TrainingError,
+        "kind stars: predict made float32 of shape (4, 2)",
+    ),
+    "metric": (
+        {"metrics": {"m": lambda predictions, labels: float("nan")}},
+        TrainingError,
+        "kind stars: metric 'm' of 4 predictions is nan",
+    ),
     "label": ({"parse_label": lambda cell, spec: float("x")}, DataError, "4 of 4 rows cannot be used"),
-}  # fmt: skip
+}
 
 
 class FloatOnly(nn.Linear):
@@ -291,7 +337,10 @@ def test_wrong_settings_and_rows_are_refused() -> None:
     spec = dataclasses.replace(builtin_task("mnli", DataSettings()), splits={})
     with pytest.raises(
         ConfigError,
-        match=r"check_task: task mnli has no split that says which columns its rows have; give settings instead",
+        match=(
+            r"check_task: task mnli has no split that says which columns its rows have; "
+            r"give settings instead"
+        ),
     ):
         check_task(spec, PAIRS)
 
@@ -299,7 +348,10 @@ def test_wrong_settings_and_rows_are_refused() -> None:
 def test_the_page_shows_what_it_says(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """docs/own_kind.md: its file is the shipped one, and its call prints its report. Digits after a point differ between machines."""
+    """docs/own_kind.md: its file is the shipped one, and its call prints its report.
+
+    Digits after a point differ between machines.
+    """
     monkeypatch.chdir(ROOT)
     monkeypatch.syspath_prepend("recipes/own_kind")
     page = Path("docs/own_kind.md").read_text()

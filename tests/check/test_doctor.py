@@ -1,4 +1,7 @@
-"""doctor: what it finds and says, alone and on two ranks. Links, locks and folders are real; slow links are given as literals."""
+"""doctor: what it finds and says, alone and on two ranks.
+
+Links, locks and folders are real; slow links are given as literals.
+"""
 
 from __future__ import annotations
 
@@ -150,7 +153,8 @@ def test_a_rank_that_cannot_join_says_where_it_tried() -> None:
         "MASTER_PORT": "1",
     }
     program = (
-        "import sys; from datetime import timedelta; from mtdnn_ds.check.doctor import cluster; from mtdnn_ds.commands import doctor; "
+        "import sys; from datetime import timedelta; "
+        "from mtdnn_ds.check.doctor import cluster; from mtdnn_ds.commands import doctor; "
         "cluster.JOIN_TIMEOUT = timedelta(seconds=3); "
         "sys.exit(doctor.run(output_dir='/tmp', gpu=False, log_level='error'))"
     )
@@ -165,12 +169,15 @@ def test_a_rank_that_cannot_join_says_where_it_tried() -> None:
 def test_the_gpu_checks_themselves_run_on_this_device(tmp_path: Path) -> None:
     """On a CPU too: the same comparisons, as a program because it joins a process group."""
     program = (
-        "import json, sys, torch; from pathlib import Path; from mtdnn_ds.train.engine import start_distributed; from mtdnn_ds.check.doctor import gpu\n"
+        "import json, sys, torch; from pathlib import Path; "
+        "from mtdnn_ds.train.engine import start_distributed; from mtdnn_ds.check.doctor import gpu\n"
         "device = start_distributed()\n"
-        "found = [gpu.attention_finding(name, device, torch.float32) for name in ('grouped', 'padded', 'varlen')]\n"
+        "found = [gpu.attention_finding(name, device, torch.float32) "
+        "for name in ('grouped', 'padded', 'varlen')]\n"
         "wrong = ({'zero_optimization': {'stage': 2}}, 1e-12)\n"
         "right = ({'zero_optimization': {'stage': 3}}, 1e-4)\n"
-        f"found += gpu.run_findings(Path({str(tmp_path)!r}), {{'right': right, 'wrong': wrong}}, ('torch_adamw', 'lamb'))\n"
+        f"found += gpu.run_findings(Path({str(tmp_path)!r}), "
+        f"{{'right': right, 'wrong': wrong}}, ('torch_adamw', 'lamb'))\n"
         "print('FOUND', json.dumps([(each.check, each.status) for each in found]))\n"
     )
     result = run_command(["-c", program])

@@ -1,4 +1,7 @@
-"""What plan finds in a mixture's data: rows in two places, tasks hardly seen, odd labels. Counts of real GLUE files are those of their raw texts."""
+"""What plan finds in a mixture's data: rows in two places, tasks hardly seen, odd labels.
+
+Counts of real GLUE files are those of their raw texts.
+"""
 
 from __future__ import annotations
 
@@ -104,7 +107,9 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> str:
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory, tiny_encoder: Path) -> Path:
-    """A task with 96 % of one label, one that never stands, and a question in SQuAD's layout that another task has too."""
+    """A task with 96 % of one label, one that never stands,
+    and a question in SQuAD's layout that another task has too.
+    """
     folder = tmp_path_factory.mktemp("small")
     odd = [
         {
@@ -162,11 +167,26 @@ def test_small_mixture(small: Path) -> None:
         "odd/dev: 1 of 2 rows stand in odd/train too (row 2 is row 8 there); its score counts them as unseen",
         "asked/train: 1 of 2 texts stand in pair/train too (row 1 is row 1 there)",
         "words/train: 2 of 3 rows stand in it before (66.7%)",
-        "odd: 30 of its 100 training examples are seen in the run (0.30 epochs); train longer, or raise its rate",
-        "words: 1 of its 3 training examples are seen in the run (0.33 epochs); train longer, or raise its rate",
-        "odd: label 'unseen' never stands in train, but in dev 1 times; take it out of labels, or look at the data",
-        "odd: label 'never' never stands in train, nor anywhere else; take it out of labels, or look at the data",
-        "odd/train: 98.0% of its labels are 'usual': always answering it has this accuracy; look at another metric",
+        (
+            "odd: 30 of its 100 training examples are seen in the run (0.30 epochs); "
+            "train longer, or raise its rate"
+        ),
+        (
+            "words: 1 of its 3 training examples are seen in the run (0.33 epochs); "
+            "train longer, or raise its rate"
+        ),
+        (
+            "odd: label 'unseen' never stands in train, but in dev 1 times; "
+            "take it out of labels, or look at the data"
+        ),
+        (
+            "odd: label 'never' never stands in train, nor anywhere else; "
+            "take it out of labels, or look at the data"
+        ),
+        (
+            "odd/train: 98.0% of its labels are 'usual': always answering it has this accuracy; "
+            "look at another metric"
+        ),
     ]
 
 

@@ -1,4 +1,6 @@
-"""The functions of mtdnn_ds.api do what the commands do, several times in one process; the example script works as a user runs it."""
+"""The functions of mtdnn_ds.api do what the commands do, several times in one process;
+the example script works as a user runs it.
+"""
 
 from __future__ import annotations
 
@@ -22,14 +24,19 @@ from mtdnn_ds.api import evaluate, train
 base = Path(sys.argv[1])
 recipe = yaml.safe_load((base / "recipe.yaml").read_text())
 deepspeed = json.loads((base / "zero2.json").read_text())
-first = train(str(base / "recipe.yaml"), base / "from_file", deepspeed_config=base / "zero2.json", settings={"train.steps": 6})
-second = train(recipe, base / "from_dict", deepspeed_config=deepspeed, settings={"train.steps": 3, "train.save_every": 3})
+zero2 = base / "zero2.json"
+first = train(
+    str(base / "recipe.yaml"), base / "from_file", deepspeed_config=zero2, settings={"train.steps": 6}
+)
+settings = {"train.steps": 3, "train.save_every": 3}
+second = train(recipe, base / "from_dict", deepspeed_config=deepspeed, settings=settings)
 try:
     train(recipe, second)
 except Exception as error:
     refused = f"{type(error).__name__}: {error}"
 result = evaluate(first, checkpoint="latest")
-print(json.dumps({"folders": [str(first), str(second)], "refused": refused, "metrics": result.metrics, "joined": torch.distributed.is_initialized()}))
+said = {"folders": [str(first), str(second)], "refused": refused, "metrics": result.metrics}
+print(json.dumps({**said, "joined": torch.distributed.is_initialized()}))
 """
 
 
@@ -44,9 +51,9 @@ def test_runs_follow_each_other_in_one_process_and_equal_those_of_the_command(ru
     assert ended.returncode == 0, ended.stderr
     said = json.loads(ended.stdout.splitlines()[-1])
     assert said["folders"] == [str(run_files / "from_file"), str(run_files / "from_dict")]
-    assert (
-        said["refused"]
-        == f"ConfigError: --output_dir {run_files}/from_dict: is not empty; add --resume auto to go on with that run, or give another --output_dir"
+    assert said["refused"] == (
+        f"ConfigError: --output_dir {run_files}/from_dict: is not empty; "
+        "add --resume auto to go on with that run, or give another --output_dir"
     )
     assert said["joined"] is False
     arguments = [
@@ -78,7 +85,10 @@ def test_a_wrong_recipe_is_refused_with_all_its_problems(run_files: Path, tmp_pa
     recipe["train"]["stepps"] = 3
     with pytest.raises(
         ConfigError,
-        match=r"(?s)'--optimizer.lrr'; did you mean '--optimizer.lr'.*recipe: unknown setting 'train.stepps'; did you mean 'train.steps'",
+        match=(
+            r"(?s)'--optimizer.lrr'; did you mean '--optimizer.lr'.*recipe: unknown setting 'train.stepps'; "
+            r"did you mean 'train.steps'"
+        ),
     ):
         train(recipe, tmp_path / "run", settings={"optimizer.lrr": 1e-3})
     assert not (tmp_path / "run").exists()

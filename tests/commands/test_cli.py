@@ -1,4 +1,6 @@
-"""The command line: quick help, raw values that survive fire, exit codes, defaults that are found from anywhere."""
+"""The command line: quick help, raw values that survive fire,
+exit codes, defaults that are found from anywhere.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +55,10 @@ def test_help_answers_in_under_a_second(arguments: list[str]) -> None:
 
 def test_help_imports_nothing_heavy() -> None:
     heavy = ("torch", "deepspeed", "transformers", "datasets", "sklearn", "numpy", "fire")
-    code = f"import sys; from mtdnn_ds.cli import main; main(['train', '--help']); print([name for name in {heavy} if name in sys.modules])"
+    code = (
+        "import sys; from mtdnn_ds.cli import main; main(['train', '--help']); "
+        f"print([name for name in {heavy} if name in sys.modules])"
+    )
     assert run_python("-c", code).stdout.splitlines()[-1] == "[]"
 
 

@@ -1,4 +1,6 @@
-"""The main job as a user runs it: `deepspeed launchers/train.py` on the quickstart recipe, then resuming, evaluating, and a wrong flag."""
+"""The main job as a user runs it:
+`deepspeed launchers/train.py` on the quickstart recipe, then resuming, evaluating, and a wrong flag.
+"""
 
 from __future__ import annotations
 
@@ -78,7 +80,10 @@ def test_every_task_has_its_own_curve_in_tensorboard(quickstart: Path) -> None:
 
 @pytest.mark.distributed
 def test_metrics_lines_have_the_documented_fields(quickstart: Path) -> None:
-    fields = "step loss task_loss task_examples lr grad_norm loss_scale skipped tokens tokens_per_second padding_efficiency rank_imbalance micro_batches seconds wait_fraction"
+    fields = (
+        "step loss task_loss task_examples lr grad_norm loss_scale skipped tokens "
+        "tokens_per_second padding_efficiency rank_imbalance micro_batches seconds wait_fraction"
+    )
     assert all(list(line) == fields.split() for line in training_lines(quickstart))
     assert all(sum(line["task_examples"].values()) == 32 for line in training_lines(quickstart))
 
@@ -93,9 +98,9 @@ def test_a_finished_run_is_not_trained_again_nor_overwritten(quickstart: Path) -
     refused = run_command(arguments)
     assert refused.returncode == 2
     assert (
-        f"--output_dir {quickstart}: is not empty; add --resume auto to go on with that run, or give another --output_dir"
-        in refused.stderr
-    )
+        f"--output_dir {quickstart}: is not empty; "
+        "add --resume auto to go on with that run, or give another --output_dir"
+    ) in refused.stderr
     assert (quickstart / "metrics.jsonl").read_bytes() == before
 
 

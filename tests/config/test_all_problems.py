@@ -1,4 +1,6 @@
-"""All problems of a recipe come in one message: what one check finds does not keep the others from looking at the rest."""
+"""All problems of a recipe come in one message:
+what one check finds does not keep the others from looking at the rest.
+"""
 
 from __future__ import annotations
 
@@ -66,7 +68,10 @@ def test_problems_of_schema_contradictions_and_tasks_come_together(tmp_path: Pat
 
 
 def test_contradictions_and_tasks_come_together(tmp_path: Path) -> None:
-    text = "encoder: {path: e}\ntasks: [rte, coal]\ntrain: {steps: 9}\nmixture: {rates: {rte: 1, coal: 1, rt: 1}}\n"
+    text = (
+        "encoder: {path: e}\ntasks: [rte, coal]\ntrain: {steps: 9}\n"
+        "mixture: {rates: {rte: 1, coal: 1, rt: 1}}\n"
+    )
     assert problems(tmp_path, text) == [
         "FILE: mixture.rates.rt: there is no task 'rt' in the run",
         "tasks.coal: unknown task 'coal'",
@@ -91,15 +96,21 @@ def test_tasks_of_the_users_own_are_checked_beside_a_broken_section(tmp_path: Pa
     ("text", "message"),
     [
         # max_length may be meant; its default would not fit the micro-batch.
-        ("encoder: {path: e, max_lenght: 16}\nbatch: {max_tokens_per_micro_batch: 64}\n", "encoder.max_lenght"),
-        ("encoder: {path: e}\nbatch: {max_tokens_per_micro_batch: 1}\n", "batch.max_tokens_per_micro_batch=1"),
+        (
+            "encoder: {path: e, max_lenght: 16}\nbatch: {max_tokens_per_micro_batch: 64}\n",
+            "encoder.max_lenght",
+        ),
+        (
+            "encoder: {path: e}\nbatch: {max_tokens_per_micro_batch: 1}\n",
+            "batch.max_tokens_per_micro_batch=1",
+        ),
         ("encoder: {path: e}\nbatch: 3\n", "batch=3: must be a section"),
         ("encoder: {path: e}\nmixture: {rates: unifrm, temperature: 2}\n", "mixture.rates='unifrm'"),
         ("encoder: {path: e}\nregularizer: {nam: smart, radius: 1}\n", "unknown setting 'regularizer.nam'"),
         ("encoder: {path: e}\nscheduel: {name: constant}\n", "unknown setting 'scheduel'"),
         ("encoder: {path: e}\nloss: {scale: {rte: 0}}\n", "loss.scale.rte=0: must be above 0"),
     ],
-)  # fmt: skip
+)
 def test_nothing_is_said_of_what_is_not_known(tmp_path: Path, text: str, message: str) -> None:
     (problem,) = problems(tmp_path, text + "tasks: [rte, cola]\ntrain: {steps: 10}\n")
     assert message in problem

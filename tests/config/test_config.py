@@ -105,7 +105,10 @@ def test_tasks_flag_selects_and_adds(tmp_path: Path) -> None:
 def test_a_flag_replaces_what_it_contradicts_and_says_so(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    text = "encoder: {path: enc}\ntasks: [a, b]\ntrain: {epochs: 3}\nmixture: {rates: temperature, temperature: 3}\nloss: {scale: {b: 2}}\n"
+    text = (
+        "encoder: {path: enc}\ntasks: [a, b]\ntrain: {epochs: 3}\n"
+        "mixture: {rates: temperature, temperature: 3}\nloss: {scale: {b: 2}}\n"
+    )
     with caplog.at_level(logging.WARNING, logger="mtdnn_ds"):
         recipe = load(tmp_path, text, tasks="a", train__steps="7", mixture__rates="uniform")
     assert (recipe.train.steps, recipe.train.epochs, recipe.mixture.rates) == (7, None, "uniform")
@@ -153,11 +156,16 @@ def test_a_dump_keeps_text_that_looks_like_something_else(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize(
     "text",
-    ["?", "?a", "? a", ": a", "- a", "a: b", "a #b", "<<", "=", "y", "0o17", "2020-01-01", "a\nb", "", " ", "x " * 200]
-    + ["é" * 90 + " ? " + "\u202e" * 90, "'", '"', "\t", "{", "[", "*a", "&a", "!a", "%a", "@a", "`a", "|", ">"],
-)  # fmt: skip
+    [
+        *("?", "?a", "? a", ": a", "- a", "a: b", "a #b", "<<", "=", "y", "0o17", "2020-01-01", "a\nb"),
+        *("", " ", "x " * 200, "é" * 90 + " ? " + "\u202e" * 90),
+        *("'", '"', "\t", "{", "[", "*a", "&a", "!a", "%a", "@a", "`a", "|", ">"),
+    ],
+)
 def test_a_dump_of_any_text_is_read_back(text: str) -> None:
-    """A YAML library may write such a text so that even itself reads another one (ruamel.yaml 0.19: '?a', long escapes)."""
+    """A YAML library may write such a text so that even itself
+    reads another one (ruamel.yaml 0.19: '?a', long escapes).
+    """
     for value in ({"k": text}, {"k": [text, text]}, {text: [text]}, [{text: {"k": text}}]):
         assert parse_yaml(dump_yaml(value), "x") == value
 

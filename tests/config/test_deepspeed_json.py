@@ -1,4 +1,6 @@
-"""The DeepSpeed JSON meets the recipe: what is filled in, what is written out for exactness, and that deepspeed accepts the result."""
+"""The DeepSpeed JSON meets the recipe:
+what is filled in, what is written out for exactness, and that deepspeed accepts the result.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,8 @@ SLOW_CPU: dict[str, Any] = {
 }
 GPU: dict[str, Any] = {"device_type": "cuda", "fast_bf16": True, "fp16_supported": True, "world_size": 2}
 
-# file -> (stage, precision on a GPU with bf16, precision on a CPU without, offload of optimizer and parameters)
+# file -> (stage, precision on a GPU with bf16,
+# precision on a CPU without, offload of optimizer and parameters)
 SHIPPED: dict[str, tuple[int, str, str | None, bool]] = {
     "zero0.json": (0, "autocast_bf16", "fp32", False),
     "zero1.json": (1, "bf16", "fp32", False),
@@ -162,7 +165,12 @@ def test_the_given_settings_are_left_as_they_are() -> None:
             {"bf16": {"enabled": "auto"}},
             SLOW_CPU,
             "fp32",
-            ("ds.json: bf16 'auto': this CPU has no fast bf16 instructions; training in fp32; set bf16.enabled to true to force it",),
+            (
+                (
+                    "ds.json: bf16 'auto': this CPU has no fast bf16 instructions; "
+                    "training in fp32; set bf16.enabled to true to force it"
+                ),
+            ),
         ),
         ({"bf16": {"enabled": True}}, SLOW_CPU, "bf16", ()),
         ({"bf16": {"enabled": False}}, GPU, "fp32", ()),
@@ -172,12 +180,22 @@ def test_the_given_settings_are_left_as_they_are() -> None:
             {"bf16": {"enabled": "auto"}, "fp16": {"enabled": "auto"}},
             SLOW_CPU,
             "fp32",
-            ("ds.json: bf16 and fp16 'auto': this CPU has no fast bf16 and no fp16 instructions; training in fp32; set bf16.enabled to true to force it",),
+            (
+                (
+                    "ds.json: bf16 and fp16 'auto': this CPU has no fast bf16 and no fp16 instructions; "
+                    "training in fp32; set bf16.enabled to true to force it"
+                ),
+            ),
         ),
-        ({"zero_optimization": {"stage": 0}, "torch_autocast": {"enabled": "auto"}}, GPU, "autocast_bf16", ()),
+        (
+            {"zero_optimization": {"stage": 0}, "torch_autocast": {"enabled": "auto"}},
+            GPU,
+            "autocast_bf16",
+            (),
+        ),
         ({}, GPU, "fp32", ()),
     ],
-)  # fmt: skip
+)
 def test_precision(
     sections: dict[str, Any], machine: dict[str, Any], precision: str, notes: tuple[str, ...]
 ) -> None:
@@ -205,7 +223,10 @@ def test_adamax_gets_the_switches_that_deepspeed_asks_for() -> None:
         resolved.config["zero_force_ds_cpu_optimizer"],
     ) == (True, False)
     assert resolved.notes == (
-        "ds.json: optimizer.name=adamax runs in PyTorch on the offloaded states; adamw (DeepSpeed's CPU Adam) is faster",
+        (
+            "ds.json: optimizer.name=adamax runs in PyTorch on the offloaded states; "
+            "adamw (DeepSpeed's CPU Adam) is faster"
+        ),
     )
     assert "zero_allow_untested_optimizer" not in resolve(zero2).config
 

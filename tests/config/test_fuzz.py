@@ -1,7 +1,9 @@
-"""Random recipes, flags, DeepSpeed JSONs and plans: refused with a message, or taken; never a traceback or a hang.
+"""Random recipes, flags, DeepSpeed JSONs and plans:
+refused with a message, or taken; never a traceback or a hang.
 
-Inputs are drawn from a fixed seed (hypothesis, derandomized), FUZZ_EXAMPLES of each target: 2000 make 12,666 inputs with those of
-test_fuzz_data.py and test_fuzz_runs.py; --hypothesis-show-statistics tells how far they got. What fuzzing has found is kept as `@example`s and in test_fuzz_found.py.
+Inputs are drawn from a fixed seed (hypothesis, derandomized), FUZZ_EXAMPLES of each target:
+2000 make 12,666 inputs with those of test_fuzz_data.py and test_fuzz_runs.py; --hypothesis-show-statistics
+tells how far they got. What fuzzing has found is kept as `@example`s and in test_fuzz_found.py.
 """
 
 from __future__ import annotations
@@ -154,7 +156,9 @@ KEYS = {
 
 @st.composite
 def with_keys(draw: st.DrawFn) -> dict[str, Any]:
-    """A whole JSON with one to three of the keys that DeepSpeed knows set to a value of the right kind, or of any."""
+    """A whole JSON with one to three of the keys that DeepSpeed knows set to a value of the right kind,
+    or of any.
+    """
     config = copy.deepcopy(draw(st.sampled_from([*JSONS, *OPTIMIZERS])))
     for name in draw(st.lists(st.sampled_from(sorted(KEYS)), min_size=1, max_size=3)):
         *sections, key = name.split(".")
@@ -165,7 +169,15 @@ def with_keys(draw: st.DrawFn) -> dict[str, Any]:
                 if isinstance(holder.get(section), dict)
                 else holder.setdefault(section, {}) or {}
             )
-        fitting = {"flag": st.booleans(), "whole": numbers, "number": numbers, "text": texts, "names": st.lists(texts, max_size=2), "section": st.just({}), "any": values}  # fmt: skip
+        fitting = {
+            "flag": st.booleans(),
+            "whole": numbers,
+            "number": numbers,
+            "text": texts,
+            "names": st.lists(texts, max_size=2),
+            "section": st.just({}),
+            "any": values,
+        }
         holder[key] = draw(
             st.one_of(
                 fitting.get(KEYS[name], st.sampled_from(KEYS[name].split("|"))), st.just("auto"), values
@@ -218,7 +230,13 @@ def three_tasks(
     """A recipe with three small tasks, and their data."""
     folder = tmp_path_factory.mktemp("plans")
     (folder / "rows.csv").write_text("a,label\n" + "".join(f"text {n},{n % 2}\n" for n in range(7)))
-    task = {"kind": "classification", "text_columns": ["a"], "label_column": "label", "labels": ["0", "1"], "files": {"train": str(folder / "rows.csv")}}  # fmt: skip
+    task = {
+        "kind": "classification",
+        "text_columns": ["a"],
+        "label_column": "label",
+        "labels": ["0", "1"],
+        "files": {"train": str(folder / "rows.csv")},
+    }
     recipe = {
         "encoder": {"path": str(tiny_encoder), "max_length": 16},
         "tasks": {name: task for name in ("cats", "dogs", "eels")},
@@ -257,9 +275,14 @@ def test_plans(data: st.DataObject, three_tasks: tuple[dict[str, Any], RunData],
             if plan.examples_per_step <= 4096:
                 assert len(plan.step(step).rows) == plan.examples_per_step
             rate = learning_rate(
-                step, name=schedule.name, peak=settings.optimizer.lr, total_steps=steps, warmup_steps=num_warmup_steps(schedule.warmup, steps),
-                final_lr_ratio=schedule.final_lr_ratio, power=schedule.power,
-            )  # fmt: skip
+                step,
+                name=schedule.name,
+                peak=settings.optimizer.lr,
+                total_steps=steps,
+                warmup_steps=num_warmup_steps(schedule.warmup, steps),
+                final_lr_ratio=schedule.final_lr_ratio,
+                power=schedule.power,
+            )
             assert 0 <= rate <= settings.optimizer.lr
 
     refused_or_done(plan)

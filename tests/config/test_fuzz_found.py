@@ -1,4 +1,6 @@
-"""What fuzzing has found, as literal cases with their messages: each was a traceback, a hang, or taken in silence. Draws nothing (test_fuzz.py does)."""
+"""What fuzzing has found, as literal cases with their messages:
+each was a traceback, a hang, or taken in silence. Draws nothing (test_fuzz.py does).
+"""
 
 from __future__ import annotations
 
@@ -26,29 +28,77 @@ ENCODER = "encoder: {path: here}\n"
 REST = "tasks: [cola]\ntrain: {steps: 4}\n"
 
 RECIPES = {
-    "a list among the tasks": (ENCODER + "tasks: [[], cola]\ntrain: {steps: 4}", "tasks=[[], 'cola']: must be a mapping"),
+    "a list among the tasks": (
+        ENCODER + "tasks: [[], cola]\ntrain: {steps: 4}",
+        "tasks=[[], 'cola']: must be a mapping",
+    ),
     "aliases that mean 9^8 values": (
-        "a: &a [1,1,1,1,1,1,1,1,1]\n" + "".join(f"{n}: &{n} [{','.join(['*' + o] * 9)}]\n" for o, n in zip("abcdefg", "bcdefgh", strict=True)),
+        "a: &a [1,1,1,1,1,1,1,1,1]\n"
+        + "".join(
+            f"{n}: &{n} [{','.join(['*' + o] * 9)}]\n" for o, n in zip("abcdefg", "bcdefgh", strict=True)
+        ),
         "f.yaml:1: holds more than 100,000 values, aliases written out; make it smaller",
     ),
-    "an alias to what it is in": ("a: &a [*a]", "f.yaml:1: this value contains itself through its alias; write it out"),
-    "merged into itself": ("a: &a {<<: *a}", "f.yaml:1: this value contains itself through its alias; write it out"),
-    "60 lists in each other": ("a: " + "[" * 60 + "]" * 60, "f.yaml:1: values are nested more than 50 deep; write them flatter"),
+    "an alias to what it is in": (
+        "a: &a [*a]",
+        "f.yaml:1: this value contains itself through its alias; write it out",
+    ),
+    "merged into itself": (
+        "a: &a {<<: *a}",
+        "f.yaml:1: this value contains itself through its alias; write it out",
+    ),
+    "60 lists in each other": (
+        "a: " + "[" * 60 + "]" * 60,
+        "f.yaml:1: values are nested more than 50 deep; write them flatter",
+    ),
     "20,000 open brackets": ("[" * 20_000, "f.yaml: values are nested more than 50 deep; write them flatter"),
-    "a tag of a date": ("a: !!timestamp never", "f.yaml:1: tag 'tag:yaml.org,2002:timestamp' has no meaning here; remove it"),
-    "a tag of a number": ("a: 1\nb: !!int many", "f.yaml:2: 'many' is no int, as its tag says; remove the tag"),
+    "a tag of a date": (
+        "a: !!timestamp never",
+        "f.yaml:1: tag 'tag:yaml.org,2002:timestamp' has no meaning here; remove it",
+    ),
+    "a tag of a number": (
+        "a: 1\nb: !!int many",
+        "f.yaml:2: 'many' is no int, as its tag says; remove the tag",
+    ),
     "a tag that runs code": ("a: !!python/name:os.system ''", "has no meaning here; remove it"),
-    "a number of 5,000 digits": ("a: " + "9" * 5000, "f.yaml:1: a number of 5,000 digits; write a smaller one"),
+    "a number of 5,000 digits": (
+        "a: " + "9" * 5000,
+        "f.yaml:1: a number of 5,000 digits; write a smaller one",
+    ),
     "U+0000 by an escape": ('a: "\\0"', "f.yaml:1: text holds U+0000, which is no character; remove it"),
-    "half a character by an escape": ('a: "\\ud800"', "f.yaml:1: text holds U+D800, which is no character; remove it"),
-    "more steps than 64 bits": (ENCODER + f"tasks: [cola]\ntrain: {{steps: {10**30}}}", "train.steps: is a number of 31 digits; whole numbers go up to 4,294,967,296"),
-    "a negative one": (ENCODER + REST + f"batch: {{examples_per_step: {-(10**30)}}}", "batch.examples_per_step: is a number of 31 digits"),
-    "a path of 300 letters": (f"encoder: {{path: {'a' * 300}}}\n" + REST, "is too long for a path (2,000 bytes, 200 for each name in it); use shorter names"),
-    "a home of nobody": ("encoder: {path: ~nobody_here/bert}\n" + REST, "encoder.path: ~nobody_here/bert: there is no user nobody_here; write the whole path"),
-    "a cache of nobody": (ENCODER + REST + "data: {cache_dir: ~nobody_here/x}", "data.cache_dir: ~nobody_here/x: there is no user nobody_here"),
-    "a name too long for a folder": (ENCODER + f"tasks: {{{'t' * 300}: {{kind: classification}}}}\ntrain: {{steps: 4}}", "a task name is made of up to 100 letters"),
-    "600,000 bytes": ("#" * 600_000, "f.yaml: is larger than 512 KiB, so it is no recipe; give the right file"),
-}  # fmt: skip
+    "half a character by an escape": (
+        'a: "\\ud800"',
+        "f.yaml:1: text holds U+D800, which is no character; remove it",
+    ),
+    "more steps than 64 bits": (
+        ENCODER + f"tasks: [cola]\ntrain: {{steps: {10**30}}}",
+        "train.steps: is a number of 31 digits; whole numbers go up to 4,294,967,296",
+    ),
+    "a negative one": (
+        ENCODER + REST + f"batch: {{examples_per_step: {-(10**30)}}}",
+        "batch.examples_per_step: is a number of 31 digits",
+    ),
+    "a path of 300 letters": (
+        f"encoder: {{path: {'a' * 300}}}\n" + REST,
+        "is too long for a path (2,000 bytes, 200 for each name in it); use shorter names",
+    ),
+    "a home of nobody": (
+        "encoder: {path: ~nobody_here/bert}\n" + REST,
+        "encoder.path: ~nobody_here/bert: there is no user nobody_here; write the whole path",
+    ),
+    "a cache of nobody": (
+        ENCODER + REST + "data: {cache_dir: ~nobody_here/x}",
+        "data.cache_dir: ~nobody_here/x: there is no user nobody_here",
+    ),
+    "a name too long for a folder": (
+        ENCODER + f"tasks: {{{'t' * 300}: {{kind: classification}}}}\ntrain: {{steps: 4}}",
+        "a task name is made of up to 100 letters",
+    ),
+    "600,000 bytes": (
+        "#" * 600_000,
+        "f.yaml: is larger than 512 KiB, so it is no recipe; give the right file",
+    ),
+}
 
 
 @pytest.mark.parametrize(("text", "message"), RECIPES.values(), ids=list(RECIPES))
@@ -70,9 +120,13 @@ def test_aliases_in_reason_are_taken(tmp_path: Path) -> None:
 
 
 def test_invisible_characters_come_back(tmp_path: Path) -> None:
-    """Written as escapes, they are texts like others; a run's own recipe.yaml held them as they are, and could not be read again."""
+    """Written as escapes, they are texts like others;
+    a run's own recipe.yaml held them as they are, and could not be read again.
+    """
     (tmp_path / "f.yaml").write_text(
-        ENCODER + 'tasks: {mine: {kind: classification, labels: ["a\\u202e", "\\x85é"]}}\ntrain: {steps: 4}\n'
+        ENCODER
+        + 'tasks: {mine: {kind: classification, labels: ["a\\u202e", "\\x85é"]}}\n'
+        + "train: {steps: 4}\n"
     )
     recipe = load_recipe(str(tmp_path / "f.yaml"), {})
     (tmp_path / "again.yaml").write_text(dump_recipe(recipe))
@@ -81,14 +135,26 @@ def test_invisible_characters_come_back(tmp_path: Path) -> None:
 
 
 JSONS = {
-    "60 lists in each other": ('{"a": ' + "[" * 60 + "]" * 60 + "}", "f.json: values are nested more than 50 deep; write them flatter"),
+    "60 lists in each other": (
+        '{"a": ' + "[" * 60 + "]" * 60 + "}",
+        "f.json: values are nested more than 50 deep; write them flatter",
+    ),
     "20,000 open brackets": ("[" * 20_000, "f.json: values are nested more than 50 deep; write them flatter"),
-    "a number of 5,000 digits": ('{"a": ' + "9" * 5000 + "}", "f.json: a number of more than 400 digits; write a smaller one"),
-    "a number that is infinite": ('{"gradient_clipping": 1e999}', "f.json: a number that is inf; write one that JSON knows, below 1e308"),
+    "a number of 5,000 digits": (
+        '{"a": ' + "9" * 5000 + "}",
+        "f.json: a number of more than 400 digits; write a smaller one",
+    ),
+    "a number that is infinite": (
+        '{"gradient_clipping": 1e999}',
+        "f.json: a number that is inf; write one that JSON knows, below 1e308",
+    ),
     "half a character": ('{"a": "\\ud800"}', "f.json: text holds U+D800, which is no character; remove it"),
     "a key twice": ('{"c": 1,\n"c": 2}', "f.json:2: key 'c' is given twice; keep one"),
-    "a key twice, where YAML cannot tell the line": ('{"' + "k" * 2000 + '": 1, "c": 1,\n"c": 2}', "f.json: key 'c' is given twice; keep one"),
-}  # fmt: skip
+    "a key twice, where YAML cannot tell the line": (
+        '{"' + "k" * 2000 + '": 1, "c": 1,\n"c": 2}',
+        "f.json: key 'c' is given twice; keep one",
+    ),
+}
 
 
 @pytest.mark.parametrize(("text", "message"), JSONS.values(), ids=list(JSONS))
@@ -212,7 +278,10 @@ def test_a_deep_line_of_a_log_is_cut(tmp_path: Path) -> None:
 @pytest.mark.parametrize("names", ["[1]", '"train"', "{}", "[" * 9000])
 def test_a_saved_dataset_with_broken_names_is_refused(names: str, tmp_path: Path) -> None:
     (tmp_path / "dataset_dict.json").write_text('{"splits": ' + names + "}")
-    recipe = f"tasks: {{mine: {{kind: classification, dataset: {tmp_path}, text_columns: [a], label_column: b, labels: [x, y]}}}}\ntrain: {{steps: 4}}\n"
+    recipe = (
+        f"tasks: {{mine: {{kind: classification, dataset: {tmp_path}, "
+        f"text_columns: [a], label_column: b, labels: [x, y]}}}}\ntrain: {{steps: 4}}\n"
+    )
     (tmp_path / "f.yaml").write_text(ENCODER + recipe)
     with pytest.raises(
         UserError, match=r"its dataset_dict\.json is not readable; save the dataset again with save_to_disk"

@@ -1,4 +1,7 @@
-"""Places from srun's and mpirun's variables, a GPU for each rank, and the shell scripts' form. Starts no cluster (test_slurm.py does)."""
+"""Places from srun's and mpirun's variables, a GPU for each rank, and the shell scripts' form.
+
+Starts no cluster (test_slurm.py does).
+"""
 
 from __future__ import annotations
 

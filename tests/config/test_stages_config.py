@@ -1,4 +1,6 @@
-"""stages: what a staged recipe means (defaults, each_task, from, flags), and every way to get one wrong. Trains nothing."""
+"""stages: what a staged recipe means (defaults, each_task, from, flags),
+and every way to get one wrong. Trains nothing.
+"""
 
 from __future__ import annotations
 
@@ -82,8 +84,10 @@ def test_a_stage_may_replace_a_default_that_it_contradicts(tmp_path: Path) -> No
 def test_each_task_is_a_stage_of_its_own_that_begins_with_the_one_before(tmp_path: Path) -> None:
     stages = staged(tmp_path, MTL_THEN_EACH)
     assert [(stage.name, stage.folder, stage.source) for stage in stages.values()] == [
-        ("mtl", "stages/01_mtl", None), ("tune_cola", "stages/02_tune_cola", "mtl"), ("tune_rte", "stages/03_tune_rte", "mtl"),
-    ]  # fmt: skip
+        ("mtl", "stages/01_mtl", None),
+        ("tune_cola", "stages/02_tune_cola", "mtl"),
+        ("tune_rte", "stages/03_tune_rte", "mtl"),
+    ]
     cola = stages["tune_cola"].recipe
     assert (list(cola.tasks), cola.tasks["cola"].dropout, cola.mixture.rates) == (["cola"], 0.05, {"cola": 1})
     assert (cola.init.run, cola.init.checkpoint, cola.init.heads) == ("stages/01_mtl", "latest", "matching")
@@ -117,7 +121,9 @@ def test_where_a_stage_begins(tmp_path: Path) -> None:
 
 
 def test_tasks_of_a_stage(tmp_path: Path) -> None:
-    """A list takes the recipe's settings; a mapping goes over them; built-in tasks of no default may be named too."""
+    """A list takes the recipe's settings; a mapping goes over them;
+    built-in tasks of no default may be named too.
+    """
     stages = staged(
         tmp_path,
         [
@@ -147,7 +153,9 @@ def test_defaults_that_name_tasks_keep_those_of_the_stage(tmp_path: Path) -> Non
 
 
 def test_flags(tmp_path: Path) -> None:
-    """A flag changes the default; a stage that sets the same keeps its own, unless the flag names the stage or its group."""
+    """A flag changes the default;
+    a stage that sets the same keeps its own, unless the flag names the stage or its group.
+    """
     flags = {
         "train.steps": "50",
         "optimizer.lr": "2e-5",
@@ -155,9 +163,19 @@ def test_flags(tmp_path: Path) -> None:
         "stages.tune_rte.batch.examples_per_step": "8",
     }
     stages = staged(tmp_path, MTL_THEN_EACH, flags)
-    assert {name: (s.recipe.train.steps, s.recipe.train.epochs, s.recipe.optimizer.lr, s.recipe.batch.examples_per_step) for name, s in stages.items()} == {
-        "mtl": (50, None, 2e-5, 32), "tune_cola": (None, 1, 1e-5, 32), "tune_rte": (None, 1, 1e-5, 8),
-    }  # fmt: skip
+    assert {
+        name: (
+            s.recipe.train.steps,
+            s.recipe.train.epochs,
+            s.recipe.optimizer.lr,
+            s.recipe.batch.examples_per_step,
+        )
+        for name, s in stages.items()
+    } == {
+        "mtl": (50, None, 2e-5, 32),
+        "tune_cola": (None, 1, 1e-5, 32),
+        "tune_rte": (None, 1, 1e-5, 8),
+    }
 
 
 def test_resolved_stages_read_back_as_they_were(tmp_path: Path) -> None:
@@ -175,27 +193,75 @@ def test_a_recipe_without_stages_is_one_run(tmp_path: Path) -> None:
 
 
 REFUSED: dict[str, tuple[Any, str]] = {
-    "not a list": ({"a": {}}, "FILE: stages: must be a list with one mapping for each stage, which begins with '- name: ...'"),
+    "not a list": (
+        {"a": {}},
+        "FILE: stages: must be a list with one mapping for each stage, which begins with '- name: ...'",
+    ),
     "empty": ([], "FILE: stages: must be a list with one mapping"),
-    "no name": ([{"train": {"steps": 1}}], "FILE: stages.1: name: a stage needs a name of up to 100 letters, digits"),
-    "a name that means something": ([{"name": "previous"}], "FILE: stages.previous: name: a stage needs a name"),
-    "the same name": ([{"name": "a"}, {"name": "a"}], "FILE: stages.a: there are two stages 'a'; give each a name of its own"),
-    "unknown key": ([{"name": "a", "trian": {}}], "FILE: stages.a: unknown setting 'trian'; did you mean 'train'?"),
-    "unknown setting": ([{"name": "a"}, {"name": "b", "train": {"setps": 1}}], "FILE: stages.b: unknown setting 'train.setps'; did you mean 'train.steps'?"),
-    "a bad value": ([{"name": "a"}, {"name": "b", "train": {"steps": 0}}], "FILE: stages.b: train.steps=0: must be at least 1"),
-    "a contradiction": ([{"name": "a"}, {"name": "b", "schedule": {"power": 2}}], "FILE: stages.b: schedule.power=2.0: has no effect with"),
-    "from nowhere": ([{"name": "a"}, {"name": "b", "from": "aa"}], "FILE: stages.b: from: aa: no stage before it has this name; did you mean 'a'?"),
-    "from later": ([{"name": "a", "from": "b"}, {"name": "b"}], "FILE: stages.a: from: b: no stage before it has this name"),
-    "previous of the first": ([{"name": "a", "from": "previous"}], "FILE: stages.a: from: previous: there is no stage before it; write from: none"),
+    "no name": (
+        [{"train": {"steps": 1}}],
+        "FILE: stages.1: name: a stage needs a name of up to 100 letters, digits",
+    ),
+    "a name that means something": (
+        [{"name": "previous"}],
+        "FILE: stages.previous: name: a stage needs a name",
+    ),
+    "the same name": (
+        [{"name": "a"}, {"name": "a"}],
+        "FILE: stages.a: there are two stages 'a'; give each a name of its own",
+    ),
+    "unknown key": (
+        [{"name": "a", "trian": {}}],
+        "FILE: stages.a: unknown setting 'trian'; did you mean 'train'?",
+    ),
+    "unknown setting": (
+        [{"name": "a"}, {"name": "b", "train": {"setps": 1}}],
+        "FILE: stages.b: unknown setting 'train.setps'; did you mean 'train.steps'?",
+    ),
+    "a bad value": (
+        [{"name": "a"}, {"name": "b", "train": {"steps": 0}}],
+        "FILE: stages.b: train.steps=0: must be at least 1",
+    ),
+    "a contradiction": (
+        [{"name": "a"}, {"name": "b", "schedule": {"power": 2}}],
+        "FILE: stages.b: schedule.power=2.0: has no effect with",
+    ),
+    "from nowhere": (
+        [{"name": "a"}, {"name": "b", "from": "aa"}],
+        "FILE: stages.b: from: aa: no stage before it has this name; did you mean 'a'?",
+    ),
+    "from later": (
+        [{"name": "a", "from": "b"}, {"name": "b"}],
+        "FILE: stages.a: from: b: no stage before it has this name",
+    ),
+    "previous of the first": (
+        [{"name": "a", "from": "previous"}],
+        "FILE: stages.a: from: previous: there is no stage before it; write from: none",
+    ),
     "previous of several": (
         [{"name": "a", "each_task": True}, {"name": "b"}],
-        "FILE: stages.b: from: previous: the stages before it are a_cola, a_rte, a_stsb; name one of them, or none",
+        (
+            "FILE: stages.b: from: previous: the stages before it are a_cola, a_rte, a_stsb; "
+            "name one of them, or none"
+        ),
     ),
-    "checkpoint of nothing": ([{"name": "a", "checkpoint": "latest"}], "FILE: stages.a: checkpoint=latest: has no effect with from: none; remove it"),
-    "unknown checkpoint": ([{"name": "a"}, {"name": "b", "checkpoint": "last"}], "stages.b: checkpoint=last: must be latest (after the last step), best/average"),
-    "two beginnings": ([{"name": "a"}, {"name": "b", "init": {"run": "r"}}], "FILE: stages.b: init.run: the stage begins with stage 'a'; remove it, or write"),
-    "each_task of a wrong kind": ([{"name": "a", "each_task": 1}], "FILE: stages.a: each_task=1: must be true or false"),
-}  # fmt: skip
+    "checkpoint of nothing": (
+        [{"name": "a", "checkpoint": "latest"}],
+        "FILE: stages.a: checkpoint=latest: has no effect with from: none; remove it",
+    ),
+    "unknown checkpoint": (
+        [{"name": "a"}, {"name": "b", "checkpoint": "last"}],
+        "stages.b: checkpoint=last: must be latest (after the last step), best/average",
+    ),
+    "two beginnings": (
+        [{"name": "a"}, {"name": "b", "init": {"run": "r"}}],
+        "FILE: stages.b: init.run: the stage begins with stage 'a'; remove it, or write",
+    ),
+    "each_task of a wrong kind": (
+        [{"name": "a", "each_task": 1}],
+        "FILE: stages.a: each_task=1: must be true or false",
+    ),
+}
 
 
 @pytest.mark.parametrize(("stages", "message"), REFUSED.values(), ids=list(REFUSED))
@@ -278,7 +344,9 @@ def test_the_papers_hyper_parameters() -> None:
 def test_commands_check_all_stages_at_once(
     tmp_path: Path, tiny_encoder: Path, minilm: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Tasks, parts to freeze, encoders and scores of all stages, with their names, before anything is done."""
+    """Tasks, parts to freeze, encoders and scores of all stages,
+    with their names, before anything is done.
+    """
     stages = [
         {"name": "a", "tasks": ["quickstart_sentiment", "nope"]},
         {"name": "b", "from": "none", "tasks": ["quickstart_sentiment"]},
@@ -305,13 +373,13 @@ def test_commands_check_all_stages_at_once(
         in said
     )
     assert (
-        "error: stages.c: checkpoint=best/cola: stage b scores no task 'cola'; (known: average, quickstart_sentiment)"
-        in said
-    )
+        "error: stages.c: checkpoint=best/cola: stage b scores no task 'cola'; "
+        "(known: average, quickstart_sentiment)"
+    ) in said
     assert (
-        "error: stages.d: train.freeze: encoder.layer.7: the encoder has 2 layers, encoder.layer.0 to encoder.layer.1"
-        in said
-    )
+        "error: stages.d: train.freeze: encoder.layer.7: the encoder has 2 layers, "
+        "encoder.layer.0 to encoder.layer.1"
+    ) in said
     assert not (tmp_path / "run").exists()
 
 
@@ -327,6 +395,9 @@ def test_other_commands_name_the_stages(tmp_path: Path, capsys: pytest.CaptureFi
     (tmp_path / "s.yaml").write_text(yaml.safe_dump({**BASE, "stages": MTL_THEN_EACH}))
     with pytest.raises(
         ConfigError,
-        match="has stages, each a run of its own; only tasks, prepare, plan, distill and train take such a recipe",
+        match=(
+            "has stages, each a run of its own; "
+            "only tasks, prepare, plan, distill and train take such a recipe"
+        ),
     ):
         load_recipe(str(tmp_path / "s.yaml"), {})

@@ -1,4 +1,6 @@
-"""Bad data files, damaged checkpoints and runs that do not fit: refused with file, row and what to do, and nothing is written."""
+"""Bad data files, damaged checkpoints and runs that do not fit:
+refused with file, row and what to do, and nothing is written.
+"""
 
 from __future__ import annotations
 
@@ -54,59 +56,208 @@ NOT_UTF8 = pa.Array.from_buffers(
 
 # name -> (file, content, changes of the task, message)
 FILES: dict[str, tuple[str, bytes | str, dict[str, Any], str]] = {
-    "missing column": ("a.tsv", "text\tlabl\nfine\tyes\n", {}, "FILE: no column 'label'; did you mean 'labl'? (known: labl, text)"),
-    "missing text column": ("a.csv", "txt,label\nfine,yes\n", {}, "FILE: no column 'text'; did you mean 'txt'? (known: label, txt)"),
-    "missing parquet column": ("a.parquet", parquet(pa.table({"text": ["x"], "lable": ["no"]})), {}, "FILE: no column 'label'; did you mean 'lable'?"),
+    "missing column": (
+        "a.tsv",
+        "text\tlabl\nfine\tyes\n",
+        {},
+        "FILE: no column 'label'; did you mean 'labl'? (known: labl, text)",
+    ),
+    "missing text column": (
+        "a.csv",
+        "txt,label\nfine,yes\n",
+        {},
+        "FILE: no column 'text'; did you mean 'txt'? (known: label, txt)",
+    ),
+    "missing parquet column": (
+        "a.parquet",
+        parquet(pa.table({"text": ["x"], "lable": ["no"]})),
+        {},
+        "FILE: no column 'label'; did you mean 'lable'?",
+    ),
     "column twice": ("a.tsv", "text\tlabel\tlabel\nfine\tyes\tno\n", {}, "FILE: column 'label' stands twice"),
-    "missing column number": ("a.tsv", "fine\tyes\n", {"text_columns": ["0"], "label_column": "5"}, "FILE: no column 5; its lines have 2 fields, numbered from 0"),
-    "missing key": ("a.jsonl", '{"txt": "fine", "label": "yes"}\n', {}, "line 1: no key 'text'; did you mean 'txt'? (known: label, txt)"),
-    "unknown label": ("a.tsv", TABLE + b"fine\tyse\n", {}, "line 2: unknown label 'yse'; did you mean 'yes'? (known: no, yes)"),
+    "missing column number": (
+        "a.tsv",
+        "fine\tyes\n",
+        {"text_columns": ["0"], "label_column": "5"},
+        "FILE: no column 5; its lines have 2 fields, numbered from 0",
+    ),
+    "missing key": (
+        "a.jsonl",
+        '{"txt": "fine", "label": "yes"}\n',
+        {},
+        "line 1: no key 'text'; did you mean 'txt'? (known: label, txt)",
+    ),
+    "unknown label": (
+        "a.tsv",
+        TABLE + b"fine\tyse\n",
+        {},
+        "line 2: unknown label 'yse'; did you mean 'yes'? (known: no, yes)",
+    ),
     "label id outside": ("a.tsv", TABLE + b"fine\t2\n", {}, "line 2: unknown label '2'; (known: no, yes)"),
-    "label that is a list": ("a.jsonl", '{"text": "fine", "label": ["yes"]}\n', {}, "line 1: unknown label ['yes']; did you mean 'yes'? (known: no, yes)"),
+    "label that is a list": (
+        "a.jsonl",
+        '{"text": "fine", "label": ["yes"]}\n',
+        {},
+        "line 1: unknown label ['yes']; did you mean 'yes'? (known: no, yes)",
+    ),
     "missing label": ("a.tsv", TABLE + b"fine\t\n", {}, "line 2: the label is missing"),
     "null label": ("a.jsonl", '{"text": "fine", "label": null}\n', {}, "line 1: the label is missing"),
-    "empty text": ("a.tsv", TABLE + b"fine\tyes\n \tno\n", {}, "FILE: 1 of 2 " + CANNOT_BE_USED + "\n  line 3: column 'text' is empty"),
-    "text that is a number": ("a.jsonl", '{"text": 5, "label": "yes"}\n', {}, "line 1: column 'text' holds 5, not a text"),
-    "half a character": ("a.jsonl", '{"text": "fine \\ud83d", "label": "yes"}\n', {}, "line 1: column 'text' holds U+D83D, half of a character's two-part code"),
+    "empty text": (
+        "a.tsv",
+        TABLE + b"fine\tyes\n \tno\n",
+        {},
+        "FILE: 1 of 2 " + CANNOT_BE_USED + "\n  line 3: column 'text' is empty",
+    ),
+    "text that is a number": (
+        "a.jsonl",
+        '{"text": 5, "label": "yes"}\n',
+        {},
+        "line 1: column 'text' holds 5, not a text",
+    ),
+    "half a character": (
+        "a.jsonl",
+        '{"text": "fine \\ud83d", "label": "yes"}\n',
+        {},
+        "line 1: column 'text' holds U+D83D, half of a character's two-part code",
+    ),
     "NaN score": ("a.tsv", TABLE + b"fine\tnan\n", SCORES, "line 2: score 'nan' is not a finite number"),
-    "infinite score": ("a.jsonl", '{"text": "fine", "label": -Infinity}\n', SCORES, "line 1: score -inf is not a finite number"),
-    "score beyond float32": ("a.tsv", TABLE + b"fine\t1e39\n", SCORES, "line 2: score '1e39' is not a finite number"),
-    "score of 400 digits": ("a.jsonl", '{"text": "fine", "label": ' + "7" * 400 + "}\n", SCORES, "line 1: score " + "7" * 57 + "... is not a finite number"),
+    "infinite score": (
+        "a.jsonl",
+        '{"text": "fine", "label": -Infinity}\n',
+        SCORES,
+        "line 1: score -inf is not a finite number",
+    ),
+    "score beyond float32": (
+        "a.tsv",
+        TABLE + b"fine\t1e39\n",
+        SCORES,
+        "line 2: score '1e39' is not a finite number",
+    ),
+    "score of 400 digits": (
+        "a.jsonl",
+        '{"text": "fine", "label": ' + "7" * 400 + "}\n",
+        SCORES,
+        "line 1: score " + "7" * 57 + "... is not a finite number",
+    ),
     "unparsable score": ("a.tsv", TABLE + b"fine\t3,5\n", SCORES, "line 2: score '3,5' is not a number"),
     "missing score": ("a.tsv", TABLE + b"fine\t\n", SCORES, "line 2: the score is missing"),
-    "invalid UTF-8": ("a.tsv", TABLE + b"caf\xe9\tyes\n", {}, "line 2: not valid UTF-8; convert the file, e.g. with iconv -t UTF-8"),
-    "invalid UTF-8 in jsonl": ("a.jsonl", ROW.encode() + b'{"text": "caf\xe9", "label": "yes"}\n', {}, "line 2: not valid UTF-8"),
-    "invalid UTF-8 in the header": ("a.csv", b"text,label,caf\xe9\nfine,yes,\n", {}, "FILE: line 1, the header: not valid UTF-8; convert the file"),
-    "invalid UTF-8 in parquet": ("a.parquet", parquet(pa.table({"text": NOT_UTF8, "label": ["yes", "no"]})), {}, "row 2: column 'text' holds b'\\xff\\xfe', not a text"),
+    "invalid UTF-8": (
+        "a.tsv",
+        TABLE + b"caf\xe9\tyes\n",
+        {},
+        "line 2: not valid UTF-8; convert the file, e.g. with iconv -t UTF-8",
+    ),
+    "invalid UTF-8 in jsonl": (
+        "a.jsonl",
+        ROW.encode() + b'{"text": "caf\xe9", "label": "yes"}\n',
+        {},
+        "line 2: not valid UTF-8",
+    ),
+    "invalid UTF-8 in the header": (
+        "a.csv",
+        b"text,label,caf\xe9\nfine,yes,\n",
+        {},
+        "FILE: line 1, the header: not valid UTF-8; convert the file",
+    ),
+    "invalid UTF-8 in parquet": (
+        "a.parquet",
+        parquet(pa.table({"text": NOT_UTF8, "label": ["yes", "no"]})),
+        {},
+        "row 2: column 'text' holds b'\\xff\\xfe', not a text",
+    ),
     "UTF-16": ("a.tsv", "text\tlabel\nfine\tyes\n".encode("utf-16"), {}, "FILE: is UTF-16; save it as UTF-8"),
     "too many fields": ("a.tsv", TABLE + b"fine\tyes\tno\n", {}, "line 2: 3 fields instead of 2"),
     "too few fields": ("a.csv", "text,label\nfine\n", {}, "line 2: 1 fields instead of 2"),
     "empty line inside": ("a.tsv", TABLE + b"fine\tyes\n\nbad\tno\n", {}, "line 3: an empty line"),
-    "open quote": ("a.csv", 'text,label\n"fine,yes\nbad,no\n', {}, "line 2: not valid CSV (unexpected end of data); is a double quote left open?"),
+    "open quote": (
+        "a.csv",
+        'text,label\n"fine,yes\nbad,no\n',
+        {},
+        "line 2: not valid CSV (unexpected end of data); is a double quote left open?",
+    ),
     "header only": ("a.tsv", TABLE, {}, "FILE: has no rows"),
     "empty tsv": ("a.tsv", "", {}, "FILE: has no rows"),
     "empty jsonl": ("a.jsonl", "", {}, "FILE: has no rows"),
     "jsonl of empty lines": ("a.jsonl", "\n\n", {}, "FILE: has no rows"),
-    "parquet without rows": ("a.parquet", parquet(pa.table({"text": pa.array([], pa.string()), "label": pa.array([], pa.string())})), {}, "FILE: has no rows"),
-    "not JSON": ("a.jsonl", ROW + '{"text": "x", label: 1}\n', {}, "line 2: not valid JSON (Expecting property name enclosed in double quotes, column 15)"),
-    "JSON cut off": ("a.jsonl", ROW + ROW[:12], {}, "FILE: 1 of 2 " + CANNOT_BE_USED + "\n  line 2: not valid JSON ("),
+    "parquet without rows": (
+        "a.parquet",
+        parquet(pa.table({"text": pa.array([], pa.string()), "label": pa.array([], pa.string())})),
+        {},
+        "FILE: has no rows",
+    ),
+    "not JSON": (
+        "a.jsonl",
+        ROW + '{"text": "x", label: 1}\n',
+        {},
+        "line 2: not valid JSON (Expecting property name enclosed in double quotes, column 15)",
+    ),
+    "JSON cut off": (
+        "a.jsonl",
+        ROW + ROW[:12],
+        {},
+        "FILE: 1 of 2 " + CANNOT_BE_USED + "\n  line 2: not valid JSON (",
+    ),
     "JSON that is no object": ("a.jsonl", ROW + '["fine", "yes"]\n', {}, "line 2: not a JSON object"),
-    "JSON without an end": ("a.jsonl", ROW + "[" * 200_000 + "\n", {}, "line 2: JSON that is nested too deeply, or holds a number of too many digits"),
-    "number of 5000 digits": ("a.jsonl", '{"text": "fine", "label": ' + "1" * 5000 + "}\n", {}, "line 1: JSON that is nested too deeply, or holds a number of too many digits"),
-    "not parquet": ("a.parquet", "text,label\nfine,yes\n", {}, "FILE: is not a readable parquet file (Parquet magic bytes not found in footer."),
-    "empty parquet": ("a.parquet", "", {}, "FILE: is not a readable parquet file (Parquet file size is 0 bytes)"),
+    "JSON without an end": (
+        "a.jsonl",
+        ROW + "[" * 200_000 + "\n",
+        {},
+        "line 2: JSON that is nested too deeply, or holds a number of too many digits",
+    ),
+    "number of 5000 digits": (
+        "a.jsonl",
+        '{"text": "fine", "label": ' + "1" * 5000 + "}\n",
+        {},
+        "line 1: JSON that is nested too deeply, or holds a number of too many digits",
+    ),
+    "not parquet": (
+        "a.parquet",
+        "text,label\nfine,yes\n",
+        {},
+        "FILE: is not a readable parquet file (Parquet magic bytes not found in footer.",
+    ),
+    "empty parquet": (
+        "a.parquet",
+        "",
+        {},
+        "FILE: is not a readable parquet file (Parquet file size is 0 bytes)",
+    ),
     "damaged parquet": ("a.parquet", damaged_parquet(), {}, "FILE: is damaged after row 0 ("),
-}  # fmt: skip
+}
 
 # name -> (files of the folder, split names of the task, message)
 SAVED: dict[str, tuple[dict[str, str], dict[str, str] | None, str]] = {
-    "no dataset": ({"train.csv": "text,label\n"}, {"train": "train"}, "tasks.mine.dataset=FOLDER: not a folder written by datasets' save_to_disk"),
-    "list of splits is not JSON": ({"dataset_dict.json": "splits"}, {"train": "train"}, "tasks.mine.dataset=FOLDER: its dataset_dict.json is not readable; save the dataset again"),
-    "list of splits is another thing": ({"dataset_dict.json": "[]"}, {"train": "train"}, "tasks.mine.dataset=FOLDER: its dataset_dict.json is not readable"),
-    "no such split": ({"dataset_dict.json": '{"splits": ["train"]}'}, {"train": "trian"}, "tasks.mine.splits.train=trian: FOLDER has no split 'trian'; did you mean 'train'?"),
-    "splits without rows": ({"dataset_dict.json": '{"splits": ["train"]}'}, {"train": "train"}, "FOLDER:train: cannot be loaded as a saved dataset (FileNotFoundError: "),
-    "state alone": ({"state.json": "{}"}, None, "FOLDER: cannot be loaded as a saved dataset (FileNotFoundError: "),
-}  # fmt: skip
+    "no dataset": (
+        {"train.csv": "text,label\n"},
+        {"train": "train"},
+        "tasks.mine.dataset=FOLDER: not a folder written by datasets' save_to_disk",
+    ),
+    "list of splits is not JSON": (
+        {"dataset_dict.json": "splits"},
+        {"train": "train"},
+        "tasks.mine.dataset=FOLDER: its dataset_dict.json is not readable; save the dataset again",
+    ),
+    "list of splits is another thing": (
+        {"dataset_dict.json": "[]"},
+        {"train": "train"},
+        "tasks.mine.dataset=FOLDER: its dataset_dict.json is not readable",
+    ),
+    "no such split": (
+        {"dataset_dict.json": '{"splits": ["train"]}'},
+        {"train": "trian"},
+        "tasks.mine.splits.train=trian: FOLDER has no split 'trian'; did you mean 'train'?",
+    ),
+    "splits without rows": (
+        {"dataset_dict.json": '{"splits": ["train"]}'},
+        {"train": "train"},
+        "FOLDER:train: cannot be loaded as a saved dataset (FileNotFoundError: ",
+    ),
+    "state alone": (
+        {"state.json": "{}"},
+        None,
+        "FOLDER: cannot be loaded as a saved dataset (FileNotFoundError: ",
+    ),
+}
 
 
 def write_recipe(folder: Path, encoder: Path, tasks: Mapping[str, Any], **data: str) -> Path:
@@ -237,7 +388,8 @@ def test_bad_rows_are_skipped_and_counted_if_asked(
     assert main(["prepare", "--recipe", str(recipe)]) == 0
     text = capsys.readouterr().out
     assert (
-        "; left out 1 rows: empty text; left out 1 rows: invalid UTF-8; left out 2 rows: unknown label; left out 1 rows: wrong number of fields"
+        "; left out 1 rows: empty text; left out 1 rows: invalid UTF-8; "
+        "left out 2 rows: unknown label; left out 1 rows: wrong number of fields"
     ) in text
     assert text.splitlines()[-1] == f"1 splits of 1 tasks, 2 rows (5 left out), ready in {tmp_path / 'cache'}"
 
@@ -262,7 +414,10 @@ def test_glue_folder_without_the_tasks_file(
         str(recipe),
         *(["--output_dir", str(tmp_path / "run")] if verb == "train" else []),
     ]
-    message = f"tasks.cola: data.glue_dir={tmp_path} has no file CoLA/train.tsv; put it there, or unset data.glue_dir to use the hub"
+    message = (
+        f"tasks.cola: data.glue_dir={tmp_path} has no file CoLA/train.tsv; "
+        "put it there, or unset data.glue_dir to use the hub"
+    )
     assert f"error: {message}\n" in refusal(arguments, capsys)
     assert not (tmp_path / "run").exists()
 
@@ -285,7 +440,10 @@ def test_encoder_folder_without_a_tokenizer(
     shutil.copy(tiny_encoder / "config.json", tmp_path / "config.json")
     path = write(tmp_path / "a.tsv", TABLE + b"fine\tyes\n")
     recipe = write_recipe(tmp_path, tmp_path, {"mine": classification(path)})
-    message = f"error: encoder.path={tmp_path}: its tokenizer has no words, only special tokens; put tokenizer.json beside config.json"
+    message = (
+        f"error: encoder.path={tmp_path}: its tokenizer has no words, only special tokens; "
+        "put tokenizer.json beside config.json"
+    )
     assert message in refusal(["prepare", "--recipe", str(recipe)], capsys)
 
 
@@ -390,9 +548,9 @@ def test_damaged_checkpoint(
     assert newest.startswith(f"{checkpoints}/step_2: {message}") and oldest.startswith(
         f"{checkpoints}/step_1: {message}"
     )
-    assert (
-        advice
-        == f"{checkpoints}: no checkpoint is whole; start again in an empty --output_dir, or restore one from a backup"
+    assert advice == (
+        f"{checkpoints}: no checkpoint is whole; "
+        "start again in an empty --output_dir, or restore one from a backup"
     )
 
 
@@ -401,7 +559,10 @@ def test_damaged_checkpoint(
     [
         (
             "FOLDER/none",
-            "--resume FOLDER/none: there is no such folder; give auto, none, a run folder or a folder checkpoints/step_N of one",
+            (
+                "--resume FOLDER/none: there is no such folder; "
+                "give auto, none, a run folder or a folder checkpoints/step_N of one"
+            ),
         ),
         (
             "FOLDER/checkpoints/step_9",
@@ -423,7 +584,9 @@ def test_resume_from_nothing(resume: str, message: str, tmp_path: Path) -> None:
 
 
 def fit(folder: Path, saved: Mapping[str, Any], overrides: Mapping[str, str]) -> None:
-    """Whether a run of `folder`'s recipe with `overrides`, on one rank under ZeRO 2, may go on from the saved state."""
+    """Whether a run of `folder`'s recipe with `overrides`,
+    on one rank under ZeRO 2, may go on from the saved state.
+    """
     recipe = load_recipe(str(folder / "recipe.yaml"), overrides)
     data = prepare_run_data(recipe, resolve_tasks(recipe))
     plan = build_plan(recipe, data)
@@ -438,17 +601,41 @@ def fit(folder: Path, saved: Mapping[str, Any], overrides: Mapping[str, str]) ->
 
 # name -> (changed settings, message)
 CHANGES: dict[str, tuple[dict[str, str], str]] = {
-    "learning rate": ({"optimizer.lr": "2e-3"}, "step_2: optimizer.lr was 0.001 when it was saved and is 0.002 now"),
-    "optimizer": ({"optimizer.name": "adamw"}, "step_2: optimizer.name was 'torch_adamw' when it was saved and is 'adamw' now"),
-    "schedule": ({"schedule.name": "cosine"}, "step_2: schedule.name was 'linear' when it was saved and is 'cosine' now"),
-    "examples a step": ({"batch.examples_per_step": "8"}, "step_2: batch.examples_per_step was 4 when it was saved and is 8 now"),
+    "learning rate": (
+        {"optimizer.lr": "2e-3"},
+        "step_2: optimizer.lr was 0.001 when it was saved and is 0.002 now",
+    ),
+    "optimizer": (
+        {"optimizer.name": "adamw"},
+        "step_2: optimizer.name was 'torch_adamw' when it was saved and is 'adamw' now",
+    ),
+    "schedule": (
+        {"schedule.name": "cosine"},
+        "step_2: schedule.name was 'linear' when it was saved and is 'cosine' now",
+    ),
+    "examples a step": (
+        {"batch.examples_per_step": "8"},
+        "step_2: batch.examples_per_step was 4 when it was saved and is 8 now",
+    ),
     "seed": ({"train.seed": "7"}, "step_2: train.seed was 0 when it was saved and is 7 now"),
     "steps": ({"train.steps": "9"}, "step_2: train.steps was 2 when it was saved and is 9 now"),
-    "rates": ({"mixture.rates": "uniform"}, "step_2: mixture.rates was 'proportional' when it was saved and is 'uniform' now"),
-    "tasks": ({"tasks": "first"}, "step_2: tasks.second.kind was 'classification' when it was saved and is None now"),
-    "dropout of a task": ({"tasks.first.dropout": "0.5"}, "step_2: tasks.first.dropout was None when it was saved and is 0.5 now"),
-    "sequence length": ({"encoder.max_length": "64"}, "step_2: encoder.max_length was 32 when it was saved and is 64 now"),
-}  # fmt: skip
+    "rates": (
+        {"mixture.rates": "uniform"},
+        "step_2: mixture.rates was 'proportional' when it was saved and is 'uniform' now",
+    ),
+    "tasks": (
+        {"tasks": "first"},
+        "step_2: tasks.second.kind was 'classification' when it was saved and is None now",
+    ),
+    "dropout of a task": (
+        {"tasks.first.dropout": "0.5"},
+        "step_2: tasks.first.dropout was None when it was saved and is 0.5 now",
+    ),
+    "sequence length": (
+        {"encoder.max_length": "64"},
+        "step_2: encoder.max_length was 32 when it was saved and is 64 now",
+    ),
+}
 
 
 @pytest.mark.distributed
@@ -466,9 +653,9 @@ def test_recipe_changed_between_checkpoint_and_resume(
         )
     else:
         assert problems == [message]
-    assert (
-        advice
-        == "resume with the saved values (they are in the run folder's recipe.yaml), or start a new run in another --output_dir"
+    assert advice == (
+        "resume with the saved values (they are in the run folder's recipe.yaml), "
+        "or start a new run in another --output_dir"
     )
 
 
@@ -566,15 +753,45 @@ def contents(folder: Path) -> dict[str, tuple[int, int]]:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["none"], "error: --run_dir FOLDER/none: not a run folder (recipe.yaml is missing); give the --output_dir of a training run\n"),
-        (["broken", "--checkpoint", "best/average"], "error: FOLDER/broken/recipe.yaml: encoder is missing; write at least encoder.path\n"),
-        (["run"], "error: FOLDER/run/checkpoints: no checkpoint there yet; train first, or give --checkpoint best/average\n"),
-        (["run", "--checkpoint", "step_3"], "error: --checkpoint step_3: not in FOLDER/run; did you mean 'step_2'? (known: best/average, best/first, latest, step_2)\n"),
-        (["run", "--checkpoint", "best/averge"], "error: --checkpoint best/averge: not in FOLDER/run; did you mean 'best/average'? (known: "),
-        (["run", "--checkpoint", "last"], "error: --checkpoint last: not in FOLDER/run; did you mean 'latest'? (known: "),
-        (["run", "--checkpoint", "step_2"], "error: FOLDER/run/checkpoints/step_2: not a whole checkpoint (manifest.json is missing)\n"),
+        (
+            ["none"],
+            (
+                "error: --run_dir FOLDER/none: not a run folder (recipe.yaml is missing); "
+                "give the --output_dir of a training run\n"
+            ),
+        ),
+        (
+            ["broken", "--checkpoint", "best/average"],
+            "error: FOLDER/broken/recipe.yaml: encoder is missing; write at least encoder.path\n",
+        ),
+        (
+            ["run"],
+            (
+                "error: FOLDER/run/checkpoints: no checkpoint there yet; "
+                "train first, or give --checkpoint best/average\n"
+            ),
+        ),
+        (
+            ["run", "--checkpoint", "step_3"],
+            (
+                "error: --checkpoint step_3: not in FOLDER/run; did you mean 'step_2'? "
+                "(known: best/average, best/first, latest, step_2)\n"
+            ),
+        ),
+        (
+            ["run", "--checkpoint", "best/averge"],
+            "error: --checkpoint best/averge: not in FOLDER/run; did you mean 'best/average'? (known: ",
+        ),
+        (
+            ["run", "--checkpoint", "last"],
+            "error: --checkpoint last: not in FOLDER/run; did you mean 'latest'? (known: ",
+        ),
+        (
+            ["run", "--checkpoint", "step_2"],
+            "error: FOLDER/run/checkpoints/step_2: not a whole checkpoint (manifest.json is missing)\n",
+        ),
     ],
-)  # fmt: skip
+)
 def test_evaluate_of_nothing(
     arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -652,9 +869,9 @@ def test_tokenizer_of_another_encoder(run_files: Path, tmp_path: Path, tiny_enco
     data = prepare_run_data(recipe, resolve_tasks(recipe))
     with pytest.raises(ConfigError) as caught:
         run_model(recipe, data, device=torch.device("cpu"), compute_dtype=torch.float32)
-    assert (
-        str(caught.value)
-        == f"encoder.tokenizer={tiny_encoder}: has 30,522 tokens, and the encoder {other} knows 100; use the encoder's own"
+    assert str(caught.value) == (
+        f"encoder.tokenizer={tiny_encoder}: has 30,522 tokens, "
+        f"and the encoder {other} knows 100; use the encoder's own"
     )
 
 
@@ -702,9 +919,9 @@ def test_command_with_bad_data(tmp_path: Path, tiny_encoder: Path) -> None:
     write_recipe(tmp_path, tiny_encoder, {"mine": classification(path)})
     text = refused_command([*train_arguments(tmp_path), "--output_dir", str(tmp_path / "run")])
     assert (
-        f"error: {path}: 1 of 2 {CANNOT_BE_USED}\n  line 3: unknown label 'yse'; did you mean 'yes'? (known: no, yes)\n"
-        in text
-    )
+        f"error: {path}: 1 of 2 {CANNOT_BE_USED}\n"
+        "  line 3: unknown label 'yse'; did you mean 'yes'? (known: no, yes)\n"
+    ) in text
     assert not (tmp_path / "run").exists()
 
 

@@ -1,4 +1,6 @@
-"""The prepared cache: equal to transformers' own tokenisation, the same from every kind of source, built once, whole or not there."""
+"""The prepared cache: equal to transformers' own tokenisation,
+the same from every kind of source, built once, whole or not there.
+"""
 
 from __future__ import annotations
 

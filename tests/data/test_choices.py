@@ -1,4 +1,6 @@
-"""Choices of a question and candidates of a query: rows, groups, sequences equal to transformers' own, groups never parted, ranks."""
+"""Choices of a question and candidates of a query:
+rows, groups, sequences equal to transformers' own, groups never parted, ranks.
+"""
 
 from __future__ import annotations
 
@@ -262,7 +264,10 @@ def test_a_file_without_a_query_to_rank_is_refused(tmp_path: Path) -> None:
     path = written(tmp_path / "a.jsonl", [{"q": "Q1", "c": "a", "y": 1}, {"q": "Q2", "c": "b", "y": 0}])
     with pytest.raises(DataError) as raised:
         rows_of(ranking_spec(path))
-    reasons = "1 left out: their query has no relevant candidate; 1 left out: their query has only relevant candidates"
+    reasons = (
+        "1 left out: their query has no relevant candidate; "
+        "1 left out: their query has only relevant candidates"
+    )
     assert str(raised.value) == f"{path}: no usable row ({reasons})"
 
 
@@ -309,7 +314,10 @@ def test_ranks_by_hand() -> None:
 
 
 def test_a_model_that_knows_nothing_earns_nothing() -> None:
-    """A peer scores a random model 100: its ranks begin with the right candidate, which stands first. Ties never help here."""
+    """A peer scores a random model 100: its ranks begin with the right candidate, which stands first.
+
+    Ties never help here.
+    """
     relevant = [np.array([1, 0, 0, 0])] * 1000
     constant = [np.zeros(4, dtype=np.float32)] * 1000
     assert compute_metrics(["accuracy", "mrr"], constant, relevant) == {"accuracy": 0.0, "mrr": 0.25}
@@ -376,6 +384,7 @@ def test_an_example_that_no_micro_batch_holds_is_refused_before_training(
     with pytest.raises(ConfigError) as raised:
         prepare_run_data(recipe, resolve_tasks(recipe))
     assert str(raised.value) == (
-        "batch.max_tokens_per_micro_batch=30: the longest example of swag/train (row 3) has 32 tokens, and an example is never parted; "
+        "batch.max_tokens_per_micro_batch=30: the longest example of swag/train (row 3) has 32 tokens, "
+        "and an example is never parted; "
         "raise it, or lower encoder.max_length"
     )

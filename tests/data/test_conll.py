@@ -1,4 +1,6 @@
-"""Tagged words from .conll files and from list columns: which lines are words, what is refused, and that both give the same rows."""
+"""Tagged words from .conll files and from list columns:
+which lines are words, what is refused, and that both give the same rows.
+"""
 
 from __future__ import annotations
 
@@ -48,14 +50,20 @@ def test_sentences_end_at_blank_lines_and_the_number_is_that_of_their_first_line
 
 
 def test_columns_between_blanks_as_in_conll_2003(tmp_path: Path) -> None:
-    text = "-DOCSTART- -X- -X- O\n\nEU NNP B-NP B-per\nrejects VBZ B-VP O\n# NN B-NP O\n\n# NN B-NP O\n7 CD I-NP O\n"
+    text = (
+        "-DOCSTART- -X- -X- O\n\nEU NNP B-NP B-per\n"
+        "rejects VBZ B-VP O\n# NN B-NP O\n\n# NN B-NP O\n7 CD I-NP O\n"
+    )
     rows = rows_of(source_of(tmp_path / "a.conll", text))
     assert [row.texts for row in rows] == [("EU", "rejects", "#"), ("#", "7")]
     assert rows[0].extra["tags"] == [1, 0, 0]
 
 
 def test_comments_of_conll_u_are_left_out_and_words_that_begin_with_a_hash_are_not(tmp_path: Path) -> None:
-    text = "# newdoc\n# sent_id = 1\n# text = #nlp is O\n1\t#nlp\t_\tB-loc\n2\tis\t_\tO\n3\t#\t_\tO\n\n# sent_id = 2\n1\tEli\t_\tB-per\n"
+    text = (
+        "# newdoc\n# sent_id = 1\n# text = #nlp is O\n1\t#nlp\t_\tB-loc\n"
+        "2\tis\t_\tO\n3\t#\t_\tO\n\n# sent_id = 2\n1\tEli\t_\tB-per\n"
+    )
     columns = {"text_columns": ("1",), "label_column": "3"}
     assert [row.texts for row in rows_of(source_of(tmp_path / "a.conll", text, **columns))] == [
         ("#nlp", "is", "#"),
@@ -80,13 +88,15 @@ def test_bad_sentences_are_named_with_their_word(tmp_path: Path) -> None:
     with pytest.raises(DataError) as raised:
         rows_of(source)
     assert str(raised.value) == (
-        f"{place_of(source)}: 6 of 7 rows cannot be used; mend them, or leave them out with data.on_bad_row: skip\n"
+        f"{place_of(source)}: 6 of 7 rows cannot be used; "
+        "mend them, or leave them out with data.on_bad_row: skip\n"
         "  line 3: word 1 ('b'): unknown label 'X'; (known: B-loc, B-per, I-loc, I-per, O)\n"
         "  line 5: line 5 has 1 fields instead of 2\n"
         "  line 7: line 8 has 3 fields instead of 2\n"
         "  line 10: word 1 ('f'): the label is missing\n"
         "  line 12: line 13 is not valid UTF-8; convert the file, e.g. with iconv -t UTF-8\n"
-        "  line 15: word 1 ('h'): unknown label 'B-pre'; did you mean 'B-per'? (known: B-loc, B-per, I-loc, I-per, O)"
+        "  line 15: word 1 ('h'): unknown label 'B-pre'; "
+        "did you mean 'B-per'? (known: B-loc, B-per, I-loc, I-per, O)"
     )
     skipped: Counter[str] = Counter()
     assert [row.texts for row in rows_of(source, "skip", skipped)] == [("a",)]
@@ -122,7 +132,10 @@ def test_list_columns_give_the_same_rows_from_every_source(tmp_path: Path) -> No
 
     tokens, tags = [["Eli", "\u200b", "sings"], ["Ems"]], [["B-per", "I-per", "O"], ["B-loc"]]
     columns = {"text_columns": ("tokens",), "label_column": "tags"}
-    lines = '{"tokens": ["Eli", "\\u200b", "sings"], "tags": ["B-per", "I-per", "O"]}\n{"tokens": ["Ems"], "tags": [3]}\n'
+    lines = (
+        '{"tokens": ["Eli", "\\u200b", "sings"], "tags": ["B-per", "I-per", "O"]}\n'
+        '{"tokens": ["Ems"], "tags": [3]}\n'
+    )
     jsonl = source_of(tmp_path / "a.jsonl", lines, format="jsonl", **columns)
     pq.write_table(pa.table({"tags": tags, "tokens": tokens}), tmp_path / "a.parquet")
     # The dataset's own order of names is another one; rows carry the names.

@@ -1,4 +1,6 @@
-"""Changed and torn data files of every kind and format: refused with file and row, or prepared; never a traceback. Recipes are in test_fuzz.py."""
+"""Changed and torn data files of every kind and format:
+refused with file and row, or prepared; never a traceback. Recipes are in test_fuzz.py.
+"""
 
 from __future__ import annotations
 
@@ -22,17 +24,78 @@ from mtdnn_ds.tasks.resolve import resolve_tasks
 
 pytestmark = pytest.mark.timeout(120 + EXAMPLES)  # of each test: an input that hangs fails it
 
-SQUAD = {"data": [{"title": "t", "paragraphs": [{"context": "Ada wrote it.", "qas": [
-    {"id": "1", "question": "Who?", "answers": [{"text": "Ada", "answer_start": 0}], "is_impossible": False}]}]}]}  # fmt: skip
-COQA = {"data": [{"id": "s", "story": "Ada wrote it.", "questions": [{"turn_id": 1, "input_text": "Who?"}], "answers": [
-    {"turn_id": 1, "input_text": "Ada", "span_text": "Ada", "span_start": 0, "span_end": 3}],
-    "additional_answers": {"0": [{"turn_id": 1, "input_text": "Ada did"}]}}]}  # fmt: skip
-QUAC = {"data": [{"title": "t", "paragraphs": [{"id": "p", "context": "Ada wrote it. CANNOTANSWER", "qas": [
-    {"id": "1", "question": "Who?", "answers": [{"text": "Ada", "answer_start": 0}], "orig_answer": {"text": "Ada", "answer_start": 0},
-     "yesno": "x", "followup": "y"}]}]}]}  # fmt: skip
-ROWS = [{"a": f"a {n}", "b": "b", "label": n % 2, "score": 0.5, "query": n // 2, "choices": ["x", "y"], "tokens": ["Ada", "x"], "tags": ["B-p", "O"],
-         "answers": {"text": ["a"], "answer_start": [0]}, "questions": ["Who?"],
-         "said": {"input_text": ["a"], "answer_start": [0], "answer_end": [1]}} for n in range(4)]  # fmt: skip
+SQUAD = {
+    "data": [
+        {
+            "title": "t",
+            "paragraphs": [
+                {
+                    "context": "Ada wrote it.",
+                    "qas": [
+                        {
+                            "id": "1",
+                            "question": "Who?",
+                            "answers": [{"text": "Ada", "answer_start": 0}],
+                            "is_impossible": False,
+                        }
+                    ],
+                }
+            ],
+        }
+    ]
+}
+COQA = {
+    "data": [
+        {
+            "id": "s",
+            "story": "Ada wrote it.",
+            "questions": [{"turn_id": 1, "input_text": "Who?"}],
+            "answers": [
+                {"turn_id": 1, "input_text": "Ada", "span_text": "Ada", "span_start": 0, "span_end": 3}
+            ],
+            "additional_answers": {"0": [{"turn_id": 1, "input_text": "Ada did"}]},
+        }
+    ]
+}
+QUAC = {
+    "data": [
+        {
+            "title": "t",
+            "paragraphs": [
+                {
+                    "id": "p",
+                    "context": "Ada wrote it. CANNOTANSWER",
+                    "qas": [
+                        {
+                            "id": "1",
+                            "question": "Who?",
+                            "answers": [{"text": "Ada", "answer_start": 0}],
+                            "orig_answer": {"text": "Ada", "answer_start": 0},
+                            "yesno": "x",
+                            "followup": "y",
+                        }
+                    ],
+                }
+            ],
+        }
+    ]
+}
+ROWS = [
+    {
+        "a": f"a {n}",
+        "b": "b",
+        "label": n % 2,
+        "score": 0.5,
+        "query": n // 2,
+        "choices": ["x", "y"],
+        "tokens": ["Ada", "x"],
+        "tags": ["B-p", "O"],
+        "answers": {"text": ["a"], "answer_start": [0]},
+        "questions": ["Who?"],
+        "said": {"input_text": ["a"], "answer_start": [0], "answer_end": [1]},
+    }
+    for n in range(4)
+]
 CLASSES = {"label_column": "label", "labels": ["0", "1"]}
 
 
@@ -45,25 +108,90 @@ def _parquet(rows: list[dict[str, Any]], **options: Any) -> bytes:
 LINES = b"".join(text_of_json(row) + b"\n" for row in ROWS)
 # name -> (the file's ending, a whole file, the task's settings)
 DATA: dict[str, tuple[str, bytes, dict[str, Any]]] = {
-    "csv": ("csv", b"a,b,label\nhello,you,0\n\"x, y\",z,1\n", {"kind": "classification", "text_columns": ["a", "b"], **CLASSES}),
-    "tsv": ("tsv", b"a\tlabel\nhello\t0\nyou\t1\n", {"kind": "classification", "text_columns": ["a"], **CLASSES}),
-    "numbered": ("tsv", b"hello\t0\nyou\t1\n", {"kind": "classification", "text_columns": ["0"], "label_column": "-1", "labels": ["0", "1"]}),
+    "csv": (
+        "csv",
+        b'a,b,label\nhello,you,0\n"x, y",z,1\n',
+        {"kind": "classification", "text_columns": ["a", "b"], **CLASSES},
+    ),
+    "tsv": (
+        "tsv",
+        b"a\tlabel\nhello\t0\nyou\t1\n",
+        {"kind": "classification", "text_columns": ["a"], **CLASSES},
+    ),
+    "numbered": (
+        "tsv",
+        b"hello\t0\nyou\t1\n",
+        {"kind": "classification", "text_columns": ["0"], "label_column": "-1", "labels": ["0", "1"]},
+    ),
     "jsonl": ("jsonl", LINES, {"kind": "regression", "text_columns": ["a", "b"], "label_column": "score"}),
-    "similarity": ("jsonl", LINES, {"kind": "similarity", "text_columns": ["a", "b"], "label_column": "score"}),
-    "choices": ("jsonl", LINES, {"kind": "multiple_choice", "text_columns": ["a"], "choice_columns": ["choices"], "label_column": "label"}),
+    "similarity": (
+        "jsonl",
+        LINES,
+        {"kind": "similarity", "text_columns": ["a", "b"], "label_column": "score"},
+    ),
+    "choices": (
+        "jsonl",
+        LINES,
+        {
+            "kind": "multiple_choice",
+            "text_columns": ["a"],
+            "choice_columns": ["choices"],
+            "label_column": "label",
+        },
+    ),
     "ranking": ("jsonl", LINES, {"kind": "ranking", "text_columns": ["b", "a"], **CLASSES}),
-    "grouped": ("jsonl", LINES, {"kind": "ranking", "text_columns": ["b", "a"], "group_column": "query", "objective": "pairwise", **CLASSES}),
-    "words": ("jsonl", LINES, {"kind": "token_classification", "text_columns": ["tokens"], "label_column": "tags", "labels": ["O", "B-p", "I-p"]}),
-    "conll": ("conll", b"# id\nAda\tB-p\nwrote\tO\n\nit\tO\n", {"kind": "token_classification", "labels": ["O", "B-p", "I-p"]}),
+    "grouped": (
+        "jsonl",
+        LINES,
+        {
+            "kind": "ranking",
+            "text_columns": ["b", "a"],
+            "group_column": "query",
+            "objective": "pairwise",
+            **CLASSES,
+        },
+    ),
+    "words": (
+        "jsonl",
+        LINES,
+        {
+            "kind": "token_classification",
+            "text_columns": ["tokens"],
+            "label_column": "tags",
+            "labels": ["O", "B-p", "I-p"],
+        },
+    ),
+    "conll": (
+        "conll",
+        b"# id\nAda\tB-p\nwrote\tO\n\nit\tO\n",
+        {"kind": "token_classification", "labels": ["O", "B-p", "I-p"]},
+    ),
     "squad": ("json", text_of_json(SQUAD), {"kind": "span", "null_threshold": 0.0}),
     "spans": ("jsonl", LINES, {"kind": "span", "text_columns": ["b", "a"], "label_column": "answers"}),
     "coqa": ("json", text_of_json(COQA), {"kind": "conversational_span"}),
     "quac": ("json", text_of_json(QUAC), {"kind": "conversational_span"}),
-    "turns": ("jsonl", LINES, {"kind": "conversational_span", "text_columns": ["questions", "a"], "label_column": "said"}),
-    "text": ("txt", b"One line.\nAnother one.\n\nA second document.\nIts end.\n", {"kind": "masked_lm", "next_sentence": True}),
+    "turns": (
+        "jsonl",
+        LINES,
+        {"kind": "conversational_span", "text_columns": ["questions", "a"], "label_column": "said"},
+    ),
+    "text": (
+        "txt",
+        b"One line.\nAnother one.\n\nA second document.\nIts end.\n",
+        {"kind": "masked_lm", "next_sentence": True},
+    ),
     "parquet": ("parquet", _parquet(ROWS), {"kind": "classification", "text_columns": ["a", "b"], **CLASSES}),
-    "plain": ("parquet", _parquet(ROWS, compression="none", use_dictionary=False), {"kind": "token_classification", "text_columns": ["tokens"], "label_column": "tags", "labels": ["O", "B-p", "I-p"]}),
-}  # fmt: skip
+    "plain": (
+        "parquet",
+        _parquet(ROWS, compression="none", use_dictionary=False),
+        {
+            "kind": "token_classification",
+            "text_columns": ["tokens"],
+            "label_column": "tags",
+            "labels": ["O", "B-p", "I-p"],
+        },
+    ),
+}
 
 
 @st.composite
@@ -86,7 +214,18 @@ def data_files(draw: st.DrawFn) -> tuple[str, bytes]:
         return name, b"\n".join(text_of_json(row) for row in rows)
     if ending == "parquet":
         column = draw(st.sampled_from(["a", "b", "label", "tokens", "tags"]))
-        typed = st.sampled_from([st.integers(-3, 3), st.floats(), st.text(max_size=5), st.binary(max_size=5), st.booleans(), st.lists(st.text(max_size=3), max_size=3), st.dates(), st.decimals(0, 1)])  # fmt: skip
+        typed = st.sampled_from(
+            [
+                st.integers(-3, 3),
+                st.floats(),
+                st.text(max_size=5),
+                st.binary(max_size=5),
+                st.booleans(),
+                st.lists(st.text(max_size=3), max_size=3),
+                st.dates(),
+                st.decimals(0, 1),
+            ]
+        )
         cells = draw(
             draw(typed).flatmap(
                 lambda cell: st.lists(st.one_of(st.none(), st.just(cell)), min_size=4, max_size=4)

@@ -1,4 +1,6 @@
-"""Examples of masked_lm: which tokens are masked, where their labels land, how documents are cut and paired. No model."""
+"""Examples of masked_lm: which tokens are masked,
+where their labels land, how documents are cut and paired. No model.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +47,12 @@ WORDS = [
 def spec_of(path: Path, **options: Any) -> TaskSpec:
     form = "text" if path.suffix == ".txt" else "jsonl"
     columns = () if form == "text" else ("text",)
-    source = Source(format=form, path=str(path), text_columns=columns, label_column=None)  # type: ignore[arg-type]
+    source = Source(
+        format=form,  # type: ignore[arg-type]
+        path=str(path),
+        text_columns=columns,
+        label_column=None,
+    )
     return TaskSpec(
         name="text",
         kind="masked_lm",
@@ -83,7 +90,9 @@ def all_of(examples: DocumentExamples, epoch: int = 0) -> Gathered:
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """40 documents of 1 to 9 sentences; sentence s of document d has words that name both, so that a text tells where it is from."""
+    """40 documents of 1 to 9 sentences;
+    sentence s of document d has words that name both, so that a text tells where it is from.
+    """
     generator = np.random.default_rng(0)
     path = tmp_path_factory.mktemp("corpus") / "corpus.txt"
     documents = []
@@ -103,7 +112,10 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_sentences_of_a_text() -> None:
-    text = 'Mr. J. Smith paid 3.5 m. "Really?" she asked. Yes! (He did.) See e.g. Fig. 3.\r\n\nA line without an end\n  你好。再见！  '
+    text = (
+        'Mr. J. Smith paid 3.5 m. "Really?" she asked. Yes! '
+        "(He did.) See e.g. Fig. 3.\r\n\nA line without an end\n  你好。再见！  "
+    )
     assert sentences(text) == (
         "Mr. J. Smith paid 3.5 m.",
         ' "Really?" she asked.',
@@ -253,7 +265,8 @@ def test_words_are_taken_in_drawn_order_until_the_number_is_reached() -> None:
 
 
 def test_special_tokens_are_never_masked(minilm: Path, tmp_path: Path) -> None:
-    (tmp_path / "odd.txt").write_text("The [MASK] and the [SEP] of 𓂀 stay as they are here.\n\n𓂀 𓂀\n")
+    text = "The [MASK] and the [SEP] of 𓂀 stay as they are here.\n\n𓂀 𓂀\n"
+    (tmp_path / "odd.txt").write_text(text)
     examples = examples_of(tmp_path / "odd.txt", minilm, mask_rate=0.9, masking="piece")
     for epoch in range(20):
         labels = all_of(examples, epoch).targets[0]
@@ -403,7 +416,10 @@ def test_next_sentence_needs_two_documents(minilm: Path, tmp_path: Path) -> None
     (tmp_path / "one.txt").write_text("One.\nTwo.\nThree.\n")
     with pytest.raises(
         DataError,
-        match=r"tasks.text: train: next_sentence takes random segments from other documents, and there is only one",
+        match=(
+            r"tasks.text: train: next_sentence takes random segments from other documents, "
+            r"and there is only one"
+        ),
     ):
         examples_of(tmp_path / "one.txt", minilm, next_sentence=True)
 
@@ -434,13 +450,17 @@ def test_settings_without_effect_are_refused(monkeypatch: pytest.MonkeyPatch) ->
         dropout=0.1, text_columns=["text"], metrics=["masked_accuracy", "next_sentence_accuracy"]
     ) == [
         "tasks.text.text_columns: has no effect on .txt files, which have no columns; remove it",
-        "tasks.text.metrics: 'next_sentence_accuracy' needs tasks.text.next_sentence: true; remove the metric, or set it",
+        (
+            "tasks.text.metrics: 'next_sentence_accuracy' needs tasks.text.next_sentence: true; "
+            "remove the metric, or set it"
+        ),
         "tasks.text.dropout: has no effect on a masked_lm, whose head has none; remove it",
     ]
     assert problems_of(label_column="x", labels=["a", "b"], metrics=["accuracy"]) == [
         "tasks.text.labels: a masked_lm has no label names; remove the key",
         "tasks.text.label_column: a masked_lm makes its own labels; remove the key",
-        "tasks.text.metrics: metric 'accuracy' is for classification, multiple_choice, ranking; this task is masked_lm, "
+        "tasks.text.metrics: metric 'accuracy' is for classification, "
+        "multiple_choice, ranking; this task is masked_lm, "
         "use masked_accuracy, next_sentence_accuracy",
     ]
     assert problems_of(files={"train": "recipes/own_task/train.csv"}) == [

@@ -1,4 +1,6 @@
-"""Questions from SQuAD's, CoQA's and QuAC's files and from tables: real files parse, and every bad question is refused with its place."""
+"""Questions from SQuAD's, CoQA's and QuAC's files and from tables:
+real files parse, and every bad question is refused with its place.
+"""
 
 from __future__ import annotations
 
@@ -117,7 +119,10 @@ def test_bad_questions_are_refused_with_their_place(tmp_path: Path) -> None:
         f"{path}: 9 of 10 rows cannot be used; mend them, or leave them out with data.on_bad_row: skip",
         f"  question 2: {place} 2 (q): column 'question' is empty",
         f"  question 3: {place} 3 (q): at 30 stands ' 184', not the answer '1843'; it stands at 31",
-        f"  question 4: {place} 4 (q): at 0 stands 'Ada wro', not the answer 'Babbage'; it stands nowhere in the context",
+        (
+            f"  question 4: {place} 4 (q): at 0 stands 'Ada wro', not the answer 'Babbage'; "
+            "it stands nowhere in the context"
+        ),
         f"  question 5: {place} 5 (q): the answer starts at '0', which is not a whole number",
         f"  question 6: {place} 6 (no_answers): no key 'answers'; (known: id, question)",
         f"  question 7: {place} 7 (none): has no answer, and is_impossible is false",
@@ -235,9 +240,9 @@ def test_real_quac_files_parse(real_data: Path) -> None:
     assert ANSWER_TYPES[int(second.label)] == "yes" and not second.extra["is_free"]
     span = second.extra["context"][second.extra["answer_start"] : second.extra["answer_end"]]
     assert span == "in November she gave birth to her daughter Sofia." and len(second.extra["answers"]) == 4
-    assert (
-        second.texts[0]
-        == "what happened in 1983? In May 1983, she married Nikos Karvelas, a composer, did they have any children?"
+    assert second.texts[0] == (
+        "what happened in 1983? "
+        "In May 1983, she married Nikos Karvelas, a composer, did they have any children?"
     )
     assert (ANSWER_TYPES[int(dev[2].label)], dev[2].extra["answers"]) == ("unknown", ["CANNOTANSWER"] * 4)
     assert dev[2].extra["id"] == "C_5ab583f64dbb47b995cf59328ea0af43_1_q#2"
@@ -308,12 +313,21 @@ def test_bad_conversations_are_refused_with_their_place(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         rows_of(talk_task(write(tmp_path / "train.json", {"data": data})))
     assert str(caught.value).splitlines()[1:] == [
-        "  question 1: conversation 1 (s), question 1: at 1 stands 'da wrote ', not the answer 'Ada wrote'; it stands at 0",
-        "  question 2: conversation 1 (s), question 2: the answer 'seven' has no span, and no word in common with the story",
+        (
+            "  question 1: conversation 1 (s), question 1: at 1 stands 'da wrote ', "
+            "not the answer 'Ada wrote'; it stands at 0"
+        ),
+        (
+            "  question 2: conversation 1 (s), question 2: the answer 'seven' has no span, "
+            "and no word in common with the story"
+        ),
         "  question 3: conversation 2 (s): 2 questions and 1 answers of one person",
         "  question 4: conversation 3 (no_story): no key 'story'; (known: id)",
         "  question 5: conversation 4 (s): 2 questions and 1 answers of one person",
-        "  question 6: conversation 5, paragraph 1 (C), question 1 (C_q#0): no key 'orig_answer'; did you mean 'answers'? (known: answers, id, question)",
+        (
+            "  question 6: conversation 5, paragraph 1 (C), question 1 (C_q#0): no key 'orig_answer'; "
+            "did you mean 'answers'? (known: answers, id, question)"
+        ),
     ]
 
 
@@ -322,7 +336,9 @@ def without_place(rows: list[CheckedRow]) -> list[Any]:
 
 
 def test_conversations_as_on_the_hub_give_the_same_rows(official_files: Path, tmp_path: Path) -> None:
-    """Tables made of the official files as the hub's own conversion made them; the hub's CoQA has one person's answers."""
+    """Tables made of the official files as the hub's own conversion made them;
+    the hub's CoQA has one person's answers.
+    """
     columns = {"input_text": "input_text", "answer_start": "span_start", "answer_end": "span_end"}
     rows = [
         {

@@ -47,7 +47,9 @@ def check(packing: Packing, lengths: np.ndarray, world_size: int, max_tokens: in
 
 @pytest.fixture(scope="module")
 def glue_lengths(real_data: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Stand-in token lengths (1.3 a word, 3 special tokens, at most 128) and task ids of up to 20,000 real training rows of each GLUE task."""
+    """Stand-in token lengths (1.3 a word, 3 special tokens, at most 128)
+    and task ids of up to 20,000 real training rows of each GLUE task.
+    """
     lengths, tasks = [], []
     for task, (folder, columns) in enumerate(GLUE_TEXT.items()):
         for line in (
@@ -80,7 +82,8 @@ def test_glue_steps_are_balanced(
         )  # ZeRO 2/3: each micro-batch ends with the slowest rank
         assert waited_for <= 1.05
         print(
-            f"W={world_size} M={packing.num_micro_batches} imbalance {packing.rank_imbalance:.5f} per micro-batch {waited_for:.5f}"
+            f"W={world_size} M={packing.num_micro_batches} imbalance "
+            f"{packing.rank_imbalance:.5f} per micro-batch {waited_for:.5f}"
         )
 
 
@@ -134,7 +137,8 @@ def test_smallest_number_of_micro_batches() -> None:
 
 
 def test_a_bin_without_room_is_used_again_for_shorter_sequences() -> None:
-    # 20 costs 20*26 = 520, three times 9 cost 405: the 8 finds the cheaper bin (27 tokens) full and goes to the other; the 3 fills the first
+    # 20 costs 20*26 = 520, three times 9 cost 405:
+    # the 8 finds the cheaper bin (27 tokens) full and goes to the other; the 3 fills the first
     packing = pack(
         np.array([20, 9, 9, 9, 8, 3]), np.zeros(6, dtype=np.int32), world_size=1, max_tokens=30, hidden_size=1
     )
@@ -183,6 +187,7 @@ def test_a_sequence_longer_than_a_micro_batch_is_refused() -> None:
     with pytest.raises(ConfigError) as error:
         pack(np.array([8, 80, 70]), np.zeros(3), world_size=1, max_tokens=64, hidden_size=32)
     assert str(error.value) == (
-        "batch.max_tokens_per_micro_batch=64: 2 of 3 examples of a step are longer, the longest has 80 tokens; "
+        "batch.max_tokens_per_micro_batch=64: 2 of 3 examples of a step are longer, "
+        "the longest has 80 tokens; "
         "raise it to at least encoder.max_length, or lower encoder.max_length."
     )

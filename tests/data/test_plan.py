@@ -1,4 +1,6 @@
-"""The step plan: each example once per epoch, shares kept in every window of ten steps, any step at any time, bounded memory."""
+"""The step plan: each example once per epoch,
+shares kept in every window of ten steps, any step at any time, bounded memory.
+"""
 
 from __future__ import annotations
 
@@ -56,7 +58,9 @@ def plan_of(sizes: dict[str, int] = GLUE, **changes: Any) -> StepPlan:
 
 
 def window_errors(plan: StepPlan, first_step: int, num_steps: int, expected_N: np.ndarray) -> np.ndarray:
-    """(N,) largest |count - expected| of each task over every window of ten consecutive steps; counts from the plan's steps."""
+    """(N,) largest |count - expected| of each task over every window of ten consecutive steps;
+    counts from the plan's steps.
+    """
     counts = np.array(
         [
             np.bincount(plan.step(k).task_ids, minlength=expected_N.size)
@@ -92,7 +96,9 @@ def test_annealed_shares_fall_from_proportional_to_a_fifth_of_the_exponent() -> 
 
 
 def test_random_mixtures_keep_windows_and_long_run_shares() -> None:
-    """Also with more tasks than examples per step, where a task of fraction above 1/2 may be off by up to 1.5."""
+    """Also with more tasks than examples per step,
+    where a task of fraction above 1/2 may be off by up to 1.5.
+    """
     rng = np.random.default_rng(0)
     for trial in range(40):
         num_tasks, examples_per_step = int(rng.integers(1, 60)), int(rng.integers(1, 40))
@@ -147,7 +153,9 @@ def test_steps_do_not_depend_on_who_asks_or_in_which_order() -> None:
 
 
 def simulate(weights: list[int], units_per_step: int, num_steps: int) -> np.ndarray:
-    """(num_steps, N) units by the definition in apportion.py, one unit at a time in fractions; weights sum to 2^10, F <= units_per_step."""
+    """(num_steps, N) units by the definition in apportion.py, one unit at a time in fractions;
+    weights sum to 2^10, F <= units_per_step.
+    """
     owed = [Fraction(10 * units_per_step * weight, 1024) for weight in weights]
     base = [int(y) for y in owed]
     ends = [sum((y % 1 for y in owed[: t + 1]), Fraction(0)) for t in range(len(owed))]
@@ -187,7 +195,9 @@ def test_per_step_gives_each_step_to_one_task_in_its_share() -> None:
 
 
 def test_tasks_astride_two_steps_are_the_rarely_drawn_ones() -> None:
-    """Extras of these tasks fill all ten steps of a cycle; laid on the line in recipe order, some windows are off by 1.25."""
+    """Extras of these tasks fill all ten steps of a cycle;
+    laid on the line in recipe order, some windows are off by 1.25.
+    """
     weights = np.array([8, 3, 2, 9, 2, 5, 3, 8])
     names = [f"t{i}" for i in range(8)]
     rates = dict(zip(names, weights.astype(float).tolist(), strict=True))
@@ -203,19 +213,36 @@ def test_sequential_runs_the_tasks_in_recipe_order() -> None:
         examples_per_step=4,
         total_steps=4,
     )
-    # 16 examples split 1:2:2 are 3.2, 6.4, 6.4: floors 3, 6, 6, and the largest remainder, b's (the earlier one), gets the last
+    # 16 examples split 1:2:2 are 3.2, 6.4, 6.4:
+    # floors 3, 6, 6, and the largest remainder, b's (the earlier one), gets the last
     assert [plan.task_counts(k).tolist() for k in range(1, 5)] == [[3, 1, 0], [0, 4, 0], [0, 2, 2], [0, 0, 4]]
 
 
 def test_fingerprint_changes_with_everything_that_steps_depend_on() -> None:
     plans = [
-        plan_of(), plan_of({**GLUE, "rte": 2491}), plan_of({"mnli": 10}), plan_of({"mnlj": 10}), plan_of(dict(reversed(GLUE.items()))),
-        plan_of(rates="uniform"), plan_of(rates="temperature"), plan_of(rates="temperature", temperature=3.0), plan_of(rates="cap"),
-        plan_of(rates="cap", cap=1000), plan_of(rates="annealed"), plan_of(rates="annealed", anneal_to=0.3),
-        plan_of(rates="annealed", total_steps=2000), plan_of(rates=EXPLICIT), plan_of(rates={**EXPLICIT, "rte": 2e-4}),
-        plan_of(mixing="per_step"), plan_of(mixing="per_micro_batch"), plan_of(mixing="sequential"),
-        plan_of(mixing="sequential", total_steps=1001), plan_of(examples_per_step=33), plan_of(seed=8), plan_of(data_fingerprint="x"),
-    ]  # fmt: skip
+        plan_of(),
+        plan_of({**GLUE, "rte": 2491}),
+        plan_of({"mnli": 10}),
+        plan_of({"mnlj": 10}),
+        plan_of(dict(reversed(GLUE.items()))),
+        plan_of(rates="uniform"),
+        plan_of(rates="temperature"),
+        plan_of(rates="temperature", temperature=3.0),
+        plan_of(rates="cap"),
+        plan_of(rates="cap", cap=1000),
+        plan_of(rates="annealed"),
+        plan_of(rates="annealed", anneal_to=0.3),
+        plan_of(rates="annealed", total_steps=2000),
+        plan_of(rates=EXPLICIT),
+        plan_of(rates={**EXPLICIT, "rte": 2e-4}),
+        plan_of(mixing="per_step"),
+        plan_of(mixing="per_micro_batch"),
+        plan_of(mixing="sequential"),
+        plan_of(mixing="sequential", total_steps=1001),
+        plan_of(examples_per_step=33),
+        plan_of(seed=8),
+        plan_of(data_fingerprint="x"),
+    ]
     assert len({plan.fingerprint for plan in plans}) == len(plans)
     assert plan_of().fingerprint == plan_of().fingerprint
     assert (
@@ -305,8 +332,15 @@ def test_steps_for_epochs_rounds_up_and_reads_decimals() -> None:
 
 def test_rates_are_the_papers_formulas() -> None:
     sizes = {"a": 100, "b": 10_000}
-    for mode, expected in (("proportional", [1 / 101, 100 / 101]), ("temperature", [1 / 11, 10 / 11]), ("cap", [1 / 3, 2 / 3]),
-                           ("uniform", [0.5, 0.5]), ("annealed", [1 / 11, 10 / 11]), ({"b": 3, "a": 1}, [0.25, 0.75]), ({"b": 1e308, "a": 1e308}, [0.5, 0.5])):  # fmt: skip
+    for mode, expected in (
+        ("proportional", [1 / 101, 100 / 101]),
+        ("temperature", [1 / 11, 10 / 11]),
+        ("cap", [1 / 3, 2 / 3]),
+        ("uniform", [0.5, 0.5]),
+        ("annealed", [1 / 11, 10 / 11]),
+        ({"b": 3, "a": 1}, [0.25, 0.75]),
+        ({"b": 1e308, "a": 1e308}, [0.5, 0.5]),
+    ):
         np.testing.assert_allclose(
             task_rates(mode, sizes, temperature=2.0, cap=200, alpha=0.5), expected, rtol=1e-12
         )

@@ -1,4 +1,6 @@
-"""tasks.NAME.train_fraction: counts as in MT-DNN's domain adaptation, classes in their shares, the same sample for the same seed."""
+"""tasks.NAME.train_fraction: counts as in MT-DNN's domain adaptation,
+classes in their shares, the same sample for the same seed.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,8 @@ from mtdnn_ds.data.examples.sampled import choose, sampled, train_labels
 from mtdnn_ds.tasks.builtin import BUILTIN_TASKS
 from mtdnn_ds.tasks.spec import TaskSpec
 
-# Class sizes of the training sets: https://nlp.stanford.edu/projects/snli (549,367 pairs with a gold label), https://allenai.org/data/scitail
+# Class sizes of the training sets:
+# https://nlp.stanford.edu/projects/snli (549,367 pairs with a gold label), https://allenai.org/data/scitail
 SNLI, SCITAIL = (183_416, 182_764, 183_187), (8_602, 14_994)
 
 

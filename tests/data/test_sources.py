@@ -1,4 +1,6 @@
-"""Raw and checked rows: every real file in full, every bad row with its exact message, every format the same rows, the generator."""
+"""Raw and checked rows: every real file in full,
+every bad row with its exact message, every format the same rows, the generator.
+"""
 
 from __future__ import annotations
 
@@ -59,7 +61,8 @@ def text_file(path: Path, content: str | bytes, **changes: Any) -> Source:
     return Source(**{**options, **changes})
 
 
-# Rows and class counts of the data as published (README of the shared folder; counted with `cut` and `sort | uniq -c`).
+# Rows and class counts of the data as published (README of the shared folder;
+# counted with `cut` and `sort | uniq -c`).
 REAL_FILES = {
     ("cola", "train"): (8551, {0: 2528, 1: 6023}),
     ("cola", "dev"): (1043, {0: 322, 1: 721}),
@@ -125,15 +128,24 @@ def test_mrpc_quotes_and_bom_are_read_as_they_are(real_data: Path) -> None:
     assert rows[0] == CheckedRow(
         number=2,
         texts=(
-            'Amrozi accused his brother, whom he called "the witness", of deliberately distorting his evidence.',
-            'Referring to him as only "the witness", Amrozi accused his brother of deliberately distorting his evidence.',
+            (
+                'Amrozi accused his brother, whom he called "the witness", '
+                "of deliberately distorting his evidence."
+            ),
+            (
+                'Referring to him as only "the witness", '
+                "Amrozi accused his brother of deliberately distorting his evidence."
+            ),
         ),
         label=1.0,
     )
 
 
 def test_mnli_label_is_found_by_name_beside_five_annotators(tmp_path: Path) -> None:
-    header = "index\tpromptID\tpairID\tgenre\ts1b\ts2b\ts1p\ts2p\tsentence1\tsentence2\tlabel1\tlabel2\tlabel3\tlabel4\tlabel5\tgold_label\n"
+    header = (
+        "index\tpromptID\tpairID\tgenre\ts1b\ts2b\ts1p\ts2p\tsentence1\tsentence2\t"
+        "label1\tlabel2\tlabel3\tlabel4\tlabel5\tgold_label\n"
+    )
     row = "0\t-\t-\t-\t-\t-\t-\t-\tA\tB\tentailment\tneutral\tneutral\tentailment\tcontradiction\tneutral\n"
     source = text_file(
         tmp_path / "dev.tsv", header + row, text_columns=("sentence1", "sentence2"), label_column="gold_label"
@@ -188,7 +200,8 @@ def test_formats_give_the_same_rows(tmp_path: Path) -> None:
 def test_quoted_record_over_two_lines_is_numbered_by_its_first(tmp_path: Path) -> None:
     source = text_file(tmp_path / "a.csv", 'text,label\n"one\ntwo",positive\nthree,bad\n')
     assert refusal(source) == (
-        f"{tmp_path}/a.csv: 1 of 2 rows cannot be used; mend them, or leave them out with data.on_bad_row: skip\n"
+        f"{tmp_path}/a.csv: 1 of 2 rows cannot be used; "
+        "mend them, or leave them out with data.on_bad_row: skip\n"
         "  line 4: unknown label 'bad'; (known: negative, positive)"
     )
 
@@ -199,7 +212,8 @@ def test_every_bad_row_is_named_with_its_reason(tmp_path: Path) -> None:
     )
     source = text_file(tmp_path / "a.tsv", content)
     assert refusal(source) == (
-        f"{tmp_path}/a.tsv: 8 of 9 rows cannot be used; mend them, or leave them out with data.on_bad_row: skip\n"
+        f"{tmp_path}/a.tsv: 8 of 9 rows cannot be used; "
+        "mend them, or leave them out with data.on_bad_row: skip\n"
         "  line 3: column 'text' is empty\n"
         "  line 4: unknown label 'positiv'; did you mean 'positive'? (known: negative, positive)\n"
         "  line 5: the label is missing\n"

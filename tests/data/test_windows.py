@@ -1,4 +1,6 @@
-"""Windows equal transformers' own, spans map to characters and back, and answers are decoded from scores as by hand."""
+"""Windows equal transformers' own, spans map to characters and back,
+and answers are decoded from scores as by hand.
+"""
 
 from __future__ import annotations
 
@@ -57,9 +59,14 @@ def test_windows_and_labels_equal_transformers_on_real_questions(
         for paragraph in article["paragraphs"]:
             for asked in paragraph["qas"]:
                 encoded = tokenizer(
-                    asked["question"], paragraph["context"], truncation="only_second", max_length=max_length,
-                    stride=max_length // 3 if stride is None else stride, return_overflowing_tokens=True, return_offsets_mapping=True,
-                )  # fmt: skip
+                    asked["question"],
+                    paragraph["context"],
+                    truncation="only_second",
+                    max_length=max_length,
+                    stride=max_length // 3 if stride is None else stride,
+                    return_overflowing_tokens=True,
+                    return_offsets_mapping=True,
+                )
                 for window in range(len(encoded["input_ids"])):
                     labels = labels_as_run_qa(encoded, window, asked["answers"])
                     theirs.append((encoded["input_ids"][window], encoded["token_type_ids"][window], labels))
@@ -101,7 +108,9 @@ def test_windows_of_byte_level_tokens_equal_transformers(tmp_path: Path) -> None
 
 
 def labels_as_run_qa(encoded: Any, window: int, answers: list[dict[str, Any]]) -> list[float]:
-    """Start (1) and end (2) as transformers' examples/pytorch/question-answering/run_qa.py chooses them: CLS unless the window holds the answer."""
+    """Start (1) and end (2) as transformers' examples/pytorch/question-answering/run_qa.py chooses them:
+    CLS unless the window holds the answer.
+    """
     offsets, owners = encoded["offset_mapping"][window], encoded.sequence_ids(window)
     labels = [0.0] * len(offsets)
     context = [index for index, owner in enumerate(owners) if owner == 1]
@@ -145,7 +154,8 @@ def test_a_stride_that_does_not_fit_is_refused(minilm: Path, tmp_path: Path) -> 
     with pytest.raises(ConfigError) as caught:
         made(span_task(path, stride=63), minilm, tmp_path / "cache", 128)
     assert str(caught.value) == (
-        "tasks.mine.stride=63: windows of encoder.max_length=128 hold as few as 63 tokens of the context; make it less than that"
+        "tasks.mine.stride=63: windows of encoder.max_length=128 hold as few as 63 tokens of the context; "
+        "make it less than that"
     )
 
 
@@ -162,7 +172,9 @@ def test_unanswerable_questions_need_a_threshold(minilm: Path, tmp_path: Path) -
 
 
 def test_characters_are_those_of_the_original_context(minilm: Path, tmp_path: Path) -> None:
-    """Accents, capitals, emoji of two code units and control characters, which the tokenizer changes or drops."""
+    """Accents, capitals, emoji of two code units and control characters,
+    which the tokenizer changes or drops.
+    """
     context = "Größe: \U0001f600\x00 L'École\u200d  Normale — fondée en 1794."
     answers = ["L'École\u200d  Normale", "\U0001f600", "1794."]
     asked = [
@@ -231,7 +243,9 @@ def outputs(rows: list[list[tuple[float, float]]]) -> TermOutputs:
 
 
 def scored(examples: Any, spans: list[dict[str, tuple[int, int, float]]]) -> TermOutputs:
-    """Scores that are 0 but for some tokens: {"span": (first, last context token of the window, score of each), "null": ...} for each window."""
+    """Scores that are 0 but for some tokens:
+    {"span": (first, last context token of the window, score of each), "null": ...} for each window.
+    """
     rows = []
     for window, wanted in enumerate(spans):
         pairs = np.zeros((int(examples.lengths[window]), 2))
@@ -288,7 +302,8 @@ def test_a_conversation_is_answered_from_its_most_knowing_window(minilm: Path, t
     assert ANSWER_TYPES == ("span", "yes", "no", "unknown")
     assert examples.types_E.tolist() == [span, unknown, yes, unknown, unknown, unknown]
     labels = [window[2] for window in sequences(examples)]
-    # "two" is the context's second token, behind CLS, "a", "?", SEP; yes has no span; where there is none, both are CLS.
+    # "two" is the context's second token, behind CLS, "a", "?", SEP;
+    # yes has no span; where there is none, both are CLS.
     assert [(window.index(max(window)), max(window)) for window in labels] == [
         (5, 3.0),
         (0, 3.0),

@@ -1,4 +1,6 @@
-"""Sentences of tagged words as examples: equal to transformers' is_split_into_words, labels on first pieces, lost words count as O."""
+"""Sentences of tagged words as examples:
+equal to transformers' is_split_into_words, labels on first pieces, lost words count as O.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,8 @@ from mtdnn_ds.tasks.metrics import compute_metrics
 from mtdnn_ds.tasks.spec import Source, TaskSpec
 
 LABELS = ("O", "B-x", "I-x")
-# Accents, punctuation inside words, a word of only marks, Chinese, an emoji, and two words that BERT's tokenizer drops entirely.
+# Accents, punctuation inside words, a word of only marks, Chinese,
+# an emoji, and two words that BERT's tokenizer drops entirely.
 SENTENCES = [
     (["Eli", "sings", "in", "Bad-Ems", "."], [1, 0, 0, 1, 0]),
     (["\u200b", "naïve", "don't", "\u0000\ufffd", "你好", "😀"], [0, 1, 2, 1, 1, 2]),
@@ -184,7 +187,8 @@ def test_words_without_a_token_and_words_cut_off_count_as_o(tmp_path: Path, mini
     decoded = examples.decode([outputs_for(examples, [1, 2, 0, 0, 0, 2])])
     assert decoded.predictions == [["O"], ["B-x", "I-x", "O", "O", "O", "O", "I-x", "O", "O"]]
     assert decoded.references == [["B-x"], ["B-x", "I-x", "O", "O", "O", "B-x", "I-x", "O", "B-x"]]
-    # Right entities: (Eli sings); found: that and (coat), which is not the whole of (<blank> coat); there are four.
+    # Right entities: (Eli sings); found:
+    # that and (coat), which is not the whole of (<blank> coat); there are four.
     values = compute_metrics(
         ["entity_f1", "entity_precision", "entity_recall"], decoded.predictions, decoded.references
     )

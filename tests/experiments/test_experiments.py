@@ -1,4 +1,6 @@
-"""adapt and compare: tiny real experiments, their tables against the runs' own logs, their budgets, and going on after a stop."""
+"""adapt and compare: tiny real experiments,
+their tables against the runs' own logs, their budgets, and going on after a stop.
+"""
 
 from __future__ import annotations
 
@@ -171,8 +173,18 @@ def test_a_stopped_comparison_trains_only_what_is_missing(
 
 @pytest.fixture(scope="module")
 def adapted(run_files: Path) -> tuple[Path, str]:
-    command(run_files, "train", "--recipe", str(run_files / "recipe.yaml"), "--output_dir", str(run_files / "run"), "--tasks", ",".join(TASKS[1:]),
-            "--mixture.rates", "proportional")  # fmt: skip
+    command(
+        run_files,
+        "train",
+        "--recipe",
+        str(run_files / "recipe.yaml"),
+        "--output_dir",
+        str(run_files / "run"),
+        "--tasks",
+        ",".join(TASKS[1:]),
+        "--mixture.rates",
+        "proportional",
+    )
     flags = [
         "--task",
         TASKS[0],

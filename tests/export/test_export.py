@@ -1,6 +1,8 @@
-"""Exported folders answer as the run does: raw texts through the folder's own tokenizer and plain transformers, onnxruntime, or opened by us.
+"""Exported folders answer as the run does:
+raw texts through the folder's own tokenizer and plain transformers, onnxruntime, or opened by us.
 
-One small run of all nine GLUE tasks, SNLI, WNUT-17 and SQuAD on the tiny encoder, trained at several ZeRO stages and on 2 ranks.
+One small run of all nine GLUE tasks, SNLI, WNUT-17 and SQuAD on the tiny encoder,
+trained at several ZeRO stages and on 2 ranks.
 """
 
 from __future__ import annotations
@@ -414,7 +416,10 @@ def test_export_that_differs_fails_with_both_figures_and_leaves_nothing(
     monkeypatch.setattr(writers, "save_plain", save_and_change)
     with pytest.raises(
         CheckpointError,
-        match=r"export of tasks/rte: its outputs differ from the run's by 1\.00e-02 on 8 sample rows, and at most 1e-04",
+        match=(
+            r"export of tasks/rte: its outputs differ from the run's by 1\.00e-02 on 8 sample rows, "
+            r"and at most 1e-04"
+        ),
     ):
         export_run(str(exports["ranks1_zero1"].run), str(tmp_path / "out"), task="rte")
     assert list(tmp_path.iterdir()) == []

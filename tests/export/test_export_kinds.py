@@ -1,4 +1,5 @@
-"""Exports of every kind of task, of several encoders, of shared encoders, and of what plain transformers has no class for.
+"""Exports of every kind of task, of several encoders,
+of shared encoders, and of what plain transformers has no class for.
 
 The run folders hold weights drawn at random, as a run would have saved them; their data files do not exist.
 """
@@ -201,7 +202,9 @@ def test_every_kind_becomes_its_plain_class(
 def test_plain_choices_and_ranking_answer_raw_texts_as_the_run(
     encoders: Mapping[str, Path], tmp_path: Path
 ) -> None:
-    """Two texts through the folder's own tokenizer; ours from the run's weights by hand: W_head pooler(h) + b."""
+    """Two texts through the folder's own tokenizer;
+    ours from the run's weights by hand: W_head pooler(h) + b.
+    """
     run = write_run(tmp_path / "run", encoders["bert"], PLAIN)
     export_run(run, str(tmp_path / "out"))
     loaded = open_model(run, device=CPU)
@@ -241,7 +244,8 @@ def test_other_encoders_are_plain_or_say_why(encoders: Mapping[str, Path], tmp_p
         found[family] = [made[f"tasks/{task}"].loads_with for task in tasks]
         if family == "distilbert":
             assert made["tasks/cola"].note == (
-                "no plain transformers class: DistilBertForSequenceClassification has relu before its last layer, "
+                "no plain transformers class: "
+                "DistilBertForSequenceClassification has relu before its last layer, "
                 "and this model was trained with Tanh"
             )
     assert found == {
@@ -263,7 +267,9 @@ def test_other_encoders_are_plain_or_say_why(encoders: Mapping[str, Path], tmp_p
 def others(
     encoders: Mapping[str, Path], tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[str, Path, dict[str, ExportedFolder]]:
-    """A run of tasks without a plain class, beside one that has one, in two groups with changes of their own; exported."""
+    """A run of tasks without a plain class, beside one that has one,
+    in two groups with changes of their own; exported.
+    """
     folder = tmp_path_factory.mktemp("others")
     plugins = [str(ROOT / "recipes/own_kind/ordinal.py")]
     run = write_run(
@@ -295,7 +301,10 @@ def test_what_has_no_plain_class_says_so_and_is_ours(
         ),
         "embedded": (
             "MultiTaskModel",
-            "no plain transformers class: it has no head: its scores are cosines of mean-pooled embeddings, which --format sentence-transformers exports",
+            (
+                "no plain transformers class: it has no head: its scores are cosines "
+                "of mean-pooled embeddings, which --format sentence-transformers exports"
+            ),
         ),
         "reviews": (
             "MultiTaskModel",
@@ -333,7 +342,8 @@ def test_python_files_of_a_folder_run_only_when_trusted(
     with pytest.raises(ConfigError) as refused:
         open_model(str(moved), device=CPU)
     assert str(refused.value) == (
-        f"MODEL {moved}: holds task kinds of its maker's own, in Python files that opening it runs: {moved}/plugins/ordinal.py; read them, "
+        f"MODEL {moved}: holds task kinds of its maker's own, "
+        f"in Python files that opening it runs: {moved}/plugins/ordinal.py; read them, "
         "and give --trust_plugins (in Python trust_plugins=True) if you trust them"
     )
     assert open_model(str(moved), device=CPU, trust_plugins=True).specs[0].kind == "ordinal"

@@ -1,4 +1,6 @@
-"""GLUE: the table with its averaging, the leaderboard's zip from a real run, and the check that refuses broken ones."""
+"""GLUE: the table with its averaging, the leaderboard's zip from a real run,
+and the check that refuses broken ones.
+"""
 
 from __future__ import annotations
 
@@ -35,9 +37,18 @@ from mtdnn_ds.tasks.spec import Source, TaskSpec
 
 # Test rows as PEERS.md has them, not as the code does.
 ROWS = {
-    "CoLA.tsv": 1063, "SST-2.tsv": 1821, "MRPC.tsv": 1725, "STS-B.tsv": 1379, "QQP.tsv": 390965, "MNLI-m.tsv": 9796, "MNLI-mm.tsv": 9847,
-    "QNLI.tsv": 5463, "RTE.tsv": 3000, "WNLI.tsv": 146, "AX.tsv": 1104,
-}  # fmt: skip
+    "CoLA.tsv": 1063,
+    "SST-2.tsv": 1821,
+    "MRPC.tsv": 1725,
+    "STS-B.tsv": 1379,
+    "QQP.tsv": 390965,
+    "MNLI-m.tsv": 9796,
+    "MNLI-mm.tsv": 9847,
+    "QNLI.tsv": 5463,
+    "RTE.tsv": 3000,
+    "WNLI.tsv": 146,
+    "AX.tsv": 1104,
+}
 UNTRAINED = {
     "SST-2.tsv": "1",
     "QQP.tsv": "0",
@@ -52,10 +63,16 @@ UNTRAINED = {
 def leaderboard_row(cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte, wnli):  # type: ignore[no-untyped-def]
     """A row of the leaderboard, in its order of metrics, as an evaluation."""
     percent = {
-        "cola": {"matthews": cola}, "sst2": {"accuracy": sst2}, "mrpc": {"f1": mrpc[0], "accuracy": mrpc[1]},
-        "stsb": {"pearson": stsb[0], "spearman": stsb[1]}, "qqp": {"f1": qqp[0], "accuracy": qqp[1]},
-        "mnli": {"accuracy": mnli[0], "accuracy_mm": mnli[1]}, "qnli": {"accuracy": qnli}, "rte": {"accuracy": rte}, "wnli": {"accuracy": wnli},
-    }  # fmt: skip
+        "cola": {"matthews": cola},
+        "sst2": {"accuracy": sst2},
+        "mrpc": {"f1": mrpc[0], "accuracy": mrpc[1]},
+        "stsb": {"pearson": stsb[0], "spearman": stsb[1]},
+        "qqp": {"f1": qqp[0], "accuracy": qqp[1]},
+        "mnli": {"accuracy": mnli[0], "accuracy_mm": mnli[1]},
+        "qnli": {"accuracy": qnli},
+        "rte": {"accuracy": rte},
+        "wnli": {"accuracy": wnli},
+    }
     return {
         task: {metric: value / 100 for metric, value in values.items()} for task, values in percent.items()
     }
@@ -127,8 +144,15 @@ def test_label_words_stand_in_the_order_of_the_heads_classes() -> None:
 
 
 def test_most_frequent_labels_are_those_of_the_dev_sets(real_data: Path) -> None:
-    columns = {"CoLA": ("dev", 1), "SST-2": ("dev", 1), "MRPC": ("dev", 0), "MNLI": ("dev_matched", -1), "QNLI": ("dev", -1), "RTE": ("dev", -1),
-               "WNLI": ("dev", -1)}  # fmt: skip
+    columns = {
+        "CoLA": ("dev", 1),
+        "SST-2": ("dev", 1),
+        "MRPC": ("dev", 0),
+        "MNLI": ("dev_matched", -1),
+        "QNLI": ("dev", -1),
+        "RTE": ("dev", -1),
+        "WNLI": ("dev", -1),
+    }
     for folder, (file, column) in columns.items():
         rows = (
             (real_data / f"glue/{folder}/{file}.tsv")
@@ -148,7 +172,9 @@ def test_most_frequent_labels_are_those_of_the_dev_sets(real_data: Path) -> None
 def submitted(
     finished_run: Path, official_files: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, list[float], str]:
-    """Two zips of one run: official test files; and STS-B's dev rows, whose scores are known, in place of its test rows."""
+    """Two zips of one run: official test files;
+    and STS-B's dev rows, whose scores are known, in place of its test rows.
+    """
     folder = tmp_path_factory.mktemp("submitted")
     scores = write_stsb_dev_as_test(official_files / "glue", folder / "glue")
     commands = [
@@ -166,7 +192,10 @@ def submitted(
         ["submit", "--check", str(folder / "official.zip")],
         ["evaluate", str(finished_run), "--checkpoint", "best/stsb"],
     ]
-    code = "import sys, json; from mtdnn_ds.cli import main; print('codes', [main(words) for words in json.loads(sys.argv[1])])"
+    code = (
+        "import sys, json; from mtdnn_ds.cli import main; "
+        "print('codes', [main(words) for words in json.loads(sys.argv[1])])"
+    )
     ended = run_command(["-c", code, json.dumps(commands)], OMP_NUM_THREADS="1")
     assert "codes [2, 0, 0, 0, 0]" in ended.stdout, ended.stdout[-3000:] + ended.stderr[-3000:]
     return folder, scores, ended.stdout + ended.stderr
@@ -247,7 +276,10 @@ def test_tests_out_of_order_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError) as error:
         official_lines(parts)
     assert list(error.value.problems) == [
-        f"{tmp_path}/WNLI/test.tsv: line 3: its index is '2', not 1; give the official test file, in its order",
+        (
+            f"{tmp_path}/WNLI/test.tsv: line 3: its index is '2', not 1; "
+            "give the official test file, in its order"
+        ),
         f"{tmp_path}/WNLI/test.tsv: has 3 rows, the official test set has 146; give that one with --glue_dir",
     ]
 
@@ -331,25 +363,61 @@ def without(name: str) -> dict[str, bytes]:
 
 
 BROKEN = {
-    "wrong count": ({**good_files(), "RTE.tsv": good_files()["RTE.tsv"].removesuffix(b"2999\tnot_entailment\n")},
-                    ["RTE.tsv: has 2,999 rows, the test set has 3,000"]),
-    "index not in order": (changed("WNLI.tsv", 5, "4\t1"), ["WNLI.tsv, line 5: its index is '4', not 3; rows go from 0 on in the order of the test set"]),
-    "label word": (changed("QNLI.tsv", 2, "0\tneutral"), ["QNLI.tsv, line 2: 'neutral' is not a label of this task (entailment, not_entailment)"]),
-    "label id": (changed("MNLI-m.tsv", 3, "1\t2"), ["MNLI-m.tsv, line 3: '2' is not a label of this task (entailment, neutral, contradiction)"]),
-    "header": (changed("CoLA.tsv", 1, "id\tlabel"), ["CoLA.tsv, line 1: the header is 'id\\tlabel', not 'index<tab>prediction'"]),
+    "wrong count": (
+        {**good_files(), "RTE.tsv": good_files()["RTE.tsv"].removesuffix(b"2999\tnot_entailment\n")},
+        ["RTE.tsv: has 2,999 rows, the test set has 3,000"],
+    ),
+    "index not in order": (
+        changed("WNLI.tsv", 5, "4\t1"),
+        ["WNLI.tsv, line 5: its index is '4', not 3; rows go from 0 on in the order of the test set"],
+    ),
+    "label word": (
+        changed("QNLI.tsv", 2, "0\tneutral"),
+        ["QNLI.tsv, line 2: 'neutral' is not a label of this task (entailment, not_entailment)"],
+    ),
+    "label id": (
+        changed("MNLI-m.tsv", 3, "1\t2"),
+        ["MNLI-m.tsv, line 3: '2' is not a label of this task (entailment, neutral, contradiction)"],
+    ),
+    "header": (
+        changed("CoLA.tsv", 1, "id\tlabel"),
+        ["CoLA.tsv, line 1: the header is 'id\\tlabel', not 'index<tab>prediction'"],
+    ),
     "no number": (changed("STS-B.tsv", 10, "8\tnan"), ["STS-B.tsv, line 10: 'nan' is not a number"]),
-    "out of range": (changed("STS-B.tsv", 11, "9\t5.01"), ["STS-B.tsv, line 11: 5.01 is not between 0 and 5"]),
+    "out of range": (
+        changed("STS-B.tsv", 11, "9\t5.01"),
+        ["STS-B.tsv, line 11: 5.01 is not between 0 and 5"],
+    ),
     "missing file": (without("AX.tsv"), ["AX.tsv is missing"]),
-    "extra file": ({**good_files(), "SNLI.tsv": b"index\tprediction\n"}, ["SNLI.tsv does not belong to a submission"]),
-    "in a folder": ({**without("MRPC.tsv"), "glue/MRPC.tsv": good_files()["MRPC.tsv"]},
-                    ["MRPC.tsv is missing", "glue/MRPC.tsv does not belong to a submission; files stand at the top of the zip, in no folder"]),
-    "encoding": (changed("SST-2.tsv", 4, "2\t1") | {"SST-2.tsv": good_files()["SST-2.tsv"].replace(b"\n3\t1\n", b"\n3\t\xff\n")}, ["SST-2.tsv, line 5: is not UTF-8"]),
-    "byte order mark": ({**good_files(), "MRPC.tsv": b"\xef\xbb\xbf" + good_files()["MRPC.tsv"]},
-                        ["MRPC.tsv, line 1: begins with a byte order mark; write plain UTF-8"]),
-    "fields": (changed("AX.tsv", 2, "0,entailment"), ["AX.tsv, line 2: has 1 fields instead of 2: '0,entailment'"]),
-    "line ends": ({**good_files(), "WNLI.tsv": good_files()["WNLI.tsv"].replace(b"\n", b"\r\n")},
-                  ["WNLI.tsv, line 1: ends with a carriage return; end lines with a newline alone"]),
-}  # fmt: skip
+    "extra file": (
+        {**good_files(), "SNLI.tsv": b"index\tprediction\n"},
+        ["SNLI.tsv does not belong to a submission"],
+    ),
+    "in a folder": (
+        {**without("MRPC.tsv"), "glue/MRPC.tsv": good_files()["MRPC.tsv"]},
+        [
+            "MRPC.tsv is missing",
+            "glue/MRPC.tsv does not belong to a submission; files stand at the top of the zip, in no folder",
+        ],
+    ),
+    "encoding": (
+        changed("SST-2.tsv", 4, "2\t1")
+        | {"SST-2.tsv": good_files()["SST-2.tsv"].replace(b"\n3\t1\n", b"\n3\t\xff\n")},
+        ["SST-2.tsv, line 5: is not UTF-8"],
+    ),
+    "byte order mark": (
+        {**good_files(), "MRPC.tsv": b"\xef\xbb\xbf" + good_files()["MRPC.tsv"]},
+        ["MRPC.tsv, line 1: begins with a byte order mark; write plain UTF-8"],
+    ),
+    "fields": (
+        changed("AX.tsv", 2, "0,entailment"),
+        ["AX.tsv, line 2: has 1 fields instead of 2: '0,entailment'"],
+    ),
+    "line ends": (
+        {**good_files(), "WNLI.tsv": good_files()["WNLI.tsv"].replace(b"\n", b"\r\n")},
+        ["WNLI.tsv, line 1: ends with a carriage return; end lines with a newline alone"],
+    ),
+}
 
 
 @pytest.mark.parametrize("broken", BROKEN)

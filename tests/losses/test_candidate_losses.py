@@ -1,4 +1,6 @@
-"""Losses of candidates and of embedded pairs against values by hand and plain loops, and that every row stays in the graph."""
+"""Losses of candidates and of embedded pairs against values by hand and plain loops,
+and that every row stays in the graph.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Adaptive loss scales on three tasks and three steps: numbers worked out by hand, and torch's own Adam and autograd."""
+"""Adaptive loss scales on three tasks and three steps:
+numbers worked out by hand, and torch's own Adam and autograd.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,10 @@ def run(scales: AdaptiveScales, losses: Sequence[Sequence[float]], first: int = 
 
 
 def test_uncertainty_by_hand() -> None:
-    """Adam's first step is lr times the sign. Slopes 1/2 - 1, 1/2 - 2 and, of the regression, 1/2 - 4/2: all s rise by 0.01."""
+    """Adam's first step is lr times the sign.
+
+    Slopes 1/2 - 1, 1/2 - 2 and, of the regression, 1/2 - 4/2: all s rise by 0.01.
+    """
     first, second = run(scales_of("uncertainty"), LOSSES[:1])
     assert first == pytest.approx([1 / 3, 1 / 3, 1 / 6])
     assert second == pytest.approx([0.33001661, 0.33001661, 0.16500831], abs=1e-8)  # exp(-0.01) / 3, / 3, / 6
@@ -83,8 +88,9 @@ def test_dwa_is_more_equal_at_a_higher_temperature() -> None:
 
 
 def test_famo_by_hand() -> None:
-    """Step 1: equal. Step 2: in proportion to 1, 1/2, 1/4. Then two losses have halved and the third has doubled: Adam moves xi by -0.025,
-    -0.025 and 0.025, and the weights are in proportion to exp(-0.025) / 0.5, exp(-0.025) / 1, exp(0.025) / 8."""
+    """Step 1: equal. Step 2: in proportion to 1, 1/2, 1/4.
+    Then two losses have halved and the third has doubled: Adam moves xi by -0.025, -0.025 and 0.025,
+    and the weights are in proportion to exp(-0.025) / 0.5, exp(-0.025) / 1, exp(0.025) / 8."""
     first, second, third = run(scales_of("famo"), [[1.0, 2.0, 4.0], [0.5, 1.0, 8.0]])
     assert first == pytest.approx([1 / 3, 1 / 3, 1 / 3])
     assert second == pytest.approx([4 / 7, 2 / 7, 1 / 7], abs=1e-7)
@@ -92,7 +98,9 @@ def test_famo_by_hand() -> None:
 
 
 def test_famo_equals_torch() -> None:
-    """The authors' update with the losses of successive steps: gradient of softmax(xi) . (log l_before - log l_now), Adam with decay."""
+    """The authors' update with the losses of successive steps:
+    gradient of softmax(xi) . (log l_before - log l_now), Adam with decay.
+    """
     xi = torch.zeros(3, dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.Adam([xi], lr=0.1, weight_decay=0.01)
     expected, losses = [], [[1.0, 2.0, 4.0], [0.5, 1.5, 8.0], [0.75, 1.0, 2.0], [0.5, 1.5, 1.0]]

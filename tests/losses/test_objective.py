@@ -42,7 +42,12 @@ def targets(rows: list[tuple[int, float]]) -> Targets:
 
 
 def coefficients(counts: list[int], scale: str, explicit: tuple[float, ...] = (1.0, 1.0, 1.0)) -> list[float]:
-    scales = task_scales(np.array(counts), scale, num_classes=(3, 0, 2), explicit=explicit)  # type: ignore[arg-type]
+    scales = task_scales(
+        np.array(counts),
+        scale,  # type: ignore[arg-type]
+        num_classes=(3, 0, 2),
+        explicit=explicit,
+    )
     return term_coefficients(scales, np.array(counts), LAYOUT.task_of_term).tolist()
 
 
@@ -65,7 +70,10 @@ def test_explicit_factors_multiply_each_example() -> None:
 
 
 def test_a_tasks_share_does_not_depend_on_how_many_units_its_examples_have() -> None:
-    """Two tasks of two examples each; the second has 10 supervised tokens. Its mean over tokens counts as much as the first's."""
+    """Two tasks of two examples each; the second has 10 supervised tokens.
+
+    Its mean over tokens counts as much as the first's.
+    """
     scales = task_scales(np.array([2, 2]), "examples", num_classes=(3, 5), explicit=(1, 1))
     assert scales.tolist() == [0.5, 0.5]
     assert term_coefficients(scales, np.array([2, 10]), (0, 1)).tolist() == [0.25, 0.05]

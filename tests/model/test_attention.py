@@ -1,4 +1,6 @@
-"""Attention groups and back ends against independent implementations: plain softmax per sequence, exhaustive search."""
+"""Attention groups and back ends against independent implementations:
+plain softmax per sequence, exhaustive search.
+"""
 
 from __future__ import annotations
 
@@ -19,9 +21,11 @@ from mtdnn_ds.model.dropout.word_dropout import WordDropout, word_dropout
 def packed_batch(
     lengths: list[int], *, one_group_each: bool = False, vocabulary: int = 50, rows: list[int] | None = None
 ) -> PackedBatch:
-    """Random tokens (never id 0 or 1) in ascending lengths; with `one_group_each`, every distinct length is a group.
+    """Random tokens (never id 0 or 1) in ascending lengths;
+    with `one_group_each`, every distinct length is a group.
 
-    Of the sequences in `rows` (all of them), even ones are classified by term 0 and odd ones scored by term 1.
+    Of the sequences in `rows` (all of them),
+    even ones are classified by term 0 and odd ones scored by term 1.
     """
     lengths_S = np.array(lengths)
     groups, packed_to_padded = attention_groups(
@@ -166,7 +170,8 @@ def test_attention_dropout_keeps_the_mean_and_stays_within_sequences() -> None:
     draws = torch.stack(
         [attend(query, query, value, layout, dropout=0.25, scaling=1.0).flatten() for _ in range(1000)]
     )
-    # Each output is a mean of 3 (5) draws of value / 0.75 with probability 0.75: the mean of 1000 has a standard error of 0.011 (0.082).
+    # Each output is a mean of 3 (5) draws of value / 0.75 with probability 0.75:
+    # the mean of 1000 has a standard error of 0.011 (0.082).
     torch.testing.assert_close(draws[:, :3].mean(0), torch.ones(3), atol=0.05, rtol=0)
     torch.testing.assert_close(draws[:, 3:].mean(0), torch.full((5,), 10.0), atol=0.4, rtol=0)
     assert set(draws[:, 0].mul(9 / 4).round().int().tolist()) == {
@@ -207,7 +212,10 @@ def test_auto_takes_grouped_on_cpu_and_says_why() -> None:
 def test_back_end_that_cannot_run_is_refused_with_the_reason() -> None:
     with pytest.raises(
         ConfigError,
-        match=r"encoder.attention=varlen cannot run here: it needs CUDA and this run is on cpu; use 'auto' or 'grouped'",
+        match=(
+            r"encoder.attention=varlen cannot run here: it needs CUDA and this run is on cpu; "
+            r"use 'auto' or 'grouped'"
+        ),
     ):
         resolve_backend("varlen", "cpu", torch.bfloat16)
     with pytest.raises(ConfigError, match=r"encoder.attention=flash cannot run here: it needs CUDA"):

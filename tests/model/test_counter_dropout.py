@@ -1,4 +1,6 @@
-"""train.dropout=counter inside one process: masks equal a plain Python reference, are random, and depend on nothing but what they should."""
+"""train.dropout=counter inside one process:
+masks equal a plain Python reference, are random, and depend on nothing but what they should.
+"""
 
 from __future__ import annotations
 
@@ -408,7 +410,8 @@ def test_kernels_that_take_no_masks_are_not_taken() -> None:
         with pytest.raises(ConfigError) as raised:
             counter_backend(name, name, "asked for", 0.1)  # type: ignore[arg-type]
         assert str(raised.value) == (
-            f"encoder.attention={name}: it cannot take the masks of train.dropout=counter, and the encoder's attention dropout is 0.1; "
+            f"encoder.attention={name}: it cannot take the masks of train.dropout=counter, "
+            "and the encoder's attention dropout is 0.1; "
             "use 'auto' or 'grouped', or train.dropout=model"
         )
 
@@ -425,9 +428,12 @@ def two_tasks(folder: Path, dropout: str) -> MultiTaskNet:
 
 def targets_of(rows: list[int], term: int, num: int) -> Targets:
     return Targets(
-        rows=torch.tensor(rows, dtype=torch.int64), term_ids=torch.full((len(rows),), term), labels=torch.zeros(len(rows)), groups=torch.arange(len(rows)),
+        rows=torch.tensor(rows, dtype=torch.int64),
+        term_ids=torch.full((len(rows),), term),
+        labels=torch.zeros(len(rows)),
+        groups=torch.arange(len(rows)),
         examples=np.arange(num),
-    )  # fmt: skip
+    )
 
 
 def test_a_row_of_a_head_is_the_same_alone_and_among_others(encoders: dict[str, Path]) -> None:
@@ -455,8 +461,15 @@ def test_a_row_of_a_head_is_the_same_alone_and_among_others(encoders: dict[str, 
 
 def custom(make: Callable[[int, int], nn.Module]) -> Any:
     return build_custom_heads(
-        make, kind="k", tasks=("a", "b"), hidden_size=8, columns={0: range(2), 1: range(2, 4)}, dropout_M=[0.0, 0.0], dropout="counter", seed=0
-    )  # fmt: skip
+        make,
+        kind="k",
+        tasks=("a", "b"),
+        hidden_size=8,
+        columns={0: range(2), 1: range(2, 4)},
+        dropout_M=[0.0, 0.0],
+        dropout="counter",
+        seed=0,
+    )
 
 
 def test_dropout_inside_a_head_of_ones_own_is_counted_or_refused() -> None:

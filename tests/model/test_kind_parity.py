@@ -1,4 +1,6 @@
-"""Tagged words, choices and embedded pairs through rows, packing, model and loss, against transformers' own models: losses and every gradient."""
+"""Tagged words, choices and embedded pairs through rows, packing,
+model and loss, against transformers' own models: losses and every gradient.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,9 @@ PAIRS = [("a red boat", "the sea", 1.0), ("one", "one", 5.0), ("she sang " * 9, 
 
 
 class Pipeline:
-    """One task with rows written to a file, as one packed micro-batch of all its examples, shortest sequences first."""
+    """One task with rows written to a file,
+    as one packed micro-batch of all its examples, shortest sequences first.
+    """
 
     def __init__(
         self, folder: Path, encoder: Path, settings: Mapping[str, Any], rows: list[dict[str, Any]]
@@ -245,17 +249,20 @@ def test_scores_of_a_similarity_are_decoded_to_the_scale_of_the_source(
     [
         (
             {},
-            "task/train: 2 of 3 labels do not fit, the first is 5 in row 2: cosines stand for scores of -1 to 1; "
+            "task/train: 2 of 3 labels do not fit, "
+            "the first is 5 in row 2: cosines stand for scores of -1 to 1; "
             "set tasks.task.score_range (0, 1) to your lowest and highest score",
         ),
         (
             {"score_range": [0, 4.5]},
-            "task/train: 1 of 3 labels do not fit, the first is 5 in row 2: cosines stand for scores of -4.5 to 4.5; "
+            "task/train: 1 of 3 labels do not fit, "
+            "the first is 5 in row 2: cosines stand for scores of -4.5 to 4.5; "
             "set tasks.task.score_range (0, 4.5) to your lowest and highest score",
         ),
         (
             {"objective": "contrastive"},
-            "task/train: 2 of 3 labels do not fit, the first is 5 in row 2: contrastive labels are 1 (similar) and 0 (different); "
+            "task/train: 2 of 3 labels do not fit, "
+            "the first is 5 in row 2: contrastive labels are 1 (similar) and 0 (different); "
             "write them so, or choose objective: cosine",
         ),
     ],

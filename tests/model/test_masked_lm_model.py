@@ -1,4 +1,6 @@
-"""The masked-LM head and the pretraining loss against transformers' own: logits, losses, every gradient, one tied weight."""
+"""The masked-LM head and the pretraining loss against transformers' own:
+logits, losses, every gradient, one tied weight.
+"""
 
 from __future__ import annotations
 
@@ -105,7 +107,10 @@ def test_a_checkpoint_without_a_head_gets_a_new_one_from_the_seed(
     first, again, other = (build_masked_lm_head(encoder, str(tmp_path), seed=seed) for seed in (1, 1, 2))
     assert torch.equal(torch.get_rng_state(), state)
     assert first.notes == (
-        "masked_lm: the checkpoint has no masked-language-model head: a new head is drawn from the seed, its decoder tied to the word embeddings",
+        (
+            "masked_lm: the checkpoint has no masked-language-model head: "
+            "a new head is drawn from the seed, its decoder tied to the word embeddings"
+        ),
     )
     assert torch.equal(first.dense.weight, again.dense.weight) and not torch.equal(
         first.dense.weight, other.dense.weight
@@ -122,7 +127,8 @@ def test_a_head_of_another_form_is_not_taken_and_told(checkpoints: dict[str, Pat
     untied.save_pretrained(tmp_path / "untied")
     head, _ = head_of(tmp_path / "untied")
     assert head.notes == (
-        "masked_lm: the head of BertForMaskedLM is not a dense layer, GELUActivation, a normalisation and the tied embeddings: "
+        "masked_lm: the head of BertForMaskedLM is not a dense layer, "
+        "GELUActivation, a normalisation and the tied embeddings: "
         "a new head is drawn from the seed, its decoder tied to the word embeddings",
     )
     assert not head.bias.any()

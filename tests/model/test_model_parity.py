@@ -1,4 +1,6 @@
-"""The packed model against Hugging Face's own, unpacked and padded: hidden states, logits and every gradient."""
+"""The packed model against Hugging Face's own, unpacked and padded:
+hidden states, logits and every gradient.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,8 @@ SIZES = dict(
     intermediate_size=64,
     max_position_embeddings=40,
 )
-# ELECTRA with narrower embeddings; DeBERTa with its relative positions; RoBERTa with its positions after the padding id.
+# ELECTRA with narrower embeddings; DeBERTa with its relative positions;
+# RoBERTa with its positions after the padding id.
 CONFIGS = {
     "bert": BertConfig(**SIZES),
     "roberta": RobertaConfig(**SIZES, pad_token_id=1, type_vocab_size=1),
@@ -206,7 +209,8 @@ def test_pooler_of_the_checkpoint_is_kept_and_a_missing_one_is_told(
 
 def test_encoders_that_cannot_pack_say_so(folders: dict[str, Path]) -> None:
     assert load_encoder(str(folders["deberta"]), attention="grouped").notes[-1] == (
-        "DebertaV2Model runs on padded input with its own attention, which is slower: its attention does not go through transformers' attention interface"
+        "DebertaV2Model runs on padded input with its own attention, "
+        "which is slower: its attention does not go through transformers' attention interface"
     )
     assert (
         "absolute position embeddings"
@@ -295,7 +299,10 @@ def test_varlen_says_that_attention_dropout_is_lost(folders: dict[str, Path]) ->
 def test_fused_layer_norm_without_apex_is_refused(folders: dict[str, Path]) -> None:
     with pytest.raises(
         ConfigError,
-        match=r"encoder.fused_layer_norm: (NVIDIA apex is not installed \(PyPI's 'apex' is another project|it needs CUDA)",
+        match=(
+            r"encoder.fused_layer_norm: "
+            r"(NVIDIA apex is not installed \(PyPI's 'apex' is another project|it needs CUDA)"
+        ),
     ):
         load_encoder(str(folders["bert"]), attention="grouped", fused_layer_norm=True)
 

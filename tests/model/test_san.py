@@ -1,4 +1,6 @@
-"""SAN against a plain loop written from the paper's equations; half precision, dropout, zero rows, segments. Real runs: tests/train/test_head_runs.py."""
+"""SAN against a plain loop written from the paper's equations;
+half precision, dropout, zero rows, segments. Real runs: tests/train/test_head_runs.py.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,8 @@ from mtdnn_ds.tasks.spec import TaskSpec
 WIDTH, STEPS = 6, 5
 # Three terms in the run: 0 is another head's, 1 has three classes, 2 has two.
 COLUMNS = {1: range(0, 3), 2: range(3, 5)}
-# Sequences of 9, 4, 7, 5 tokens; rows of sequences 2, 0, 3, 1. Text a and text b of each row, within its sequence.
+# Sequences of 9, 4, 7, 5 tokens; rows of sequences 2, 0, 3, 1.
+# Text a and text b of each row, within its sequence.
 LENGTHS = [9, 4, 7, 5]
 ROWS = [2, 0, 3, 1]
 TERMS = [2, 1, 2, 1]
@@ -77,7 +80,9 @@ def memories(hidden: Tensor, row: int) -> tuple[Tensor, Tensor]:
 
 
 def step_probabilities(premise: Tensor, hypothesis: Tensor, weights: dict[str, Tensor]) -> list[Tensor]:
-    """P_0 .. P_4 of one row by arXiv:1901.11504, section 3.1: loops over tokens and steps, sigmoid and tanh written out."""
+    """P_0 .. P_4 of one row by arXiv:1901.11504, section 3.1:
+    loops over tokens and steps, sigmoid and tanh written out.
+    """
 
     def softmax(scores: list[Tensor]) -> list[Tensor]:
         exponentials = [torch.exp(score) for score in scores]
@@ -94,14 +99,16 @@ def step_probabilities(premise: Tensor, hypothesis: Tensor, weights: dict[str, T
 
     def attended(state: Tensor) -> Tensor:
         beta = softmax([state @ weights["attention"] @ token for token in premise])
-        return sum(share * token for share, token in zip(beta, premise, strict=True))  # type: ignore[return-value]
+        weighted = (share * token for share, token in zip(beta, premise, strict=True))
+        return sum(weighted)  # type: ignore[return-value]
 
     def predicted(state: Tensor, answer: Tensor) -> Tensor:
         scores = weights["classifier"] @ torch.cat([state, answer, abs(state - answer), state * answer])
         return torch.stack(softmax(list(scores)))
 
     alpha = softmax([weights["summary"] @ token for token in hypothesis])
-    state: Tensor = sum(share * token for share, token in zip(alpha, hypothesis, strict=True))  # type: ignore[assignment]
+    weighted = (share * token for share, token in zip(alpha, hypothesis, strict=True))
+    state: Tensor = sum(weighted)  # type: ignore[assignment]
     predictions = [predicted(state, attended(state))]
     for _ in range(1, STEPS):
         answer = attended(state)
@@ -129,7 +136,8 @@ def test_values_and_gradients_equal_the_papers_equations() -> None:
     total = torch.zeros((), dtype=torch.float64)
     for row, term in enumerate(TERMS):
         own = COLUMNS[term]
-        expected = torch.log(sum(step_probabilities(*memories(theirs, row), weights[term])) / STEPS)  # type: ignore[arg-type]
+        probabilities = step_probabilities(*memories(theirs, row), weights[term])
+        expected = torch.log(sum(probabilities) / STEPS)  # type: ignore[arg-type]
         torch.testing.assert_close(log_p[row, own.start : own.stop].double(), expected, atol=1e-5, rtol=1e-5)
         assert log_p[row].count_nonzero() == len(own), "columns of other terms are 0"
         total = total + (expected * mixed[row, own.start : own.stop]).sum()
@@ -140,7 +148,8 @@ def test_values_and_gradients_equal_the_papers_equations() -> None:
     assert not hidden.grad[0].any() and hidden.grad[1].any(), "the first token belongs to no text"
     for name, parameter in ours.named_parameters():
         per_term = [weights[term][name].grad for term in COLUMNS]
-        expected = torch.cat(per_term) if name == "classifier" else torch.stack(per_term)  # type: ignore[arg-type]
+        joined = torch.cat if name == "classifier" else torch.stack
+        expected = joined(per_term)  # type: ignore[operator]
         torch.testing.assert_close(
             parameter.grad.double(),
             expected,
@@ -192,7 +201,10 @@ def test_a_text_that_has_no_tokens_counts_as_zero() -> None:
 
 
 def test_bf16_is_finite_for_logits_up_to_80_with_gradients_within_rounding() -> None:
-    """bf16 keeps 8 bits: a number rounded to it is off by at most 2^-9 of itself. Two roundings are allowed."""
+    """bf16 keeps 8 bits: a number rounded to it is off by at most 2^-9 of itself.
+
+    Two roundings are allowed.
+    """
     half = bank()
     with torch.no_grad():
         half.classifier.mul_(80 / largest_logit(half))
@@ -222,11 +234,19 @@ def test_bf16_is_finite_for_logits_up_to_80_with_gradients_within_rounding() -> 
     ):
         assert mine.grad is not None and other.grad is not None and mine.grad.dtype == torch.bfloat16
         assert bool(mine.grad.isfinite().all()) and bool(mine.grad.any()), name
-        torch.testing.assert_close(mine.grad.float(), other.grad, rtol=2**-8, atol=1e-6 * float(other.grad.abs().max()), msg=lambda text, name=name: f"{name}: {text}")  # fmt: skip
+        torch.testing.assert_close(
+            mine.grad.float(),
+            other.grad,
+            rtol=2**-8,
+            atol=1e-6 * float(other.grad.abs().max()),
+            msg=lambda text, name=name: f"{name}: {text}",
+        )
 
 
 def largest_logit(head: SanBank) -> float:
-    """By the reference: the largest logit of any step is, up to the softmax's shift, a difference of log probabilities."""
+    """By the reference: the largest logit of any step is,
+    up to the softmax's shift, a difference of log probabilities.
+    """
     largest = 0.0
     for row, term in enumerate(TERMS):
         for probabilities in step_probabilities(
@@ -263,7 +283,8 @@ def test_prediction_dropout_averages_what_is_left_and_keeps_at_least_one_step() 
     counts = np.bincount(
         [len(subsets[nearest]) for nearest in distances.argmin(1).tolist()], minlength=STEPS + 1
     )
-    # The number kept is binomial (5, 0.3), with none moved to one: 0.7^5 + 5 * 0.3 * 0.7^4 = 0.528, then 10 * 0.3^2 * 0.7^3 = 0.309.
+    # The number kept is binomial (5, 0.3), with none moved to one:
+    # 0.7^5 + 5 * 0.3 * 0.7^4 = 0.528, then 10 * 0.3^2 * 0.7^3 = 0.309.
     assert counts[0] == 0
     assert counts[1] / draws == pytest.approx(0.528, abs=0.04) and counts[2] / draws == pytest.approx(
         0.309, abs=0.04
@@ -327,7 +348,10 @@ def test_a_built_in_task_takes_the_head_and_others_are_refused() -> None:
 
 def test_the_model_without_dropout_is_the_same_in_training(tiny_encoder: Path) -> None:
     specs = specs_of(mnli={"head": "san", "dropout": 0.3})
-    trained, plain = (build_model(encoder_path=str(tiny_encoder), specs=specs, layout=head_layout(specs), dropout=dropout) for dropout in ("model", "none"))  # type: ignore[arg-type]  # fmt: skip
+    trained, plain = (
+        build_model(encoder_path=str(tiny_encoder), specs=specs, layout=head_layout(specs), dropout=dropout)
+        for dropout in ("model", "none")
+    )  # type: ignore[arg-type]
     head, off = trained.heads["san"], plain.heads["san"]
     assert (head.prediction_dropout, head.dropout_M.tolist()) == (0.1, pytest.approx([0.3]))
     assert (off.prediction_dropout, off.has_dropout) == (0.0, False)

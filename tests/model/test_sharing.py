@@ -1,4 +1,6 @@
-"""Soft and low-rank sharing on tiny models: layout of micro-batches, weights against plain Hugging Face models, the penalty's limits, settings."""
+"""Soft and low-rank sharing on tiny models:
+layout of micro-batches, weights against plain Hugging Face models, the penalty's limits, settings.
+"""
 
 from __future__ import annotations
 
@@ -107,7 +109,8 @@ def test_each_copy_reads_its_groups_sequences_shortest_first() -> None:
     ]
     assert batch.input_ids.tolist() == pairs.input_ids.tolist() + single.input_ids.tolist()
     assert batch.cu_seqlens.tolist() == [0, 2, 5, 9, 11, 16] and batch.num_tokens == 16
-    # Rows of targets count the sequences of all copies end to end: nli's, then cola's, by their places in the micro-batch.
+    # Rows of targets count the sequences of all copies end to end:
+    # nli's, then cola's, by their places in the micro-batch.
     assert batch.targets["class"].rows.tolist() == [2, 0, 4, 3] and batch.targets["score"].rows.tolist() == [
         1
     ]
@@ -168,7 +171,9 @@ def built(folder: Path, sharing: Sharing, *, moved: bool = True, **settings: Any
 
 
 def plain_model(folder: Path, weights: dict[str, torch.Tensor]) -> PreTrainedModel:
-    """Hugging Face's model with the weights of a plain state; its pooler, where it has one of its own, is the state's."""
+    """Hugging Face's model with the weights of a plain state;
+    its pooler, where it has one of its own, is the state's.
+    """
     theirs = AutoModel.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
     own = {
         name.removeprefix("model."): tensor for name, tensor in weights.items() if name.startswith("model.")
@@ -203,7 +208,9 @@ def test_a_tasks_encoder_equals_the_plain_model_with_its_merged_weights(
     if mode == "low_rank" and name in ("deberta", "modernbert"):
         with pytest.raises(
             ConfigError,
-            match=r"sharing.mode=low_rank: the encoder does not run on packed tokens \(.*\); use soft or hard",
+            match=(
+                r"sharing.mode=low_rank: the encoder does not run on packed tokens \(.*\); use soft or hard"
+            ),
         ):
             built(folders[name], sharing)
         return
@@ -272,7 +279,9 @@ def test_every_parameter_has_a_gradient_in_every_micro_batch(
 
 
 def test_recomputed_layers_use_the_groups_of_their_own_micro_batch(folders: dict[str, Path]) -> None:
-    """Two forwards before either's backward, as regularisers have them; without recomputation for comparison."""
+    """Two forwards before either's backward, as regularisers have them;
+    without recomputation for comparison.
+    """
     gradients = []
     for checkpointing in (False, True):
         model = built(folders["bert"], LOW_RANK, gradient_checkpointing=checkpointing)
@@ -437,7 +446,9 @@ def copies_of(model: MultiTaskNet) -> list[PackedEncoder]:
 
 
 def test_soft_sharing_converges_to_hard_sharing_as_the_penalty_grows(folders: dict[str, Path]) -> None:
-    """Tied weights share one gradient among their two copies, so that hard sharing has half the learning rate, of the encoder alone."""
+    """Tied weights share one gradient among their two copies,
+    so that hard sharing has half the learning rate, of the encoder alone.
+    """
     lr, steps = 0.02, 25
     hard = built(folders["bert"], share(TASKS))
     for parameter in hard.encoder.parameters():
@@ -504,11 +515,17 @@ def load(folder: Path, tasks: Sequence[str], sharing: dict[str, Any], overrides:
     [
         (
             {"penalty": 1.0},
-            "sharing.penalty=1.0: has no effect with sharing.mode=hard; remove it, or set sharing.mode to soft or low_rank",
+            (
+                "sharing.penalty=1.0: has no effect with sharing.mode=hard; "
+                "remove it, or set sharing.mode to soft or low_rank"
+            ),
         ),
         (
             {"mode": "soft", "rank": 4},
-            "sharing.rank=4: has no effect with sharing.mode=soft; remove it, or set sharing.mode to low_rank",
+            (
+                "sharing.rank=4: has no effect with sharing.mode=soft; "
+                "remove it, or set sharing.mode to low_rank"
+            ),
         ),
         (
             {"mode": "soft", "groups": {"a": ["cola", "rte"]}},
@@ -545,7 +562,9 @@ def test_a_flag_for_hard_sharing_drops_what_only_other_modes_have(tmp_path: Path
 def test_copies_of_a_frozen_encoder_are_refused(tmp_path: Path) -> None:
     with pytest.raises(
         ConfigError,
-        match=r"sharing.mode=soft: copies of a frozen encoder stay equal; set sharing.mode to hard or low_rank",
+        match=(
+            r"sharing.mode=soft: copies of a frozen encoder stay equal; set sharing.mode to hard or low_rank"
+        ),
     ):
         load(tmp_path, ["cola", "rte"], {"mode": "soft"}, {"train.freeze": "encoder"})
 

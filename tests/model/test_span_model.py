@@ -1,4 +1,6 @@
-"""Loss and gradients of span tasks equal transformers' BertForQuestionAnswering; a step does not depend on how it was cut; a whole run."""
+"""Loss and gradients of span tasks equal transformers' BertForQuestionAnswering;
+a step does not depend on how it was cut; a whole run.
+"""
 
 from __future__ import annotations
 
@@ -95,7 +97,9 @@ CHOSEN = [[0, 1, 7, 40, 41, 300], [0, 5, 9, 30]]  # windows of each task
 
 
 def step(model: MultiTaskNet, specs: tuple[TaskSpec, ...], sets: list[Any], cuts: list[list[int]]) -> float:
-    """The objective of the chosen windows, cut into micro-batches, with its gradients added up in the model."""
+    """The objective of the chosen windows, cut into micro-batches,
+    with its gradients added up in the model.
+    """
     layout = head_layout(specs)
     losses = build_losses(layout, specs, "cpu")
     index = np.repeat([0, 1], [len(chosen) for chosen in CHOSEN])

@@ -130,9 +130,20 @@ def test_the_board_opens_in_a_browser(board: str, finished_run: Path) -> None:
         page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
 
         page.goto(f"{board}/#custom_scalars")
-        for chart, tags in (("loss of every task", ["loss", *(f"loss/{task}" for task in TASKS)]),
-                            ("main dev metric of every task", ["eval/average", "eval/cola/matthews", "eval/mnli/accuracy", "eval/stsb/pearson",
-                                                               "eval/wnut17/entity_f1", "eval/shop/accuracy"])):  # fmt: skip
+        for chart, tags in (
+            ("loss of every task", ["loss", *(f"loss/{task}" for task in TASKS)]),
+            (
+                "main dev metric of every task",
+                [
+                    "eval/average",
+                    "eval/cola/matthews",
+                    "eval/mnli/accuracy",
+                    "eval/stsb/pearson",
+                    "eval/wnut17/entity_f1",
+                    "eval/shop/accuracy",
+                ],
+            ),
+        ):
             card = page.locator("tf-custom-scalar-multi-line-chart-card", has_text=chart)
             card.get_by_text("Matches (9)").wait_for()
             card.locator(".toggle-matches-button").click()

@@ -1,4 +1,6 @@
-"""What a run writes and shows: metrics.jsonl, TensorBoard files (read back with TensorBoard's own reader), progress lines, formulas."""
+"""What a run writes and shows:
+metrics.jsonl, TensorBoard files (read back with TensorBoard's own reader), progress lines, formulas.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +10,7 @@ import logging
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -43,9 +46,21 @@ SETTINGS = {
 
 def step_record(step: int, loss: float = 0.5, **changes: object) -> StepRecord:
     fields: dict[str, object] = dict(
-        step=step, loss=loss, task_loss={"rte": 0.25, "mrpc": 0.75}, task_examples={"rte": 3, "mrpc": 5}, lr=1e-4, grad_norm=2.0, loss_scale=1.0,
-        skipped=False, tokens=120, tokens_per_second=1500.0, padding_efficiency=0.75, rank_imbalance=1.125, micro_batches=2, seconds=0.5,
-    )  # fmt: skip
+        step=step,
+        loss=loss,
+        task_loss={"rte": 0.25, "mrpc": 0.75},
+        task_examples={"rte": 3, "mrpc": 5},
+        lr=1e-4,
+        grad_norm=2.0,
+        loss_scale=1.0,
+        skipped=False,
+        tokens=120,
+        tokens_per_second=1500.0,
+        padding_efficiency=0.75,
+        rank_imbalance=1.125,
+        micro_batches=2,
+        seconds=0.5,
+    )
     return StepRecord(**{**fields, **changes})  # type: ignore[arg-type]
 
 
@@ -55,8 +70,8 @@ def eval_record(step: int) -> EvalRecord:
     )
 
 
-def open_monitor(run_dir: Path, last_step: int = 0, **options: object) -> RunMonitor:
-    return RunMonitor(run_dir, task_metrics=TASK_METRICS, settings=SETTINGS, last_step=last_step, **options)  # type: ignore[arg-type]
+def open_monitor(run_dir: Path, last_step: int = 0, **options: Any) -> RunMonitor:
+    return RunMonitor(run_dir, task_metrics=TASK_METRICS, settings=SETTINGS, last_step=last_step, **options)
 
 
 def lines_of(path: Path) -> list[dict[str, object]]:
@@ -78,11 +93,23 @@ def test_lines_have_exactly_the_documented_fields(tmp_path: Path) -> None:
         monitor.write(eval_record(1))
     assert on_disk_before_close == [
         {
-            "step": 1, "loss": 0.5, "task_loss": {"rte": 0.25, "mrpc": 0.75}, "task_examples": {"rte": 3, "mrpc": 5}, "lr": 1e-4, "grad_norm": 2.0,
-            "loss_scale": 1.0, "skipped": False, "tokens": 120, "tokens_per_second": 1500.0, "padding_efficiency": 0.75, "rank_imbalance": 1.125,
-            "micro_batches": 2, "seconds": 0.5, "wait_fraction": 0.1,
+            "step": 1,
+            "loss": 0.5,
+            "task_loss": {"rte": 0.25, "mrpc": 0.75},
+            "task_examples": {"rte": 3, "mrpc": 5},
+            "lr": 1e-4,
+            "grad_norm": 2.0,
+            "loss_scale": 1.0,
+            "skipped": False,
+            "tokens": 120,
+            "tokens_per_second": 1500.0,
+            "padding_efficiency": 0.75,
+            "rank_imbalance": 1.125,
+            "micro_batches": 2,
+            "seconds": 0.5,
+            "wait_fraction": 0.1,
         }
-    ]  # fmt: skip
+    ]
     assert lines_of(tmp_path / "metrics.jsonl")[1] == {
         "step": 1,
         "eval": {"rte": {"accuracy": 0.5}, "mrpc": {"f1": 0.75, "accuracy": 0.625}},
@@ -119,10 +146,27 @@ def test_board_holds_every_scalar_under_its_tag(tmp_path: Path) -> None:
         monitor.write(step_record(2, loss=0.25, skipped=True, mfu=0.5, wait_fraction=0.125))
         monitor.write(eval_record(2))
     assert set(board(tmp_path).Tags()["scalars"]) == {
-        "loss", "loss/rte", "loss/mrpc", "examples/rte", "examples/mrpc", "lr", "grad_norm", "loss_scale", "skipped", "tokens_per_second", "mfu",
-        "padding_efficiency", "rank_imbalance", "micro_batches", "seconds", "wait_fraction",
-        "eval/rte/accuracy", "eval/mrpc/f1", "eval/mrpc/accuracy", "eval/average",
-    }  # fmt: skip
+        "loss",
+        "loss/rte",
+        "loss/mrpc",
+        "examples/rte",
+        "examples/mrpc",
+        "lr",
+        "grad_norm",
+        "loss_scale",
+        "skipped",
+        "tokens_per_second",
+        "mfu",
+        "padding_efficiency",
+        "rank_imbalance",
+        "micro_batches",
+        "seconds",
+        "wait_fraction",
+        "eval/rte/accuracy",
+        "eval/mrpc/f1",
+        "eval/mrpc/accuracy",
+        "eval/average",
+    }
     assert points(tmp_path, "loss") == [(1, 0.5), (2, 0.25)]
     assert points(tmp_path, "loss/mrpc") == [(1, 0.75), (2, 0.75)]
     assert points(tmp_path, "examples/rte") == [(1, 3.0), (2, 3.0)]
@@ -400,7 +444,8 @@ def test_deepspeed_warnings_reach_the_user_once(log_level: str, rank: int, shown
         "import sys; from mtdnn_ds.monitor.console import configure_logging\n"
         f"configure_logging({log_level!r}, rank={rank})\n"
         "from deepspeed.utils.logging import logger\n"
-        "logger.warning('Setting accelerator to CPU. If you have'); logger.info('detail'); logger.warning('real trouble')\n"
+        "logger.warning('Setting accelerator to CPU. If you have'); "
+        "logger.info('detail'); logger.warning('real trouble')\n"
     )
     output = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
     assert ("real trouble" in output) is shown
@@ -413,7 +458,8 @@ def test_only_libraries_warnings_of_old_names_are_hidden() -> None:
         "import warnings; from mtdnn_ds.monitor.console import configure_logging\n"
         "configure_logging('warning', rank=0)\n"
         "def warn(module, kind): warnings.warn_explicit(f'{module} says', kind, 'file.py', 1, module)\n"
-        "warn('torch.distributed.c10d_logger', FutureWarning); warn('transformers.modeling_utils', FutureWarning)\n"
+        "warn('torch.distributed.c10d_logger', FutureWarning); "
+        "warn('transformers.modeling_utils', FutureWarning)\n"
         "warn('torch.distributed.c10d_logger', UserWarning); warn('users_code', FutureWarning)\n"
     )
     shown = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stderr
@@ -438,8 +484,8 @@ def test_logging_may_be_configured_again(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_flops_of_one_bert_large_layer_by_hand() -> None:
-    # D = 1024, F = 4096, L = 128: projections 2*4*1024^2 = 8,388,608; feed-forward 2*2*1024*4096 = 16,777,216;
-    # attention 4*128*1024 = 524,288; sum 25,690,112 forward, times 3 = 77,070,336 a token.
+    # D = 1024, F = 4096, L = 128: projections 2*4*1024^2 = 8,388,608; feed-forward 2*2*1024*4096 =
+    # 16,777,216; attention 4*128*1024 = 524,288; sum 25,690,112 forward, times 3 = 77,070,336 a token.
     sizes = dict(num_layers=1, hidden_size=1024, intermediate_size=4096)
     assert encoder_flops(
         **sizes, num_tokens=128 + 2, sum_squared_lengths=128**2 + 2**2
@@ -457,7 +503,8 @@ def test_mfu_by_hand() -> None:
 
 
 def test_mfu_of_a_step_by_hand() -> None:
-    # One layer, D = F = 1, lengths 2 and 3: 3 * ((8 + 4) * 5 + 4 * (4 + 9)) = 336 FLOPs; 2 devices of 84 FLOP/s for 4 s could do 672.
+    # One layer, D = F = 1, lengths 2 and 3: 3 * ((8 + 4) * 5 + 4 * (4 + 9)) = 336 FLOPs;
+    # 2 devices of 84 FLOP/s for 4 s could do 672.
     cost = StepCost(num_layers=1, hidden_size=1, intermediate_size=1, peak_flops_per_second=84.0)
     assert cost.mfu(tokens=5, sum_squared_lengths=13, seconds=4.0, num_devices=2) == 0.5
 

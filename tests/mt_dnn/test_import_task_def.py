@@ -1,4 +1,6 @@
-"""Task definitions of mt-dnn become recipes that load and train: every key and value in use, canonical TSV and JSON of token ids."""
+"""Task definitions of mt-dnn become recipes that load and train:
+every key and value in use, canonical TSV and JSON of token ids.
+"""
 
 from __future__ import annotations
 
@@ -24,26 +26,84 @@ CLASSES, TAGS = {"task_type": "Classification"}, ["O", "B-PER", "I-PER", "X", "C
 DEFINITIONS: dict[str, dict[str, Any]] = {
     "cola": {**SINGLE, **CLASSES, **CE, "dropout_p": 0.05, "metric_meta": ["ACC", "MCC"], "n_class": 2},
     "mnli": {
-        **PAIR, **CLASSES, **CE, "enable_san": True, "labels": ["contradiction", "neutral", "entailment"], "metric_meta": ["ACC"], "n_class": 3,
+        **PAIR,
+        **CLASSES,
+        **CE,
+        "enable_san": True,
+        "labels": ["contradiction", "neutral", "entailment"],
+        "metric_meta": ["ACC"],
+        "n_class": 3,
         "split_names": ["train", "matched_dev", "mismatched_dev", "matched_test"],
     },
-    "stsb": {**PAIR, "task_type": "Regression", "loss": "MseCriterion", "adv_loss": "MseCriterion", "metric_meta": ["Pearson", "Spearman"], "n_class": 1},
-    "anli": {**PAIR, **CLASSES, "labels": ["c", "n", "e"], "metric_meta": ["ACC"], "n_class": 3, "split_names": ["r1_train", "r2_train", "r1_dev"]},
-    "copa": {"data_format": "PremiseAndMultiHypothesis", "task_type": "Ranking", "loss": "RankCeCriterion", "metric_meta": ["ACC"], "n_class": 1},
+    "stsb": {
+        **PAIR,
+        "task_type": "Regression",
+        "loss": "MseCriterion",
+        "adv_loss": "MseCriterion",
+        "metric_meta": ["Pearson", "Spearman"],
+        "n_class": 1,
+    },
+    "anli": {
+        **PAIR,
+        **CLASSES,
+        "labels": ["c", "n", "e"],
+        "metric_meta": ["ACC"],
+        "n_class": 3,
+        "split_names": ["r1_train", "r2_train", "r1_dev"],
+    },
+    "copa": {
+        "data_format": "PremiseAndMultiHypothesis",
+        "task_type": "Ranking",
+        "loss": "RankCeCriterion",
+        "metric_meta": ["ACC"],
+        "n_class": 1,
+    },
     "qnnli": {
-        "data_format": "PremiseAndMultiHypothesis", "task_type": "Ranking", "labels": ["not_entailment", "entailment"], "n_class": 1,
+        "data_format": "PremiseAndMultiHypothesis",
+        "task_type": "Ranking",
+        "labels": ["not_entailment", "entailment"],
+        "n_class": 1,
         "split_names": ["train"],
     },
-    "record": {"data_format": "ClozeChoice", "task_type": "ClozeChoice", "metric_meta": ["EmF1"], "n_class": 1, "split_names": ["train"]},
-    "ner": {"data_format": "Seqence", "task_type": "SeqenceLabeling", "labels": TAGS, "loss": "SeqCeCriterion", "metric_meta": ["SeqEval"], "n_class": 6},
-    "squad-v2": {"data_format": "MRC", "task_type": "SpanYN", "loss": "SpanCeCriterion", "metric_meta": ["EmF12"], "n_class": 2},
-    "mlm": {"data_format": "MLM", "task_type": "MaskLM", "loss": "MlmCriterion", "metric_meta": ["ACC"], "n_class": 30522, "split_names": ["train"]},
-}  # fmt: skip
+    "record": {
+        "data_format": "ClozeChoice",
+        "task_type": "ClozeChoice",
+        "metric_meta": ["EmF1"],
+        "n_class": 1,
+        "split_names": ["train"],
+    },
+    "ner": {
+        "data_format": "Seqence",
+        "task_type": "SeqenceLabeling",
+        "labels": TAGS,
+        "loss": "SeqCeCriterion",
+        "metric_meta": ["SeqEval"],
+        "n_class": 6,
+    },
+    "squad-v2": {
+        "data_format": "MRC",
+        "task_type": "SpanYN",
+        "loss": "SpanCeCriterion",
+        "metric_meta": ["EmF12"],
+        "n_class": 2,
+    },
+    "mlm": {
+        "data_format": "MLM",
+        "task_type": "MaskLM",
+        "loss": "MlmCriterion",
+        "metric_meta": ["ACC"],
+        "n_class": 30522,
+        "split_names": ["train"],
+    },
+}
 
 FILES = {
-    "cola_train.tsv": "0\t1\tThe dog barks.\n1\t0\tDog the barks.\n2\t1\tA \"quoted bird sings.\n",
+    "cola_train.tsv": '0\t1\tThe dog barks.\n1\t0\tDog the barks.\n2\t1\tA "quoted bird sings.\n',
     "cola_dev.tsv": "0\t1\tThe cat sleeps.\n1\t0\tCat sleeps the.\n",
-    "mnli_train.tsv": "0\tneutral\tA man eats.\tHe is hungry.\n1\tentailment\tA man eats.\tSomebody eats.\n2\tcontradiction\tA man eats.\tNobody eats.\n",
+    "mnli_train.tsv": (
+        "0\tneutral\tA man eats.\tHe is hungry.\n1\tentailment\tA man eats.\tSomebody eats.\n"
+        "2\tcontradiction\tA man eats.\tNobody eats.\n"
+    ),
     "mnli_matched_dev.tsv": "0\tneutral\tA girl runs.\tShe is late.\n",
     "mnli_mismatched_dev.tsv": "0\tentailment\tA girl runs.\tShe moves.\n",
     "mnli_matched_test.tsv": "0\tneutral\tA boy runs.\tHe moves.\n",
@@ -52,16 +112,27 @@ FILES = {
     "anli_r1_train.tsv": "0\tc\tIt is hot.\tIt is cold.\n",
     "anli_r2_train.tsv": "7\te\tIt is hot.\tIt is warm.\n",
     "anli_r1_dev.tsv": "0\tn\tIt is hot.\tIt is July.\n",
-    "copa_train.tsv": "5\t5,5\t0,1\tThe man fell.\tbecause it was dry\tbecause it was icy\n6\t6,6\t1,0\tHe ran.\tso he was tired\tso he was blue\n",
+    "copa_train.tsv": (
+        "5\t5,5\t0,1\tThe man fell.\tbecause it was dry\tbecause it was icy\n"
+        "6\t6,6\t1,0\tHe ran.\tso he was tired\tso he was blue\n"
+    ),
     "copa_dev.tsv": "9\t9,9\t1,0\tShe smiled.\tbecause she was glad\tbecause she was sad\n",
     "qnnli_train.tsv": "1\t3,4\tnot_entailment,entailment\tWho came?\tIt rained.\tAnn came.\n",
     "record_train.tsv": "2\t['Bo', 'Al']\t['Al']\t[0, 1]\tBo met Al.\tBo was met.\tAl was met.\n",
-    "ner_train.tsv": "0\t['B-PER', 'I-PER', 'O']\t['Ada', 'Lovelace', 'wrote']\n1\t['O', 'B-PER']\t['with', \"O'Hara\"]\n",
+    "ner_train.tsv": (
+        "0\t['B-PER', 'I-PER', 'O']\t['Ada', 'Lovelace', 'wrote']\n1\t['O', 'B-PER']\t['with', \"O'Hara\"]\n"
+    ),
     "ner_dev.tsv": "0\t['B-PER', 'O']\t['Bob', 'sleeps']\n",
-    "squad-v2_train.tsv": "a\t4:::9:::0:::River\tThe River runs. EOSEOS\tWhat runs?\nb\t-1:::-1:::1:::\tThe River runs. EOSEOS\tWho sings?\n",
+    "squad-v2_train.tsv": (
+        "a\t4:::9:::0:::River\tThe River runs. EOSEOS\tWhat runs?\n"
+        "b\t-1:::-1:::1:::\tThe River runs. EOSEOS\tWho sings?\n"
+    ),
     "squad-v2_dev.tsv": "c\t0:::3:::0:::The\tThe end of it. EOSEOS\tWhich end?\n",
-    "mlm_train.txt": "First sentence here.\nSecond sentence there.\nA third one follows.\n\nAnother text begins.\nIt goes on.\n",
-}  # fmt: skip
+    "mlm_train.txt": (
+        "First sentence here.\nSecond sentence there.\n"
+        "A third one follows.\n\nAnother text begins.\nIt goes on.\n"
+    ),
+}
 
 
 def write_data(folder: Path, files: dict[str, str] = FILES) -> Path:
@@ -178,21 +249,58 @@ def test_it_trains(imported: Path) -> None:
     done = run_command([*command, "--output_dir", str(imported / "run"), *settings], OMP_NUM_THREADS="1")
     assert done.returncode == 0, done.stderr[-3000:]
     steps = training_lines(imported / "run")
-    assert len(steps) == 3 and set(steps[-1]["task_examples"]) == {f"mtdnn_{name}" for name in ("cola", "mnli", "stsb")} | set(DEFINITIONS) - {
-        "cola", "mnli", "stsb",
-    }  # fmt: skip
+    assert len(steps) == 3 and set(steps[-1]["task_examples"]) == {
+        f"mtdnn_{name}" for name in ("cola", "mnli", "stsb")
+    } | set(DEFINITIONS) - {
+        "cola",
+        "mnli",
+        "stsb",
+    }
 
 
 def test_what_is_not_carried_over_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     definitions = {
-        "boolq": {**PAIR, **CLASSES, **CE, "n_class": 2, "metric_meta": ["AUC", "CMAT", "F1MIC", "ACCC"], "encoder_type": "T5", "drop_p": 0.1},
-        "tri": {**PAIR, **CLASSES, "labels": ["a", "b", "c"], "n_class": 2, "metric_meta": ["F1"], "loss": "MseCriterion", "max_seq_len": 128},
-        "one": {**SINGLE, **CLASSES, "n_class": 2, "enable_san": True, "adv_loss": "JSCriterion", "epochs": 3},
+        "boolq": {
+            **PAIR,
+            **CLASSES,
+            **CE,
+            "n_class": 2,
+            "metric_meta": ["AUC", "CMAT", "F1MIC", "ACCC"],
+            "encoder_type": "T5",
+            "drop_p": 0.1,
+        },
+        "tri": {
+            **PAIR,
+            **CLASSES,
+            "labels": ["a", "b", "c"],
+            "n_class": 2,
+            "metric_meta": ["F1"],
+            "loss": "MseCriterion",
+            "max_seq_len": 128,
+        },
+        "one": {
+            **SINGLE,
+            **CLASSES,
+            "n_class": 2,
+            "enable_san": True,
+            "adv_loss": "JSCriterion",
+            "epochs": 3,
+        },
         "gen": {**PAIR, "task_type": "SeqenceGeneration", "n_class": 2},
         "clue": {"data_format": "CLUE_CLASSIFICATION", **CLASSES, "n_class": 2},
-        "pos": {"data_format": "Seqence", "task_type": "SeqenceLabeling", "labels": ["NN", "VB"], "n_class": 2},
-        "chunk": {"data_format": "Seqence", "task_type": "SeqenceLabeling", "labels": ["O", "B-NP", "I-NP", "B-PP"], "metric_meta": ["NERACC"]},
-    }  # fmt: skip
+        "pos": {
+            "data_format": "Seqence",
+            "task_type": "SeqenceLabeling",
+            "labels": ["NN", "VB"],
+            "n_class": 2,
+        },
+        "chunk": {
+            "data_format": "Seqence",
+            "task_type": "SeqenceLabeling",
+            "labels": ["O", "B-NP", "I-NP", "B-PP"],
+            "metric_meta": ["NERACC"],
+        },
+    }
     files = {f"{name}_train.tsv": "0\t1\ta b\tc d\n1\t0\te f\tg h\n" for name in ("boolq", "gen", "clue")}
     files |= {
         "tri_train.tsv": "0\tb\ta b\tc d\n",
@@ -209,8 +317,14 @@ def test_what_is_not_carried_over_is_named(tmp_path: Path, capsys: pytest.Captur
         "ours has no confusion matrix among its metrics",
         "unknown ACCC; did you mean 'ACC'?",
         "F1MIC over all classes of one label a row is the accuracy",
-        "boolq.kd_loss=MseCriterion: works only with --mkd-opt and a file of teacher scores; distillation.teachers",
-        "boolq.adv_loss=SymKlCriterion: works only with --adv_train; regularizer.name=smart does the same here (symmetric KL)",
+        (
+            "boolq.kd_loss=MseCriterion: works only with --mkd-opt and a file of teacher scores; "
+            "distillation.teachers"
+        ),
+        (
+            "boolq.adv_loss=SymKlCriterion: works only with --adv_train; "
+            "regularizer.name=smart does the same here (symmetric KL)"
+        ),
         "tri.n_class=2: 3 labels are named; ours has an output for each named label",
         "tri.metric_meta=F1: F1 is of two classes; macro_f1",
         "tri.loss=MseCriterion: a classification has one loss here, CeCriterion; that one",
@@ -220,7 +334,10 @@ def test_what_is_not_carried_over_is_named(tmp_path: Path, capsys: pytest.Captur
         "one.epochs=3: unknown key",
         "here it is the setting train.epochs",
         "gen.task_type=SeqenceGeneration: ours has encoders, which generate no text",
-        "clue.data_format=CLUE_CLASSIFICATION: mt-dnn's own prepro_std.py has no reader for it; the task is left out",
+        (
+            "clue.data_format=CLUE_CLASSIFICATION: mt-dnn's own prepro_std.py has no reader for it; "
+            "the task is left out"
+        ),
         "pos.labels=NN, VB: NN is no BIO label; ours tags entities; the task is left out",
         "chunk.labels=O, B-NP, I-NP, B-PP: I-PP missing; added at the end",
         "boolq.split_names=dev: boolq_dev.tsv is not there; left out",
@@ -263,7 +380,10 @@ def test_wrong_values_are_refused_together(tmp_path: Path, capsys: pytest.Captur
         f"error: {where}: two.max_seq_len=0: must be a whole number, at least 8",
         f"error: {where}: two.data_format=['PremiseOnly']: must be a name",
         f"error: {where}: three: task_type missing; mt-dnn needs it too",
-        f"error: {where}: four: a task is a mapping of keys (data_format, task_type, ...), not ['PremiseOnly']",
+        (
+            f"error: {where}: four: a task is a mapping of keys (data_format, task_type, ...), "
+            "not ['PremiseOnly']"
+        ),
     ]
 
 
@@ -271,10 +391,16 @@ def test_every_value_in_use_is_known() -> None:
     """The enumerations of mt-dnn's data_utils.task_def, data_utils.metrics and mt_dnn.loss (2021 to 2024)."""
     base = {**PAIR, **CLASSES, "n_class": 2}
     for key, values in {
-        "task_type": "Classification Regression Ranking Span SpanYN SeqenceLabeling MaskLM SpanSeqenceLabeling SeqenceGeneration ClozeChoice",
-        "data_format": "PremiseOnly PremiseAndOneHypothesis PremiseAndMultiHypothesis Seqence MLM CLUE_CLASSIFICATION CLUE_SPAN CLUE_SEQ CLUE_GEN "
+        "task_type": (
+            "Classification Regression Ranking Span SpanYN SeqenceLabeling "
+            "MaskLM SpanSeqenceLabeling SeqenceGeneration ClozeChoice"
+        ),
+        "data_format": "PremiseOnly PremiseAndOneHypothesis PremiseAndMultiHypothesis "
+        "Seqence MLM CLUE_CLASSIFICATION CLUE_SPAN CLUE_SEQ CLUE_GEN "
         "ClozeChoice MRC",
-        "metric_meta": "ACC F1 MCC Pearson Spearman AUC SeqEval EmF1 F1MAC F1MIC CMAT EmF12 SeqEvalList NERACC",
+        "metric_meta": (
+            "ACC F1 MCC Pearson Spearman AUC SeqEval EmF1 F1MAC F1MIC CMAT EmF12 SeqEvalList NERACC"
+        ),
     }.items():
         for value in values.split():
             _, findings = translate(

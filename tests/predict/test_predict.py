@@ -1,4 +1,6 @@
-"""MultiTaskModel.predict: the answers are those of evaluation and of plain transformers, one pass for all tasks, every kind, every refusal."""
+"""MultiTaskModel.predict: the answers are those of evaluation and of plain transformers,
+one pass for all tasks, every kind, every refusal.
+"""
 
 from __future__ import annotations
 
@@ -68,8 +70,9 @@ def evaluated(all_kinds_run: Path, model: MultiTaskModel) -> dict[str, Any]:
     outputs = predict_split(model.net, wanted, data, model.settings, model.device)
     names = [data.specs[index].name for index, _ in wanted]
     return {
-        name: data.examples[name]["dev"].decode(of_split).predictions for name, of_split in zip(names, outputs, strict=True)
-    }  # fmt: skip
+        name: data.examples[name]["dev"].decode(of_split).predictions
+        for name, of_split in zip(names, outputs, strict=True)
+    }
 
 
 @pytest.mark.parametrize(
@@ -188,9 +191,14 @@ def test_an_exported_folder_answers_as_its_run(
     """Without the run's data, and with columns by the names that the tasks were trained on."""
     opened = open_model(str(all_kinds_run), device=torch.device("cpu"))
     save_folder(
-        tmp_path, recipe=opened.recipe, specs=opened.specs, weights=opened.model.state_dict(), config=opened.model.encoder.config,
-        tokenizer=model.tokenizing.tokenizer, source={},
-    )  # fmt: skip
+        tmp_path,
+        recipe=opened.recipe,
+        specs=opened.specs,
+        weights=opened.model.state_dict(),
+        config=opened.model.encoder.config,
+        tokenizer=model.tokenizing.tokenizer,
+        source={},
+    )
     exported = MultiTaskModel.from_pretrained(str(tmp_path))
     texts = [
         TEXTS[0],
@@ -277,7 +285,9 @@ def test_every_group_of_tasks_has_its_own_encoder(mode: str, all_kinds_run: Path
     """With weights drawn apart, tasks of two groups on the same texts answer as they do alone."""
     changes = {
         "sharing.mode": mode,
-        "sharing.groups": "{one: [cola, colours, rte, mrpc], two: [tags, stsb, ranking, choice, similar, span, words]}",
+        "sharing.groups": (
+            "{one: [cola, colours, rte, mrpc], two: [tags, stsb, ranking, choice, similar, span, words]}"
+        ),
     }
     recipe = load_recipe(str(all_kinds_run.parent / "recipe.yaml"), changes)
     shared = drawn_apart(recipe, resolve_tasks(recipe), by=0.05)

@@ -1,4 +1,6 @@
-"""predict and embed on files: every format, ids and order, bad rows, resuming after a kill, ranks, refusals. Answers are checked in test_predict.py."""
+"""predict and embed on files: every format, ids and order, bad rows,
+resuming after a kill, ranks, refusals. Answers are checked in test_predict.py.
+"""
 
 from __future__ import annotations
 
@@ -93,7 +95,9 @@ def test_every_format_keeps_ids_and_order(suffix: str, model: MultiTaskModel, tm
 def test_official_dev_files_are_answered_as_evaluated(
     model: MultiTaskModel, all_kinds_run: Path, tmp_path: Path
 ) -> None:
-    """Metrics of the written files, computed here, are those that the run's evaluation has in metrics.jsonl."""
+    """Metrics of the written files, computed here,
+    are those that the run's evaluation has in metrics.jsonl.
+    """
     glue, evaluation = (
         all_kinds_run.parent / "glue",
         [line["eval"] for line in lines(all_kinds_run / "metrics.jsonl") if "eval" in line][-1],
@@ -190,7 +194,9 @@ def test_bad_rows_are_all_named_or_left_out(model: MultiTaskModel, tmp_path: Pat
 def test_a_killed_run_goes_on_to_the_same_bytes(
     model: MultiTaskModel, all_kinds_run: Path, tmp_path: Path
 ) -> None:
-    """Killed when the lines of its third window are on the disk, and its record is not: a window has three fsyncs."""
+    """Killed when the lines of its third window are on the disk, and its record is not:
+    a window has three fsyncs.
+    """
     source, output = write(tmp_path / "in.csv"), tmp_path / "out.jsonl"
     run(model, source, tmp_path / "whole.jsonl", window_rows=4)
     died = run_command(
@@ -259,22 +265,57 @@ def test_embeddings_of_a_file(model: MultiTaskModel, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["predict", "--input", "IN", "--output", "OUT.xlsx"], "--output OUT.xlsx: unknown file type '.xlsx'; use .jsonl, .csv"),
-        (["predict", "--input", "IN", "--output", "OUT.csv", "--max_tokens", "0"], "--max_tokens 0: must be a whole number, at least 1"),
-        (["predict", "--input", "IN", "--output", "OUT.csv", "--text_columns", "sentense1,sentence2"], "did you mean 'sentence1'?"),
-        (["predict", "--input", "IN", "--output", "OUT.csv", "--id_column", "idd"], "no column 'idd'; did you mean 'id'?"),
-        (["predict", "--input", "IN", "--output", "OUT.csv", "--task", "rta"], "--task rta: the model has no task 'rta'; did you mean 'rte'?"),
-        (["predict", "--input", "IN", "--output", "OUT.csv", "--task", "rte", "--text_columns", "id"], "task rte (reads two texts): cannot read an input of 'id'"),
+        (
+            ["predict", "--input", "IN", "--output", "OUT.xlsx"],
+            "--output OUT.xlsx: unknown file type '.xlsx'; use .jsonl, .csv",
+        ),
+        (
+            ["predict", "--input", "IN", "--output", "OUT.csv", "--max_tokens", "0"],
+            "--max_tokens 0: must be a whole number, at least 1",
+        ),
+        (
+            ["predict", "--input", "IN", "--output", "OUT.csv", "--text_columns", "sentense1,sentence2"],
+            "did you mean 'sentence1'?",
+        ),
+        (
+            ["predict", "--input", "IN", "--output", "OUT.csv", "--id_column", "idd"],
+            "no column 'idd'; did you mean 'id'?",
+        ),
+        (
+            ["predict", "--input", "IN", "--output", "OUT.csv", "--task", "rta"],
+            "--task rta: the model has no task 'rta'; did you mean 'rte'?",
+        ),
+        (
+            ["predict", "--input", "IN", "--output", "OUT.csv", "--task", "rte", "--text_columns", "id"],
+            "task rte (reads two texts): cannot read an input of 'id'",
+        ),
         (["predict", "--input", "nope.csv", "--output", "OUT.csv"], "--input nope.csv: no such file"),
-        (["predict", "--input", "IN", "--output", "OUT.csv", "--on_bad_row", "skp"], "--on_bad_row skp: unknown; did you mean 'skip'?"),
-        (["embed", "--input", "IN", "--output", "OUT.csv"], "--output OUT.csv: unknown file type '.csv'; use .npy, .parquet"),
-        (["embed", "--input", "IN", "--output", "OUT.npy", "--pooling", "maen"], "--pooling maen: unknown; did you mean 'mean'?"),
-        (["embed", "--input", "IN", "--output", "OUT.npy", "--id_column", "id"], "--id_column: has no effect on a .npy"),
+        (
+            ["predict", "--input", "IN", "--output", "OUT.csv", "--on_bad_row", "skp"],
+            "--on_bad_row skp: unknown; did you mean 'skip'?",
+        ),
+        (
+            ["embed", "--input", "IN", "--output", "OUT.csv"],
+            "--output OUT.csv: unknown file type '.csv'; use .npy, .parquet",
+        ),
+        (
+            ["embed", "--input", "IN", "--output", "OUT.npy", "--pooling", "maen"],
+            "--pooling maen: unknown; did you mean 'mean'?",
+        ),
+        (
+            ["embed", "--input", "IN", "--output", "OUT.npy", "--id_column", "id"],
+            "--id_column: has no effect on a .npy",
+        ),
     ],
-)  # fmt: skip
+)
 def test_wrong_flags(
-    arguments: list[str], said: str, all_kinds_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:  # fmt: skip
+    arguments: list[str],
+    said: str,
+    all_kinds_run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     monkeypatch.chdir(tmp_path)
     write(Path("IN.csv"))
     verb, *rest = ["IN.csv" if word == "IN" else word for word in arguments]

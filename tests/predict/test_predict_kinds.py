@@ -1,4 +1,5 @@
-"""Prediction of what the run of tests/helpers/predict_runs.py lacks: conversations, kinds of a user's own, a tokenizer that glues blanks to words.
+"""Prediction of what the run of tests/helpers/predict_runs.py lacks:
+conversations, kinds of a user's own, a tokenizer that glues blanks to words.
 
 The models are not trained: their weights are drawn at random.
 """
@@ -7,6 +8,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -33,12 +35,12 @@ OPTIONS = {"stride": None, "max_answer_tokens": 5, "history_turns": 2}
 def untrained(encoder: Path, *specs: TaskSpec) -> MultiTaskModel:
     recipe = Recipe.model_validate(
         {"encoder": {"path": str(encoder), "max_length": 48}, "tasks": {"cola": {}}, "train": {"steps": 1}}
-    )  # fmt: skip
+    )
     return drawn_apart(recipe, specs, by=0.2)
 
 
-def task(name: str, kind: str, **fields: object) -> TaskSpec:
-    return TaskSpec(**{"name": name, "kind": kind, "labels": (), "metrics": (), "splits": {}, **fields})  # type: ignore[arg-type]
+def task(name: str, kind: str, **fields: Any) -> TaskSpec:
+    return TaskSpec(**{"name": name, "kind": kind, "labels": (), "metrics": (), "splits": {}, **fields})
 
 
 def test_conversations_are_answered_as_evaluation_answers_them(tiny_encoder: Path, tmp_path: Path) -> None:
@@ -58,8 +60,13 @@ def test_conversations_are_answered_as_evaluation_answers_them(tiny_encoder: Pat
     spec = task("talk", "conversational_span", splits={"dev": source}, options=OPTIONS)
     model = untrained(tiny_encoder, spec)
     prepared = prepare(
-        [spec], tokenizer_path=str(tiny_encoder), cache_dir=str(tmp_path / "cache"), on_bad_row="refuse", splits={"dev"}, build=True,
-    )  # fmt: skip
+        [spec],
+        tokenizer_path=str(tiny_encoder),
+        cache_dir=str(tmp_path / "cache"),
+        on_bad_row="refuse",
+        splits={"dev"},
+        build=True,
+    )
     examples = make_examples(spec, prepared["talk"]["dev"], max_length=48)
     run_data = RunData(specs=(spec,), layout=model.layout, examples={"talk": {"dev": examples}})
     (outputs,) = predict_split(model.net, [(0, "dev")], run_data, model.settings, model.device)

@@ -1,4 +1,6 @@
-"""The service: 200 requests at once, limits and their statuses, a clean end, and its page in a real browser."""
+"""The service: 200 requests at once, limits and their statuses,
+a clean end, and its page in a real browser.
+"""
 
 from __future__ import annotations
 
@@ -110,8 +112,16 @@ def test_200_requests_at_once_share_passes_and_are_answered_as_alone(
         ({"texts": []}, 422, "'texts' is empty"),
         ({"texts": ["a"], "task": "cola"}, 422, "unknown key 'task'"),
         ({"texts": ["a"], "tasks": 3}, 422, "'tasks' is neither a text nor a list of texts"),
-        ({"texts": ["a"], "tasks": ["coal"]}, 422, "tasks coal: the model has no task 'coal'; did you mean 'cola'?"),
-        ({"texts": ["a"], "tasks": ["rte"]}, 422, "task rte (reads two texts): cannot read an input of 'text'"),
+        (
+            {"texts": ["a"], "tasks": ["coal"]},
+            422,
+            "tasks coal: the model has no task 'coal'; did you mean 'cola'?",
+        ),
+        (
+            {"texts": ["a"], "tasks": ["rte"]},
+            422,
+            "task rte (reads two texts): cannot read an input of 'text'",
+        ),
         ({"texts": ["a", 3]}, 422, "text 2: is a int"),
         ({"texts": ["fine", ""]}, 422, "text 2: column 'text' is empty"),
         ({"texts": ["\ud83d"]}, 422, "half of a character's two-part code"),
@@ -119,7 +129,7 @@ def test_200_requests_at_once_share_passes_and_are_answered_as_alone(
         ({"texts": ["a", ["a" * 30, "b" * 31]]}, 413, "text 2 has more than 60 characters"),
         ({"texts": ["a"], "tasks": "x" * 80_000}, 413, "the body is longer than"),
     ],
-)  # fmt: skip
+)
 def test_what_is_refused(body: Any, status: int, said: str, model: MultiTaskModel) -> None:
     with TestClient(make_app(model, Limits(max_texts=4, max_chars=60, max_wait_seconds=0))) as client:
         content = body if isinstance(body, str) else json.dumps(body)

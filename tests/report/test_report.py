@@ -1,4 +1,6 @@
-"""The report of real runs: one page, complete in itself, true to the log, safe against hostile texts; looked at by a real browser."""
+"""The report of real runs: one page, complete in itself, true to the log,
+safe against hostile texts; looked at by a real browser.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,9 @@ TASKS = ["cola", "mnli", "mrpc", "quickstart_sentiment", "rte", "shop", "stsb", 
 
 @pytest.fixture(scope="module")
 def reports(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The report of a run with its predictions; and of that run beside one that was stopped, has a torn line and lost its plan."""
+    """The report of a run with its predictions;
+    and of that run beside one that was stopped, has a torn line and lost its plan.
+    """
     folder = tmp_path_factory.mktemp("reports")
     other = folder / "other"
     shutil.copytree(
@@ -68,7 +72,9 @@ def reports(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> dic
 
 
 class Page(HTMLParser):
-    """Tables as lists of cell texts, figures by section and title as plotly is given them, scripts, and every address."""
+    """Tables as lists of cell texts,
+    figures by section and title as plotly is given them, scripts, and every address.
+    """
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -154,10 +160,14 @@ def test_the_page_is_complete_in_itself(reports: dict[str, Path]) -> None:
 def test_curves_are_the_logs(reports: dict[str, Path], finished_run: Path) -> None:
     page, lines = Page(reports["one"]), training_lines(finished_run)
     assert page.curve("losses: objective")[0] == list(range(1, 13))
-    for title, field in (("losses: objective", "loss"), ("health: learning rate", "lr"), ("health: gradient norm before clipping", "grad_norm"),
-                         ("health: real tokens a second, all ranks", "tokens_per_second"),
-                         ("health: rank imbalance: cost of the busiest rank / mean", "rank_imbalance"),
-                         ("health: padding efficiency: real tokens / tokens computed", "padding_efficiency")):  # fmt: skip
+    for title, field in (
+        ("losses: objective", "loss"),
+        ("health: learning rate", "lr"),
+        ("health: gradient norm before clipping", "grad_norm"),
+        ("health: real tokens a second, all ranks", "tokens_per_second"),
+        ("health: rank imbalance: cost of the busiest rank / mean", "rank_imbalance"),
+        ("health: padding efficiency: real tokens / tokens computed", "padding_efficiency"),
+    ):
         assert page.curve(title)[1] == pytest.approx([line[field] for line in lines], rel=1e-5), title
     together = {name: y for name, (_, y) in page.curves("losses: every task, smoothed").items()}
     assert list(together) == TASKS
@@ -474,7 +484,9 @@ def figure_of(chart: Chart) -> dict[str, Any]:
 
 
 def test_answers_of_spans_choices_and_entities(tiny_encoder: Path, tmp_path: Path) -> None:
-    """Untrained heads on a few rows: counts against the metrics of the same outputs, texts against the files."""
+    """Untrained heads on a few rows:
+    counts against the metrics of the same outputs, texts against the files.
+    """
     import torch
 
     from mtdnn_ds.config.recipe import Recipe

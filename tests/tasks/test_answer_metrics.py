@@ -1,4 +1,6 @@
-"""Scores of answers, by hand: SQuAD 1.1 and 2.0, CoQA, QuAC; and the span that comes closest to a free answer."""
+"""Scores of answers, by hand: SQuAD 1.1 and 2.0, CoQA, QuAC;
+and the span that comes closest to a free answer.
+"""
 
 from __future__ import annotations
 
@@ -57,7 +59,8 @@ def test_a_human_answer_that_is_an_article_counts_as_no_answer() -> None:
 
 
 def test_coqa_leaves_each_person_out_in_turn() -> None:
-    # "white cat" scores 1 with "white cat", 2/3 with "white", 0 with "black". Without the first: 2/3; without another: 1.
+    # "white cat" scores 1 with "white cat", 2/3 with "white", 0 with "black".
+    # Without the first: 2/3; without another: 1.
     assert coqa_f1(["white cat"], [["white cat", "white", "black"]]) == pytest.approx((2 / 3 + 1 + 1) / 3)
     assert coqa_f1(["white cat"], [["white"]]) == pytest.approx(2 / 3)  # one person: no one is left out
     assert coqa_f1(["No.", "unknown"], [["no", "no", "yes", "no"], ["unknown"]]) == pytest.approx(
@@ -69,7 +72,8 @@ def test_quac_votes_on_no_answer_and_leaves_out_disagreement() -> None:
     cannot = "CANNOTANSWER"
     assert quac_f1([cannot], [[cannot, "in 1983", cannot, "in May"]]) == 1.0  # a tie is no answer
     assert quac_f1(["in 1983"], [[cannot, "in 1983", cannot, "in May"]]) == 0.0
-    # Two of three gave a span: the vote drops CANNOTANSWER, and each of the two is left out in turn: (1/2 + 1) / 2 with 1/2 = 2 * 1 / 4.
+    # Two of three gave a span: the vote drops CANNOTANSWER, and each of the two is left out in turn:
+    # (1/2 + 1) / 2 with 1/2 = 2 * 1 / 4.
     assert quac_f1(["in 1983"], [[cannot, "in 1983", "in May"]]) == pytest.approx((0.5 + 1) / 2)
     # The second question's people have no word in common, so it does not count.
     assert quac_f1(["in 1983", "he left"], [["in 1983"], ["red", "green", "blue"]]) == 1.0

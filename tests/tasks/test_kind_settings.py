@@ -1,4 +1,6 @@
-"""Settings of tagged words, choices, rankings and similarities: what reaches the task, and the exact text of every refusal."""
+"""Settings of tagged words, choices, rankings and similarities:
+what reaches the task, and the exact text of every refusal.
+"""
 
 from __future__ import annotations
 
@@ -31,20 +33,39 @@ def tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str
     for name in ("a.conll", "a.jsonl", "a.csv"):
         (tmp_path / name).touch()
     return {
-        "ner": {"kind": "token_classification", "labels": ["O", "B-per", "I-per"], "files": {"train": "a.conll", "test": "a.conll"}},
+        "ner": {
+            "kind": "token_classification",
+            "labels": ["O", "B-per", "I-per"],
+            "files": {"train": "a.conll", "test": "a.conll"},
+        },
         "lists": {
-            "kind": "token_classification", "labels": ["O", "B-per", "I-per"], "files": {"train": "a.jsonl"}, "text_columns": ["tokens"],
+            "kind": "token_classification",
+            "labels": ["O", "B-per", "I-per"],
+            "files": {"train": "a.jsonl"},
+            "text_columns": ["tokens"],
             "label_column": "tags",
         },
         "choice": {
-            "kind": "multiple_choice", "text_columns": ["s1", "s2"], "choice_columns": ["a", "b"], "label_column": "y",
+            "kind": "multiple_choice",
+            "text_columns": ["s1", "s2"],
+            "choice_columns": ["a", "b"],
+            "label_column": "y",
             "files": {"train": "a.csv"},
         },
         "ranking": {
-            "kind": "ranking", "text_columns": ["q", "c"], "label_column": "y", "labels": ["no", "yes"], "files": {"train": "a.csv"},
+            "kind": "ranking",
+            "text_columns": ["q", "c"],
+            "label_column": "y",
+            "labels": ["no", "yes"],
+            "files": {"train": "a.csv"},
         },
-        "similarity": {"kind": "similarity", "text_columns": ["a", "b"], "label_column": "y", "files": {"train": "a.csv"}},
-    }  # fmt: skip
+        "similarity": {
+            "kind": "similarity",
+            "text_columns": ["a", "b"],
+            "label_column": "y",
+            "files": {"train": "a.csv"},
+        },
+    }
 
 
 def test_conll_files_need_no_columns_and_test_sets_have_no_tags(tasks: dict[str, dict[str, Any]]) -> None:
@@ -85,9 +106,20 @@ def test_builtin_tasks_of_these_kinds() -> None:
     wnut, ranking = resolve_tasks(recipe(["wnut17", "qnli_ranking"]))
     # ClassLabel names of leondz/wnut_17 on the Hugging Face hub
     assert wnut.labels == (
-        "O", "B-corporation", "I-corporation", "B-creative-work", "I-creative-work", "B-group", "I-group", "B-location", "I-location",
-        "B-person", "I-person", "B-product", "I-product",
-    )  # fmt: skip
+        "O",
+        "B-corporation",
+        "I-corporation",
+        "B-creative-work",
+        "I-creative-work",
+        "B-group",
+        "I-group",
+        "B-location",
+        "I-location",
+        "B-person",
+        "I-person",
+        "B-product",
+        "I-product",
+    )
     assert {
         split: (source.path, source.split, source.text_columns, source.label_column)
         for split, source in wnut.splits.items()
@@ -142,8 +174,14 @@ CASES: dict[str, tuple[str, dict[str, Any], list[str]]] = {
         "ner",
         {"text_columns": ["tokens"], "label_column": "tags"},
         [
-            "text_columns=tokens: columns of a .conll file have numbers; remove the key (word 0, tag -1, the last), or give a number",
-            "label_column=tags: columns of a .conll file have numbers; remove the key (word 0, tag -1, the last), or give a number",
+            (
+                "text_columns=tokens: columns of a .conll file have numbers; "
+                "remove the key (word 0, tag -1, the last), or give a number"
+            ),
+            (
+                "label_column=tags: columns of a .conll file have numbers; "
+                "remove the key (word 0, tag -1, the last), or give a number"
+            ),
         ],
     ),
     "words in a csv": (
@@ -163,7 +201,8 @@ CASES: dict[str, tuple[str, dict[str, Any], list[str]]] = {
         "ner",
         {"metrics": ["accuracy"]},
         [
-            "metrics: metric 'accuracy' is for classification, multiple_choice, ranking; this task is token_classification, "
+            "metrics: metric 'accuracy' is for classification, multiple_choice, ranking; "
+            "this task is token_classification, "
             "use entity_f1, entity_precision, entity_recall"
         ],
     ),
@@ -195,7 +234,10 @@ CASES: dict[str, tuple[str, dict[str, Any], list[str]]] = {
         "ranking",
         {"group_column": "c"},
         [
-            "group_column: 'c' is a text or the label already; name another column, or remove it to group by the first text"
+            (
+                "group_column: 'c' is a text or the label already; "
+                "name another column, or remove it to group by the first text"
+            )
         ],
     ),
     "one text": ("ranking", {"text_columns": ["q"]}, ["text_columns: a ranking has 2, not 1"]),

@@ -1,4 +1,6 @@
-"""Metrics against numbers computed by hand, their conventions for degenerate inputs, baselines and averages."""
+"""Metrics against numbers computed by hand,
+their conventions for degenerate inputs, baselines and averages.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,8 @@ def test_f1_counts_class_1_as_positive() -> None:
 
 def test_correlations_equal_values_by_hand() -> None:
     ours = compute_metrics(["pearson", "spearman"], [1.0, 2.0, 3.0, 10.0], [1.0, 3.0, 2.0, 4.0])
-    # deviations (-3, -2, -1, 6) and (-1.5, .5, -.5, 1.5): 13 / sqrt(50 * 5); ranks (1 2 3 4) and (1 3 2 4): 1 - 6 * 2 / (4 * 15)
+    # deviations (-3, -2, -1, 6) and (-1.5, .5, -.5, 1.5):
+    # 13 / sqrt(50 * 5); ranks (1 2 3 4) and (1 3 2 4): 1 - 6 * 2 / (4 * 15)
     assert ours["pearson"] == pytest.approx(13 / np.sqrt(250))
     assert ours["spearman"] == pytest.approx(0.8)
 
@@ -92,18 +95,21 @@ def test_misfits_name_what_fits() -> None:
         metric_misfit("f1", "classification", 3)
         == "metric 'f1' needs exactly 2 labels, this task has 3; use macro_f1"
     )
-    assert (
-        metric_misfit("accuracy", "regression", 0)
-        == "metric 'accuracy' is for classification, multiple_choice, ranking; this task is regression, use pearson, spearman"
+    assert metric_misfit("accuracy", "regression", 0) == (
+        "metric 'accuracy' is for classification, multiple_choice, ranking; "
+        "this task is regression, use pearson, spearman"
     )
-    assert (
-        metric_misfit("pearson", "classification", 3)
-        == "metric 'pearson' is for regression, similarity; this task is classification, use accuracy, macro_f1, matthews"
+    assert metric_misfit("pearson", "classification", 3) == (
+        "metric 'pearson' is for regression, similarity; "
+        "this task is classification, use accuracy, macro_f1, matthews"
     )
     assert metric_misfit("f1", "classification", 2) is None
 
 
 def test_metric_table_imports_neither_sklearn_nor_scipy() -> None:
     assert len(METRICS) == 16
-    program = "import sys, mtdnn_ds.tasks.metrics, mtdnn_ds.tasks.resolve; sys.exit(any(m in sys.modules for m in ('sklearn', 'scipy', 'torch')))"
+    program = (
+        "import sys, mtdnn_ds.tasks.metrics, mtdnn_ds.tasks.resolve; "
+        "sys.exit(any(m in sys.modules for m in ('sklearn', 'scipy', 'torch')))"
+    )
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

@@ -1,4 +1,7 @@
-"""Task kinds of the user's own: what a plugin file may say, the text of every refusal. Real runs: test_head_runs.py."""
+"""Task kinds of the user's own: what a plugin file may say, the text of every refusal.
+
+Real runs: test_head_runs.py.
+"""
 
 from __future__ import annotations
 
@@ -66,7 +69,11 @@ def test_the_shipped_kind_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     kinds = load_plugins([EXAMPLE])
     assert list(kinds) == ["ordinal"]
-    assert (kinds["ordinal"].reads, kinds["ordinal"].has_labels, list(kinds["ordinal"].metrics)) == ("sequence", True, ["accuracy", "within_one"])  # fmt: skip
+    assert (kinds["ordinal"].reads, kinds["ordinal"].has_labels, list(kinds["ordinal"].metrics)) == (
+        "sequence",
+        True,
+        ["accuracy", "within_one"],
+    )
     assert load_plugins([EXAMPLE]) == kinds, "a file is run once"
 
 
@@ -86,31 +93,61 @@ def test_a_changed_file_is_run_again_and_has_another_fingerprint(tmp_path: Path)
     first = load_plugins([str(file)])["stars"]
     file.write_text(KIND_LINES.replace("float(cell)", "9 + int(cell)"))
     second = load_plugins([str(file)])["stars"]
-    assert first.parse_label("1", None) == 1.0 and second.parse_label("1", None) == 10.0  # type: ignore[arg-type]
+    assert first.parse_label("1", None) == 1.0  # type: ignore[arg-type]
+    assert second.parse_label("1", None) == 10.0  # type: ignore[arg-type]
     assert len(first.fingerprint) == 64 and first.fingerprint != second.fingerprint
 
 
 LOADING = {
-    "syntax": ("KIND = CustomKind(\nname='x'\nloss=3)", "plugins: {file}, line 2: SyntaxError: invalid syntax. Perhaps you forgot a comma?"),
-    "raises": ("import os\n\nos.nothing()\n", "plugins: {file}, line 3: AttributeError: module 'os' has no attribute 'nothing'"),
+    "syntax": (
+        "KIND = CustomKind(\nname='x'\nloss=3)",
+        "plugins: {file}, line 2: SyntaxError: invalid syntax. Perhaps you forgot a comma?",
+    ),
+    "raises": (
+        "import os\n\nos.nothing()\n",
+        "plugins: {file}, line 3: AttributeError: module 'os' has no attribute 'nothing'",
+    ),
     "exits": ("raise SystemExit('done')", "plugins: {file}, line 1: SystemExit: done"),
-    "missing": ("x = 1\n", "plugins: {file}: defines neither KIND nor KINDS; write one of KIND = CustomKind(...) and KINDS = [CustomKind(...), ...]"),
-    "both": (KIND_LINES + "KINDS = [KIND]\n", "plugins: {file}: defines both KIND and KINDS; write one of KIND = CustomKind(...) and KINDS = [CustomKind(...), ...]"),
+    "missing": (
+        "x = 1\n",
+        (
+            "plugins: {file}: defines neither KIND nor KINDS; "
+            "write one of KIND = CustomKind(...) and KINDS = [CustomKind(...), ...]"
+        ),
+    ),
+    "both": (
+        KIND_LINES + "KINDS = [KIND]\n",
+        (
+            "plugins: {file}: defines both KIND and KINDS; "
+            "write one of KIND = CustomKind(...) and KINDS = [CustomKind(...), ...]"
+        ),
+    ),
     "type": ("KIND = {'name': 'stars'}\n", "plugins: {file}: KIND holds a dict, not a CustomKind"),
     "list": (KIND_LINES.replace("KIND =", "KINDS ="), None),
     "empty list": ("KINDS = []\n", "plugins: {file}: KINDS must be a list of CustomKind(...), not []"),
     "entry": ("KINDS = [3]\n", "plugins: {file}: KINDS holds a int, not a CustomKind"),
-    "built in": (KIND_LINES.replace("stars", "span"), "plugins: {file}: 'span' is the name of a built-in kind or loss; give yours another one"),
-    "form": (KIND_LINES.replace("stars", "score"), "plugins: {file}: 'score' is the name of a built-in kind or loss; give yours another one"),
+    "built in": (
+        KIND_LINES.replace("stars", "span"),
+        "plugins: {file}: 'span' is the name of a built-in kind or loss; give yours another one",
+    ),
+    "form": (
+        KIND_LINES.replace("stars", "score"),
+        "plugins: {file}: 'score' is the name of a built-in kind or loss; give yours another one",
+    ),
     "no metrics": (
-        KIND_LINES.replace('{"closeness": lambda predictions, labels: -abs(predictions - labels).mean()}', "{}"),
-        "plugins: {file}, line 4: TypeError: CustomKind 'stars': metrics must map at least one name to a function, e.g. {{'accuracy': accuracy}}",
+        KIND_LINES.replace(
+            '{"closeness": lambda predictions, labels: -abs(predictions - labels).mean()}', "{}"
+        ),
+        (
+            "plugins: {file}, line 4: TypeError: CustomKind 'stars': "
+            "metrics must map at least one name to a function, e.g. {{'accuracy': accuracy}}"
+        ),
     ),
     "no loss": (
         "\n".join(line for line in KIND_LINES.splitlines() if "loss=" not in line),
         "plugins: {file}, line 4: TypeError: CustomKind missing 1 required keyword-only argument: 'loss'",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", LOADING)
@@ -133,25 +170,40 @@ def test_all_files_problems_come_at_once(tmp_path: Path) -> None:
     a, b = str(tmp_path / "a.py"), str(tmp_path / "b.py")
     assert refused([a, b, f"{tmp_path}/gone.py", "notes.txt"]) == (
         f"plugins: {b}: a kind 'stars' is defined in {a} already; rename one of them",
-        f"plugins: {tmp_path}/gone.py: cannot be read (No such file or directory; looked for {tmp_path}/gone.py)",
+        (
+            f"plugins: {tmp_path}/gone.py: "
+            f"cannot be read (No such file or directory; looked for {tmp_path}/gone.py)"
+        ),
         "plugins: notes.txt: is not a Python file (.py)",
     )
 
 
 RECORDS: dict[str, tuple[dict[str, Any], str]] = {
-    "name": ({"name": "my-kind"}, "CustomKind 'my-kind': name is made of letters, digits and '_', and begins with a letter"),
+    "name": (
+        {"name": "my-kind"},
+        "CustomKind 'my-kind': name is made of letters, digits and '_', and begins with a letter",
+    ),
     "reads": ({"reads": "words"}, "CustomKind 'stars': reads is 'sequence' or 'token', not 'words'"),
     "function": ({"loss": "mse"}, "CustomKind 'stars': loss must be a function, not 'mse'"),
     "head": ({"head": 3}, "CustomKind 'stars': head must be a function or None, not 3"),
-    "metrics": ({"metrics": ["accuracy"]}, "CustomKind 'stars': metrics must map at least one name to a function, e.g. {'accuracy': accuracy}"),
-    "metric name": ({"metrics": {"": max}}, "CustomKind 'stars': metrics: a name is made of letters, digits and '_', not ''"),
+    "metrics": (
+        {"metrics": ["accuracy"]},
+        "CustomKind 'stars': metrics must map at least one name to a function, e.g. {'accuracy': accuracy}",
+    ),
+    "metric name": (
+        {"metrics": {"": max}},
+        "CustomKind 'stars': metrics: a name is made of letters, digits and '_', not ''",
+    ),
     "metric": ({"metrics": {"a": 1}}, "CustomKind 'stars': metrics['a'] must be a function, not 1"),
     "two at once": (
         {"loss": lambda outputs: outputs, "metrics": {"a": lambda x: x}},
         "CustomKind 'stars': loss must take (outputs, labels); metrics['a'] must take (predictions, labels)",
     ),
-    "head arguments": ({"head": lambda size: None}, "CustomKind 'stars': head must take (hidden_size, num_outputs)"),
-}  # fmt: skip
+    "head arguments": (
+        {"head": lambda size: None},
+        "CustomKind 'stars': head must take (hidden_size, num_outputs)",
+    ),
+}
 
 
 @pytest.mark.parametrize("case", RECORDS)
@@ -214,7 +266,10 @@ def test_refusals_of_a_task_of_an_own_kind(own: dict[str, Any]) -> None:
     assert problems(metrics=["closenes"], labels=["a", "b"], head="san", stride=3) == (
         "tasks.mine.labels: a stars has no label names; remove the key",
         "tasks.mine.stride: has no effect on a stars; it belongs to span and conversational_span; remove it",
-        "tasks.mine.metrics: kind stars has no metric 'closenes'; did you mean 'closeness'? (known: closeness)",
+        (
+            "tasks.mine.metrics: kind stars has no metric 'closenes'; "
+            "did you mean 'closeness'? (known: closeness)"
+        ),
         "tasks.mine.head=san: is for classification of pairs, this task is a stars; remove it",
     )
     (unknown,) = problems(kind="star")
@@ -234,9 +289,18 @@ def test_wrong_plugins_are_said_once(own: dict[str, Any]) -> None:
 
 def test_a_wrong_number_of_outputs_is_refused(own: dict[str, Any]) -> None:
     for wrong, expected in (
-        (lambda spec: 0, "tasks.mine: num_outputs of kind stars gave 0; it must give a whole number, at least 1"),
-        (lambda spec: spec.nothing, "tasks.mine: num_outputs of kind stars failed: AttributeError: 'TaskSpec' object has no attribute 'nothing'"),
-    ):  # fmt: skip
+        (
+            lambda spec: 0,
+            "tasks.mine: num_outputs of kind stars gave 0; it must give a whole number, at least 1",
+        ),
+        (
+            lambda spec: spec.nothing,
+            (
+                "tasks.mine: num_outputs of kind stars failed: "
+                "AttributeError: 'TaskSpec' object has no attribute 'nothing'"
+            ),
+        ),
+    ):
         with pytest.raises(ConfigError) as raised:
             resolve_tasks(Recipe.model_validate(own), own_kinds={"stars": kind(num_outputs=wrong)})
         assert raised.value.problems == (expected,)
@@ -304,7 +368,8 @@ def test_a_loss_that_is_not_one_number_a_row_is_refused(own: dict[str, Any]) -> 
         specs = resolve_tasks(Recipe.model_validate(own), own_kinds={"stars": kind(loss=loss)})
         layout = head_layout(specs)
         with pytest.raises(ConfigError) as raised:
-            custom_losses(specs[0].custom, layout)(torch.zeros(3, 1), targets, term_table(layout, "cpu"))  # type: ignore[arg-type]
+            losses = custom_losses(specs[0].custom, layout)  # type: ignore[arg-type]
+            losses(torch.zeros(3, 1), targets, term_table(layout, "cpu"))
         assert str(raised.value) == (
             f"kind stars: its loss gave {got} for 3 rows, and must give (3,), the loss of each row: "
             "no mean and no sum, because the objective divides by the rows of the whole step"
@@ -312,7 +377,13 @@ def test_a_loss_that_is_not_one_number_a_row_is_refused(own: dict[str, Any]) -> 
 
 
 def test_predictions_and_metrics_are_numbers() -> None:
-    with pytest.raises(TrainingError, match=r"^kind stars: predict made float32 of shape \(1,\) of outputs of shape \(3, 1\); it must give \(3,\), one number for each row$"):  # fmt: skip
+    with pytest.raises(
+        TrainingError,
+        match=(
+            r"^kind stars: predict made float32 of shape \(1,\) of outputs of shape \(3, 1\); "
+            r"it must give \(3,\), one number for each row$"
+        ),
+    ):
         kind(predict=lambda outputs: outputs[:1, 0]).predictions(np.zeros((3, 1), dtype=np.float32))
     for value in (math.nan, math.inf):
         with pytest.raises(
@@ -330,7 +401,16 @@ def test_predictions_and_metrics_are_numbers() -> None:
 def test_heads_of_tasks_are_their_own_and_drawn_from_seed_and_task() -> None:
     def build(tasks: tuple[str, ...], seed: int = 0, make: Any = torch.nn.Linear) -> Any:
         columns = {index: range(2 * index, 2 * index + 2) for index in range(len(tasks))}
-        return build_custom_heads(make, kind="k", tasks=tasks, hidden_size=4, columns=columns, dropout_M=[0.0] * len(tasks), dropout="none", seed=seed)  # fmt: skip
+        return build_custom_heads(
+            make,
+            kind="k",
+            tasks=tasks,
+            hidden_size=4,
+            columns=columns,
+            dropout_M=[0.0] * len(tasks),
+            dropout="none",
+            seed=seed,
+        )
 
     both, alone, other = build(("a", "b")), build(("b",)), build(("a", "b"), seed=1)
     assert torch.equal(both.of_tasks[1].weight, alone.of_tasks[0].weight)
@@ -347,7 +427,13 @@ def test_heads_of_tasks_are_their_own_and_drawn_from_seed_and_task() -> None:
         ConfigError, match=r"^kind k: its head made a list; it must return a torch.nn.Module$"
     ):
         build(("a",), make=lambda size, num: [])
-    with pytest.raises(ConfigError, match=r"^kind k: its head turns states of shape \(2, 4\) into \(2, 3\) and must give \(2, 2\), a row of outputs for each row$"):  # fmt: skip
+    with pytest.raises(
+        ConfigError,
+        match=(
+            r"^kind k: its head turns states of shape \(2, 4\) into \(2, 3\) "
+            r"and must give \(2, 2\), a row of outputs for each row$"
+        ),
+    ):
         build(("a",), make=lambda size, num: torch.nn.Linear(size, num + 1))
 
 
@@ -385,7 +471,10 @@ def test_the_command_tasks_lists_kinds(
         and "ordinal   sequence   its own   listed by the task   accuracy, within_one" in said
     )
     assert main(["tasks", "--recipe", "recipes/own_kind.yaml"]) == 0
-    assert "reviews                ordinal          poor, fair, good, excellent   accuracy, within_one   train 24, dev 8" in capsys.readouterr().out  # fmt: skip
+    assert (
+        "reviews                ordinal          poor, fair, "
+        "good, excellent   accuracy, within_one   train 24, dev 8"
+    ) in capsys.readouterr().out
     assert main(["tasks", "--plugins", "gone.py"]) == 2
     assert main(["evaluate", "runs/x", "--plugins", EXAMPLE]) == 2
     assert (

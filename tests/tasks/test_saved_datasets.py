@@ -1,4 +1,6 @@
-"""Folders of save_to_disk work as they are: splits, columns and labels by their usual names, and what was chosen is said."""
+"""Folders of save_to_disk work as they are:
+splits, columns and labels by their usual names, and what was chosen is said.
+"""
 
 from __future__ import annotations
 
@@ -23,14 +25,27 @@ TAGS = datasets.Sequence(datasets.ClassLabel(names=["O", "B-PER", "I-PER"]))
 # As tasksource writes its three templates, and three datasets in columns of the hub.
 FEATURES: dict[str, dict[str, Any]] = {
     "nli": {"sentence1": TEXT, "sentence2": TEXT, "labels": NLI},
-    "choices": {"inputs": TEXT, "choice0": TEXT, "choice1": TEXT, "choice10": TEXT, "choice2": TEXT, "labels": datasets.Value("int64")},
+    "choices": {
+        "inputs": TEXT,
+        "choice0": TEXT,
+        "choice1": TEXT,
+        "choice10": TEXT,
+        "choice2": TEXT,
+        "labels": datasets.Value("int64"),
+    },
     "entities": {"tokens": datasets.Sequence(TEXT), "labels": TAGS},
     "likeness": {"idx": datasets.Value("int32"), "sentence1": TEXT, "sentence2": TEXT, "label": NUMBER},
     "reviews": {"text": TEXT, "label": datasets.ClassLabel(names=["bad", "good"])},
     "questions": {
-        "id": TEXT, "question": TEXT, "context": TEXT, "answers": {"text": datasets.Sequence(TEXT), "answer_start": datasets.Sequence(datasets.Value("int32"))},
+        "id": TEXT,
+        "question": TEXT,
+        "context": TEXT,
+        "answers": {
+            "text": datasets.Sequence(TEXT),
+            "answer_start": datasets.Sequence(datasets.Value("int32")),
+        },
     },
-}  # fmt: skip
+}
 ROWS: dict[str, dict[str, Any]] = {
     "nli": {"sentence1": "A man eats.", "sentence2": "Nobody eats.", "labels": 2},
     "choices": {
@@ -148,12 +163,14 @@ def test_choices_are_said_and_rows_are_prepared(
         assert main([verb, str(tmp_path / "recipe.yaml")]) == 0
         said = capsys.readouterr().out
         assert (
-            f"tasks.nli: as {folders['nli']} names them: kind: classification; splits: train = train, dev = validation_matched, "
-            "dev_mismatched = validation_mismatched, test = test; text_columns: sentence1, sentence2; label_column: labels; "
+            f"tasks.nli: as {folders['nli']} names them: kind: classification; "
+            "splits: train = train, dev = validation_matched, "
+            "dev_mismatched = validation_mismatched, test = test; "
+            "text_columns: sentence1, sentence2; label_column: labels; "
             "labels: entailment, neutral, contradiction\n"
         ) in said
         assert (
-            "text_columns: inputs; label_column: labels; choice_columns: choice0, choice1, choice2, choice10\n"
-            in said
-        )
+            "text_columns: inputs; label_column: labels; "
+            "choice_columns: choice0, choice1, choice2, choice10\n"
+        ) in said
     assert len(list((tmp_path / "cache").glob("*/tokens.arrow"))) == 14  # no two splits share a folder

@@ -155,7 +155,10 @@ def test_numbered_columns_mean_a_file_without_header(tmp_path: Path) -> None:
 
 def test_ax_is_predicted_but_not_trained() -> None:
     assert problems(["ax"]) == (
-        "tasks.ax: this task has no training rows and is only predicted, with the head of mnli; take it out of 'tasks'",
+        (
+            "tasks.ax: this task has no training rows and is only predicted, "
+            "with the head of mnli; take it out of 'tasks'"
+        ),
     )
     ax: TaskSpec = builtin_task("ax", recipe(["mnli"]).data)
     assert tuple(ax.splits) == ("test",) and ax.labels == BUILTIN_TASKS["mnli"].labels
@@ -188,7 +191,10 @@ def test_builtin_keys_cannot_be_overridden() -> None:
 
 def test_missing_glue_file_is_named(tmp_path: Path) -> None:
     assert problems(["rte"], data={"glue_dir": str(tmp_path)}) == (
-        f"tasks.rte: data.glue_dir={tmp_path} has no file RTE/train.tsv; put it there, or unset data.glue_dir to use the hub",
+        (
+            f"tasks.rte: data.glue_dir={tmp_path} has no file RTE/train.tsv; "
+            "put it there, or unset data.glue_dir to use the hub"
+        ),
     )
 
 
@@ -224,11 +230,17 @@ USER_CASES: dict[str, tuple[dict[str, Any], str]] = {
     "empty label": ({"labels": ["a", ""]}, "tasks.mine.labels: a label name is empty"),
     "unknown metric": (
         {"metrics": ["acuracy"]},
-        "tasks.mine.metrics: unknown metric 'acuracy'; did you mean 'accuracy'? (known: accuracy, f1, macro_f1, matthews)",
+        (
+            "tasks.mine.metrics: unknown metric 'acuracy'; "
+            "did you mean 'accuracy'? (known: accuracy, f1, macro_f1, matthews)"
+        ),
     ),
     "metric of another kind": (
         {"metrics": ["pearson"]},
-        "tasks.mine.metrics: metric 'pearson' is for regression, similarity; this task is classification, use accuracy, f1, macro_f1, matthews",
+        (
+            "tasks.mine.metrics: metric 'pearson' is for regression, similarity; "
+            "this task is classification, use accuracy, f1, macro_f1, matthews"
+        ),
     ),
     "metric twice": (
         {"metrics": ["f1", "f1"]},
@@ -261,7 +273,10 @@ USER_CASES: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "numbers and names": (
         {"text_columns": ["0", "1"]},
-        "tasks.mine: columns are given both by number and by name; numbers (0, 1, -1 ...) are for files without a header, names for files with one",
+        (
+            "tasks.mine: columns are given both by number and by name; "
+            "numbers (0, 1, -1 ...) are for files without a header, names for files with one"
+        ),
     ),
 }
 
@@ -280,7 +295,10 @@ def test_user_file_refusals(user_task: dict[str, Any], tmp_path: Path) -> None:
         "test": str(tmp_path / "gone.csv"),
     }
     assert problems({"mine": {**user_task, "files": files}}) == (
-        f"tasks.mine.files.dev={tmp_path}/rows.txt: unknown file type '.txt'; use .csv, .tsv, .jsonl, .parquet",
+        (
+            f"tasks.mine.files.dev={tmp_path}/rows.txt: unknown file type '.txt'; "
+            "use .csv, .tsv, .jsonl, .parquet"
+        ),
         f"tasks.mine.files.test={tmp_path}/gone.csv: no such file (looked for {tmp_path}/gone.csv)",
         "tasks.mine.files.devel: unknown split; use train, dev, dev_NAME, test or test_NAME",
         "tasks.mine.files: has no train split; a task of a run is trained",
@@ -305,7 +323,10 @@ def test_saved_dataset_folders(user_task: dict[str, Any], tmp_path: Path) -> Non
     unnamed.mkdir()
     (unnamed / "dataset_dict.json").write_text(json.dumps({"splits": ["r1", "r2"]}))
     assert problems({"mine": {**user_task, "dataset": str(empty)}}) == (
-        f"tasks.mine.dataset={empty}: not a folder written by datasets' save_to_disk (no dataset_dict.json, no state.json)",
+        (
+            f"tasks.mine.dataset={empty}: "
+            "not a folder written by datasets' save_to_disk (no dataset_dict.json, no state.json)"
+        ),
     )
     assert problems({"mine": {**user_task, "dataset": str(single), "splits": {"train": "train"}}}) == (
         f"tasks.mine.splits: {single} holds one Dataset without splits, which becomes train; remove the key",
@@ -313,10 +334,16 @@ def test_saved_dataset_folders(user_task: dict[str, Any], tmp_path: Path) -> Non
     assert problems(
         {"mine": {**user_task, "dataset": str(several), "splits": {"train": "train", "dev": "validatoin"}}}
     ) == (
-        f"tasks.mine.splits.dev=validatoin: {several} has no split 'validatoin'; did you mean 'validation'? (known: train, validation)",
+        (
+            f"tasks.mine.splits.dev=validatoin: {several} has no split 'validatoin'; "
+            "did you mean 'validation'? (known: train, validation)"
+        ),
     )
     assert problems({"mine": {**user_task, "dataset": str(unnamed)}}) == (
-        "tasks.mine.splits: missing; say which of its splits is what, e.g. {train: train, dev: validation} (it has: r1, r2)",
+        (
+            "tasks.mine.splits: missing; say which of its splits is what, e.g. "
+            "{train: train, dev: validation} (it has: r1, r2)"
+        ),
     )
     (task,) = resolve_tasks(recipe({"mine": {**user_task, "dataset": str(single)}}))
     assert (task.splits["train"].format, task.splits["train"].split) == ("datasets", None)
