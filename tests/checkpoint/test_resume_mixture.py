@@ -8,10 +8,17 @@ from pathlib import Path
 
 import pytest
 import yaml
-from helpers.processes import ROOT, lines, run_jobs, start_ranks, training_lines, write_json, zero_config
-
-from tests.checkpoint.test_resume import EXACT_FIELDS, wait_for_death
-from tests.train.test_mixture import write_files
+from helpers.fault_runs import EXACT_FIELDS, evaluations
+from helpers.mixture_files import write_mixture
+from helpers.processes import (
+    ROOT,
+    run_jobs,
+    start_ranks,
+    training_lines,
+    wait_for_death,
+    write_json,
+    zero_config,
+)
 
 RANKS = 2
 STEPS, SAVED, KILLED = 5, 3, 5  # killed before step 5, so that step 4 is done twice
@@ -23,7 +30,7 @@ def resumed(tmp_path_factory: pytest.TempPathFactory, official_files: Path, tiny
     folder = tmp_path_factory.mktemp("resumed")
     recipe = {
         "encoder": {"path": str(tiny_encoder), "max_length": 64},
-        "tasks": write_files(official_files, folder),
+        "tasks": write_mixture(official_files, folder),
         "mixture": {"rates": "uniform"},
         "batch": {"examples_per_step": 22, "max_tokens_per_micro_batch": 800},
         "optimizer": {"name": "torch_adamw", "lr": 1e-3},
@@ -69,10 +76,8 @@ def test_resume_is_bitwise_with_smart_and_distillation(resumed: Path) -> None:
     assert [{field: line[field] for field in fields} for line in ours] == [
         {field: line[field] for field in fields} for line in straight
     ]
-    evaluations = [
-        [line for line in lines(resumed / name) if "eval" in line] for name in ("student", "student_killed")
-    ]
-    assert evaluations[0] == evaluations[1] and len(evaluations[0]) == 1
+    theirs, mine = evaluations(resumed / "student"), evaluations(resumed / "student_killed")
+    assert theirs == mine and len(theirs) == 1
 
 
 @pytest.mark.distributed

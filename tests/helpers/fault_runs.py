@@ -6,6 +6,8 @@ Not a test file.
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from helpers import warm
 from helpers.glue_rows import cut_glue
 from helpers.processes import ROOT, free_port, lines, run_command, training_lines, write_json, zero_config
 
@@ -30,9 +33,7 @@ class Outcome:
 
 
 def write_run_files(folder: Path, official_files: Path, tiny_encoder: Path, **train: Any) -> Path:
-    """Recipe, data and DeepSpeed JSON of a small run with dropout: 12 steps, evaluated every 3, saved every
-    6.
-    """
+    """Recipe, data and DeepSpeed JSON of a small run with dropout: 12 steps, eval every 3, saved every 6."""
     glue = cut_glue(official_files / "glue", folder / "glue", train_rows=60, dev_rows=8)
     recipe = {
         "encoder": {"path": str(tiny_encoder), "max_length": 48},
@@ -71,17 +72,28 @@ def scenario(
 def run_forked(
     scenarios: Mapping[str, Mapping[str, Any]], folder: Path, at_once: int = 1
 ) -> dict[str, Outcome]:
-    """Run all scenarios, the first alone and then `at_once` beside each other
-    (tests/workers/forked_ranks.py).
-    """
-    given, results = write_json(folder / "scenarios.json", scenarios), folder / "results.json"
-    environment = {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}
-    ended = run_command(
-        [str(ROOT / "tests/workers/forked_ranks.py"), str(given), str(results), str(at_once)],
-        **environment,
-    )
+    """Run all scenarios, the first alone and then `at_once` beside each other (workers/forked_ranks.py)."""
+    ended = run_command(_worker(scenarios, folder, at_once), PYTHONPATH=f"{ROOT}:{ROOT / 'tests'}")
     assert ended.returncode == 0, ended.stdout + ended.stderr
-    return {name: Outcome(**values) for name, values in json.loads(results.read_text()).items()}
+    return outcomes_of(folder)
+
+
+def start_forked(
+    scenarios: Mapping[str, Mapping[str, Any]], folder: Path
+) -> subprocess.Popen[str] | warm.WarmProcess:
+    """As run_forked, but without waiting for the end; what came of them is `outcomes_of(folder)` then."""
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+    return warm.start(_worker(scenarios, folder, 1), environment=environment)
+
+
+def _worker(scenarios: Mapping[str, Mapping[str, Any]], folder: Path, at_once: int) -> list[str]:
+    given, results = write_json(folder / "scenarios.json", scenarios), folder / "results.json"
+    return [str(ROOT / "tests/workers/forked_ranks.py"), str(given), str(results), str(at_once)]
+
+
+def outcomes_of(folder: Path) -> dict[str, Outcome]:
+    results = json.loads((folder / "results.json").read_text())
+    return {name: Outcome(**values) for name, values in results.items()}
 
 
 def exact(run_folder: Path) -> list[dict[str, Any]]:

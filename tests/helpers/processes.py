@@ -10,7 +10,8 @@ import os
 import signal
 import subprocess
 import tempfile
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -78,6 +79,32 @@ def kill(ranks: Sequence[Rank]) -> None:
         rank.output.close()
 
 
+def wait_until(
+    condition: Callable[[], bool], processes: Sequence[subprocess.Popen[Any] | warm.WarmProcess]
+) -> None:
+    """Wait for something that these processes do. Fails if all of them have ended without it, or hang."""
+    progress = warm.Progress({process.pid for process in processes})
+
+    while not condition():
+        has_ended = all(process.poll() is not None for process in processes)
+        if has_ended and condition():
+            return
+        assert not has_ended, f"ended before: {[process.returncode for process in processes]}"
+        assert not progress.has_ended(), "nothing is computed any more"
+        time.sleep(0.05)
+
+
+def wait_for_death(ranks: Sequence[Rank]) -> None:
+    """Rank 0 must have killed itself; then every other rank is killed too."""
+    try:
+        warm.wait_for([ranks[0].process])
+        code, output = ranks[0].process.poll(), ranks[0].said()
+    finally:
+        kill(ranks)
+
+    assert code == -signal.SIGKILL, output
+
+
 def living_of_session(session: int) -> list[int]:
     """Living processes of a session: everything that a launcher, started in one of its own, has started."""
     found = []
@@ -89,6 +116,14 @@ def living_of_session(session: int) -> list[int]:
         if int(fields[3]) == session and fields[0] not in "ZX":
             found.append(int(path.parent.name))
     return found
+
+
+def wait_until_session_is_empty(session: int) -> None:
+    """Wait for the end of what a launcher has left behind in its session. Fails if that hangs."""
+    progress = warm.Progress([session])
+    while living_of_session(session):
+        assert not progress.has_ended(), f"still there: {living_of_session(session)}"
+        time.sleep(0.05)
 
 
 def run_ranks(arguments: Sequence[str], world_size: int, *, fresh: bool = False) -> str:

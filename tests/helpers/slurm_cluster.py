@@ -108,7 +108,7 @@ def stop(folder: Path) -> None:
             wait_until(
                 lambda: not subprocess.run(["squeue", "--noheader"], timeout=10, **run).stdout.strip(),  # type: ignore[call-overload]
                 "all jobs have ended",
-                timeout_seconds=30,
+                timeout_seconds=150,
                 fails=False,
             )
     for number in (signal.SIGTERM, signal.SIGKILL):
@@ -116,7 +116,7 @@ def stop(folder: Path) -> None:
             with suppress(ProcessLookupError):
                 os.kill(pid, number)
         wait_until(
-            lambda: not _processes(folder), "all processes have ended", timeout_seconds=15, fails=False
+            lambda: not _processes(folder), "all processes have ended", timeout_seconds=75, fails=False
         )
     _reap()
     assert not _processes(folder), f"processes of {folder} are left: {_processes(folder)}"
@@ -165,7 +165,7 @@ def node_daemon(folder: Path, node: str) -> int:
 def wait_until(
     condition: Callable[[], bool],
     what: str,
-    timeout_seconds: float = 60,
+    timeout_seconds: float = 300,
     folder: Path | None = None,
     fails: bool = True,
 ) -> None:

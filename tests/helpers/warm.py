@@ -12,6 +12,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import json
+import math
 import os
 import select
 import signal
@@ -149,36 +150,60 @@ def start(
         return WarmProcess(connection)
 
 
-def cpu_seconds(sessions: Collection[int]) -> float:
-    """What all living processes of these sessions have computed so far, in seconds of one core."""
+def cpu_seconds(pids: Collection[int]) -> float:
+    """What these processes, their children and sessions have computed so far, in seconds of one core."""
     ticks = 0
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
             fields = path.read_text().rpartition(")")[2].split()
         except OSError:
             continue  # it has just ended
-        if int(fields[3]) in sessions:
+        parent, session = int(fields[1]), int(fields[3])
+        if not {int(path.parent.name), parent, session}.isdisjoint(pids):
             ticks += sum(int(field) for field in fields[11:15])  # its own and those of its reaped children
 
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
+class Progress:
+    """Whether processes get on, however busy the machine is: those that hang compute next to nothing."""
+
+    def __init__(
+        self,
+        pids: Collection[int],
+        *,
+        stall_seconds: float = STALL_SECONDS,
+        cpu_seconds_at_most: float = math.inf,
+    ) -> None:
+        self._pids = frozenset(pids)
+        self._stall_seconds = stall_seconds
+        self._cpu_seconds_at_most = cpu_seconds_at_most
+        self._computed, self._since = 0.0, time.monotonic()
+        self._asked = self._since
+
+    def has_ended(self) -> bool:
+        """Whether they compute no more (half a second in `stall_seconds`), or have computed too much."""
+        now = time.monotonic()
+        if now - self._asked < 1:
+            return False
+        self._asked = now
+
+        computed = cpu_seconds(self._pids)
+        if abs(computed - self._computed) > 0.5:  # less than before: one of them has ended
+            self._computed, self._since = computed, now
+        return now - self._since > self._stall_seconds or computed > self._cpu_seconds_at_most
+
+
 def wait_for(
-    processes: Sequence[subprocess.Popen[str] | WarmProcess], *, stall_seconds: float = STALL_SECONDS
+    processes: Sequence[subprocess.Popen[Any] | WarmProcess], *, stall_seconds: float = STALL_SECONDS
 ) -> bool:
-    """Wait until all have ended; False if they hang: for `stall_seconds` they have computed next to nothing,
-    however busy the machine is.
-    """
-    sessions = {process.pid for process in processes}
-    computed, since = 0.0, time.monotonic()
+    """Wait until all have ended; False if they hang."""
+    progress = Progress({process.pid for process in processes}, stall_seconds=stall_seconds)
 
     while any(process.poll() is None for process in processes):
         with contextlib.suppress(subprocess.TimeoutExpired):
             next(process for process in processes if process.returncode is None).wait(0.2)
-        now, seconds = time.monotonic(), cpu_seconds(sessions)
-        if seconds > computed + 0.5:
-            computed, since = seconds, now
-        if now - since > stall_seconds:
+        if progress.has_ended():
             return False
 
     return True

@@ -13,29 +13,37 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from helpers.fault_runs import Outcome, exact, run_forked, scenario, write_run_files
-from helpers.processes import ROOT, write_json
+from helpers.fault_runs import (
+    Outcome,
+    exact,
+    outcomes_of,
+    run_forked,
+    scenario,
+    start_forked,
+    write_run_files,
+)
+from helpers.processes import ROOT, wait_until
+from helpers.warm import wait_for
 
 from mtdnn_ds.config.errors import ConfigError
 from mtdnn_ds.runs.folder import create_private, refuse_used_folder
 from mtdnn_ds.runs.lock import locked
 
 HOLD = """
-import os, subprocess, sys, time
+import os, signal, subprocess, sys
 from pathlib import Path
 from mtdnn_ds.runs.lock import locked
 with locked(Path(sys.argv[1])):
     forked = os.fork()
     if forked == 0:
-        time.sleep(600)
-    started = subprocess.Popen(["sleep", "600"])
+        signal.pause()
+    started = subprocess.Popen(["sleep", "infinity"])
     print(forked, started.pid, flush=True)
-    time.sleep(600)
+    signal.pause()
 """
 
 
@@ -147,39 +155,28 @@ def run_files(tmp_path_factory: pytest.TempPathFactory, official_files: Path, ti
 
 @pytest.fixture(scope="module")
 def outcomes(run_files: Path) -> dict[str, Outcome]:
-    """A run that waits before step 8; a second one in its folder; rank 0 of the first killed with -9, rank 1
-    not; started again.
+    """A run that waits before step 8, and a second one in its folder; then the first, rank 0 killed, again.
+
+    Of the first only rank 0 is killed with -9. It computes nothing while the others run.
     """
-    first = {
-        "run": {**scenario(run_files, "run", (0, "step_8", "hang")), "seconds": 240},
-        "straight": scenario(run_files, "straight"),
-    }
-    files = [str(write_json(run_files / "first.json", first)), str(run_files / "first_results.json")]
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        [sys.executable, str(ROOT / "tests/workers/forked_ranks.py"), *files], env=environment, cwd=ROOT
-    )
+    waiting = {**scenario(run_files, "run", (0, "step_8", "hang")), "stall_seconds": 3600}
+    first = start_forked({"run": waiting, "straight": scenario(run_files, "straight")}, run_files)
+    others = run_files / "others"
+    others.mkdir()
+
     try:
-        until = time.monotonic() + 120
-        while not list(run_files.glob("acted_*")):
-            assert time.monotonic() < until and process.poll() is None
-            time.sleep(0.05)
-        (run_files / "second").mkdir()
+        wait_until(lambda: bool(list(run_files.glob("acted_*"))), [first])
         held_by = json.loads((run_files / "run" / ".lock").read_text())
-        second = run_forked(
-            {"second": scenario(run_files, "run", resume="auto", world_size=1)}, run_files / "second"
-        )
+        second = run_forked({"second": scenario(run_files, "run", resume="auto", world_size=1)}, others)
+
         os.kill(int(held_by["process"]), signal.SIGKILL)
-        again = run_forked({"again": scenario(run_files, "run", resume="auto")}, run_files / "second")
-        assert process.wait(timeout=240) == 0
+        again = run_forked({"again": scenario(run_files, "run", resume="auto")}, others)
+        assert wait_for([first]) and first.returncode == 0
     finally:
-        process.kill()
-        process.wait()
-    results = {
-        name: Outcome(**values)
-        for name, values in json.loads((run_files / "first_results.json").read_text()).items()
-    }
-    return {**second, **again, **results}
+        if first.poll() is None:
+            os.killpg(first.pid, signal.SIGKILL)
+        first.wait()
+    return {**second, **again, **outcomes_of(run_files)}
 
 
 @pytest.mark.distributed

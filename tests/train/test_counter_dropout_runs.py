@@ -10,11 +10,18 @@ from typing import Any
 
 import pytest
 import yaml
-from helpers.processes import ROOT, lines, run_jobs, start_ranks, training_lines, write_json, zero_config
+from helpers.fault_runs import evaluations, exact
+from helpers.mixture_files import write_mixture
+from helpers.processes import (
+    ROOT,
+    run_jobs,
+    start_ranks,
+    training_lines,
+    wait_for_death,
+    write_json,
+    zero_config,
+)
 from helpers.tiny_encoders import write_tiny_encoder
-
-from tests.checkpoint.test_resume import EXACT_FIELDS, wait_for_death
-from tests.train.test_mixture import write_files
 
 STEPS = 4
 TOLERANCE = 1e-4  # relative, fp32
@@ -58,7 +65,7 @@ def write_recipes(folder: Path, official_files: Path, minilm: Path) -> None:
     Weights larger than BERT's first ones, so that dropout changes losses by far more than rounding.
     """
     encoder = write_tiny_encoder(folder / "encoder", minilm, initializer_range=0.08)
-    tasks = write_files(official_files, folder)
+    tasks = write_mixture(official_files, folder)
     tasks["cola"] = {"dropout": 0.3}
     recipe = {
         "encoder": {"path": str(encoder), "max_length": 48},
@@ -150,14 +157,9 @@ def test_there_is_dropout_and_the_runs_are_really_cut_differently(folder: Path) 
 
 @pytest.mark.distributed
 def test_resume_is_bitwise(folder: Path) -> None:
-    ours, straight = (training_lines(folder / name) for name in ("killed", KILLED))
-    assert [{field: line[field] for field in EXACT_FIELDS} for line in ours] == [
-        {field: line[field] for field in EXACT_FIELDS} for line in straight
-    ]
-    evaluations = [
-        [line["eval"] for line in lines(folder / name) if "eval" in line] for name in ("killed", KILLED)
-    ]
-    assert evaluations[0] == evaluations[1] and len(evaluations[0]) == 1
+    killed, straight = folder / "killed", folder / KILLED
+    assert exact(killed) == exact(straight)
+    assert evaluations(killed) == evaluations(straight) and len(evaluations(killed)) == 1
 
 
 @pytest.mark.distributed

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from helpers.fault_runs import EXACT_FIELDS
 from helpers.processes import lines, run_command, run_jobs, training_lines, write_json, zero_config
 from safetensors.torch import load_file
 
@@ -23,7 +24,6 @@ from tests.data.test_masked_lm_examples import corpus  # noqa: F401  (a fixture)
 
 TABLE = "encoder.model.embeddings.word_embeddings.weight"
 SETTINGS = [(ranks, stage, 600) for ranks in (1, 2) for stage in range(4)] + [(2, 3, 80), (2, 2, 120)]
-EXACT_FIELDS = ("step", "loss", "task_loss", "task_examples", "lr", "grad_norm", "tokens", "micro_batches")
 
 
 def name_of(ranks: int, stage: int, tokens: int) -> str:

@@ -14,12 +14,11 @@ import pytest
 import torch
 import yaml
 from helpers.glue_rows import cut_glue, read_example
+from helpers.mixture_files import write_mixture
 from helpers.processes import ROOT, run_jobs, run_ranks, training_lines, write_json, zero_config
 from helpers.regularized_loop import Perturbation, ReferenceModel, TokenExample, regularized_training
 from helpers.tiny_encoders import write_tiny_encoder
 from transformers import AutoTokenizer
-
-from tests.train.test_mixture import write_files
 
 STEPS = 3
 TOLERANCE = 1e-4  # relative, fp32
@@ -83,7 +82,7 @@ class Runs:
 def trained_runs(tmp_path_factory: pytest.TempPathFactory, official_files: Path, minilm: Path) -> Runs:
     folder = tmp_path_factory.mktemp("regularized_runs")
     encoder = write_tiny_encoder(folder / "encoder", minilm, initializer_range=0.1)
-    tasks = write_files(official_files, folder)
+    tasks = write_mixture(official_files, folder)
     (folder / "glue").rename(folder / "glue_of_mixture")
     glue = cut_glue(official_files / "glue", folder / "glue", train_rows=40, dev_rows=8)
     base: dict[str, Any] = {

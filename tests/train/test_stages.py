@@ -5,21 +5,21 @@ from __future__ import annotations
 
 import json
 import shutil
-import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
+from helpers.fault_runs import exact
 from helpers.glue_rows import cut_glue
 from helpers.processes import (
     ROOT,
-    kill,
     lines,
     run_ranks,
     start_ranks,
     training_lines,
+    wait_for_death,
     write_json,
     zero_config,
 )
@@ -28,7 +28,6 @@ from safetensors.torch import load_file
 from mtdnn_ds.cli import main
 from mtdnn_ds.config.stages import load_stages
 
-EXACT_FIELDS = ("step", "loss", "task_loss", "task_examples", "lr", "grad_norm", "tokens", "micro_batches")
 STAGES = ("01_mtl", "02_tune_cola", "03_tune_rte", "04_last")
 WORKER = str(ROOT / "tests/workers/stages_and_die.py")
 
@@ -84,12 +83,8 @@ def write_jobs(run_files: Path, jobs: list[dict[str, Any]]) -> Path:
 
 
 def die(run_files: Path, name: str, *point: str) -> None:
-    ranks = start_ranks([WORKER, str(write_jobs(run_files, [job(run_files, name)])), *point], 2)
-    try:
-        code, output = ranks[0].process.wait(timeout=300), ranks[0].said()
-    finally:
-        kill(ranks)
-    assert code == -signal.SIGKILL, output
+    jobs = write_jobs(run_files, [job(run_files, name)])
+    wait_for_death(start_ranks([WORKER, str(jobs), *point], 2))
 
 
 @pytest.fixture(scope="module")
@@ -129,10 +124,6 @@ def killed(run_files: Path, straight: Path) -> Path:
 
 def weights(stage: Path, name: str = "average") -> dict[str, torch.Tensor]:
     return load_file(stage / f"best/{name}/model.safetensors")
-
-
-def exact(stage: Path) -> list[dict[str, Any]]:
-    return [{field: line[field] for field in EXACT_FIELDS} for line in training_lines(stage)]
 
 
 @pytest.mark.distributed

@@ -24,6 +24,7 @@ from helpers.processes import (
     write_json,
     zero_config,
 )
+from helpers.warm import wait_for
 from safetensors.torch import load_file
 
 
@@ -206,7 +207,8 @@ def test_bad_data_ends_every_rank_with_one_message(run_files: Path) -> None:
     ]
     ranks = start_ranks(arguments, 2)
     try:
-        codes = [rank.process.wait(timeout=120) for rank in ranks]
+        wait_for([rank.process for rank in ranks])
+        codes = [rank.process.poll() for rank in ranks]
         said = [rank.said() for rank in ranks]
     finally:
         kill(ranks)

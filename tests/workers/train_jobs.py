@@ -1,7 +1,6 @@
 """One rank of a process group that trains several runs one after the other: `python train_jobs.py JOBS.json`.
 
-Each job: recipe, deepspeed_config, output_dir, and optionally overrides and resume. Saves importing
-everything for each run.
+Each job: recipe, deepspeed_config, output_dir, and optionally overrides and resume.
 """
 
 from __future__ import annotations
