@@ -15,7 +15,7 @@ PAGES = (
     "CHANGELOG.md",
     *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")),
 )
-PLACEHOLDERS = ("runs/", "PATH/")  # the user's own folders
+PLACEHOLDERS = ("runs/", "PATH/", "mine/")  # the user's own folders
 
 # The comment after a command that no test can run ends so: "# needs a GPU".
 NEEDS = (
