@@ -105,6 +105,7 @@ def write_elastic_files(folder: Path, official_files: Path, tiny_encoder: Path) 
     glue = cut_glue(official_files / "glue", folder / "glue", train_rows=60, dev_rows=4)
     for file in glue.glob("*/dev.tsv"):
         file.unlink()  # nothing to evaluate: that takes as long as the steps
+
     recipe: dict[str, Any] = {
         "encoder": {"path": str(tiny_encoder), "max_length": 48},
         "tasks": ["cola", "stsb", "rte"],
@@ -113,18 +114,22 @@ def write_elastic_files(folder: Path, official_files: Path, tiny_encoder: Path) 
         "train": {"steps": STEPS, "save_every": HOP, "keep_last": 9, "seed": 3, "dropout": "none"},
         "data": {"glue_dir": str(glue), "cache_dir": str(folder / "cache")},
     }
+
     text = folder / "text.txt"
     text.write_text("\n".join((glue / "RTE" / "train.tsv").read_text().replace("\t", " ").splitlines()))
+
     for name, changed in RECIPES.items():
         merged = {
             **recipe,
             **{key: {**recipe[key], **value} if key == "train" else value for key, value in changed.items()},
         }
+
         if name == "low_rank":
             merged["init"] = {"run": str(folder / "plain_0")}
         if name == "tied":
             merged["tasks"]["text"]["files"] = {"train": str(text)}
         (folder / f"{name}.yaml").write_text(yaml.safe_dump(merged))
+
     for name, config in JSONS.items():
         write_json(folder / f"{name}.json", config)
     return folder

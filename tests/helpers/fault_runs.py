@@ -43,6 +43,7 @@ def write_run_files(folder: Path, official_files: Path, tiny_encoder: Path, **tr
         "train": {"steps": 12, "save_every": 6, "eval_every": 3, "keep_last": 2, "seed": 3, **train},
         "data": {"glue_dir": str(glue), "cache_dir": str(folder / "cache")},
     }
+
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     write_json(folder / "zero2.json", zero_config(2))
     return folder

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,44 +13,67 @@ from helpers.glue_rows import cut_glue
 def write_mixture(data: Path, folder: Path) -> dict[str, Any]:
     """Cuts of the official files in `data`, written to `folder`; returns the tasks that read them."""
     glue = cut_glue(data / "glue", folder / "glue", train_rows=60, dev_rows=8)
-    sentences = (data / "WNUT17" / "train.conll").read_text(encoding="utf-8").strip().split("\n\n")
-    squad = json.loads((data / "SQuAD" / "dev-v1.1-partB.json").read_text(encoding="utf-8"))
-    squad["data"] = [{**article, "paragraphs": article["paragraphs"][:2]} for article in squad["data"][:2]]
-    article = json.loads((data / "wiki" / "articles.jsonl").read_text(encoding="utf-8").splitlines()[0])[
-        "text"
-    ]
-    pairs = [
-        line.split("\t")
-        for line in (glue / "STS-B" / "train.tsv").read_text(encoding="utf-8").splitlines()[1:41]
-    ]
-    choices = [
-        {
-            "context": pair[7],
-            "choices": [pair[8], pairs[(n + 7) % 40][8], pairs[(n + 3) % 40][8]][: 2 + n % 2],
-            "right": n % 2,
-        }
-        for n, pair in enumerate(pairs)
-    ]
+    labels = write_entities(data, folder)
+    write_questions(data, folder)
+    write_text(data, folder)
+
+    rows = (glue / "STS-B" / "train.tsv").read_text(encoding="utf-8").splitlines()[1:41]
+    write_pairs([row.split("\t") for row in rows], folder)
+    return tasks_of(folder, labels)
+
+
+def write_entities(data: Path, folder: Path) -> list[str]:
+    """Train and dev sentences; returns all labels of the official file, O first."""
+    text = (data / "WNUT17" / "train.conll").read_text(encoding="utf-8")
+    sentences = text.strip().split("\n\n")
     for split, part in (("train", sentences[:40]), ("dev", sentences[40:50])):
         (folder / f"{split}.conll").write_text("\n\n".join(part) + "\n", encoding="utf-8")
+
+    labels = {line.split()[-1] for line in text.splitlines() if line.strip()}
+    return ["O", *sorted(labels - {"O"})]
+
+
+def write_questions(data: Path, folder: Path) -> None:
+    squad = json.loads((data / "SQuAD" / "dev-v1.1-partB.json").read_text(encoding="utf-8"))
+    squad["data"] = [{**article, "paragraphs": article["paragraphs"][:2]} for article in squad["data"][:2]]
     (folder / "squad.json").write_text(json.dumps(squad), encoding="utf-8")
-    documents = article.split("\n\n")
-    (folder / "text.jsonl").write_text(
-        "".join(
-            json.dumps({"text": text}) + "\n"
-            for text in ("\n".join(documents[:9]), "\n".join(documents[9:18]))
-        )
-    )
-    (folder / "choices.jsonl").write_text("".join(json.dumps(row) + "\n" for row in choices))
-    (folder / "pairs.jsonl").write_text(
-        "".join(json.dumps({"a": p[7], "b": p[8], "score": float(p[9])}) + "\n" for p in pairs)
-    )
-    candidates = [  # one right and two or three wrong ones a query
-        {"query": pair[7], "candidate": pairs[(n + step) % 40][8], "fits": "yes" if step == 0 else "no"}
-        for n, pair in enumerate(pairs)
-        for step in range(3 + n % 2)
-    ]
-    (folder / "candidates.jsonl").write_text("".join(json.dumps(row) + "\n" for row in candidates))
+
+
+def write_text(data: Path, folder: Path) -> None:
+    """Two documents of nine paragraphs."""
+    article = (data / "wiki" / "articles.jsonl").read_text(encoding="utf-8").splitlines()[0]
+    paragraphs = json.loads(article)["text"].split("\n\n")
+    documents = ("\n".join(paragraphs[:9]), "\n".join(paragraphs[9:18]))
+    write_rows(folder / "text.jsonl", ({"text": document} for document in documents))
+
+
+def write_pairs(pairs: list[list[str]], folder: Path) -> None:
+    """Choices of two or three, scored pairs, and candidates: a right one and two or three wrong ones a query."""
+
+    def second(number: int) -> str:
+        return pairs[number % 40][8]
+
+    choices = []
+    candidates = []
+    for n, pair in enumerate(pairs):
+        choice = {"context": pair[7], "choices": [pair[8], second(n + 7), second(n + 3)][: 2 + n % 2]}
+        choices.append({**choice, "right": n % 2})
+        for step in range(3 + n % 2):
+            fits = "yes" if step == 0 else "no"
+            candidates.append({"query": pair[7], "candidate": second(n + step), "fits": fits})
+
+    write_rows(folder / "choices.jsonl", choices)
+    write_rows(folder / "candidates.jsonl", candidates)
+    scored = ({"a": pair[7], "b": pair[8], "score": float(pair[9])} for pair in pairs)
+    write_rows(folder / "pairs.jsonl", scored)
+
+
+def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def tasks_of(folder: Path, labels: list[str]) -> dict[str, Any]:
+    """Settings of all tasks; `labels` are those of the entities."""
     ranking = {
         "kind": "ranking",
         "files": {split: str(folder / "candidates.jsonl") for split in ("train", "dev")},
@@ -57,9 +81,6 @@ def write_mixture(data: Path, folder: Path) -> dict[str, Any]:
         "label_column": "fits",
         "labels": ["no", "yes"],
     }
-    labels = sorted(
-        {line.split()[-1] for sentence in sentences for line in sentence.splitlines() if line.strip()} - {"O"}
-    )
     return {
         "cola": {},
         "stsb": {},
@@ -70,7 +91,7 @@ def write_mixture(data: Path, folder: Path) -> dict[str, Any]:
         "ner": {
             "kind": "token_classification",
             "files": {split: str(folder / f"{split}.conll") for split in ("train", "dev")},
-            "labels": ["O", *labels],
+            "labels": labels,
         },
         "questions": {
             "kind": "span",

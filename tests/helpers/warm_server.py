@@ -62,6 +62,7 @@ def become(request: dict[str, Any]) -> int:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+
     first, *rest = request["arguments"]
     try:
         if first == "-m":
@@ -100,6 +101,7 @@ def start_child(request: dict[str, Any], output: int, errors: int) -> int:
     child = os.fork()
     if child:
         return child
+
     os.setsid()
     nothing = os.open(os.devnull, os.O_RDONLY)
     for file, number in ((nothing, 0), (output, 1), (errors, 2)):
@@ -108,6 +110,7 @@ def start_child(request: dict[str, Any], output: int, errors: int) -> int:
     signal.set_wakeup_fd(-1)
     for number in (signal.SIGCHLD, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)
+
     code = 1
     try:
         code = become(request)
@@ -120,9 +123,11 @@ def serve(address: str) -> None:
     for name in MODULES:
         importlib.import_module(name)
     gc.freeze()  # the collector leaves what is shared alone
+
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(address)
     listener.listen(64)
+
     woken, wake = socket.socketpair()
     woken.setblocking(False)
     wake.setblocking(False)
@@ -136,6 +141,7 @@ def serve(address: str) -> None:
         ready, _, _ = select.select([listener, woken, sys.stdin], [], [])
         if sys.stdin in ready:
             return
+
         if listener in ready:
             asker, _ = listener.accept()
             message, files, _, _ = socket.recv_fds(asker, 2**20, 2)
@@ -146,6 +152,7 @@ def serve(address: str) -> None:
                 os.close(file)
             askers[child] = asker
             asker.sendall(f"{child}\n".encode())
+
         if woken in ready:
             woken.recv(4096)
             while askers:

@@ -32,11 +32,13 @@ def main(job_file: str) -> None:
         resume="none",
         evaluate_after=(),
     )
+
     gc.collect()
     tensors = (item for item in gc.get_objects() if isinstance(item, torch.Tensor))
     storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
     if dist.is_main():
         print(f"bytes alive: {sum(storages.values())}", flush=True)
+
     if run.monitor is not None:
         run.monitor.close(succeeded=True)
     stop_distributed()

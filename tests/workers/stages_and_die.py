@@ -53,6 +53,7 @@ def main(jobs_file: str, stage_to_die: str | None = None, step_to_die: str | Non
         folder = Path(job["output_dir"])
         if dist.is_main():
             print(f"== {folder.name}", flush=True)
+
         try:
             checked = checked_stages(
                 job["recipe"], job["deepspeed_config"], job.get("overrides", {}), world_size=dist.world_size()
@@ -62,6 +63,7 @@ def main(jobs_file: str, stage_to_die: str | None = None, step_to_die: str | Non
         except UserError as error:
             if dist.is_main():
                 print("\n".join(f"refused: {problem}" for problem in error.problems), flush=True)
+
     stop_distributed()
 
 

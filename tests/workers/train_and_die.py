@@ -63,10 +63,12 @@ def main(job_file: str, point: str) -> None:
     checked = checked_run(
         job["recipe"], job["deepspeed_config"], job.get("overrides", {}), world_size=dist.world_size()
     )
+
     if point.startswith("before_step_"):
         die_at(f"step {point.removeprefix('before_step_')}, beginning")
     else:
         die_in_second_save(point)
+
     trainer.train(
         checked.recipe,
         checked.specs,

@@ -21,6 +21,7 @@ def main(jobs_file: str) -> None:
     for job in json.loads(Path(jobs_file).read_text()):
         if dist.is_main():
             print(f"== {Path(job['output_dir']).name}", flush=True)
+
         resume, overrides = job.get("resume", "none"), job.get("overrides", {})
         checked = checked_run(
             job["recipe"],
@@ -29,6 +30,7 @@ def main(jobs_file: str) -> None:
             world_size=dist.world_size(),
             goes_on=resume != "none",
         )
+
         train(
             checked.recipe,
             checked.specs,
@@ -36,6 +38,7 @@ def main(jobs_file: str) -> None:
             output_dir=Path(job["output_dir"]),
             resume=resume,
         )
+
     stop_distributed()
 
 
