@@ -28,8 +28,9 @@ def write_scratch(folder: Path, files: Files) -> None:
     for name in ("ds_configs", "launchers", "examples"):
         (folder / name).symlink_to(ROOT / name)
     (folder / "runs").mkdir()
-    (folder / "PATH").mkdir()
-    (folder / "PATH/TO").symlink_to(files.data)
+    (folder / "PATH/TO").mkdir(parents=True)
+    for path in files.data.iterdir():
+        (folder / "PATH/TO" / path.name).symlink_to(path)
 
     (folder / "recipes").mkdir()
     for path in (ROOT / "recipes").iterdir():
@@ -68,6 +69,8 @@ def small_recipe(path: Path, files: Files) -> str:
 def write_data(folder: Path, official_files: Path) -> None:
     """PATH/TO: files of the names that pages give."""
     cut_glue(official_files / "glue", folder / "glue", train_rows=60, dev_rows=16)
+    for split in ("train", "dev"):
+        add_second_candidates(folder / f"glue/QNLI/{split}.tsv")
     for name in ("SNLI", "WNUT17"):
         (folder / name).symlink_to(official_files / name)
     (folder / "squad").mkdir()
@@ -109,3 +112,12 @@ def write_data(folder: Path, official_files: Path) -> None:
         )
     cola = {"data_format": "PremiseOnly", "task_type": "Classification", "n_class": 2, "metric_meta": ["ACC"]}
     (folder / "glue_task_def.yml").write_text(json.dumps({"cola": cola}))
+
+
+def add_second_candidates(path: Path) -> None:
+    """Each question of a QNLI file once more, with the other label: qnli_ranking needs candidates of both."""
+    other = {"entailment": "not_entailment", "not_entailment": "entailment"}
+    head, *rows = path.read_text().splitlines()
+    cells = [row.split("\t") for row in rows]
+    again = ["\t".join([*row[:3], other[row[3]]]) for row in cells]
+    path.write_text("\n".join([head, *rows, *again]) + "\n")

@@ -22,7 +22,6 @@ NEEDS = (
     "a GPU",
     "a cluster",
     "SLURM's programs",
-    "the hub",
     "Docker",
     "Apptainer",
     "GLUE's test files",

@@ -131,8 +131,8 @@ def run_one(page: str, command: Command, folder: Path, files: Files, made: Calla
     """Run a command to its end; fails if that is no good one."""
     arguments = small_values(without_launcher(command.words))
     for run_folder in run_folders_read(arguments):
-        if not (folder / run_folder).exists():
-            shutil.copytree(made(MADE_BY.get(run_folder, GLUE)), folder / run_folder)
+        if not (folder / run_folder / "recipe.yaml").exists():
+            shutil.copytree(made(MADE_BY.get(run_folder, GLUE)), folder / run_folder, dirs_exist_ok=True)
 
     if "serve" in arguments:
         serve(arguments, folder)
