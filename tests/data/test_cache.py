@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from helpers.cached_rows import file_spec, write_roberta_tokenizer
 
 from mtdnn_ds.config.errors import ConfigError, DataError
 from mtdnn_ds.config.recipe import Recipe
@@ -26,7 +27,7 @@ from mtdnn_ds.data.cache.build import PreparedSplit, prepare
 from mtdnn_ds.data.cache.tokenize import kept_lengths, load_tokenizer
 from mtdnn_ds.data.ragged import ragged_ranges
 from mtdnn_ds.tasks.resolve import resolve_tasks
-from mtdnn_ds.tasks.spec import Source, TaskSpec
+from mtdnn_ds.tasks.spec import TaskSpec
 
 
 def glue_specs(official_files: Path, *names: str) -> tuple[TaskSpec, ...]:
@@ -38,17 +39,6 @@ def glue_specs(official_files: Path, *names: str) -> tuple[TaskSpec, ...]:
         "data": {"glue_dir": str(official_files / "glue")},
     }
     return resolve_tasks(Recipe.model_validate(recipe))
-
-
-def file_spec(path: Path, *, texts: tuple[str, ...] = ("text",), name: str = "mine") -> TaskSpec:
-    source = Source(format="jsonl", path=str(path), text_columns=texts, label_column="label")
-    return TaskSpec(
-        name=name,
-        kind="classification",
-        labels=("no", "yes"),
-        metrics=("accuracy",),
-        splits={"train": source},
-    )
 
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
@@ -103,27 +93,6 @@ def random_pairs(count: int, words: list[str]) -> list[tuple[str, str]]:
         second = first if index % 3 == 0 else second
         pairs.append((" ".join(generator.choice(words, first)), " ".join(generator.choice(words, second))))
     return pairs
-
-
-def write_roberta_tokenizer(folder: Path, **changes: Any) -> Path:
-    """A byte-level BPE of single letters with RoBERTa's template <s> a </s></s> b </s>."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast
-
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {token: index for index, token in enumerate(["<s>", "<pad>", "</s>", "<unk>", *alphabet])}
-    tokenizer = Tokenizer(models.BPE(vocabulary, merges=[], unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0))
-    options: dict[str, Any] = {
-        "bos_token": "<s>",
-        "eos_token": "</s>",
-        "unk_token": "<unk>",
-        "pad_token": "<pad>",
-    }
-    options |= {"model_input_names": ["input_ids", "attention_mask"], **changes}
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **options).save_pretrained(folder)
-    return folder
 
 
 @pytest.mark.parametrize("kind", ["bert", "roberta", "roberta truncating left"])
@@ -324,7 +293,7 @@ KILLED_BUILD = """
 import os, signal, sys
 from mtdnn_ds.data.cache import build as cache
 from mtdnn_ds.data.cache.build import prepare
-from tests.data.test_cache import file_spec
+from helpers.cached_rows import file_spec
 from pathlib import Path
 cache.ROWS_PER_BATCH = 8
 original = cache.record_batch
@@ -345,7 +314,7 @@ def test_killed_build_leaves_nothing_usable_and_is_cleaned_up(
     killed = subprocess.run(
         [sys.executable, "-c", KILLED_BUILD, *arguments],
         cwd=root,
-        env={**os.environ, "PYTHONPATH": str(root)},
+        env={**os.environ, "PYTHONPATH": f"{root}:{root / 'tests'}"},
         check=False,
     )
     assert killed.returncode == -signal.SIGKILL
@@ -363,7 +332,7 @@ import sys
 from pathlib import Path
 from mtdnn_ds.data.cache.build import prepare
 from mtdnn_ds.monitor.console import speaking
-from tests.data.test_cache import file_spec
+from helpers.cached_rows import file_spec
 with speaking():
     prepared = prepare([file_spec(Path(sys.argv[1]))], tokenizer_path=sys.argv[2], cache_dir=sys.argv[3])
 print(prepared["mine"]["train"].num_rows)
@@ -380,7 +349,7 @@ def test_concurrent_builders_agree(small: TaskSpec, minilm: Path, tmp_path: Path
         str(minilm),
         str(tmp_path / "cache"),
     ]
-    environment = {**os.environ, "PYTHONPATH": str(root)}
+    environment = {**os.environ, "PYTHONPATH": f"{root}:{root / 'tests'}"}
     builders = [
         subprocess.Popen(arguments, cwd=root, env=environment, stdout=subprocess.PIPE, text=True)
         for _ in range(2)

@@ -10,67 +10,23 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers.masked_documents import examples_of, write_corpus
 from helpers.processes import ROOT
 from helpers.tiny_encoders import write_tiny_encoder
 
 from mtdnn_ds.config.errors import ConfigError, DataError
 from mtdnn_ds.config.recipe import Recipe
 from mtdnn_ds.data.batches.collate import ExampleSets, collate
-from mtdnn_ds.data.cache.build import prepare
 from mtdnn_ds.data.cache.tokenize import load_tokenizer
-from mtdnn_ds.data.examples import Gathered, make_examples
+from mtdnn_ds.data.examples import Gathered
 from mtdnn_ds.data.examples.documents import DocumentExamples, cut_chunks
 from mtdnn_ds.data.examples.masks import chosen_tokens, replaced
 from mtdnn_ds.data.rows.documents import sentences
 from mtdnn_ds.tasks.layout import head_layout
 from mtdnn_ds.tasks.metrics import compute_metrics
 from mtdnn_ds.tasks.resolve import resolve_tasks
-from mtdnn_ds.tasks.spec import Source, TaskSpec
 
 CLS, SEP, MASK, UNK = 101, 102, 103, 100  # of the uncased vocabulary
-OPTIONS = {"masking": "whole_word", "mask_rate": 0.15, "next_sentence": False}
-WORDS = [
-    "unaffable",
-    "gardeners",
-    "photographed",
-    "seventeen",
-    "hummingbirds",
-    "near",
-    "the",
-    "old",
-    "lighthouse",
-    "yesterday",
-    "morning",
-]
-
-
-def spec_of(path: Path, **options: Any) -> TaskSpec:
-    form = "text" if path.suffix == ".txt" else "jsonl"
-    columns = () if form == "text" else ("text",)
-    source = Source(
-        format=form,  # type: ignore[arg-type]
-        path=str(path),
-        text_columns=columns,
-        label_column=None,
-    )
-    return TaskSpec(
-        name="text",
-        kind="masked_lm",
-        labels=(),
-        metrics=("masked_accuracy",),
-        splits={"train": source},
-        options={**OPTIONS, **options},
-    )
-
-
-def examples_of(
-    path: Path, minilm: Path, *, max_length: int = 32, seed: int = 0, **options: Any
-) -> DocumentExamples:
-    spec = spec_of(path, **options)
-    split = prepare([spec], tokenizer_path=str(minilm), cache_dir=str(path.parent / "cache"))["text"]["train"]
-    examples = make_examples(spec, split, max_length=max_length, seed=seed)
-    assert isinstance(examples, DocumentExamples)
-    return examples
 
 
 def sequences(gathered: Gathered) -> list[list[int]]:
@@ -90,22 +46,7 @@ def all_of(examples: DocumentExamples, epoch: int = 0) -> Gathered:
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """40 documents of 1 to 9 sentences;
-    sentence s of document d has words that name both, so that a text tells where it is from.
-    """
-    generator = np.random.default_rng(0)
-    path = tmp_path_factory.mktemp("corpus") / "corpus.txt"
-    documents = []
-    for document in range(40):
-        lines = []
-        for sentence in range(int(generator.integers(1, 10))):
-            words = [
-                WORDS[index] for index in generator.integers(0, len(WORDS), int(generator.integers(2, 20)))
-            ]
-            lines.append(f"{document} x {sentence} {' '.join(words)}.")
-        documents.append("\n".join(lines))
-    path.write_text("\n\n\n".join(documents) + "\n")
-    return path
+    return write_corpus(tmp_path_factory.mktemp("corpus") / "corpus.txt")
 
 
 # Documents and sentences

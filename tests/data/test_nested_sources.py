@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,32 +13,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from helpers.question_tasks import CONTEXT, span_task, squad, talk_task, task, write
 
 from mtdnn_ds.config.errors import ConfigError, DataError
-from mtdnn_ds.config.recipe import Recipe
 from mtdnn_ds.data.rows.checked import CheckedRow, checked_rows
 from mtdnn_ds.data.rows.readers import reader_of
 from mtdnn_ds.tasks.layout import ANSWER_TYPES
-from mtdnn_ds.tasks.resolve import resolve_tasks
 from mtdnn_ds.tasks.spec import TaskSpec
-
-
-def task(settings: Mapping[str, Any], data: Mapping[str, Any] | None = None, name: str = "mine") -> TaskSpec:
-    recipe = {
-        "encoder": {"path": "x"},
-        "train": {"steps": 1},
-        "tasks": {name: dict(settings)},
-        "data": dict(data or {}),
-    }
-    return resolve_tasks(Recipe.model_validate(recipe))[0]
-
-
-def span_task(path: Path, **settings: Any) -> TaskSpec:
-    return task({"kind": "span", "files": {"train": str(path)}, **settings})
-
-
-def talk_task(path: Path, **settings: Any) -> TaskSpec:
-    return task({"kind": "conversational_span", "files": {"train": str(path)}, **settings})
 
 
 def rows_of(spec: TaskSpec, split: str = "train", on_bad_row: Any = "refuse") -> list[CheckedRow]:
@@ -47,21 +27,6 @@ def rows_of(spec: TaskSpec, split: str = "train", on_bad_row: Any = "refuse") ->
     return list(
         checked_rows(source, reader_of(spec).parser(spec, source), on_bad_row=on_bad_row, skipped=Counter())
     )
-
-
-def write(path: Path, value: Any) -> Path:
-    path.write_text(json.dumps(value), encoding="utf-8")
-    return path
-
-
-CONTEXT = "Ada wrote the first program in 1843."
-
-
-def squad(*questions: Any, context: Any = CONTEXT) -> dict[str, Any]:
-    return {
-        "version": "x",
-        "data": [{"title": "Ada", "paragraphs": [{"context": context, "qas": list(questions)}]}],
-    }
 
 
 def question(text: str = "Who?", answer: str = "Ada", start: Any = 0, **more: Any) -> dict[str, Any]:

@@ -10,20 +10,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers.cached_rows import write_roberta_tokenizer
+from helpers.question_tasks import made, span_task, squad, talk_task, task, write
 
 from mtdnn_ds.config.errors import ConfigError, TrainingError
-from mtdnn_ds.data.cache.build import prepare
 from mtdnn_ds.data.cache.tokenize import load_tokenizer
-from mtdnn_ds.data.examples import Examples, TermOutputs, make_examples
+from mtdnn_ds.data.examples import Examples, TermOutputs
 from mtdnn_ds.data.examples.span_scores import best_spans, first_best
 from mtdnn_ds.tasks.layout import ANSWER_TYPES
-from tests.data.test_cache import write_roberta_tokenizer
-from tests.data.test_nested_sources import span_task, squad, talk_task, task, write
-
-
-def made(spec: Any, encoder: Path, cache: Path, max_length: int, split: str = "train") -> Any:
-    prepared = prepare([spec], tokenizer_path=str(encoder), cache_dir=str(cache), splits=[split])
-    return make_examples(spec, prepared[spec.name][split], max_length=max_length)
 
 
 def sequences(examples: Examples) -> list[tuple[list[int], list[int], list[float]]]:

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers.pages import rows_under
+from helpers.worked_numbers import numbers
 
 from mtdnn_ds.losses.adaptive import NAMES, AdaptiveScales, adaptive_scales
-from tests.project.test_docs import numbers, rows_under
 
 EVERY = np.array([True, True, True])
 LOSSES = [[1.0, 2.0, 4.0], [0.5, 2.0, 8.0], [0.75, 1.0, 2.0]]

@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers.encoder_families import CONFIGS, SIZES, SPECS
+from helpers.packed_batches import packed_batch
 from torch import Tensor, nn
 from transformers import AlbertConfig, AutoModel, ModernBertConfig
 
@@ -34,8 +36,6 @@ from mtdnn_ds.model.heads.custom import build_custom_heads
 from mtdnn_ds.model.multitask import MultiTaskNet, build_model
 from mtdnn_ds.runs.state import RunState, check_fit
 from mtdnn_ds.tasks.layout import head_layout
-from tests.model.test_attention import packed_batch
-from tests.model.test_model_parity import CONFIGS, SIZES, SPECS
 
 LENGTHS = [2, 5, 5, 9, 30]
 KEYS = [11, 22, 33, 44, 55]  # of the sequences

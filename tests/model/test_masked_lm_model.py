@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.masked_documents import WORDS, examples_of, spec_of
+from helpers.packed_batches import packed_batch
 from helpers.tiny_encoders import write_tiny_encoder
 from transformers import (
     AlbertConfig,
@@ -35,8 +37,6 @@ from mtdnn_ds.model.multitask import MultiTaskNet, build_model
 from mtdnn_ds.tasks.layout import head_layout
 from mtdnn_ds.tasks.sharing import share
 from mtdnn_ds.tasks.spec import TaskSpec
-from tests.data.test_masked_lm_examples import WORDS, examples_of, spec_of
-from tests.model.test_attention import packed_batch
 
 SIZES = dict(
     vocab_size=50,

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from helpers.encoder_families import CONFIGS
 from transformers import AutoModel, PreTrainedModel
 
 from mtdnn_ds.batch import PackedBatch
@@ -33,7 +34,6 @@ from mtdnn_ds.tasks.layout import head_layout
 from mtdnn_ds.tasks.sharing import Sharing, share
 from mtdnn_ds.tasks.spec import TaskSpec
 from mtdnn_ds.train.regularizers.sharing_penalty import SharingPenalty
-from tests.model.test_model_parity import CONFIGS
 
 TASKS = ("nli", "sts", "cola")
 SPECS = (

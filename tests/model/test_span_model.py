@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.processes import lines, run_jobs, training_lines, write_json, zero_config
+from helpers.question_tasks import made, span_task, task
 from torch.nn.functional import cross_entropy
 from transformers import BertForQuestionAnswering
 
@@ -25,8 +26,6 @@ from mtdnn_ds.losses.sums import term_table
 from mtdnn_ds.model.multitask import MultiTaskNet, build_model
 from mtdnn_ds.tasks.layout import head_layout
 from mtdnn_ds.tasks.spec import TaskSpec
-from tests.data.test_nested_sources import span_task, task
-from tests.data.test_windows import made
 
 
 def targets(lengths: list[int], starts: list[int], ends: list[int], terms: list[int]) -> Targets:

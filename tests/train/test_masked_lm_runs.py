@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 from helpers.fault_runs import EXACT_FIELDS
+from helpers.masked_documents import write_corpus
 from helpers.processes import lines, run_command, run_jobs, training_lines, write_json, zero_config
 from safetensors.torch import load_file
 
@@ -20,7 +21,6 @@ from mtdnn_ds.runs.evaluate import evaluate
 from mtdnn_ds.runs.load import find_run, load_run
 from mtdnn_ds.runs.setup import prepare_run_data
 from mtdnn_ds.tasks.resolve import resolve_tasks
-from tests.data.test_masked_lm_examples import corpus  # noqa: F401  (a fixture)
 
 TABLE = "encoder.model.embeddings.word_embeddings.weight"
 SETTINGS = [(ranks, stage, 600) for ranks in (1, 2) for stage in range(4)] + [(2, 3, 80), (2, 2, 120)]
@@ -31,8 +31,9 @@ def name_of(ranks: int, stage: int, tokens: int) -> str:
 
 
 @pytest.fixture(scope="module")
-def trained_runs(tmp_path_factory: pytest.TempPathFactory, corpus: Path, tiny_encoder: Path) -> Path:  # noqa: F811
+def trained_runs(tmp_path_factory: pytest.TempPathFactory, tiny_encoder: Path) -> Path:
     folder = tmp_path_factory.mktemp("masked_lm_runs")
+    corpus = write_corpus(folder / "corpus.txt")
     recipe: dict[str, Any] = {
         "encoder": {"path": str(tiny_encoder), "max_length": 32},
         "tasks": {

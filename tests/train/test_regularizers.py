@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers.encoder_families import CONFIGS
 from helpers.regularized_loop import Perturbation, ReferenceModel, TokenExample, example_objective
 from helpers.tiny_encoders import write_tiny_encoder
 from torch import Tensor
@@ -33,7 +34,6 @@ from mtdnn_ds.tasks.regularized import COMPARABLE_FORMS, regularized_tasks
 from mtdnn_ds.tasks.spec import TaskSpec
 from mtdnn_ds.train.regularizers.noise import Ball, ascend, draw_noise
 from mtdnn_ds.train.regularizers.regularizer import PLAIN, Regularizer, build_regularizer, mean_losses
-from tests.model.test_model_parity import CONFIGS
 
 
 def spec(name: str, kind: str, num_labels: int = 0, **changes: Any) -> TaskSpec:
