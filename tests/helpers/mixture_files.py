@@ -48,7 +48,7 @@ def write_text(data: Path, folder: Path) -> None:
 
 
 def write_pairs(pairs: list[list[str]], folder: Path) -> None:
-    """Choices of two or three, scored pairs, and candidates: a right one and two or three wrong ones a query."""
+    """Choices of two or three, scored pairs, and candidates: one right and two or three wrong a query."""
 
     def second(number: int) -> str:
         return pairs[number % 40][8]
