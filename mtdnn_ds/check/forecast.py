@@ -1,4 +1,5 @@
-"""What a run would be like, from its recipe and prepared data alone: how steps pack, and what memory a rank needs.
+"""What a run would be like, from its recipe and prepared data alone: how steps pack, and what memory a rank
+needs.
 
 Loads no weights, trains nothing, prints nothing: commands/plan.py shows what is found here.
 """
@@ -6,6 +7,7 @@ Loads no weights, trains nothing, prints nothing: commands/plan.py shows what is
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -21,7 +23,7 @@ from mtdnn_ds.monitor.flops import activation_bytes, model_state_bytes
 from mtdnn_ds.runs.setup import RunData, loader_settings, recipe_sharing
 
 SAMPLED_STEPS = 50
-ZERO_STAGES = (0, 1, 2, 3)
+ZERO_STAGES: tuple[Literal[0, 1, 2, 3], ...] = (0, 1, 2, 3)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -112,7 +114,9 @@ def sample_steps(
 def _packed_step(
     plan: StepPlan, step: int, lengths: list[np.ndarray], settings: LoaderSettings
 ) -> tuple[tuple[float, ...], int]:
-    """(tokens, micro-batches, packing efficiency, padding efficiency, imbalance), most tokens of a micro-batch."""
+    """(tokens, micro-batches, packing efficiency, padding efficiency, imbalance), most tokens of a
+    micro-batch.
+    """
     examples = plan.step(step)
     lengths_B = example_lengths(examples.task_ids, examples.rows, lengths)
     packing = pack_examples(lengths_B, examples.task_ids, settings)

@@ -1,4 +1,6 @@
-"""The tasks that are built in, or a recipe's, with what there is of each: labels, metrics, rows. Prints nothing.
+"""The tasks that are built in, or a recipe's, with what there is of each: labels, metrics, rows.
+
+Prints nothing.
 
 Rows are counted in the files themselves; no text is kept and nothing is written.
 """

@@ -1,7 +1,9 @@
-"""What the words of a command line mean to one verb: its flags typed, settings left as text, every problem found.
+"""What the words of a command line mean to one verb: its flags typed, settings left as text, every problem
+found.
 
-fire calls a function first and complains about unknown flags after, reads `a,b` as a tuple and `--nope` as pe=False.
-So cli.py gives it a recorder that takes everything as raw text, and arguments in one unambiguous form, `explicit`.
+fire calls a function first and complains about unknown flags after, reads `a,b` as a tuple and `--nope` as
+pe=False. So cli.py gives it a recorder that takes everything as raw text, and arguments in one unambiguous
+form, `explicit`.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ class Call:
 
 
 def explicit(arguments: Sequence[str], problems: list[str], *, switches: Sequence[str]) -> list[str]:
-    """Every flag as one --name=value, so that neither fire nor a reader has to guess what belongs together."""
+    """Every flag as one --name=value: neither fire nor a reader has to guess what belongs together."""
     written: list[str] = []
     names: set[str] = set()
     rest = list(arguments)
@@ -87,7 +89,9 @@ def keyword_arguments(verb: Verb, call: Call, problems: list[str]) -> dict[str, 
 def _take_positional(
     verb: Verb, flags: dict[str, str], words: Sequence[str], problems: list[str]
 ) -> tuple[str, ...]:
-    """Words without a flag's name: the first is put into `flags`; of a verb that takes several, all are returned."""
+    """Words without a flag's name: the first is put into `flags`; of a verb that takes several, all are
+    returned.
+    """
     rest = list(words)
     if verb.positional and rest:
         if verb.positional in flags:

@@ -1,4 +1,7 @@
-"""`distill`: store what a recipe's teachers answer on its training examples, and score them. Trains nothing."""
+"""`distill`: store what a recipe's teachers answer on its training examples, and score them.
+
+Trains nothing.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,10 @@ log = logging.getLogger(__name__)
 
 
 def run(*, recipe: str, log_level: str, overrides: Mapping[str, str]) -> int:
-    """Run the teachers of `recipe` (a file) with `overrides`; returns the exit code. Collective under a launcher."""
+    """Run the teachers of `recipe` (a file) with `overrides`; returns the exit code.
+
+    Collective under a launcher.
+    """
     runs = [
         (stage.recipe, specs)
         for stage, specs in checked_tasks(recipe, overrides)

@@ -41,7 +41,8 @@ def run(
         problems.append(f"--layer {layer}: must be a whole number, -1 for the last layer")
     if id_column is not None and Path(output).suffix == ".npy":
         problems.append(
-            "--id_column: has no effect on a .npy, which holds numbers alone; leave it out, or write a .parquet"
+            "--id_column: has no effect on a .npy, which holds numbers alone; "
+            "leave it out, or write a .parquet"
         )
     most_tokens = whole_number("--max_tokens", max_tokens, problems)
     rows = whole_number("--window_rows", window_rows, problems)

@@ -1,4 +1,7 @@
-"""`export`: a run as folders for transformers, ONNX and sentence-transformers. Prints what was made; writes nothing itself."""
+"""`export`: a run as folders for transformers, ONNX and sentence-transformers.
+
+Prints what was made; writes nothing itself.
+"""
 
 from __future__ import annotations
 

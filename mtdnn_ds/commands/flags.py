@@ -1,4 +1,7 @@
-"""The records of the verbs' table, and the flags that several verbs have. Not the table (commands/verbs.py)."""
+"""The records of the verbs' table, and the flags that several verbs have.
+
+Not the table (commands/verbs.py).
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,8 @@ from mtdnn_ds.config.shipped import QUICKSTART
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
-# What launchers append to every script's arguments: understood, and without effect, because ranks come from the
-# environment.
+# What launchers append to every script's arguments: understood, and without effect, because ranks come from
+# the environment.
 LAUNCHER_FLAGS = ("local_rank", "deepspeed")
 
 
@@ -28,7 +31,10 @@ class Flag:
 
 @dataclass(frozen=True, slots=True)
 class Verb:
-    """One verb: `run` of commands/NAME.py, called with its flags and, if it takes settings, `overrides`."""
+    """One verb: `run` of the module of its name beside this one.
+
+    It is called with the verb's flags and, if it takes settings, `overrides`.
+    """
 
     name: str
     summary: str
@@ -75,3 +81,7 @@ TRUST_PLUGINS = Flag(
     "run the Python files of an exported folder (kinds of the user's own)",
     is_switch=True,
 )
+
+# Of predict and embed, which answer files.
+HOW_ROWS_ARE_READ = (TEXT_COLUMNS, ID_COLUMN, CHECKPOINT, MAX_TOKENS)
+HOW_FILES_ARE_ANSWERED = (ON_BAD_ROW, TRUST_PLUGINS, LOG_LEVEL)

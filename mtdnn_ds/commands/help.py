@@ -1,4 +1,7 @@
-"""The text behind --help: verbs, flags and every recipe setting, from the tables that check them. Prints nothing."""
+"""The text behind --help: verbs, flags and every recipe setting, from the tables that check them.
+
+Prints nothing.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""What predict, embed and serve have in common: checks of their flags, their files, and their ranks. Opens no model."""
+"""What predict, embed and serve have in common: checks of their flags, their files, and their ranks.
+
+Opens no model.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""`plan`: what a run would do, from its recipe and prepared data alone. Trains nothing and loads no weights."""
+"""`plan`: what a run would do, from its recipe and prepared data alone.
+
+Trains nothing and loads no weights.
+"""
 
 from __future__ import annotations
 
@@ -90,12 +93,14 @@ def _table(title: str, plan: StepPlan, train_sizes: Mapping[str, int]) -> Table:
 def _step_lines(recipe: Recipe, sample: StepSample, world_size: int) -> list[str]:
     ranks = "1 rank" if world_size == 1 else f"{world_size:,} ranks"
     most, filled = recipe.batch.max_tokens_per_micro_batch, sample.packing_efficiency
+    padding, imbalance, worst = sample.padding_efficiency, sample.imbalance_mean, sample.imbalance_most
     return [
         f"over {sample.num_steps} steps spread over the run, on {ranks}:",
         f"  tokens a step          {sample.tokens:,.0f}",
-        f"  micro-batches a rank   {sample.micro_batches:.2f}, of at most {most:,} tokens, filled to {filled:.1%}",
-        f"  padding efficiency     {sample.padding_efficiency:.4f} (1 = token-wise layers see real tokens only)",
-        f"  rank imbalance         {sample.imbalance_mean:.4f} on average, {sample.imbalance_most:.4f} at most",
+        f"  micro-batches a rank   {sample.micro_batches:.2f}, of at most {most:,} tokens, "
+        f"filled to {filled:.1%}",
+        f"  padding efficiency     {padding:.4f} (1 = token-wise layers see real tokens only)",
+        f"  rank imbalance         {imbalance:.4f} on average, {worst:.4f} at most",
     ]
 
 

@@ -1,4 +1,7 @@
-"""`predict`: a model's answers to every row of a file, all asked tasks in one pass of the encoder. Trains nothing."""
+"""`predict`: a model's answers to every row of a file, all asked tasks in one pass of the encoder.
+
+Trains nothing.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,10 @@ def run(
     trust_plugins: bool,
     log_level: str,
 ) -> int:
-    """Write the answers of `model` to the rows of `input`; returns the exit code. Collective under a launcher."""
+    """Write the answers of `model` to the rows of `input`; returns the exit code.
+
+    Collective under a launcher.
+    """
     problems = refuse_unknown("--on_bad_row", on_bad_row, ("refuse", "skip"))
     problems += refuse_file_type("--output", output, (".jsonl", ".csv"))
     most_tokens = whole_number("--max_tokens", max_tokens, problems)

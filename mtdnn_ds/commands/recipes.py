@@ -1,4 +1,7 @@
-"""`recipes`: the recipes, DeepSpeed configurations and launchers that come with the package. Runs none of them."""
+"""`recipes`: the recipes, DeepSpeed configurations and launchers that come with the package.
+
+Runs none of them.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`submit`: GLUE's leaderboard zip from a run's heads and the official test files; or the check of one alone."""
+"""`submit`: GLUE's leaderboard zip from a run and the official test files; or the check of one alone."""
 
 from __future__ import annotations
 

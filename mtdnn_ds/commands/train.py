@@ -15,7 +15,10 @@ def run(
     log_level: str,
     overrides: Mapping[str, str],
 ) -> int:
-    """Train `recipe` (a file) with `overrides`; returns the exit code. Collective: every rank of a launcher runs this."""
+    """Train `recipe` (a file) with `overrides`; returns the exit code.
+
+    Collective: every rank of a launcher runs this.
+    """
     from mtdnn_ds import api, dist
     from mtdnn_ds.monitor.console import configure_logging
     from mtdnn_ds.runs.folder import run_folder_of

@@ -1,4 +1,7 @@
-"""The verbs of `mtdnn_ds` and their flags, as one table. Texts and defaults only; nothing is run or parsed here."""
+"""The verbs of `mtdnn_ds` and their flags, as one table.
+
+Texts and defaults only; nothing is run or parsed here.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,8 @@ from mtdnn_ds.commands.flags import Flag, Verb
 _TABLE = (
     Verb(
         "tasks",
-        "list the built-in tasks, or a recipe's tasks, with labels, metrics and the rows found for each split",
+        "list the built-in tasks, or a recipe's tasks, "
+        "with labels, metrics and the rows found for each split",
         (Flag("recipe", "list this recipe's tasks instead of the built-in ones", is_shipped=True),),
         takes_settings=True,
         positional="recipe",
@@ -53,7 +57,8 @@ _TABLE = (
             Flag("output_dir", "run folder; default: runs/NAME of the recipe's file"),
             Flag(
                 "resume",
-                "none: start anew in an empty folder; auto: go on from the newest checkpoint if there is one; "
+                "none: start anew in an empty folder; "
+                "auto: go on from the newest checkpoint if there is one; "
                 "or a checkpoint's folder",
                 default="none",
             ),
@@ -161,7 +166,8 @@ _TABLE = (
     ),
     Verb(
         "report",
-        "write one HTML page on one or several runs: curves, mixture, speed, results, confusions, worst errors",
+        "write one HTML page on one or several runs: "
+        "curves, mixture, speed, results, confusions, worst errors",
         (
             Flag("run_dir", "run folders, one or several", required=True),
             Flag("output", "page to write", default="report.html"),
@@ -182,7 +188,8 @@ _TABLE = (
     ),
     Verb(
         "import-task-def",
-        "write a recipe from a task definition of mt-dnn and its data files, and say what is not carried over",
+        "write a recipe from a task definition of mt-dnn and its data files, "
+        "and say what is not carried over",
         (
             Flag("task_def", "mt-dnn's task definition, a YAML file", required=True),
             Flag("data", "folder with its TASK_SPLIT.tsv (or .json) files", required=True),
@@ -207,18 +214,13 @@ _TABLE = (
             Flag("task", "a task, several (a,b), or all that can read the file's columns", default="all"),
             flags.INPUT,
             Flag("output", "file to write: .jsonl or .csv", required=True),
-            flags.TEXT_COLUMNS,
-            flags.ID_COLUMN,
-            flags.CHECKPOINT,
-            flags.MAX_TOKENS,
+            *flags.HOW_ROWS_ARE_READ,
             Flag(
                 "window_rows",
                 "rows that are sorted by length together, and that a killed run loses at most",
                 default="2048",
             ),
-            flags.ON_BAD_ROW,
-            flags.TRUST_PLUGINS,
-            flags.LOG_LEVEL,
+            *flags.HOW_FILES_ARE_ANSWERED,
         ),
         positional="model",
         from_launcher=True,
@@ -238,14 +240,9 @@ _TABLE = (
             ),
             Flag("layer", "whose hidden states: -1 the last layer's, 0 the embeddings'", default="-1"),
             Flag("task", "soft and low-rank sharing: the task whose encoder it is"),
-            flags.TEXT_COLUMNS,
-            flags.ID_COLUMN,
-            flags.CHECKPOINT,
-            flags.MAX_TOKENS,
+            *flags.HOW_ROWS_ARE_READ,
             Flag("window_rows", "rows that are sorted by length together", default="2048"),
-            flags.ON_BAD_ROW,
-            flags.TRUST_PLUGINS,
-            flags.LOG_LEVEL,
+            *flags.HOW_FILES_ARE_ANSWERED,
         ),
         positional="model",
         from_launcher=True,
@@ -289,7 +286,8 @@ _TABLE = (
     ),
     Verb(
         "verify",
-        "measure a recipe's promises (exactness, ZeRO, ranks, resuming) with small runs, and print a certificate",
+        "measure a recipe's promises (exactness, ZeRO, ranks, resuming) "
+        "with small runs, and print a certificate",
         (
             flags.RECIPE,
             flags.DEEPSPEED,

@@ -1,6 +1,9 @@
-"""Files of this project that users run and copy: recipes/, ds_configs/ and launchers/. Not what stands in them.
+"""Files of this project that users run and copy: recipes/, ds_configs/ and launchers/.
 
-In a checkout they lie beside the package. A wheel carries the same files in mtdnn_ds/shipped (setup.py maps them).
+Not what stands in them.
+
+In a checkout they lie beside the package. A wheel carries the same files in mtdnn_ds/shipped (setup.py maps
+them).
 """
 
 from __future__ import annotations
@@ -52,7 +55,9 @@ def shipped_file(name: str) -> str:
 
 
 def quickstart_recipe() -> str:
-    """The recipe that a verb takes where none is given: the tiny one where MiniLM's weights are not installed."""
+    """The recipe that a verb takes where none is given: the tiny one where MiniLM's weights are not
+    installed.
+    """
     return QUICKSTART if importlib.util.find_spec(QUICKSTART_WEIGHTS) else QUICKSTART_TINY
 
 
@@ -72,10 +77,12 @@ def shipped_files() -> list[ShippedFile]:
 
 
 def copy_shipped(name: str, folder: Path) -> list[Path]:
-    """Copy a listed file, and what it needs beside it, into `folder`; returns what was written. Overwrites nothing.
+    """Copy a listed file, and what it needs beside it, into `folder`; returns what was written.
 
-    A recipe brings the files of this project that it names, and names the copies; launchers come together, in a
-    folder of that name. Raises ConfigError where `name` is not listed, or a file is there already.
+    Overwrites nothing.
+
+    A recipe brings the files of this project that it names, and names the copies; launchers come together, in
+    a folder of that name. Raises ConfigError where `name` is not listed, or a file is there already.
     """
     listed = {file.path: file for file in shipped_files()}
     found = [path for path, file in listed.items() if name in (path, file.name, Path(path).name)]
@@ -130,7 +137,9 @@ def _name_copies(recipe: Path, targets: dict[str, Path]) -> None:
 
 
 def _about(path: Path) -> str:
-    """The first sentence of a file's first comment; of a DeepSpeed JSON, which has none, its stage and precision."""
+    """The first sentence of a file's first comment; of a DeepSpeed JSON, which has none, its stage and
+    precision.
+    """
     text = path.read_text(encoding="utf-8")
     if path.suffix == ".json":
         return _about_json(json.loads(text))
@@ -148,6 +157,6 @@ def _about(path: Path) -> str:
 
 def _about_json(settings: dict[str, dict[str, object]]) -> str:
     zero = settings["zero_optimization"]
-    precisions = [name for name in ("bf16", "fp16", "torch_autocast") if name in settings]
+    precisions: list[str] = [name for name in ("bf16", "fp16", "torch_autocast") if name in settings]
     offloads = [f"{key.removeprefix('offload_')} offloaded" for key in zero if key.startswith("offload_")]
     return ", ".join([f"DeepSpeed: ZeRO {zero['stage']}", *(precisions or ["fp32"]), *offloads])
