@@ -1,7 +1,7 @@
 """mtdnn_ds: one encoder, many tasks, trained exactly under DeepSpeed. Imports nothing heavy.
 
-Public: CustomKind, the record of a task kind of your own, and check_task, which tries it on a few rows (docs/own_kind.md);
-MultiTaskModel, a trained model that answers texts (docs/predict.md).
+Public: CustomKind, the record of a task kind of your own, and check_task, which tries it on a few rows
+(docs/own_kind.md); MultiTaskModel, a trained model that answers texts (docs/predict.md).
 """
 
 from __future__ import annotations

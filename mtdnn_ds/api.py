@@ -1,8 +1,11 @@
-"""What the command line does, from Python: train a recipe, evaluate a run, export it. Parses and prints nothing.
+"""What the command line does, from Python: train a recipe, evaluate a run, export it.
 
-`train`, `evaluate` and `export` are for programs: one process, as in a notebook, or every rank of a launcher that
-runs a script. Each call ends as a command does: no process group stays behind, and what a command refuses is raised
-as a UserError with all problems. The verbs call `train_recipe`, `evaluate_run` and `export`.
+Parses and prints nothing.
+
+`train`, `evaluate` and `export` are for programs: one process, as in a notebook, or every rank of a launcher
+that runs a script. Each call ends as a command does: no process group stays behind, and what a command
+refuses is raised as a UserError with all problems. The verbs call `train_recipe`, `evaluate_run` and
+`export`.
 """
 
 from __future__ import annotations
@@ -37,11 +40,13 @@ def train(
     resume: str = "none",
     settings: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Train `recipe` and return its run folder, `output_dir`. Collective: every rank of a launcher calls this.
+    """Train `recipe` and return its run folder, `output_dir`.
 
-    `recipe`: a YAML file, what stands in one, or a Recipe. `deepspeed_config`: a JSON file or what stands in one;
-    default: ZeRO 2. `settings` go over the recipe's: {"train.steps": 100}. Raises UserErrors as the command `train`
-    says them, and Stopped.
+    Collective: every rank of a launcher calls this.
+
+    `recipe`: a YAML file, what stands in one, or a Recipe. `deepspeed_config`: a JSON file or what stands in
+    one; default: ZeRO 2. `settings` go over the recipe's: {"train.steps": 100}. Raises UserErrors as the
+    command `train` says them, and Stopped.
     """
     from mtdnn_ds import dist
     from mtdnn_ds.monitor.console import configure_logging, speaking
@@ -62,8 +67,8 @@ def train(
 def evaluate(run_dir: str | Path, *, checkpoint: str = "best/average") -> Evaluation:
     """Scores of a run's `checkpoint` (best/average, best/TASK, step_N, latest) on every dev split.
 
-    `.metrics`: task -> metric -> value; `.scores`: task -> its score; `.average`: of the scores. Collective like
-    `train`.
+    `.metrics`: task -> metric -> value; `.scores`: task -> its score; `.average`: of the scores. Collective
+    like `train`.
     """
     with _in_a_program():
         return evaluate_run(str(run_dir), checkpoint)
@@ -79,8 +84,8 @@ def export(
 ) -> list[ExportedFolder]:
     """Write the run's whole model and every task, or one `task`, as folders for other programs.
 
-    Each is compared with the run first. `format`: hf, onnx, sentence-transformers or all. What each of the others
-    means is said in docs/export.md. In one process.
+    Each is compared with the run first. `format`: hf, onnx, sentence-transformers or all. What each of the
+    others means is said in docs/export.md. In one process.
     """
     from mtdnn_ds.export.run import export_run
 
@@ -93,8 +98,8 @@ def train_recipe(
 ) -> None:
     """Check everything that can be checked, then train. Collective: every rank calls this.
 
-    `recipe`, `deepspeed_config`: files, or a GivenText. `overrides`: settings as raw text. Raises UserErrors, and
-    Stopped; the process group is left at the end only, so that a failing rank waits for nobody.
+    `recipe`, `deepspeed_config`: files, or a GivenText. `overrides`: settings as raw text. Raises UserErrors,
+    and Stopped; the process group is left at the end only, so that a failing rank waits for nobody.
     """
     from mtdnn_ds import dist
     from mtdnn_ds.config.stages import is_staged

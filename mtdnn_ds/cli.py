@@ -1,4 +1,6 @@
-"""The command line: verbs, exit codes, who speaks. What the words mean to a verb is said in commands/arguments.py.
+"""The command line: verbs, exit codes, who speaks.
+
+What the words mean to a verb is said in commands/arguments.py.
 
 Nothing runs before every flag is known to be right. Imports nothing heavy: `--help` answers at once.
 """
