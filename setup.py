@@ -1,9 +1,9 @@
 """Which packages a wheel holds; everything else about it is in pyproject.toml.
 
-recipes/, ds_configs/ and launchers/ stay where they are in the project and become folders of mtdnn_ds/shipped
 recipes/, ds_configs/ and launchers/ stay where they are in the project and become folders of
 mtdnn_ds/shipped (mtdnn_ds/config/shipped.py finds them in both places). pyproject.toml cannot say that beside
 packages that are found by themselves.
+"""
 
 from setuptools import find_packages, setup
 
