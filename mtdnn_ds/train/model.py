@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from mtdnn_ds.config.choices import LOSS_SCALES
 from mtdnn_ds.config.recipe import Recipe
 from mtdnn_ds.losses.adaptive import AdaptiveScales, adaptive_scales
 from mtdnn_ds.model.freeze import freeze
@@ -81,7 +82,7 @@ def build_trained_model(
 
 def _adaptive_scales(recipe: Recipe, data: RunData) -> AdaptiveScales | None:
     name = recipe.loss.scale
-    if name not in ("uncertainty", "dwa", "random", "famo"):
+    if isinstance(name, dict) or not LOSS_SCALES[name].is_adaptive:
         return None
 
     forms = [data.layout.terms[data.layout.terms_of(task)[0]].form for task in range(len(data.specs))]
