@@ -1,6 +1,6 @@
 # Two commands for a fresh machine:
 #   make train    .venv + requirements + the quickstart run (recipes/quickstart.yaml)
-#   make test     .venv + requirements + the whole test suite
+#   make test     .venv + requirements + the tests that run on any machine, in minutes
 # Both are safe to run again: what is installed already is left alone, and an earlier quickstart run goes on where it
 # stopped.
 
@@ -44,14 +44,17 @@ train: $(VENV)/.installed
 	@echo "==> training recipes/quickstart.yaml into $(OUTPUT)"
 	$(BIN)/deepspeed launchers/train.py --deepspeed_config ds_configs/zero2.json --output_dir $(OUTPUT) --resume auto
 
+# As many processes as there are cores, at most eight: WORKERS=1 runs one test after the other.
+WORKERS ?= auto
+
 test: $(VENV)/.installed-dev
 	@echo "==> running the tests"
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8
 
-# Also what takes minutes, and what reads ../shared/data.
+# Also what takes minutes, and what reads ../shared/data; nothing may be skipped.
 test-all: $(VENV)/.installed-dev
 	@echo "==> running all tests"
-	$(BIN)/python -m pytest -m "not bars"
+	$(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8 -m "not bars" --no-skips --durations 15
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -1,6 +1,9 @@
-"""Own rows from beginning to end, in Python: describe a task, train, score, predict, export. `python examples/own_data.py [--encoder ENCODER] [--output_dir DIR]`
+"""Own rows from beginning to end, in Python: describe a task, train, score, predict, export.
 
-ENCODER is a hub name or a folder. The rows are the 24 messages of recipes/own_task/; run it from the project's root. It needs no launcher and no GPU.
+`python examples/own_data.py [--encoder ENCODER] [--output_dir DIR]`
+
+ENCODER is a hub name or a folder. The rows are the 24 messages of recipes/own_task/; run it from the
+project's root. It needs no launcher and no GPU.
 """
 
 from __future__ import annotations

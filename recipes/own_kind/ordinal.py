@@ -1,4 +1,6 @@
-"""Ordinal regression: classes with an order (poor < fair < good < excellent), as a task kind of one's own. Used by recipes/own_kind.yaml.
+"""Ordinal regression: classes with an order (poor < fair < good < excellent), as a task kind of one's own.
+
+Used by recipes/own_kind.yaml.
 
 Cumulative logits (McCullagh 1980): one score for each text, and a threshold between each level and the next,
 P(level > k) = sigmoid(score - threshold_k). A prediction is the number of thresholds that the score exceeds.
@@ -32,7 +34,10 @@ def parse_label(cell, spec):
 
 
 def loss(logits, levels):
-    """(K, C), (K,) -> (K,): one binary cross-entropy for each threshold, added up. A loss for each row: no mean over rows."""
+    """(K, C), (K,) -> (K,): one binary cross-entropy for each threshold, added up.
+
+    A loss for each row: no mean over rows.
+    """
     is_above = levels[:, None] > torch.arange(logits.shape[1], device=logits.device)
     return functional.binary_cross_entropy_with_logits(logits, is_above.float(), reduction="none").sum(dim=1)
 

@@ -7,10 +7,10 @@ from __future__ import annotations
 import os
 import resource
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from helpers import warm
 from helpers.processes import ROOT
 
 from mtdnn_ds.cli import guarded, main, read_arguments
@@ -26,16 +26,7 @@ def run_python(*arguments: str, folder: Path = ROOT, **environment: str) -> subp
         for name, value in os.environ.items()
         if name not in ("RANK", "SLURM_PROCID", "PYTHONPATH")
     }
-    command = [sys.executable, *arguments]
-    return subprocess.run(
-        command,
-        cwd=folder,
-        env={**clean, **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
+    return warm.run(arguments, environment={**clean, **environment}, folder=folder, fresh=True)
 
 
 @pytest.mark.parametrize(

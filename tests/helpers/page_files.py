@@ -1,4 +1,6 @@
-"""What commands of pages work on in tests: recipes that train in a moment, and files of the names that pages give. Not a test file."""
+"""What commands of pages work on in tests: recipes that train in a moment, and files of the names that pages
+give. Not a test file.
+"""
 
 from __future__ import annotations
 

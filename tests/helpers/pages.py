@@ -1,4 +1,7 @@
-"""The pages (README.md, docs/ and others) as tests read them: blocks, commands and tables. Runs nothing. Not a test file."""
+"""The pages (README.md, docs/ and others) as tests read them: blocks, commands and tables. Runs nothing.
+
+Not a test file.
+"""
 
 from __future__ import annotations
 

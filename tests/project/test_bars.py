@@ -73,7 +73,8 @@ def test_bert_large_trains_in_bf16_under_zero2_within_12_gb(tmp_path: Path) -> N
     config = write_json(
         tmp_path / "zero2_bf16.json", {"zero_optimization": {"stage": 2}, "bf16": {"enabled": True}}
     )
-    # bf16 without hardware support computes a few GFLOP/s: the task with the fewest development rows keeps the test short.
+    # bf16 without hardware support computes a few GFLOP/s: the task with the fewest development rows keeps
+    # the test short.
     recipe = yaml.safe_load((ROOT / "recipes/bert_large_smoke.yaml").read_text())
     recipe["tasks"] = {
         "support": yaml.safe_load((ROOT / "recipes/own_task.yaml").read_text())["tasks"]["support"]

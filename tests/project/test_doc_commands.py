@@ -1,9 +1,11 @@
-"""Every command of README.md and docs/ is run, in the order of its page, or says what it needs that a test has not.
+"""Every command of README.md and docs/ is run, in the order of its page, or says what it needs that a test
+has not.
 
-A page runs in a scratch folder where the files of recipes/ are small ones: a tiny encoder, two steps, generated data in the
-official layouts. PATH/TO/ holds small files of the names that pages give. A run folder that a page reads and has not made is
-a copy of one that was made once. Launchers are left out: what they start runs as one process. Numbers of steps and of
-repeats are lowered. What runs elsewhere is named in `runs_elsewhere`.
+A page runs in a scratch folder where the files of recipes/ are small ones: a tiny encoder, two steps,
+generated data in the official layouts. PATH/TO/ holds small files of the names that pages give. A run folder
+that a page reads and has not made is a copy of one that was made once. Launchers are left out: what they
+start runs as one process. Numbers of steps and of repeats are lowered. What runs elsewhere is named in
+`runs_elsewhere`.
 """
 
 from __future__ import annotations

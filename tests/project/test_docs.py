@@ -1,4 +1,6 @@
-"""The pages are true: commands parse, examples load, settings, tags, files and worked numbers are those of the code. Trains nothing."""
+"""The pages are true: commands parse, examples load, settings, tags, files and worked numbers are those of
+the code. Trains nothing.
+"""
 
 from __future__ import annotations
 
@@ -274,7 +276,8 @@ def test_the_table_of_tasks_is_that_of_the_code() -> None:
 
 def step_record() -> StepRecord:
     return StepRecord(
-        step=1, loss=1.0, task_loss={"TASK": 1.0}, task_examples={"TASK": 1}, lr=1.0, grad_norm=1.0, loss_scale=1.0, skipped=False, tokens=1,
+        step=1, loss=1.0, task_loss={"TASK": 1.0}, task_examples={"TASK": 1}, lr=1.0, grad_norm=1.0, loss_scale=1.0, skipped=False,
+        tokens=1,
         tokens_per_second=1.0, padding_efficiency=1.0, rank_imbalance=1.0, micro_batches=1, seconds=1.0,
     )  # fmt: skip
 
@@ -319,8 +322,12 @@ def test_worked_example_of_memory() -> None:
     for ranks, *cells in rows_under("docs/zero.md", "The parts are weights"):
         for stage, cell in enumerate(cells):
             states = model_state_bytes(
-                num_parameters=335_141_888, zero_stage=stage, precision="bf16" if stage else "autocast", num_ranks=int(ranks), gradient_bytes=4  # type: ignore[arg-type]
-            )  # fmt: skip
+                num_parameters=335_141_888,
+                zero_stage=stage,  # type: ignore[arg-type]
+                precision="bf16" if stage else "autocast",
+                num_ranks=int(ranks),
+                gradient_bytes=4,
+            )
             assert float(cell) == pytest.approx(states.device / 1e9, abs=5.01e-3), (ranks, stage)
     sizes = dict(num_tokens=8192, num_layers=24, hidden_size=1024, intermediate_size=4096, bytes_per_value=2)
     assert activation_bytes(**sizes) / 1e9 == pytest.approx(6.85, abs=5e-3)

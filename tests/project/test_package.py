@@ -56,7 +56,9 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def command(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`mtdnn_ds` in an environment of its own, which has the packages of this one, but neither MiniLM nor the tree."""
+    """`mtdnn_ds` in an environment of its own, which has the packages of this one, but neither MiniLM nor the
+    tree.
+    """
     folder = tmp_path_factory.mktemp("environment")
     venv.create(folder, with_pip=False)
     here, there = (sysconfig.get_path("purelib", vars={"base": base}) for base in (sys.prefix, str(folder)))

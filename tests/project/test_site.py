@@ -1,4 +1,6 @@
-"""The pages build as a site, strictly: every link and anchor leads somewhere, every page is in the menu, nothing comes from another host."""
+"""The pages build as a site, strictly: every link and anchor leads somewhere, every page is in the menu,
+nothing comes from another host.
+"""
 
 from __future__ import annotations
 
