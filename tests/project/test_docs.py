@@ -276,7 +276,8 @@ def test_the_table_of_tasks_is_that_of_the_code() -> None:
 
 def step_record() -> StepRecord:
     return StepRecord(
-        step=1, loss=1.0, task_loss={"TASK": 1.0}, task_examples={"TASK": 1}, lr=1.0, grad_norm=1.0, loss_scale=1.0, skipped=False,
+        step=1, loss=1.0, task_loss={"TASK": 1.0}, task_examples={"TASK": 1},
+        lr=1.0, grad_norm=1.0, loss_scale=1.0, skipped=False,
         tokens=1,
         tokens_per_second=1.0, padding_efficiency=1.0, rank_imbalance=1.0, micro_batches=1, seconds=1.0,
     )  # fmt: skip

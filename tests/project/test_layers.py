@@ -105,8 +105,8 @@ def test_no_file_imports_itself_in_a_circle() -> None:
         module: {name for name in imports_of(path) if name in paths and name != module}
         for module, path in paths.items()
     }
-    # A package is imported with any of its files; what its __init__ offers comes from them, which is no circle
-    # of theirs.
+    # A package is imported with any of its files; what its __init__ offers comes from them, which is no
+    # circle of theirs.
     packages = {module for module, path in paths.items() if path.name == "__init__.py"}
 
     left = {module: names - packages for module, names in graph.items() if module not in packages}
