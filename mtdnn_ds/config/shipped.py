@@ -144,7 +144,7 @@ def _about(path: Path) -> str:
     if path.suffix == ".json":
         return _about_json(json.loads(text))
     if path.suffix == ".py":
-        return text.split('"""')[1]
+        return text.split('"""')[1].splitlines()[0].rstrip(".")
 
     lines = [line for line in text.splitlines() if not line.startswith("#!")]
     comment = []
