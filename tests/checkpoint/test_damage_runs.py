@@ -20,6 +20,8 @@ from mtdnn_ds.checkpoint.find import find_checkpoint
 from mtdnn_ds.checkpoint.weights import read_weights
 from mtdnn_ds.config.errors import CheckpointError
 
+pytestmark = pytest.mark.slow
+
 STAGES = (1, 2, 3)
 RANK_1 = "zero_pp_rank_1_mp_rank_00_optim_states.pt"
 MODEL = {

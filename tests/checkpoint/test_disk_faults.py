@@ -23,6 +23,8 @@ from mtdnn_ds.checkpoint.safe_load import load
 from mtdnn_ds.config.errors import DataError
 from mtdnn_ds.files import PatientFile, size
 
+pytestmark = pytest.mark.slow
+
 # A checkpoint of the tiny encoder takes 16 MB, best weights 4. A line of the log takes less than half a kB:
 # 16 do not fit into what is left of a page of 4 kB on a full disk.
 LONG: dict[str, Any] = {

@@ -22,6 +22,8 @@ from helpers.elastic_runs import (
 )
 from safetensors.torch import load_file
 
+pytestmark = pytest.mark.slow
+
 CHAINS = [
     Chain("soft", ("2", "2_round_robin", "0")),
     Chain("low_rank", ("0", "3", "0")),

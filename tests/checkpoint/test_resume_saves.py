@@ -14,6 +14,8 @@ import pytest
 from helpers.fault_runs import Outcome, exact, run_forked, scenario, write_run_files
 from workers.train_and_die import SAVE_POINTS
 
+pytestmark = pytest.mark.slow
+
 KILLS = [(mode, point) for mode in ("sync", "async") for point in SAVE_POINTS]
 
 SAVED = {

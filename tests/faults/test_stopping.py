@@ -42,6 +42,8 @@ from mtdnn_ds.faults import stop_requests
 from mtdnn_ds.faults.exit import STOPPED
 from mtdnn_ds.faults.slurm_time_limit import TimeLimit, job_end, parse_time_left
 
+pytestmark = pytest.mark.slow
+
 # name: (acts, last step done when it stops, what is said of saving)
 STOPS = {
     "sigterm_on_rank_1": ([(1, "step_5", "SIGTERM")], 4, "saved in"),

@@ -22,6 +22,8 @@ from mtdnn_ds.faults.heartbeat import Place
 from mtdnn_ds.faults.shared_memory import SHARED_MEMORY, remove_own_segments
 from mtdnn_ds.faults.watchdog.diagnosis import Process, RankStatus, judge, summarize
 
+pytestmark = pytest.mark.slow
+
 HOST = socket.gethostname()
 
 KILLED = (

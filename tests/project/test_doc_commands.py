@@ -34,7 +34,8 @@ from helpers.tiny_encoders import write_tiny_encoder
 from mtdnn_ds.config.launch import free_port
 
 PAGES_WITH_COMMANDS = [page for page in PAGES if page != "CHANGELOG.md" and list(commands(page))]
-SLOW = ("docs/doctor.md", "docs/experiments.md")  # many runs each
+# The pages that a newcomer reads first run in `make test`; all of them in `make test-all`.
+FIRST_PAGES = ("README.md", "docs/index.md", "docs/walk_own_data.md")
 
 # Values of flags that cost time and mean nothing to a test.
 SMALL_VALUES = {
@@ -47,7 +48,7 @@ SMALL_VALUES = {
     "--samplings": "1",
     "--seeds": "1",
 }
-MORE_FLAGS = {"adapt": ["--min_steps", "2", "--train.steps", "2"]}
+MORE_FLAGS = {"adapt": {"--min_steps": "2", "--train.steps": "2"}}
 
 GLUE = "recipes/glue_small.yaml"
 QUICKSTART = "recipes/quickstart.yaml"
@@ -87,7 +88,10 @@ def made(once: Callable[..., Path], files: Files) -> Callable[[str], Path]:
 
 @pytest.mark.parametrize(
     "page",
-    [pytest.param(page, marks=[pytest.mark.slow] if page in SLOW else []) for page in PAGES_WITH_COMMANDS],
+    [
+        pytest.param(page, marks=[] if page in FIRST_PAGES else [pytest.mark.slow])
+        for page in PAGES_WITH_COMMANDS
+    ],
 )
 def test_commands_of_a_page_run(page: str, tmp_path: Path, files: Files, made: Callable[[str], Path]) -> None:
     write_scratch(tmp_path, files)
@@ -166,7 +170,9 @@ def small_values(arguments: Sequence[str]) -> list[str]:
         if word in SMALL_VALUES:
             found[number + 1] = SMALL_VALUES[word]
     if found[0] == "-m":
-        found += MORE_FLAGS.get(found[2], [])
+        for flag, value in MORE_FLAGS.get(found[2], {}).items():
+            if flag not in found:
+                found += [flag, value]
     return found
 
 

@@ -23,6 +23,8 @@ from helpers.processes import (
 )
 from helpers.tiny_encoders import write_tiny_encoder
 
+pytestmark = pytest.mark.slow
+
 STEPS = 4
 TOLERANCE = 1e-4  # relative, fp32
 CUT = {"batch.max_tokens_per_micro_batch": "640"}

@@ -36,6 +36,8 @@ from mtdnn_ds.runs.state import RunState, check_fit
 from mtdnn_ds.tasks.resolve import resolve_tasks
 from mtdnn_ds.train.distillation.teacher_outputs import find_teacher_outputs, fingerprints, with_soft_targets
 
+pytestmark = pytest.mark.slow
+
 RANKS = 2
 LABELS = {"pair": ["no", "maybe", "yes"], "one": ["neg", "pos"], "score": None}
 WORDS = (

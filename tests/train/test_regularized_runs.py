@@ -20,6 +20,8 @@ from helpers.regularized_loop import Perturbation, ReferenceModel, TokenExample,
 from helpers.tiny_encoders import write_tiny_encoder
 from transformers import AutoTokenizer
 
+pytestmark = pytest.mark.slow
+
 STEPS = 3
 TOLERANCE = 1e-4  # relative, fp32
 TASKS = ["cola", "stsb", "mnli"]

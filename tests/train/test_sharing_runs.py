@@ -16,6 +16,8 @@ from helpers.processes import ROOT, lines, run_jobs, run_ranks, training_lines, 
 from helpers.reference_loop import Example
 from helpers.reference_sharing import Settings, Start, shared_training
 
+pytestmark = pytest.mark.slow
+
 STEPS = 4
 TOLERANCE = 1e-4  # relative, fp32
 # Far above the rounding errors of small gradients, which Adam would turn into steps, and the penalty counts

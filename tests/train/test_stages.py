@@ -28,6 +28,8 @@ from safetensors.torch import load_file
 from mtdnn_ds.cli import main
 from mtdnn_ds.config.stages import load_stages
 
+pytestmark = pytest.mark.slow
+
 STAGES = ("01_mtl", "02_tune_cola", "03_tune_rte", "04_last")
 WORKER = str(ROOT / "tests/workers/stages_and_die.py")
 
