@@ -28,7 +28,7 @@ STEPS = 200
 # Jobs are SLURM's and no children of this process. What is waited for takes seconds, if busy minutes.
 WAIT_SECONDS = 900
 
-pytestmark = pytest.mark.distributed
+pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
 
 @dataclass(frozen=True)

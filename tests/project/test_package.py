@@ -1,4 +1,6 @@
-"""The package as pip installs it: built without a network, and run from an empty folder, outside the project."""
+"""The package as pip installs it: built without a network, and run from an empty folder, outside the
+project.
+"""
 
 from __future__ import annotations
 
