@@ -1,9 +1,9 @@
-"""Random recipes, flags, DeepSpeed JSONs and plans:
-refused with a message, or taken; never a traceback or a hang.
+"""Random recipes, flags, DeepSpeed JSONs and plans: refused with a message, or taken; never a traceback or a
+hang.
 
-Inputs are drawn from a fixed seed (hypothesis, derandomized), FUZZ_EXAMPLES of each target:
-2000 make 12,666 inputs with those of test_fuzz_data.py and test_fuzz_runs.py; --hypothesis-show-statistics
-tells how far they got. What fuzzing has found is kept as `@example`s and in test_fuzz_found.py.
+Inputs are drawn from a fixed seed (hypothesis, derandomized), FUZZ_EXAMPLES of each target: 2000 make 12,666
+inputs with those of data/test_fuzz_data.py and runs/test_fuzz_runs.py; --hypothesis-show-statistics tells how
+far they got. What fuzzing has found is kept as `@example`s and in test_fuzz_found.py.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Places from srun's and mpirun's variables, a GPU for each rank, and the shell scripts' form.
 
-Starts no cluster (test_slurm.py does).
+Starts no cluster (faults/test_slurm.py does).
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 """Changed and torn data files of every kind and format:
-refused with file and row, or prepared; never a traceback. Recipes are in test_fuzz.py.
+refused with file and row, or prepared; never a traceback. Recipes are in config/test_fuzz.py.
 """
 
 from __future__ import annotations

@@ -153,7 +153,7 @@ def test_steps_do_not_depend_on_who_asks_or_in_which_order() -> None:
 
 
 def simulate(weights: list[int], units_per_step: int, num_steps: int) -> np.ndarray:
-    """(num_steps, N) units by the definition in apportion.py, one unit at a time in fractions;
+    """(num_steps, N) units by the definition in data/plan/apportion.py, one unit at a time in fractions;
     weights sum to 2^10, F <= units_per_step.
     """
     owed = [Fraction(10 * units_per_step * weight, 1024) for weight in weights]

@@ -35,7 +35,7 @@ from mtdnn_ds.tasks.glue import GLUE_FILES, glue_score, glue_scores, glue_table
 from mtdnn_ds.tasks.layout import head_layout
 from mtdnn_ds.tasks.spec import Source, TaskSpec
 
-# Test rows as PEERS.md has them, not as the code does.
+# Test rows as the leaderboard has them, not as the code does.
 ROWS = {
     "CoLA.tsv": 1063,
     "SST-2.tsv": 1821,

@@ -1,5 +1,6 @@
-"""Random inputs for test_fuzz.py: values, changed recipes and JSONs, torn files. Draws only; what must become
-of them is said there.
+"""Random inputs for config/test_fuzz.py: values, changed recipes and JSONs, torn files.
+
+Draws only; what must become of them is said there.
 
 Most inputs are whole ones with one to three things changed, so that they get past the first check and reach
 the later ones.

@@ -44,12 +44,18 @@ ONLY_IN = {
 }
 # Words in docstrings and comments that name a file.
 FILE_NAME = re.compile(r"(?<![\w/.-])((?:[\w.-]+/)*[\w-]+\.(?:py|md))\b")
+# Files of libraries and of exported folders, and an example.
 OF_OTHERS = {
     "README.md",
     "conftest.py",
+    "examples/pytorch/question-answering/run_qa.py",
     "launch.py",
+    "room/file.py",
     "run_glue.py",
-}  # files of libraries and of exported folders
+    "run_ner.py",
+    "runtime/zero/parameter_offload.py",
+    "runtime/zero/partitioned_param_coordinator.py",
+}
 
 
 def sources(folder: Path = PACKAGE) -> list[Path]:

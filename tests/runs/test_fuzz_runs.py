@@ -1,6 +1,6 @@
 """Changed and torn records of run folders and caches: refused with a message, or read; never a traceback.
 
-No training (test_resume.py kills that).
+No training (checkpoint/test_resume.py kills that).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Task kinds of the user's own: what a plugin file may say, the text of every refusal.
 
-Real runs: test_head_runs.py.
+Real runs: train/test_head_runs.py.
 """
 
 from __future__ import annotations

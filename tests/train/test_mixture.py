@@ -2,7 +2,7 @@
 micro-batches, ZeRO stage or place.
 
 Four fp32 steps without dropout on real rows of eleven tasks, against a hand-written float64 loop on padded
-BertModel (reference_mixture.py).
+BertModel (helpers/reference_mixture.py).
 """
 
 from __future__ import annotations

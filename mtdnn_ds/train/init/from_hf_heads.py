@@ -300,7 +300,7 @@ def _set_pooler(
     poolers[copy] = (spec.name, weights)
 
     layer = encoder.pooler.dense
-    assert isinstance(layer, nn.Linear)  # pooler.py makes it so
+    assert isinstance(layer, nn.Linear)  # model/heads/pooler.py makes it so
     dense = layer.state_dict()
     for kind, tensor in weights.items():
         _check_shape(tensor, dense[kind], f"{head.folder}: its dense layer's {kind}", spec)
