@@ -51,12 +51,16 @@ def quickstart(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train_quickstart(tmp_path_factory.mktemp("main_job") / "quickstart", *SHORT)
 
 
+@pytest.fixture(scope="module")
+def whole_quickstart(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train_quickstart(tmp_path_factory.mktemp("whole_job") / "quickstart")
+
+
 @pytest.mark.slow
 @pytest.mark.distributed
-def test_every_quickstart_task_is_clearly_above_its_majority_baseline(tmp_path: Path) -> None:
-    folder = train_quickstart(tmp_path / "quickstart")
-    assert [line["step"] for line in training_lines(folder)] == list(range(1, 251))
-    metrics = [line for line in lines(folder) if "eval" in line][-1]["eval"]
+def test_every_quickstart_task_is_clearly_above_its_majority_baseline(whole_quickstart: Path) -> None:
+    assert [line["step"] for line in training_lines(whole_quickstart)] == list(range(1, 251))
+    metrics = [line for line in lines(whole_quickstart) if "eval" in line][-1]["eval"]
     assert sorted(metrics) == sorted(TASKS)
     for task in TASKS:
         assert next(iter(metrics[task].values())) > BASELINES.get(task, 0.0) + 0.15, (task, metrics[task])
@@ -107,10 +111,11 @@ def test_a_finished_run_is_not_trained_again_nor_overwritten(quickstart: Path) -
     assert (quickstart / "metrics.jsonl").read_bytes() == before
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
-def test_evaluate_gives_what_training_reported(quickstart: Path) -> None:
-    reported = [line for line in lines(quickstart) if "eval" in line][-1]
-    ended = run_command(["-m", "mtdnn_ds", "evaluate", str(quickstart), "--checkpoint", "latest"])
+def test_evaluate_gives_what_training_reported(whole_quickstart: Path) -> None:
+    reported = [line for line in lines(whole_quickstart) if "eval" in line][-1]
+    ended = run_command(["-m", "mtdnn_ds", "evaluate", str(whole_quickstart), "--checkpoint", "latest"])
     assert ended.returncode == 0, ended.stderr
     last = next(line for line in ended.stdout.splitlines() if line.startswith("average"))
     assert float(last.split()[1]) == pytest.approx(reported["average"], abs=1e-4)
