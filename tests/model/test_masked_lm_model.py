@@ -10,21 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.encoder_families import CONFIGS, SIZES
 from helpers.masked_documents import WORDS, examples_of, spec_of
 from helpers.packed_batches import packed_batch
 from helpers.tiny_encoders import write_tiny_encoder
-from transformers import (
-    AlbertConfig,
-    AutoModel,
-    AutoModelForMaskedLM,
-    BertConfig,
-    BertForMaskedLM,
-    BertForPreTraining,
-    DebertaV2Config,
-    DistilBertConfig,
-    ElectraConfig,
-    RobertaConfig,
-)
+from transformers import AutoModel, AutoModelForMaskedLM, BertConfig, BertForMaskedLM, BertForPreTraining
 
 from mtdnn_ds.batch.packed import PackedBatch
 from mtdnn_ds.config.errors import ConfigError
@@ -37,28 +27,6 @@ from mtdnn_ds.model.multitask import MultiTaskNet, build_model
 from mtdnn_ds.tasks.layout import head_layout
 from mtdnn_ds.tasks.sharing import share
 from mtdnn_ds.tasks.spec import TaskSpec
-
-SIZES = dict(
-    vocab_size=50,
-    hidden_size=32,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    intermediate_size=64,
-    max_position_embeddings=40,
-)
-CONFIGS = {
-    "bert": BertConfig(**SIZES),
-    "roberta": RobertaConfig(**SIZES, pad_token_id=1, type_vocab_size=1),
-    "electra": ElectraConfig(**SIZES, embedding_size=16),
-    "albert": AlbertConfig(**SIZES, embedding_size=16),
-    "distilbert": DistilBertConfig(
-        vocab_size=50, dim=32, n_layers=2, n_heads=4, hidden_dim=64, max_position_embeddings=40
-    ),
-    "deberta": DebertaV2Config(
-        **SIZES, relative_attention=True, pos_att_type=["p2c", "c2p"], position_buckets=8
-    ),
-}
-
 
 def shaken(model: torch.nn.Module) -> torch.nn.Module:
     """Weights away from their initial values, so that biases and normalisations matter."""

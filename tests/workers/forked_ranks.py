@@ -127,7 +127,7 @@ def run(scenario: dict[str, Any], folder: Path) -> dict[str, Any]:
         if pid == 0:
             sys.exit(become_rank(rank, scenario, output, acted))
         pids.append(pid)
-    codes = wait_for_ranks(pids, scenario, acted)
+    codes = wait_for_ranks(pids, scenario)
     end = time.time()
 
     said = []
@@ -143,8 +143,11 @@ def run(scenario: dict[str, Any], folder: Path) -> dict[str, Any]:
     }
 
 
-def wait_for_ranks(pids: list[int], scenario: dict[str, Any], acted: Path) -> list[int | None]:
-    """Exit codes of all ranks, None of those that had to be killed."""
+def wait_for_ranks(pids: list[int], scenario: dict[str, Any]) -> list[int | None]:
+    """Exit codes of all ranks, None of those that had to be killed.
+
+    Where one has stopped itself to `pause`, all are stopped for that long.
+    """
     codes: dict[int, int | None] = {}
     # While all ranks are paused, nothing is computed.
     stall_seconds = scenario.get("stall_seconds", STALL_SECONDS) + scenario.get("pause_seconds", 0)
@@ -152,7 +155,7 @@ def wait_for_ranks(pids: list[int], scenario: dict[str, Any], acted: Path) -> li
     pause = scenario.get("pause_seconds")
 
     while len(codes) < len(pids):
-        if pause and acted.exists():
+        if pause and any(os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOHANG) for pid in pids):
             for pid in pids:
                 os.kill(pid, signal.SIGSTOP)
             time.sleep(pause)

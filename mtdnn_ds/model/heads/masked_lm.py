@@ -36,7 +36,8 @@ class MaskedLMHead(nn.Module):
         activation = getattr(config, "hidden_act", None) or getattr(config, "activation", None) or "gelu"
         self.dense = nn.Linear(config.hidden_size, embedding.embedding_dim)
         self.activation = ACT2FN[activation]
-        self.norm = nn.LayerNorm(embedding.embedding_dim, eps=getattr(config, "layer_norm_eps", 1e-12))
+        epsilon = getattr(config, "layer_norm_eps", None) or getattr(config, "norm_eps", None) or 1e-12
+        self.norm = nn.LayerNorm(embedding.embedding_dim, eps=epsilon)
         self.bias = nn.Parameter(torch.zeros(embedding.num_embeddings))
 
         std = getattr(config, "initializer_range", 0.02)
