@@ -1,5 +1,5 @@
-"""Fixtures: generated data in official layouts, the real data files,
-the MiniLM package, tiny encoders, runs that several tests read.
+"""Fixtures: generated data in official layouts, the real data files, the MiniLM package, tiny encoders, runs
+that several tests read.
 
 `make test` leaves out what is marked `slow` (minutes) and `data` (asks for the real files of ../shared/data);
 `make test-all` runs everything. What is skipped is listed with its reasons at the end;
@@ -95,8 +95,8 @@ Once = Callable[[str, Callable[[Path], object]], Path]
 
 @pytest.fixture(scope="session")
 def official_files(once: Once) -> Path:
-    """Generated GLUE, SNLI, WNUT-17, SQuAD,
-    CoQA and QuAC files in the official layouts, with the real files' traps.
+    """Generated GLUE, SNLI, WNUT-17, SQuAD, CoQA and QuAC files in the official layouts, with the real
+    files' traps.
     """
     from helpers.official_files import write_official_files
 
@@ -126,8 +126,8 @@ def tiny_encoder(once: Once, minilm: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def finished_run(once: Once, tiny_encoder: Path, official_files: Path) -> Path:
-    """A small run of several kinds of tasks with GLUE's test files (helpers/finished_run.py);
-    read it, and write elsewhere.
+    """A small run of several kinds of tasks with GLUE's test files (helpers/finished_run.py); read it, and
+    write elsewhere.
     """
     from helpers.finished_run import train_finished_run
 

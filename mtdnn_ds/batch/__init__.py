@@ -1,4 +1,4 @@
-"""Layer 1: packed micro-batches, the record that data builds and model and losses read."""
+"""Packed micro-batches, the record that data builds and model and losses read."""
 
 from mtdnn_ds.batch.packed import AttentionGroup, PackedBatch, Targets
 

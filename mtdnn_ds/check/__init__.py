@@ -1,1 +1,1 @@
-"""Layer 4: checks of a task on hand-written rows, through every part of the project that a run uses."""
+"""Before one relies on anything: check_task, doctor, verify, and what plan finds. Keeps no model."""

@@ -1,7 +1,5 @@
 """The manifest of a checkpoint folder: every file with its size and sha256; written last, compared first.
 
-
-
 Knows folders and bytes only: no engine, no tensors. A folder without a manifest is an unfinished checkpoint.
 """
 

@@ -1,4 +1,4 @@
-"""Layer 5: one file per verb, each with `run(...)`, imported when the verb is called.
+"""One file per verb, each with `run(...)`, imported when the verb is called.
 
 Verbs and their flags are listed in verbs.py.
 """

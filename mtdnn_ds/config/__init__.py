@@ -1,2 +1,1 @@
-"""Layer 0: recipes, DeepSpeed JSON and the errors that both can raise. Knows no tensors and nothing of ours
-above it."""
+"""Recipes, DeepSpeed JSON and what can be wrong in them. Knows no tensors and nothing of ours above it."""

@@ -1,5 +1,5 @@
 """Tables of what a DeepSpeed JSON may contain, for deepspeed 0.19.8. Names and reasons only; the checks are
-in deepspeed.py.
+in deepspeed_check.py.
 
 Read from deepspeed.runtime.config and .constants, deepspeed.runtime.zero.config and .offload_config, and
 deepspeed.runtime.precision_config of that release. DeepSpeed itself accepts any misspelt top-level key in

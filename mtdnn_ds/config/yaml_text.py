@@ -2,8 +2,8 @@
 setting and no schema.
 
 YAML 1.1 (PyYAML) has traps that bite recipes, so words resolve as in YAML 1.2: `1e-4` is a number (PyYAML
-reads text),
-`yes`, `no`, `on`, `off` and dates are text (labels are often called yes and no), `1:30` and `010` are text.
+reads text), `yes`, `no`, `on`, `off` and dates are text (labels are often called yes and no), `1:30` and
+`010` are text.
 """
 
 from __future__ import annotations

@@ -1,7 +1,5 @@
 """Removing what DeepSpeed leaves in /dev/shm: this run's segments on this node, never another run's.
 
-
-
 DeepSpeed 0.19.8 (shm.cpp:94 and 348-368 in csrc/cpu/comm):
 deepspeed_allreduce_buffer_<uid>_<MASTER_ADDR>_<MASTER_PORT>_<rank>, 66 MiB each. The address and port are
 those at which the run's ranks meet: no other run has them at the same time. train/engine.py keeps DeepSpeed

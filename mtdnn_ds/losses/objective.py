@@ -1,6 +1,7 @@
 """The objective L = sum_t w_t sum_m (sum_i l_i) / U_m, over tasks t, terms m, units i: what alone divides.
 
 Not the losses l_i themselves (losses/forms.py).
+
 U_m is the number of term m's supervised units (examples, tokens) in the WHOLE step, over all ranks and
 micro-batches, so L does not depend on how the step's examples were cut. w_t comes from the examples N_t of
 the step, which the plan knows. `coefficients` below are w_t / U_m. For a task whose units are its examples,

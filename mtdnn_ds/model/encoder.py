@@ -1,8 +1,8 @@
 """PackedEncoder: an unmodified Hugging Face encoder that runs on packed tokens. Neither heads nor attention.
 
 Weights keep Hugging Face's names below `model.`; only the pooler moves out, because it has to see the first
-token of each sequence, not of the packed row. load_encoder loads and checks it, by the
-means of hf_model.py and probe.py.
+token of each sequence, not of the packed row. load_encoder loads and checks it, by means of hf_model.py
+and probe.py.
 
 Shape legend: T packed tokens, S sequences, K supervised rows, D hidden, E word embeddings,
 L longest sequence.

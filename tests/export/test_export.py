@@ -47,7 +47,7 @@ RUNS = {"ranks1_zero1": (1, 1), "ranks2_zero2": (2, 2), "ranks2_zero3": (2, 3)} 
 
 
 def write_data(shared: Path, folder: Path) -> dict[str, str]:
-    """Small cuts of the real files in their own layouts."""
+    """Small cuts of the official files in their own layouts."""
     glue = cut_glue(shared / "glue", folder / "glue", train_rows=30, dev_rows=8)
     for name in ("snli", "wnut", "squad"):
         (folder / name).mkdir()

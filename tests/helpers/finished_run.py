@@ -1,5 +1,5 @@
-"""One small finished run with GLUE's real test files, an entity task and a task with hostile texts, for tests
-of what comes after training. Not a test file.
+"""One small finished run with GLUE's test files in official layout, an entity task and a task with hostile
+texts, for tests of what comes after training. Not a test file.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ STSB_ROWS = 1_379  # of the official test set
 
 
 def write_glue(shared_glue: Path, folder: Path) -> Path:
-    """Cuts of all train and dev files, real test files where there are any, and test files of MNLI and AX in
-    official layout and length.
+    """Cuts of all train and dev files, the official test files where there are any, and test files of MNLI
+    and AX in official layout and length.
     """
     glue = cut_glue(shared_glue, folder, train_rows=60, dev_rows=40)
     for name in WITH_TEST:

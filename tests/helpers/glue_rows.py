@@ -1,4 +1,4 @@
-"""Small cuts of the real GLUE files, and their raw texts read without the project's own readers.
+"""Small cuts of GLUE files, real or generated, and their raw texts read without the project's own readers.
 
 Not a test file.
 """

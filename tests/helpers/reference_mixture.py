@@ -1,7 +1,7 @@
 """A hand-written loop over every kind of task at once: padded Hugging Face BertModel, heads and losses
 written out again. Not a test file.
 
-It is told which sequences and targets make up each step (as the data unit makes them) and the first weights.
+It is told which sequences and targets make up each step (as mtdnn_ds/data makes them) and the first weights.
 Everything after that is written here from the definitions: the forward pass, each head, each loss, the
 objective, clipping and AdamW.
 """

@@ -1,9 +1,10 @@
 """A real SLURM cluster of two nodes on this machine: munge, slurmctld and two slurmd, in one folder. For
 tests and by hand; not a test file.
 
-    python tests/helpers/slurm_cluster.py start FOLDER     prints the line that makes sbatch, squeue and
-    scancel talk to it python tests/helpers/slurm_cluster.py stop FOLDER      ends its jobs and daemons, and
-    waits until they are gone
+    python tests/helpers/slurm_cluster.py start FOLDER
+        prints the line that makes sbatch, squeue and scancel talk to it
+    python tests/helpers/slurm_cluster.py stop FOLDER
+        ends its jobs and daemons, and waits until they are gone
 
 It runs as whoever starts it (root or not), on ports of its own, beside any other SLURM of the machine. The
 nodes share the machine's processors: nothing is bound to a core, and a step may have more tasks than

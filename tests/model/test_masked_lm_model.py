@@ -28,6 +28,7 @@ from mtdnn_ds.tasks.layout import head_layout
 from mtdnn_ds.tasks.sharing import share
 from mtdnn_ds.tasks.spec import TaskSpec
 
+
 def shaken(model: torch.nn.Module) -> torch.nn.Module:
     """Weights away from their initial values, so that biases and normalisations matter."""
     with torch.no_grad():

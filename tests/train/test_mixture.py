@@ -1,8 +1,8 @@
 """Promises 1 and 2 with every kind of task in one step: losses and gradients do not depend on ranks,
 micro-batches, ZeRO stage or place.
 
-Four fp32 steps without dropout on real rows of eleven tasks, against a hand-written float64 loop on padded
-BertModel (helpers/reference_mixture.py).
+Four fp32 steps without dropout on generated rows of eleven tasks, against a hand-written float64 loop on
+padded BertModel (helpers/reference_mixture.py).
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def trained_runs(tmp_path_factory: pytest.TempPathFactory, official_files: Path,
 
 
 def reference_of(folder: Path, encoder: Path) -> list[tuple[float, float]]:
-    """The plan says which examples make up each step, the data unit their tokens and labels, the model what
+    """The plan says which examples make up each step, mtdnn_ds/data their tokens and labels, the model what
     the heads start from.
     """
     from mtdnn_ds.config.load import load_recipe

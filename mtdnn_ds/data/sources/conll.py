@@ -2,10 +2,10 @@
 
 No labels are judged here (data/rows/words.py).
 
-Columns stand between tabs, or between blanks in a line without a
-tab, and have numbers: text_columns[0] of the source is the word's, label_column the tag's. Lines that begin
-with -DOCSTART- part documents. Before a sentence's first word, a line that begins with # is a comment
-(CoNLL-U) unless its tag is one: "# sent_id = 7" is a comment, "# O" and "#nlproc<TAB>O" are words.
+Columns stand between tabs, or between blanks in a line without a tab, and have numbers: text_columns[0] of
+the source is the word's, label_column the tag's. Lines that begin with -DOCSTART- part documents. Before a
+sentence's first word, a line that begins with # is a comment (CoNLL-U) unless its tag is one:
+"# sent_id = 7" is a comment, "# O" and "#nlproc<TAB>O" are words.
 """
 
 from __future__ import annotations

@@ -1,7 +1,5 @@
 """The watch on every other rank: signs of life to rank 0, and what to do when that is silent or gone.
 
-
-
 Judges no other rank than 0 (server.py).
 """
 

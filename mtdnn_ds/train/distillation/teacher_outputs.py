@@ -1,7 +1,7 @@
 """What teachers answer on training examples: computed once, stored, put beside the labels. Trains nothing.
 
 A teacher may have another encoder, tokenizer and max_length: it reads the same rows of the same sources in
-its own way. Trains nothing.
+its own way.
 """
 
 from __future__ import annotations

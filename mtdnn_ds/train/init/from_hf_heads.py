@@ -1,6 +1,6 @@
 """Heads of Hugging Face checkpoints that tasks begin with (recipe: `heads`), found and put in. No encoder.
 
-No encoder: that is encoder.path. A checkpoint's outputs are put into the order of the task's labels by the
+The encoder is encoder.path's. A checkpoint's outputs are put into the order of the task's labels by the
 names in its config's id2label. Classes that keep a dense layer of their own before the last one (RoBERTa,
 ELECTRA, DeBERTa) bring it as the run's pooler, which all sequence tasks share: so only one set of such
 weights can be brought.
