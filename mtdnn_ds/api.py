@@ -23,7 +23,6 @@ from mtdnn_ds.config.recipe import Recipe
 from mtdnn_ds.config.shipped import shipped_file
 
 if TYPE_CHECKING:
-    from mtdnn_ds.config.stages import Stage
     from mtdnn_ds.export.run import ExportedFolder
     from mtdnn_ds.runs.evaluate import Evaluation
 
@@ -106,8 +105,8 @@ def train_recipe(
     from mtdnn_ds.runs.folder import refuse_used_folder
     from mtdnn_ds.train.preflight.checks import checked_stages
 
-    def goes_on(stage: Stage) -> bool:
-        checkpoints = output_dir / stage.folder / "checkpoints"
+    def goes_on(folder: str) -> bool:
+        checkpoints = output_dir / folder / "checkpoints"
         return resume != "none" and any(checkpoints.glob("step_*"))
 
     checked = checked_stages(

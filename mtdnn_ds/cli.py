@@ -74,7 +74,7 @@ def _run_verb(verb: Verb, words: list[str], *, program: str) -> int:
     from mtdnn_ds.monitor.console import speaking
 
     with ExitStack() as stack:
-        stack.enter_context(speaking())
+        stack.enter_context(speaking(log_level=values.get("log_level", "warning")))
         if verb.from_launcher:
             from mtdnn_ds.faults.stop_requests import listening, work_of_verb
 

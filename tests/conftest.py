@@ -11,7 +11,7 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -35,11 +35,32 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--no-skips", action="store_true", help="a skipped test is a failure")
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A test that asks for the real files is marked `data`."""
+    """A test that asks for the real files is marked `data`. Files with long tests come first: at the end all
+    of pytest's processes have something to do.
+    """
     for item in items:
         if "real_data" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.data)
+
+    slow, distributed = (
+        {item.path for item in items if item.get_closest_marker(mark)} for mark in ("slow", "distributed")
+    )
+    items.sort(key=lambda item: (item.path not in slow, item.path not in distributed))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol() -> Generator[None, object, object]:
+    """A test leaves the environment as it was: what is set in this process would make later ones start new
+    interpreters (helpers/warm.py:is_forkable).
+    """
+    before = dict(os.environ)
+    try:
+        return (yield)
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

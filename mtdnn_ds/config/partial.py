@@ -69,7 +69,7 @@ def _take_out(values: dict[str, Any], detail: Any) -> set[Path]:
         return {(*path[:-1], name) for name in _may_be_meant(path, holder)}
 
     settings = {_setting(path)}
-    if path == ("train",) and detail["type"] == "value_error":
+    if path == ("train",) and detail["type"] == "value_error" and isinstance(values.get("train"), dict):
         settings = {*_LENGTH}
     for setting in settings:
         holder = _holder(values, setting)

@@ -173,6 +173,8 @@ def _none_to_empty(value: Any) -> Any:
 
 
 class DataSettings(Section):
+    """Where official data files are, and where tokens are kept."""
+
     glue_dir: PathText | None = Field(
         None, description="folder in the official GLUE layout (CoLA/train.tsv, ...)"
     )

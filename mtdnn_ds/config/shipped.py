@@ -128,12 +128,14 @@ def _named_files(recipe: Path, root: Path) -> list[str]:
 
 def _name_copies(recipe: Path, targets: dict[str, Path]) -> None:
     """In a copied recipe, write the copies' paths in place of those of the project's files."""
-    text = recipe.read_text(encoding="utf-8")
+    copies = {path: target.as_posix() for path, target in targets.items()}
     for path, target in targets.items():
-        text = text.replace(path, target.as_posix())
         if path.startswith("recipes/encoders/"):  # named by its folder
-            text = text.replace(str(Path(path).parent), target.parent.as_posix())
-    recipe.write_text(text, encoding="utf-8")
+            copies[str(Path(path).parent)] = target.parent.as_posix()
+
+    longest_first = "|".join(re.escape(path) for path in sorted(copies, key=len, reverse=True))
+    text = recipe.read_text(encoding="utf-8")
+    recipe.write_text(re.sub(longest_first, lambda found: copies[found[0]], text), encoding="utf-8")
 
 
 def _about(path: Path) -> str:

@@ -78,11 +78,15 @@ class MixtureSettings(Section):
 
 
 class BatchSettings(Section):
+    """How many examples a step has, and how many tokens one forward of a rank holds at most."""
+
     examples_per_step: int = Field(32, ge=1)
     max_tokens_per_micro_batch: int = Field(8192, ge=8)
 
 
 class OptimizerSettings(Section):
+    """The optimizer and its learning rates, before the schedule."""
+
     name: OptimizerName = "adamw"
     lr: Positive = 5e-5
     head_lr_factor: Positive = Field(
@@ -102,6 +106,8 @@ class OptimizerSettings(Section):
 
 
 class ScheduleSettings(Section):
+    """How the learning rate rises and falls over the run's steps."""
+
     name: Literal["linear", "cosine", "polynomial", "constant"] = "linear"
     warmup: float = Field(0.1, ge=0, description="below 1: fraction of all steps; 1 and above: steps")
     final_lr_ratio: Fraction = Field(
@@ -116,6 +122,8 @@ _SCALE_LR_DEFAULTS = ", ".join(
 
 
 class LossSettings(Section):
+    """How much each task counts in a step's objective."""
+
     scale: LossScaleName | dict[str, Positive] = "examples"
     scale_lr: Positive | None = Field(
         None,
@@ -195,6 +203,8 @@ class DistillationSettings(Section):
 
 
 class TrainSettings(Section):
+    """The run's length, seed and dropout; when it evaluates and saves; what it does with faults."""
+
     steps: int | None = Field(None, ge=1)
     epochs: Positive | None = Field(
         None, description="passes over the sum of all tasks' training rows; alternative to steps"

@@ -32,8 +32,6 @@ import numpy as np
 
 from mtdnn_ds.config.choices import LOSS_SCALES
 
-NAMES = tuple(name for name, facts in LOSS_SCALES.items() if facts.is_adaptive)
-
 # Added to losses that are divided by or whose logarithm is taken; and the L2 decay of xi (gamma). Both as in
 # https://github.com/Cranial-XIX/FAMO/blob/250873e/famo.py
 TINY = 1e-8

@@ -34,13 +34,14 @@ EXPECTED_DEEPSPEED_WARNINGS = ("Setting accelerator to CPU",)
 
 class ConsoleHandler(logging.Handler):
     """Prints log lines on `stream` (stdout, whatever that is by then), above the bar if one is moving, and
-    warnings on stderr. Rank 0 only.
+    warnings from `log_level` on on stderr. Rank 0 only.
     """
 
-    def __init__(self, stream: TextIO | None = None) -> None:
+    def __init__(self, stream: TextIO | None, log_level: LogLevel) -> None:
         super().__init__()
         self.is_silent = False
         self._stream = stream
+        self._least_warning = max(logging.WARNING, getattr(logging, log_level.upper()))
 
     def emit(self, record: logging.LogRecord) -> None:
         from mtdnn_ds import dist
@@ -50,15 +51,16 @@ class ConsoleHandler(logging.Handler):
 
         text = record.getMessage()
         if record.levelno >= logging.WARNING:
-            print(text, file=sys.stderr, flush=True)
+            if record.levelno >= self._least_warning:
+                print(text, file=sys.stderr, flush=True)
         elif not print_above_bar(text):
             print(text, file=self._stream or sys.stdout, flush=True)
 
 
 @contextmanager
-def speaking(stream: TextIO | None = None) -> Iterator[None]:
-    """What the package logs meanwhile is printed: verbs do their work inside it. Inside another one it
-    changes nothing.
+def speaking(stream: TextIO | None = None, *, log_level: LogLevel = "warning") -> Iterator[None]:
+    """What the package logs meanwhile is printed, but for warnings below `log_level`: verbs do their work
+    inside it. Inside another one it changes nothing.
     """
     if _handler() is not None:
         yield
@@ -66,7 +68,7 @@ def speaking(stream: TextIO | None = None) -> Iterator[None]:
 
     logger = logging.getLogger(PACKAGE)
     before = (logger.level, logger.propagate)
-    handler = ConsoleHandler(stream)
+    handler = ConsoleHandler(stream, log_level)
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     logger.propagate = False  # else a program whose root logger has a handler would see every line twice

@@ -169,6 +169,7 @@ class _Bar:
         self._drawn_at = -math.inf
         self._task = self._bar.add_task("", total=total, completed=done, note="")
         self._bar.start()
+        self._console.show_cursor()  # a process that ends at once would leave the terminal without
         _open_bars.append(self)
 
     def update(self, done: int, note: str) -> None:

@@ -93,19 +93,17 @@ def predict_file(
             files[0].add(lines, rows=part.rows, bad=part.bad, truncated=part.truncated)
 
     first = dist.on_main(begin)
+    bar = RowProgress(found.num_rows, done=min(first * window_rows, found.num_rows), is_main=dist.is_main())
     try:
         went_on = dist.on_main(lambda: files[0].counts["rows"])
-        bar = RowProgress(
-            found.num_rows, done=min(first * window_rows, found.num_rows), is_main=dist.is_main()
-        )
         windows = rounds(table, views, answer, num_rows=found.num_rows, window_rows=window_rows, first=first)
         for done, parts in windows:
             dist.on_main(lambda parts=parts: write(parts))  # type: ignore[misc]
             bar.update(done)
-        bar.close()
         dist.on_main(lambda: files[0].finish())
         counts = dist.on_main(lambda: files[0].counts)
     finally:
+        bar.close()
         for file in files:
             file.close()
     return OutputSummary(

@@ -27,6 +27,7 @@ def tasks_of(runs: Sequence[RunRecord]) -> tuple[str, ...]:
 
 
 def task_colors(runs: Sequence[RunRecord]) -> dict[str, str]:
+    """Each task's colour, the same in all charts."""
     return {task: color(index) for index, task in enumerate(tasks_of(runs))}
 
 

@@ -24,6 +24,8 @@ POLICY = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Section:
+    """A part of the page, with its line in the contents."""
+
     name: str  # of its anchor
     title: str
     body: str  # markup, already escaped

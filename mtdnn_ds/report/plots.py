@@ -37,6 +37,13 @@ class Series:
     spread: Mapping[float, Sequence[float]] | None = None
     markers: bool = False
 
+    @property
+    def shown(self) -> list[float]:
+        """Every y that is drawn."""
+        dotted = self.dotted[1] if self.dotted else ()
+        spread = [y for values in (self.spread or {}).values() for y in values]
+        return [*self.y, *(self.raw or ()), *dotted, *spread]
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Axes:
@@ -89,7 +96,7 @@ def _x_axis(axes: Axes, series: Sequence[Series]) -> dict[str, Any]:
 
 def _y_axis(axes: Axes, series: Sequence[Series]) -> dict[str, Any]:
     """Numbers as words have them: 0.0123, 12,500, 1.2M, and powers of ten only for very small ones."""
-    values = [y for each in series for y in (*each.y, *(each.raw or ())) if math.isfinite(y)]
+    values = [y for each in series for y in each.shown if math.isfinite(y)]
     largest = max((abs(y) for y in values), default=0.0)
     axis: dict[str, Any] = {"exponentformat": "SI", "minexponent": 5, "hoverformat": ".4~g"}
     if largest < 1e-3:

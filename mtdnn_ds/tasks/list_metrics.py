@@ -22,12 +22,14 @@ def entity_f1(predictions: Tags, labels: Tags) -> float:
 
 
 def entity_precision(predictions: Tags, labels: Tags) -> float:
+    """Share of the predicted entities that are right, as in entity_f1."""
     from seqeval.metrics import precision_score
 
     return float(precision_score(labels, predictions, average="micro", zero_division=0))
 
 
 def entity_recall(predictions: Tags, labels: Tags) -> float:
+    """Share of the labelled entities that are found, as in entity_f1."""
     from seqeval.metrics import recall_score
 
     return float(recall_score(labels, predictions, average="micro", zero_division=0))

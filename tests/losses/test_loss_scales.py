@@ -15,11 +15,13 @@ import torch
 from helpers.pages import rows_under
 from helpers.worked_numbers import numbers
 
-from mtdnn_ds.losses.adaptive import NAMES, AdaptiveScales, adaptive_scales
+from mtdnn_ds.config.choices import LOSS_SCALES
+from mtdnn_ds.losses.adaptive import AdaptiveScales, adaptive_scales
 
 EVERY = np.array([True, True, True])
 LOSSES = [[1.0, 2.0, 4.0], [0.5, 2.0, 8.0], [0.75, 1.0, 2.0]]
 NAN = math.nan
+ADAPTIVE = [name for name, facts in LOSS_SCALES.items() if facts.is_adaptive]
 
 
 def scales_of(name: Any, **changes: Any) -> AdaptiveScales:
@@ -138,7 +140,7 @@ def test_random_weights_depend_on_seed_and_step_alone() -> None:
     assert float((logs[:, 0] - logs[:, 1]).var()) == pytest.approx(2.0, rel=0.1)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ADAPTIVE)
 def test_a_task_that_is_not_in_a_step_has_no_weight_and_keeps_its_state(name: str) -> None:
     scales = scales_of(name)
     run(scales, LOSSES)
@@ -160,7 +162,7 @@ def test_famo_counts_a_task_without_a_loss_yet_like_the_mean_of_the_others() -> 
     assert scales.weights(EVERY, 2) == pytest.approx([2 / 9, 3 / 9, 4 / 9])
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ADAPTIVE)
 def test_losses_of_zero_stay_finite(name: str) -> None:
     assert all(
         math.isfinite(weight)
@@ -169,7 +171,7 @@ def test_losses_of_zero_stay_finite(name: str) -> None:
     )
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ADAPTIVE)
 def test_state_survives_json_exactly(name: str) -> None:
     changes = {"window": 2, "lr": 0.1} if name == "dwa" else {"lr": 0.1}
     losses = [*LOSSES, [0.3, NAN, 0.7], [NAN, 1.1, 0.9], [0.1, 0.2, 0.3]]

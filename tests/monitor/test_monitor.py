@@ -381,6 +381,23 @@ def test_lines_are_printed_on_rank_0_inside_speaking_and_not_while_silenced(
     assert not logging.getLogger("mtdnn_ds").handlers and logging.getLogger("mtdnn_ds").propagate
 
 
+def test_log_level_error_hides_our_warnings_and_no_result(capsys: pytest.CaptureFixture[str]) -> None:
+    with speaking(log_level="error"):
+        log.warning("--train.steps replaces train.epochs")
+        log.info("rows: 100")
+        log.error("no space is left")
+    assert capsys.readouterr() == ("rows: 100\n", "no space is left\n")
+
+
+def test_a_bar_leaves_the_cursor_to_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    terminal = Terminal()
+    progress = RowProgress(2000, stream=terminal)
+    shown = terminal.getvalue()  # a process that ends at once closes no bar
+    assert shown.rfind("\x1b[?25h") > shown.rfind("\x1b[?25l")
+    progress.close()
+
+
 def test_a_file_is_shown_as_a_bar_in_a_terminal_and_as_lines_elsewhere(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

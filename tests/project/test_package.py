@@ -204,6 +204,14 @@ def test_recipes_are_listed_and_copied_but_never_over_a_file(command: Path, tmp_
     assert recipe["plugins"] == ["mine/own_kind/ordinal.py"]
     assert run(command, "tasks", "mine/own_kind.yaml", folder=tmp_path).returncode == 0
 
+    inside = tmp_path / "my/recipes"
+    assert (
+        run(command, "recipes", "--copy", "quickstart_tiny", "--to", str(inside), folder=tmp_path).returncode
+        == 0
+    )
+    tiny = yaml.safe_load((inside / "quickstart_tiny.yaml").read_text())
+    assert tiny["encoder"]["path"] == str(inside / "encoders/tiny")
+
     again = run(command, "recipes", "--copy", "own_kind", "--to", "mine", folder=tmp_path)
     assert again.returncode == 2
     assert again.stderr.splitlines() == [

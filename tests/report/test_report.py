@@ -467,6 +467,11 @@ def test_charts_without_points_or_with_equal_ones_are_drawn() -> None:
         (curve,) = figure_of(chart)["data"]
         assert curve["y"] == [None if math.isnan(y) else y for y in ys] and curve["name"] == "&lt;s&gt;"
         assert "NaN" not in chart.json and "<" not in chart.json
+
+    equal = Series(name="s", x=[1.0], y=[0.8], color="var(--s0)", spread={1.0: [0.6, 1.0]})
+    range_of = figure_of(line_chart(Card(title="t"), [equal]))["layout"]["yaxis"].get("range")
+    assert range_of is None, "plotly takes the range in, dots and all"
+
     chart = bar_chart(Card(title="<t>"), {"<a>": {"<b>": [0.5, 0.7]}, "c": {}})
     shown = [text for trace in figure_of(chart)["data"] for text in trace.get("hovertext", ())]
     assert shown == ["&lt;b&gt;, &lt;a&gt;: 0.6", "&lt;b&gt;, &lt;a&gt;: 0.5", "&lt;b&gt;, &lt;a&gt;: 0.7"]

@@ -108,11 +108,12 @@ def checked_stages(
     overrides: Mapping[str, str],
     *,
     world_size: int,
-    goes_on: Callable[[Stage], bool] = lambda stage: False,
+    goes_on: Callable[[str], bool] = lambda folder: False,
     also: Callable[[], None] = lambda: None,
 ) -> tuple[tuple[Stage, CheckedRun], ...]:
     """Every stage of a recipe file as a run, as in `checked_run`; a recipe without stages is one.
 
+    `goes_on`: whether the run in this folder of the run folder goes on from a checkpoint of its own.
     Raises ConfigError for all stages at once.
     """
     problems = Problems()
@@ -124,18 +125,19 @@ def checked_stages(
     checked: dict[str, tuple[Stage, CheckedRun]] = {}
     for stage in stages or ():
         own = of_stage[stage.name] = Problems()
-        begun = bool(stage.source) or goes_on(stage)
+        begun = bool(stage.source) or goes_on(stage.folder)
         run = _checked(stage.recipe, json, own, source=deepspeed_config, world_size=world_size, goes_on=begun)
         if run is not None:
             checked[stage.name] = stage, run
     for name, part in sound.items():
         own = of_stage[name] = Problems()
-        _checked(part, json, own, source=deepspeed_config, world_size=world_size, goes_on=bool(name))
+        begun = bool(name) or goes_on("")
+        _checked(part, json, own, source=deepspeed_config, world_size=world_size, goes_on=begun)
 
     for stage, run in checked.values():
         if stage.source in checked:
             of_stage[stage.name].check(partial(_fits_source, run, checked[stage.source][1], stage))
-        if stage.source and stage.recipe.heads and not goes_on(stage):
+        if stage.source and stage.recipe.heads and not goes_on(stage.folder):
             of_stage[stage.name].check(partial(_heads_fit, run))
     problems.add(_lines_by_stage(of_stage))
     problems.refuse()

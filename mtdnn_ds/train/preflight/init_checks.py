@@ -62,7 +62,7 @@ def encoder_differences(ours: Recipe, theirs: Recipe) -> list[str]:
 
     try:
         our_config, their_config = _config(ours), _config(theirs)
-    except (ConfigError, OSError, ValueError):
+    except ConfigError:
         return []  # its folder is gone; weights that do not fit are refused when they are read
 
     pairs = [(name, getattr(our_config, name, None), getattr(their_config, name, None)) for name in _COMPARED]
@@ -141,6 +141,8 @@ def _same_head(ours: TaskSpec, theirs: TaskSpec) -> bool:
 def _config(recipe: Recipe) -> Any:
     from transformers import AutoConfig
 
-    return AutoConfig.from_pretrained(
-        resolve_encoder_path(recipe.encoder.path), trust_remote_code=recipe.encoder.trust_remote_code
-    )
+    path = resolve_encoder_path(recipe.encoder.path)
+    try:
+        return AutoConfig.from_pretrained(path, trust_remote_code=recipe.encoder.trust_remote_code)
+    except (OSError, ValueError, ImportError) as error:
+        raise ConfigError(f"encoder.path={path}: transformers cannot load it: {error}") from error
