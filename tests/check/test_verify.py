@@ -86,6 +86,7 @@ def test_what_the_small_runs_leave_out_is_said(tmp_path: Path, caplog: pytest.Lo
     assert small.train.steps == 4 and small.init.run is None and small.encoder.random_init
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 def test_the_quickstart_recipe_is_verified(tmp_path: Path) -> None:
     file = tmp_path / "certificate.json"

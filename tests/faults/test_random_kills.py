@@ -198,6 +198,7 @@ def repeated_steps(run: Path) -> list[dict[str, Any]]:
     return [line for line in map(json.loads, discarded.read_text().splitlines()) if "loss" in line]
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 def test_three_random_kills_lose_nothing(run_files: Path) -> None:
     check(run_files, "three", 3, SEED)
