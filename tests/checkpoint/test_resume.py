@@ -5,7 +5,6 @@ Real kills of real ranks, dropout on.
 
 from __future__ import annotations
 
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +23,13 @@ from helpers.processes import (
 
 RANKS = 2
 STAGES = (1, 2, 3)
-PRECISIONS = ("fp32", "bf16")
 Outputs = dict[str, str]
 
 
 @pytest.fixture(scope="module")
 def run_files(tmp_path_factory: pytest.TempPathFactory, official_files: Path, tiny_encoder: Path) -> Path:
-    """A folder with recipe, data and DeepSpeed JSONs."""
-    folder = write_run_files(tmp_path_factory.mktemp("resume"), official_files, tiny_encoder, keep_last=1)
-    for stage, precision in product(STAGES, PRECISIONS):
-        write_json(folder / f"zero{stage}_{precision}.json", zero_config(stage, precision))
-    return folder
+    """A folder with recipe and data."""
+    return write_run_files(tmp_path_factory.mktemp("resume"), official_files, tiny_encoder, keep_last=1)
 
 
 def job_of(run_files: Path, name: str, stage: int, precision: str, **changes: Any) -> dict[str, Any]:
@@ -51,16 +46,24 @@ def start_and_die(job: dict[str, Any], point: str, run_files: Path, ranks: int) 
     return start_ranks([str(ROOT / "tests/workers/train_and_die.py"), str(file), point], ranks)
 
 
+# Without AVX512-BF16 a CPU takes 20 times as long for bf16.
+@pytest.fixture(scope="module", params=["fp32", pytest.param("bf16", marks=pytest.mark.slow)])
+def precision(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
 @pytest.fixture(scope="module")
-def killed_runs(run_files: Path, request: pytest.FixtureRequest) -> Outputs:
+def killed_runs(run_files: Path, precision: str) -> Outputs:
     """Every stage in one precision trained straight, and trained again on two ranks, killed before step 8 and
     resumed; what the resumed runs said.
     """
-    precision = request.param
+    for stage in STAGES:
+        write_json(run_files / f"zero{stage}_{precision}.json", zero_config(stage, precision))
     straight, jobs = (
         [job_of(run_files, f"{name}_{stage}_{precision}", stage, precision) for stage in STAGES]
         for name in ("straight", "killed")
     )
+
     run_jobs(straight, run_files, RANKS)
     for job in jobs:
         wait_for_death(start_and_die(job, "before_step_8", run_files, RANKS))
@@ -68,14 +71,7 @@ def killed_runs(run_files: Path, request: pytest.FixtureRequest) -> Outputs:
     return run_jobs([{**job, "resume": "auto"} for job in jobs], run_files, RANKS)
 
 
-# Without AVX512-BF16 a CPU takes 20 times as long for bf16.
 @pytest.mark.distributed
-@pytest.mark.parametrize(
-    ("killed_runs", "precision"),
-    [("fp32", "fp32"), pytest.param("bf16", "bf16", marks=pytest.mark.slow)],
-    indirect=["killed_runs"],
-    ids=PRECISIONS,
-)
 @pytest.mark.parametrize("stage", STAGES)
 def test_resume_is_bitwise(run_files: Path, killed_runs: Outputs, stage: int, precision: str) -> None:
     ours, straight = run_files / f"killed_{stage}_{precision}", run_files / f"straight_{stage}_{precision}"
