@@ -13,11 +13,11 @@ import numpy as np
 import torch
 
 from mtdnn_ds.config.deepspeed import ResolvedDeepSpeed
-from mtdnn_ds.config.encoder_path import resolve_encoder_path
 from mtdnn_ds.config.recipe import Recipe
 from mtdnn_ds.data.batches.loader import LoaderSettings, example_lengths, pack_examples
 from mtdnn_ds.data.batches.sharing_parts import num_fillers
 from mtdnn_ds.data.plan.step_plan import StepPlan
+from mtdnn_ds.model.hf_config import encoder_config
 from mtdnn_ds.model.sharing import num_parameters
 from mtdnn_ds.monitor.flops import activation_bytes, model_state_bytes
 from mtdnn_ds.runs.setup import RunData, loader_settings, recipe_sharing
@@ -67,12 +67,11 @@ class Memory:
 
 def encoder_shape(recipe: Recipe) -> EncoderShape:
     """Sizes of the recipe's encoder from its config alone: its weights are neither read nor allocated."""
-    from transformers import AutoConfig, AutoModel
+    from transformers import AutoModel
 
-    trust = recipe.encoder.trust_remote_code
-    config = AutoConfig.from_pretrained(resolve_encoder_path(recipe.encoder.path), trust_remote_code=trust)
+    config = encoder_config(recipe.encoder)
     with torch.device("meta"):
-        model = AutoModel.from_config(config, trust_remote_code=trust)
+        model = AutoModel.from_config(config, trust_remote_code=recipe.encoder.trust_remote_code)
 
     return EncoderShape(
         num_parameters=num_parameters(model, recipe_sharing(recipe)),

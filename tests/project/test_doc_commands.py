@@ -5,7 +5,7 @@ A page runs in a scratch folder where the files of recipes/ are small ones: a ti
 generated data in the official layouts. PATH/TO/ holds small files of the names that pages give. A run folder
 that a page reads and has not made is a copy of one that was made once. Launchers are left out: what they
 start runs as one process. Numbers of steps and of repeats are lowered. What runs elsewhere is named in
-`runs_elsewhere`.
+`commands_run_here`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,6 @@ from helpers.tiny_encoders import write_tiny_encoder
 
 from mtdnn_ds.config.launch import free_port
 
-PAGES_WITH_COMMANDS = [page for page in PAGES if page != "CHANGELOG.md" and list(commands(page))]
 # The pages that a newcomer reads first run in `make test`; all of them in `make test-all`.
 FIRST_PAGES = ("README.md", "docs/index.md", "docs/walk_own_data.md")
 
@@ -55,6 +54,19 @@ QUICKSTART = "recipes/quickstart.yaml"
 OWN_TASK = "recipes/own_task.yaml"
 # Which recipe made the run folders that pages read; of others it is GLUE.
 MADE_BY = {"runs/quickstart": QUICKSTART, "runs/quick": QUICKSTART, "runs/own": OWN_TASK}
+
+
+def commands_run_here(page: str) -> list[Command]:
+    """Without those that other tests run, that change the reader's shell only, or that need what not every
+    machine has.
+    """
+    return [
+        command
+        for command in commands(page)
+        if command.needs is None
+        and command.words[0] not in ("make", "pip", "source", "tensorboard")
+        and command.words[-2:] != ["verify", QUICKSTART]  # check/test_verify.py
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -90,14 +102,23 @@ def made(once: Callable[..., Path], files: Files) -> Callable[[str], Path]:
     "page",
     [
         pytest.param(page, marks=[] if page in FIRST_PAGES else [pytest.mark.slow])
-        for page in PAGES_WITH_COMMANDS
+        for page in PAGES
+        if commands_run_here(page)
     ],
 )
 def test_commands_of_a_page_run(page: str, tmp_path: Path, files: Files, made: Callable[[str], Path]) -> None:
     write_scratch(tmp_path, files)
-    for command in commands(page):
-        if command.needs is None and not runs_elsewhere(command):
-            run_one(page, command, tmp_path, files, made)
+    for command in commands_run_here(page):
+        ended = run_one(command, tmp_path, files, made)
+        assert ended.returncode == 0, f"{page}:{command.line}: {' '.join(command.words)}\n{said(ended)}"
+
+
+def test_targets_of_make_exist() -> None:
+    """What they do is done by other tests; here they need only be known to make."""
+    calls = {tuple(command.words) for page in PAGES for command in commands(page)}
+    targets = {word for program, *words in calls for word in words if program == "make"}
+    tried = subprocess.run(["make", "-n", *targets], cwd=ROOT, capture_output=True, text=True)
+    assert targets and tried.returncode == 0, tried.stderr
 
 
 def test_what_a_command_needs_is_one_of_few_things() -> None:
@@ -123,34 +144,23 @@ def test_tensorboard_shows_the_runs_of_a_folder(made: Callable[[str], Path]) -> 
 # Running
 
 
-def runs_elsewhere(command: Command) -> bool:
-    """Commands that other tests run, or that change the reader's shell only."""
-    if command.words[-2:] == ["verify", QUICKSTART]:
-        return True  # tests/check/test_verify.py
-    program = command.words[0]
-    if program == "make":
-        # What its targets do is done by other tests; here it need only be one that make knows.
-        tried = subprocess.run(["make", "-n", *command.words[1:]], cwd=ROOT, capture_output=True, text=True)
-        assert tried.returncode == 0, tried.stderr
-    return program in ("make", "pip", "source", "tensorboard")
-
-
-def run_one(page: str, command: Command, folder: Path, files: Files, made: Callable[[str], Path]) -> None:
-    """Run a command to its end; fails if that is no good one."""
+def run_one(
+    command: Command, folder: Path, files: Files, made: Callable[[str], Path]
+) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end."""
     arguments = small_values(without_launcher(command.words))
     for run_folder in run_folders_read(arguments):
         if not (folder / run_folder / "recipe.yaml").exists():
             shutil.copytree(made(MADE_BY.get(run_folder, GLUE)), folder / run_folder, dirs_exist_ok=True)
 
     if "serve" in arguments:
-        serve(arguments, folder)
-        return
+        return serve(arguments, folder)
 
     ended = run_in(folder, with_own_output(arguments, folder, command.line))
-    assert ended.returncode == 0, f"{page}:{command.line}: {' '.join(arguments)}\n{said(ended)}"
     if "--copy" in arguments:
         for path in (folder / "mine").glob("*.yaml"):
             path.write_text(small_recipe(path, files))
+    return ended
 
 
 def without_launcher(words: Sequence[str]) -> list[str]:
@@ -201,7 +211,7 @@ def with_own_output(arguments: list[str], folder: Path, line: int) -> list[str]:
     return [arguments[0], *words]
 
 
-def serve(arguments: Sequence[str], folder: Path) -> None:
+def serve(arguments: Sequence[str], folder: Path) -> subprocess.CompletedProcess[str]:
     """Start the service on a free port, ask it how it is, end it."""
     port = str(free_port())
     process = warm.start(
@@ -210,7 +220,7 @@ def serve(arguments: Sequence[str], folder: Path) -> None:
     try:
         assert answer_of(f"http://127.0.0.1:{port}/health", process)["status"] == "ok"
         process.send_signal(signal.SIGTERM)
-        assert process.wait(120) == 0
+        return subprocess.CompletedProcess(list(arguments), process.wait(120), "", "")
     finally:
         process.kill()
         process.wait()

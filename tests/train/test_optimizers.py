@@ -96,8 +96,7 @@ def check_equal(run: Path, reference: Path) -> None:
 @pytest.mark.distributed
 def test_optimizers_differ(trained_runs: Path) -> None:
     ours, theirs = (
-        [line[field] for field in ("loss", "grad_norm") for line in training_lines(trained_runs / name)]
-        for name in ("adamax_zero0", "torch_adamw_zero0")
+        training_lines(trained_runs / name)[-1]["grad_norm"] for name in ("adamax_zero0", "torch_adamw_zero0")
     )
     assert ours != pytest.approx(theirs, rel=1e-3)
 

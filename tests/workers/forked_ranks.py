@@ -155,11 +155,12 @@ def wait_for_ranks(pids: list[int], scenario: dict[str, Any]) -> list[int | None
     pause = scenario.get("pause_seconds")
 
     while len(codes) < len(pids):
-        if pause and any(os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOHANG) for pid in pids):
-            for pid in pids:
+        living = [pid for pid in pids if pid not in codes]
+        if pause and any(os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOHANG) for pid in living):
+            for pid in living:
                 os.kill(pid, signal.SIGSTOP)
             time.sleep(pause)
-            for pid in pids:
+            for pid in living:
                 os.kill(pid, signal.SIGCONT)
             pause = None
 

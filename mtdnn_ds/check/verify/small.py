@@ -11,6 +11,7 @@ from mtdnn_ds.config.choices import OPTIMIZERS
 from mtdnn_ds.config.encoder_path import resolve_encoder_path
 from mtdnn_ds.config.errors import ConfigError
 from mtdnn_ds.config.recipe import InitSettings, Recipe, TrainSettings
+from mtdnn_ds.model.hf_config import encoder_config
 
 log = logging.getLogger(__name__)
 
@@ -73,13 +74,10 @@ def write_small_encoder(recipe: Recipe, folder: Path) -> Path:
 
     Raises ConfigError if it cannot be made small.
     """
-    from transformers import AutoConfig
-
     from mtdnn_ds.data.cache.tokenize import load_tokenizer
 
     settings = recipe.encoder
-    path = resolve_encoder_path(settings.path)
-    config = AutoConfig.from_pretrained(path, trust_remote_code=settings.trust_remote_code)
+    config = encoder_config(settings)
     for name, value in SMALL.items():
         if getattr(config, name, None) is None:
             raise ConfigError(

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from mtdnn_ds.config.encoder_path import resolve_encoder_path
 from mtdnn_ds.config.errors import ConfigError, did_you_mean
 from mtdnn_ds.config.freeze import freeze_problems, layers_of
 from mtdnn_ds.config.load import load_recipe
 from mtdnn_ds.config.recipe import Recipe
+from mtdnn_ds.model.hf_config import encoder_config
 from mtdnn_ds.runs.folder import RunFolder, refuse_staged_folder
 from mtdnn_ds.runs.load import checkpoint_folders
 from mtdnn_ds.tasks.layout import head_layout, terms_of_spec
@@ -39,7 +39,7 @@ def preflight(recipe: Recipe, specs: Sequence[TaskSpec], *, goes_on: bool) -> No
     if freeze:
         num_layers = None
         if any(layers_of(part) for part in freeze):
-            num_layers = getattr(_config(recipe), "num_hidden_layers", None)
+            num_layers = getattr(encoder_config(recipe.encoder), "num_hidden_layers", None)
         problems += freeze_problems(freeze, num_layers=num_layers, heads=head_layout(specs).heads)
 
     if recipe.init.run is not None and not goes_on:
@@ -61,7 +61,7 @@ def encoder_differences(ours: Recipe, theirs: Recipe) -> list[str]:
         return []
 
     try:
-        our_config, their_config = _config(ours), _config(theirs)
+        our_config, their_config = encoder_config(ours.encoder), encoder_config(theirs.encoder)
     except ConfigError:
         return []  # its folder is gone; weights that do not fit are refused when they are read
 
@@ -136,13 +136,3 @@ def _head_problems(
 
 def _same_head(ours: TaskSpec, theirs: TaskSpec) -> bool:
     return terms_of_spec(ours) == terms_of_spec(theirs) and ours.labels == theirs.labels
-
-
-def _config(recipe: Recipe) -> Any:
-    from transformers import AutoConfig
-
-    path = resolve_encoder_path(recipe.encoder.path)
-    try:
-        return AutoConfig.from_pretrained(path, trust_remote_code=recipe.encoder.trust_remote_code)
-    except (OSError, ValueError, ImportError) as error:
-        raise ConfigError(f"encoder.path={path}: transformers cannot load it: {error}") from error
