@@ -160,6 +160,7 @@ def test_each_rank_has_a_gpu_of_its_own() -> None:
             gpu_index(rank, 2, num_visible=1, named="")
 
 
+@pytest.mark.slow  # not for its time: few machines have shellcheck, which .ci/run installs
 def test_shell_scripts_pass_shellcheck() -> None:
     program = shutil.which("shellcheck")
     if program is None:
