@@ -34,7 +34,7 @@ from helpers.tiny_encoders import write_tiny_encoder
 from mtdnn_ds.config.launch import free_port
 
 # The pages that a newcomer reads first run in `make test`; all of them in `make test-all`.
-FIRST_PAGES = ("README.md", "docs/index.md", "docs/walk_own_data.md")
+FIRST_PAGES = ("README.md", "docs/walk_own_data.md")
 
 # Values of flags that cost time and mean nothing to a test.
 SMALL_VALUES = {
