@@ -1,8 +1,8 @@
 """Attention groups: which sequences of a micro-batch attention re-pads together. NumPy only; not the
 attention (model/attention.py).
 
-A group of S sequences padded to length L costs S * (L^2 + TOKEN_COST * L) + GROUP_OVERHEAD, counted in
-query-key pairs; the groups that `attention_groups` returns have the smallest sum of that cost among all cuts
+A group of S sequences padded to length L costs S * (L^2 + token * L) + overhead, counted in query-key pairs,
+with the device's costs of a token and of a group (GroupCosts); the groups that `attention_groups` returns have the smallest sum of that cost among all cuts
 of the sorted sequences.
 
 Shape legend: T packed tokens, S sequences, L longest sequence of a group, U distinct lengths, P padded rows
@@ -11,25 +11,37 @@ of all groups.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from mtdnn_ds.batch.packed import AttentionGroup
 
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GroupCosts:
+    """What a padded group costs beside its query-key pairs, in pairs."""
+
+    token_pairs: float
+    overhead_pairs: float
+
+
 # Least-squares fit of overhead + a * tokens + b * pairs to the CPU time of one padded group's attention,
 # forward and backward: 1 to 32 sequences of 8 to 256 tokens, float32, one thread of an AVX2 EPYC, torch 2.13.
 # With 12 heads of 32 (MiniLM) and 16 heads of 64 (BERT-large), dropout 0 and 0.1: overhead 1,800 to 8,900
 # pairs, a token 47 to 107 pairs; mean error 8-14 %.
-TOKEN_COST_PAIRS = 64
-GROUP_OVERHEAD_PAIRS = 4096
+CPU_COSTS = GroupCosts(token_pairs=64, overhead_pairs=4096)
+
+# Not measured: an estimate for an H100 and 16 heads of 64 in bf16. A pair takes 14,000 flops forward and
+# backward, 50 ps at 300 TFLOP/s. A token is read and written some 20 times in rows of 2 KB, 13 ns at 3 TB/s:
+# 256 pairs. A group is about 30 launches of 4 microseconds: 2.4 million pairs.
+CUDA_COSTS = GroupCosts(token_pairs=256, overhead_pairs=2.4e6)
 
 
 def attention_groups(
-    lengths_S: np.ndarray,
-    *,
-    token_cost_pairs: float = TOKEN_COST_PAIRS,
-    group_overhead_pairs: float = GROUP_OVERHEAD_PAIRS,
+    lengths_S: np.ndarray, costs: GroupCosts = CPU_COSTS
 ) -> tuple[tuple[AttentionGroup, ...], Tensor]:
     """The cheapest groups of sequences, and `packed_to_padded` (T,) int64 (see PackedBatch).
 
@@ -43,7 +55,7 @@ def attention_groups(
     )
 
     first_sequences = cheapest_cut(
-        lengths_S, token_cost_pairs=token_cost_pairs, group_overhead_pairs=group_overhead_pairs
+        lengths_S, token_cost_pairs=costs.token_pairs, group_overhead_pairs=costs.overhead_pairs
     )
     ends_of_groups = [*first_sequences[1:], lengths_S.size]
     starts_S = np.cumsum(lengths_S) - lengths_S

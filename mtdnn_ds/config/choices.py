@@ -27,10 +27,10 @@ class OptimizerFacts:
 
 
 OPTIMIZERS: Mapping[str, OptimizerFacts] = {
-    "adamw": OptimizerFacts(
+    "adamw": OptimizerFacts(deepspeed_types=("adamw", "adam"), torch_adam=True),
+    "deepspeed_adamw": OptimizerFacts(
         deepspeed_types=("adamw", "adam"), needs_compiler=True, has_deepspeed_cpu_form=True
     ),
-    "torch_adamw": OptimizerFacts(deepspeed_types=("adamw", "adam"), torch_adam=True),
     # Outside DeepSpeed's ZERO_SUPPORTED_OPTIMIZERS (deepspeed.runtime.zero.utils), but element-wise, hence
     # exact on any partition.
     "adamax": OptimizerFacts(zero_tested=False),
@@ -41,6 +41,9 @@ OPTIMIZERS: Mapping[str, OptimizerFacts] = {
     ),
     "apex_adam": OptimizerFacts(needs_compiler=True, cuda_only=True),
 }
+
+EARLIER_OPTIMIZER_NAMES: Mapping[str, str] = {"torch_adamw": "adamw"}
+"""What recipes of finished runs may still say."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,17 +71,18 @@ LOSS_SCALES: Mapping[str, LossScaleFacts] = {
 class AttentionFacts:
     """A back end of encoder.attention."""
 
-    is_kernel: bool = (
-        False  # needs CUDA of compute capability 8.0 and fp16 or bf16; takes no masks from counters
-    )
-    package: tuple[str, str] | None = None  # that it needs: (name of the module, name on PyPI)
-    has_dropout: bool = True
+    # A kernel needs CUDA of compute capability 8.0, fp16 or bf16, and heads of a multiple of 8 and at most 256
+    # elements; it takes no masks from counters, and torch.compile has it as one op.
+    is_kernel: bool = False
+    function: tuple[str, str, str] | None = None  # that it needs: (module, name, its package on PyPI)
 
 
 ATTENTION_BACKENDS: Mapping[str, AttentionFacts] = {
     "grouped": AttentionFacts(),
-    "varlen": AttentionFacts(is_kernel=True, has_dropout=False),
-    "flash": AttentionFacts(is_kernel=True, package=("flash_attn", "flash-attn")),
+    "varlen": AttentionFacts(is_kernel=True),
+    "flash": AttentionFacts(
+        is_kernel=True, function=("flash_attn", "flash_attn_varlen_func", "flash-attn 2")
+    ),
     "padded": AttentionFacts(),
 }
 
@@ -100,7 +104,7 @@ def scales_with(setting: str) -> tuple[str, ...]:
 
 
 def listed(names: Iterable[str]) -> str:
-    """`adamw, torch_adamw or adamax`."""
+    """`adamw, deepspeed_adamw or adamax`."""
     *others, last = names
     if not others:
         return last

@@ -83,7 +83,7 @@ def resolve_deepspeed(
     if offloaded and _runs_in_torch(recipe.optimizer.name):
         notes.append(
             f"optimizer.name={recipe.optimizer.name} runs in PyTorch on the offloaded states; "
-            "adamw (DeepSpeed's CPU Adam) is faster"
+            "deepspeed_adamw (its CPU Adam) is faster"
         )
     config.setdefault("steps_per_print", _NEVER_PRINT)
     config.setdefault("checkpoint", {}).setdefault("tag_validation", "Fail")

@@ -45,7 +45,11 @@ class EncoderSettings(Section):
         description="tokens per sequence, special tokens included; longer pairs lose tokens longest-first",
     )
     attention: AttentionName = Field(
-        "auto", description="attention back end; auto = flash on CUDA if installed, else grouped"
+        "auto", description="attention back end; auto = varlen in half precision on CUDA, else grouped"
+    )
+    compile: bool | Literal["auto"] = Field(
+        "auto",
+        description="torch.compile of each layer; auto: on CUDA with a kernel for attention, under ZeRO 0 to 2",
     )
     gradient_checkpointing: bool = Field(False, description="recompute activations in the backward pass")
     random_init: bool = Field(

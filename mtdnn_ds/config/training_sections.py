@@ -9,7 +9,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from mtdnn_ds.config.choices import LOSS_SCALES, LossScaleName, OptimizerName, listed, scales_with
+from mtdnn_ds.config.choices import (
+    EARLIER_OPTIMIZER_NAMES,
+    LOSS_SCALES,
+    LossScaleName,
+    OptimizerName,
+    listed,
+    scales_with,
+)
 from mtdnn_ds.config.setting_types import Fraction, PathText, Positive, Section
 
 
@@ -82,6 +89,11 @@ class BatchSettings(Section):
 
     examples_per_step: int = Field(32, ge=1)
     max_tokens_per_micro_batch: int = Field(8192, ge=8)
+    pad_tokens_to: Annotated[int, Field(ge=1, le=8192)] | Literal["auto"] = Field(
+        "auto",
+        description="tokens of a micro-batch are made a multiple of this by a filler that nothing reads, so "
+        "that shapes repeat; 1 = none; auto: 64 to 512 on CUDA, by the size of a micro-batch, else 1",
+    )
 
 
 class OptimizerSettings(Section):
@@ -96,6 +108,13 @@ class OptimizerSettings(Section):
     eps: Positive = 1e-8
     weight_decay: float = Field(0.01, ge=0, description="not applied to biases and normalisation weights")
     gradient_clipping: float = Field(1.0, ge=0, description="largest global gradient norm; 0 = off")
+
+    @field_validator("name", mode="before")
+    @classmethod
+    def _name(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return EARLIER_OPTIMIZER_NAMES.get(value, value)
+        return value
 
     @field_validator("betas", mode="before")
     @classmethod

@@ -5,10 +5,10 @@ these lie is told by an AttentionLayout (attention_layout.py). They differ in sp
 
     grouped  pure PyTorch: sequences of similar length are re-padded together, in attention only; CPU and GPU
     padded   the reference: all sequences padded to the longest; CPU and GPU
-    flash    flash-attn's varlen kernel; CUDA, half precision
-    varlen   torch.nn.attention.varlen; CUDA, half precision, no attention dropout
+    varlen   torch's own flash kernel (varlen_attention.py); CUDA, half precision
+    flash    flash-attn 2's; CUDA, half precision
 
-A new back end is a line in config/choices.py and a function in `ATTEND`.
+attention_choice.py chooses among them. A new back end is a line in config/choices.py and a function in `ATTEND`.
 
 Shape legend: T packed tokens, S sequences, N heads, H head dim, D = N * H, L longest sequence of a group,
 P padded rows (all groups end to end).
@@ -16,7 +16,6 @@ P padded rows (all groups end to end).
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -26,12 +25,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AttentionInterface, AttentionMaskInterface
 
-from mtdnn_ds.config.choices import ATTENTION_BACKENDS
-from mtdnn_ds.config.errors import ConfigError, did_you_mean
 from mtdnn_ds.model.attention_layout import AttentionLayout, Backend, pad, unpad
 from mtdnn_ds.model.dropout.counter_dropout import next_stream
 from mtdnn_ds.model.dropout.counter_masks import attention_dropout
 from mtdnn_ds.model.dropout.word_dropout import word_dropout
+from mtdnn_ds.model.varlen_attention import HAS_FLASH_OP, varlen_attention
 
 # The name under which transformers finds `packed_attention`. It must not contain "flash": transformers would
 # then ask for its own flash-attn integration.
@@ -85,6 +83,7 @@ def _attend_flash(
         layout.max_seqlen,
         dropout_p=dropout.probability,
         softmax_scale=scaling,
+        deterministic=True,
     )
 
 
@@ -96,13 +95,18 @@ def _attend_varlen(
     scaling: float,
     dropout: _Dropout,
 ) -> Tensor:
-    """Without dropout, of which the kernel has none; load_encoder says so at start."""
-    from torch.nn.attention.varlen import varlen_attn
-
-    starts, longest = layout.cu_seqlens, layout.max_seqlen
-    out_TNH = varlen_attn(query_TNH, key_TNH, value_TNH, starts, starts, longest, longest, scale=scaling)
-    assert isinstance(out_TNH, Tensor)  # a pair only where return_aux is asked for
-    return out_TNH
+    probability = dropout.probability
+    if not HAS_FLASH_OP:
+        probability = 0.0  # the public kernel has none, and `dropout_notes` says so at start
+    return varlen_attention(
+        query_TNH,
+        key_TNH,
+        value_TNH,
+        layout.cu_seqlens,
+        layout.max_seqlen,
+        dropout=probability,
+        scaling=scaling,
+    )
 
 
 def _attend_groups(
@@ -183,89 +187,6 @@ ATTEND: Mapping[Backend, Callable[[Tensor, Tensor, Tensor, AttentionLayout, floa
 """What computes each of config/choices.py's back ends."""
 
 
-# The choice of a back end
-
-
-def resolve_backend(requested: str, device_type: str, dtype: torch.dtype) -> tuple[Backend, str]:
-    """The back end to use on this device for attention in `dtype`, and the reason in one sentence.
-
-    `auto` takes flash where it runs, else grouped. Raises ConfigError when a back end is asked for by name
-    and cannot run.
-    """
-    if requested == "auto":
-        obstacles = _obstacles("flash", device_type, dtype)
-        if obstacles:
-            return "grouped", f"attention back end grouped (flash: {obstacles[0]})"
-        return "flash", (
-            "attention back end flash: flash-attn is installed and attention runs in half precision on CUDA"
-        )
-
-    if requested not in ATTENTION_BACKENDS:
-        hint = did_you_mean(requested, ("auto", *ATTENTION_BACKENDS))
-        raise ConfigError(f"encoder.attention={requested}: unknown back end{hint}")
-    obstacles = _obstacles(requested, device_type, dtype)
-    if obstacles:
-        raise ConfigError(
-            f"encoder.attention={requested} cannot run here: {' and '.join(obstacles)}; "
-            "use 'auto' or 'grouped'"
-        )
-    return requested, f"attention back end {requested}: asked for by encoder.attention"
-
-
-def _obstacles(backend: Backend, device_type: str, dtype: torch.dtype) -> list[str]:
-    """Why a back end cannot run on such a device, in such a format."""
-    facts = ATTENTION_BACKENDS[backend]
-    found = []
-    if facts.is_kernel:
-        if device_type != "cuda":
-            found.append(f"it needs CUDA and this run is on {device_type}")
-        elif torch.cuda.get_device_capability() < (8, 0):
-            found.append("it needs a GPU of compute capability 8.0 (Ampere) or newer")
-        if dtype not in (torch.float16, torch.bfloat16):
-            found.append(f"it needs fp16 or bf16 and attention runs in {str(dtype).removeprefix('torch.')}")
-
-    if facts.package is not None:
-        module, name = facts.package
-        if importlib.util.find_spec(module) is None:
-            found.append(f"the Python package {name} is not installed")
-    return found
-
-
-def counter_backend(
-    requested: str, backend: Backend, reason: str, attention_dropout: float
-) -> tuple[Backend, str]:
-    """The resolved back end and its reason, or, with train.dropout=counter, one that takes its masks.
-
-    Raises ConfigError where a kernel that cannot take them is asked for by name.
-    """
-    if not ATTENTION_BACKENDS[backend].is_kernel or attention_dropout == 0:
-        return backend, reason
-    if requested == "auto":
-        return "grouped", (
-            f"attention back end grouped ({backend} cannot take the attention dropout masks of "
-            "train.dropout=counter)"
-        )
-    raise ConfigError(
-        f"encoder.attention={requested}: it cannot take the masks of train.dropout=counter, and the "
-        f"encoder's attention dropout is {attention_dropout}; use 'auto' or 'grouped', or train.dropout=model"
-    )
-
-
-def cpu_backend(backend: Backend) -> Backend:
-    """What stands in for a back end on the CPU, where an encoder is checked: itself if it runs there."""
-    return "grouped" if ATTENTION_BACKENDS[backend].is_kernel else backend
-
-
-def dropout_notes(backend: Backend, attention_dropout: float) -> tuple[str, ...]:
-    """What a run says at start of a back end that cannot apply the encoder's attention dropout."""
-    if ATTENTION_BACKENDS[backend].has_dropout or attention_dropout == 0:
-        return ()
-    return (
-        f"attention back end {backend} has no dropout: the encoder's attention dropout of "
-        f"{attention_dropout} is not applied",
-    )
-
-
 # transformers
 
 
@@ -289,7 +210,8 @@ def packed_attention(
     if dropout > 0 and packed_layout.running is not None:
         stream = next_stream(module, packed_layout.running)
 
-    query_TNH, key_TNH, value_TNH = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+    # squeeze, not [0]: the gradient of an index is a zeroed tensor and a copy
+    query_TNH, key_TNH, value_TNH = (tensor.squeeze(0).transpose(0, 1) for tensor in (query, key, value))
     out_TNH = attend(
         query_TNH, key_TNH, value_TNH, packed_layout, dropout=dropout, scaling=scaling, stream=stream
     )

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from mtdnn_ds.batch.packed import AttentionGroup, PackedBatch
+from mtdnn_ds.config.choices import ATTENTION_BACKENDS
 from mtdnn_ds.model.dropout.counter_masks import DropoutKeys
 from mtdnn_ds.model.dropout.replayed import Replayed
 
@@ -27,7 +28,7 @@ class AttentionLayout:
     backend: Backend
     cu_seqlens: Tensor  # (S+1,) int32
     max_seqlen: int
-    groups: tuple[AttentionGroup, ...]  # read by grouped and padded only
+    groups: tuple[AttentionGroup, ...]  # read by grouped and padded only, as is what follows
     padded_to_packed: Tensor  # (P,) int64; T stands for a zero row
     packed_to_padded: Tensor  # (T,) int64, its inverse
     token_groups: Tensor | None  # (T,) int64, low-rank sharing: each token's group of tasks
@@ -43,7 +44,10 @@ def attention_layout(
     if backend == "padded":
         group, packed_to_padded = padded_group(batch)
         groups = (group,)
-    padded_to_packed = torch.cat([group.padded_to_packed.flatten() for group in groups])
+
+    padded_to_packed = batch.packed_to_padded.new_empty(0)  # kernels read no padded rows
+    if not ATTENTION_BACKENDS[backend].is_kernel:
+        padded_to_packed = torch.cat([group.padded_to_packed.flatten() for group in groups])
 
     token_groups = None
     if batch.sequence_groups is not None:
@@ -60,7 +64,7 @@ def attention_layout(
         packed_to_padded=packed_to_padded,
         token_groups=token_groups,
     )
-    if keys is None:
+    if keys is None or not padded_to_packed.numel():
         return layout
     return replace(layout, running=running, dropout_keys=_pad_rows(keys.of_token_T, padded_to_packed))
 

@@ -20,7 +20,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from mtdnn_ds.batch.packed import PackedBatch
 from mtdnn_ds.config.errors import ConfigError
-from mtdnn_ds.model.attention import HF_ATTENTION_NAME, cpu_backend, dropout_notes, register_packed_attention
+from mtdnn_ds.model.attention import HF_ATTENTION_NAME, register_packed_attention
+from mtdnn_ds.model.attention_choice import cpu_backend
 from mtdnn_ds.model.attention_layout import Backend, attention_layout, padded_group, unpad_group
 from mtdnn_ds.model.dropout.counter_dropout import refuse_other_randomness, start_pass, use_counter_dropout
 from mtdnn_ds.model.dropout.counter_masks import DropoutKeys, dropout_keys
@@ -175,7 +176,7 @@ def _with_zero(rows: Tensor) -> Tensor:
 def load_encoder(
     path: str,
     *,
-    attention: Backend,
+    attention: Backend = "grouped",
     gradient_checkpointing: bool = False,
     random_init: bool = False,
     seed: int = 0,
@@ -212,8 +213,6 @@ def load_encoder(
     notes += _freeze_unused(encoder)
 
     # From here on it is what training runs.
-    if encoder.packs:
-        notes += dropout_notes(attention, encoder.attention_dropout)
     if dropout == "counter":
         _count_dropout(encoder)
     else:

@@ -94,6 +94,14 @@ def attention_dropout_of(config: PreTrainedConfig) -> float:
     return float(bert or others or 0.0)
 
 
+def head_size_of(config: PreTrainedConfig) -> int | None:
+    """Width of an attention head; None where the config does not tell."""
+    num_heads = getattr(config, "num_attention_heads", None)
+    if num_heads is None:
+        return None
+    return int(getattr(config, "head_dim", None) or config.hidden_size // num_heads)
+
+
 def position_table(model: PreTrainedModel) -> nn.Embedding | None:
     """The absolute position embeddings, None where the encoder has none."""
     for name, module in model.named_modules():

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mtdnn_ds.batch.packed import PackedBatch, Targets
 from mtdnn_ds.counter_hash import stream_of
-from mtdnn_ds.model.attention import counter_backend, resolve_backend
+from mtdnn_ds.model.attention_choice import choose_backend
 from mtdnn_ds.model.copies import CopiedEncoder
 from mtdnn_ds.model.dropout.counter_dropout import STREAM
 from mtdnn_ds.model.dropout.counter_masks import DropoutKeys, dropout_keys
@@ -21,6 +21,7 @@ from mtdnn_ds.model.dropout.word_dropout import DropoutMode
 from mtdnn_ds.model.encoder import PackedEncoder, load_encoder
 from mtdnn_ds.model.heads.build import build_head, head_settings, reads_pooled, tie_to_copy
 from mtdnn_ds.model.heads.masked_lm import MaskedLMHead, build_masked_lm_head
+from mtdnn_ds.model.hf_model import head_size_of
 from mtdnn_ds.model.sharing import share_encoder
 from mtdnn_ds.tasks.layout import BANKS, HeadLayout
 from mtdnn_ds.tasks.sharing import HARD, Sharing
@@ -184,10 +185,8 @@ def build_model(
     draws its masks from `seed` and what the micro-batches say of their sequences. `first_score`: task -> what
     its regression answers before it is trained. Raises ConfigError.
     """
-    backend, reason = resolve_backend(attention, device_type, compute_dtype)
     encoder = load_encoder(
         encoder_path,
-        attention=backend,
         gradient_checkpointing=gradient_checkpointing,
         random_init=random_init,
         seed=seed,
@@ -196,10 +195,17 @@ def build_model(
         dtype=parameter_dtype,
         fused_layer_norm=fused_layer_norm,
     )
-    if encoder.packs:  # else the back end is not used: the model runs its own attention
-        if dropout == "counter":
-            encoder.attention, reason = counter_backend(attention, backend, reason, encoder.attention_dropout)
-        encoder.notes = (reason, *encoder.notes)
+    backend, notes = choose_backend(
+        attention,
+        device_type,
+        compute_dtype,
+        head_size=head_size_of(encoder.config),
+        attention_dropout=encoder.attention_dropout,
+        dropout=dropout,
+    )
+    if encoder.packs:  # else it is not used: the model runs its own attention
+        encoder.attention = backend
+        encoder.notes = (*notes, *encoder.notes)
 
     settings = head_settings(specs, layout, encoder, dropout=dropout, seed=seed)
     heads: dict[str, nn.Module] = {}

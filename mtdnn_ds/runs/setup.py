@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,7 @@ import numpy as np
 import torch
 
 from mtdnn_ds import dist
+from mtdnn_ds.batch.groups import CPU_COSTS, CUDA_COSTS
 from mtdnn_ds.config.encoder_path import resolve_encoder_path
 from mtdnn_ds.config.errors import ConfigError
 from mtdnn_ds.config.recipe import Recipe
@@ -203,8 +205,20 @@ def loader_settings(
         filler_ids=np.array(template.prefix + template.suffix, dtype=np.int64),
         sharing=recipe_sharing(recipe),
         one_task_per_micro_batch=recipe.mixture.mixing == "per_micro_batch",
+        pad_tokens_to=_pad_tokens_to(recipe, device),
+        group_costs=CUDA_COSTS if device.type == "cuda" else CPU_COSTS,
         pin_memory=device.type == "cuda",
     )
+
+
+def _pad_tokens_to(recipe: Recipe, device: torch.device) -> int:
+    """batch.pad_tokens_to. `auto` on CUDA: the power of two from 64 to 512 that is 1/64 of a full micro-batch."""
+    batch = recipe.batch
+    if batch.pad_tokens_to != "auto":
+        return batch.pad_tokens_to
+    if device.type != "cuda":
+        return 1
+    return min(max(2 ** int(math.log2(batch.max_tokens_per_micro_batch / 64)), 64), 512)
 
 
 def tokenizer_path(recipe: Recipe) -> str:

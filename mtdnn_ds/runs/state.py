@@ -15,13 +15,13 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from mtdnn_ds.checkpoint.zero_partition import PARTITION
+from mtdnn_ds.config.choices import EARLIER_OPTIMIZER_NAMES
 from mtdnn_ds.config.errors import CheckpointError
 from mtdnn_ds.data.plan.step_plan import StepPlan
 from mtdnn_ds.runs.evaluate import Evaluation
 
 # Settings that may differ from the checkpoint's: they change no example, no learning rate and no formula
-# (rounding, and with it the last digits of a loss, may differ; attention=varlen has no attention dropout and
-# says so when it starts).
+# (rounding, and with it the last digits of a loss, may differ).
 FREE_SETTINGS = (
     "train.eval_every",
     "train.save_every",
@@ -33,12 +33,14 @@ FREE_SETTINGS = (
     "board.",
     "data.",
     "encoder.attention",
+    "encoder.compile",
     "encoder.gradient_checkpointing",
     "encoder.sha256",
     "distillation.teachers",  # RunState.teachers says whether they answer alike
     "distillation.checkpoint",
     "distillation.tasks",
     "batch.max_tokens_per_micro_batch",
+    "batch.pad_tokens_to",
     *(f"topology.{key}" for key in PARTITION),
 )
 
@@ -149,7 +151,11 @@ def _layout_problems(saved: Mapping[str, Any]) -> list[str]:
 
 
 def _comparable(key: str, value: Any) -> Any:
-    """Of a run that this one began with, or a head's checkpoint, the folder's name: folders may move."""
+    """Of a run that this one began with, or a head's checkpoint, the folder's name, as folders may move; of an
+    optimizer, its name of today.
+    """
+    if key == "optimizer.name":
+        return EARLIER_OPTIMIZER_NAMES.get(value, value)
     is_folder = key == "init.run" or key.startswith("heads.")
     if is_folder and isinstance(value, str):
         return Path(value).name

@@ -11,6 +11,7 @@ import torch
 from mtdnn_ds.config.choices import LOSS_SCALES
 from mtdnn_ds.config.recipe import Recipe
 from mtdnn_ds.losses.adaptive import AdaptiveScales, adaptive_scales
+from mtdnn_ds.model.compiled_layers import compile_if_asked
 from mtdnn_ds.model.freeze import freeze
 from mtdnn_ds.model.multitask import MultiTaskNet
 from mtdnn_ds.runs.setup import RunData, run_model
@@ -48,6 +49,7 @@ def build_trained_model(
     resumes: bool,
     device: torch.device,
     compute_dtype: torch.dtype,
+    zero_stage: int,
 ) -> TrainedModel:
     """The recipe's model on the CPU, beginning with the weights of `source` and the recipe's `heads`.
 
@@ -75,6 +77,18 @@ def build_trained_model(
         device=device,
     )
     for note in notes_of_regularizer:
+        log.info(note)
+
+    notes_of_compilation = compile_if_asked(
+        net,
+        recipe.encoder.compile,
+        device_type=device.type,
+        zero_stage=zero_stage,
+        gradient_checkpointing=recipe.encoder.gradient_checkpointing,
+        dropout=recipe.train.dropout,
+        sharing=recipe.sharing.mode,
+    )
+    for note in notes_of_compilation:
         log.info(note)
 
     return TrainedModel(net=net, regularizer=regularizer, scales=_adaptive_scales(recipe, data))

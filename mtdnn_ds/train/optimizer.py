@@ -27,13 +27,13 @@ def build_optimizer(
 ) -> torch.optim.Optimizer:
     """The optimizer over `parameter_groups` (weight decay is theirs).
 
-    `adamw` is DeepSpeed's fused AdamW (its C++ form on CPUs and for offloaded states, compiled on first use),
-    `torch_adamw` needs no compiler, `adamax` is the paper's (MT-DNN section 4.2) with decay by `weight_decay`
-    as L2. Raises ConfigError, saying what to do, where the machine cannot run it.
+    `adamw` is torch's fused AdamW, `deepspeed_adamw` DeepSpeed's (its C++ form on CPUs and for offloaded
+    states, compiled on first use), `adamax` is the paper's (MT-DNN section 4.2) with decay by `weight_decay` as
+    L2. Raises ConfigError, saying what to do, where the machine cannot run it.
     """
     settings: dict[str, Any] = {"lr": lr, "betas": betas, "eps": eps}
 
-    if name == "torch_adamw":
+    if name == "adamw":
         return torch.optim.AdamW(parameter_groups, fused=True, **settings)
     if name == "adamax":
         return torch.optim.Adamax(parameter_groups, **settings)
@@ -41,7 +41,7 @@ def build_optimizer(
         return _lamb(parameter_groups, settings)
     if name == "apex_adam":
         return _apex_adam(parameter_groups, settings)
-    assert name == "adamw", name
+    assert name == "deepspeed_adamw", name
     return _deepspeed_adamw(parameter_groups, settings, offloaded=offloaded)
 
 
@@ -51,10 +51,10 @@ def _deepspeed_adamw(
     from deepspeed.ops.adam import DeepSpeedCPUAdam, FusedAdam
 
     if offloaded:
-        _check_compiler("adamw", "cpu_adam", on_cpu=True)
+        _check_compiler("deepspeed_adamw", "cpu_adam", on_cpu=True)
         return DeepSpeedCPUAdam(parameter_groups, adamw_mode=True, **settings)
 
-    _check_compiler("adamw", "fused_adam", on_cpu=not torch.cuda.is_available())
+    _check_compiler("deepspeed_adamw", "fused_adam", on_cpu=not torch.cuda.is_available())
     return FusedAdam(parameter_groups, adam_w_mode=True, **settings)
 
 
@@ -73,7 +73,7 @@ def _check_compiler(name: str, op: str, *, on_cpu: bool) -> None:
     if missing:
         raise ConfigError(
             f"optimizer.name={name} compiles DeepSpeed's {op}, but {' and '.join(missing)} is missing: "
-            "install it (ninja: activate .venv), or set optimizer.name to torch_adamw"
+            "install it (ninja: activate .venv), or set optimizer.name to adamw"
         )
 
     folder = Path(cpp_extension._get_build_directory(op, False))

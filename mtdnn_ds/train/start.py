@@ -135,6 +135,7 @@ def start_run(
         resumes=point is not None,
         device=device,
         compute_dtype=compute_dtype,
+        zero_stage=deepspeed.zero_stage,
     )
     settings = loader_settings(
         recipe,

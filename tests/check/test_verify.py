@@ -79,7 +79,7 @@ def test_what_the_small_runs_leave_out_is_said(tmp_path: Path, caplog: pytest.Lo
         small = small_recipe(recipe, tmp_path / "encoder", steps=4)
     assert caplog.messages == [
         "left out of the small runs: init.run, train.freeze (they belong to the large encoder)",
-        "optimizer.name=lamb: torch_adamw in the small runs",
+        "optimizer.name=lamb: adamw in the small runs",
     ]
     config = json.loads((tmp_path / "encoder" / "config.json").read_text())
     assert (config["num_hidden_layers"], config["hidden_size"], config["model_type"]) == (2, 64, "bert")

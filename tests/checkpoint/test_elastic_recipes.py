@@ -29,7 +29,7 @@ CHAINS = [
     Chain("low_rank", ("0", "3", "0")),
     Chain("tied", ("1", "3", "1")),
     Chain("counter", ("3", "2", "3"), tokens=(200, 60, 120)),
-    Chain("adamw", ("0", "2_offload", "3_offload")),
+    Chain("deepspeed_adamw", ("0", "2_offload", "3_offload")),
 ]
 
 

@@ -33,7 +33,7 @@ def resumed(tmp_path_factory: pytest.TempPathFactory, official_files: Path, tiny
         "tasks": write_mixture(official_files, folder),
         "mixture": {"rates": "uniform"},
         "batch": {"examples_per_step": 22, "max_tokens_per_micro_batch": 800},
-        "optimizer": {"name": "torch_adamw", "lr": 1e-3},
+        "optimizer": {"name": "adamw", "lr": 1e-3},
         "train": {"steps": STEPS, "save_every": SAVED, "seed": 5},
         "data": {"glue_dir": str(folder / "glue"), "cache_dir": str(folder / "cache")},
     }

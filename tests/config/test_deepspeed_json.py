@@ -225,7 +225,7 @@ def test_adamax_gets_the_switches_that_deepspeed_asks_for() -> None:
     assert resolved.notes == (
         (
             "ds.json: optimizer.name=adamax runs in PyTorch on the offloaded states; "
-            "adamw (DeepSpeed's CPU Adam) is faster"
+            "deepspeed_adamw (its CPU Adam) is faster"
         ),
     )
     assert "zero_allow_untested_optimizer" not in resolve(zero2).config

@@ -268,7 +268,7 @@ def write_recipe(folder: Path, encoder: Path, tasks: Mapping[str, Any], **data: 
             for name, task in tasks.items()
         },
         "batch": {"examples_per_step": 4, "max_tokens_per_micro_batch": 256},
-        "optimizer": {"name": "torch_adamw", "lr": 1e-3},
+        "optimizer": {"name": "adamw", "lr": 1e-3},
         "train": {"steps": 2, "save_every": 1, "keep_last": 2},
         "data": {"cache_dir": str(folder / "cache"), **data},
     }
@@ -606,8 +606,8 @@ CHANGES: dict[str, tuple[dict[str, str], str]] = {
         "step_2: optimizer.lr was 0.001 when it was saved and is 0.002 now",
     ),
     "optimizer": (
-        {"optimizer.name": "adamw"},
-        "step_2: optimizer.name was 'torch_adamw' when it was saved and is 'adamw' now",
+        {"optimizer.name": "deepspeed_adamw"},
+        "step_2: optimizer.name was 'adamw' when it was saved and is 'deepspeed_adamw' now",
     ),
     "schedule": (
         {"schedule.name": "cosine"},

@@ -32,7 +32,7 @@ def run_files(tmp_path_factory: pytest.TempPathFactory, tiny_encoder: Path) -> P
         "tasks": TASKS,
         "mixture": {"rates": dict(zip(TASKS, (3, 2, 1), strict=True))},
         "batch": {"examples_per_step": 12, "max_tokens_per_micro_batch": 2048},
-        "optimizer": {"name": "torch_adamw", "lr": 1e-3},
+        "optimizer": {"name": "adamw", "lr": 1e-3},
         "train": {"steps": 12, "seed": 5},
         "data": {"cache_dir": str(folder / "cache")},
     }

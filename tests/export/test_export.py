@@ -77,7 +77,7 @@ def trained_runs(tmp_path_factory: pytest.TempPathFactory, official_files: Path,
         "tasks": {name: {"dropout": 0.3} if name == "rte" else {} for name in TASKS},
         "mixture": {"rates": "uniform"},
         "batch": {"examples_per_step": 24, "max_tokens_per_micro_batch": 2048},
-        "optimizer": {"name": "torch_adamw", "lr": 1e-3},
+        "optimizer": {"name": "adamw", "lr": 1e-3},
         "train": {"steps": 3, "seed": 4},
         "data": {**write_data(official_files, folder), "cache_dir": str(folder / "cache")},
     }

@@ -120,7 +120,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory, tiny_encoder: Path) -> Ite
         "encoder": {"path": str(tiny_encoder), "max_length": 32},
         "tasks": ["quickstart_sentiment", "quickstart_entailment", "quickstart_similarity"],
         "batch": {"examples_per_step": 8, "max_tokens_per_micro_batch": 256},
-        "optimizer": {"name": "torch_adamw", "lr": 1e-4},
+        "optimizer": {"name": "adamw", "lr": 1e-4},
         "schedule": {"name": "constant", "warmup": 0},
         "train": {"steps": STEPS, "dropout": "none", "eval_every": 0},
         "data": {"cache_dir": str(folder / "cache")},

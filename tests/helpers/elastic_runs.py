@@ -52,10 +52,10 @@ RECIPES: dict[str, dict[str, Any]] = {
     # A head that borrows the word embeddings, learning rates by group.
     "tied": {
         "tasks": {"text": {"kind": "masked_lm"}, "reply": REPLY},
-        "optimizer": {"name": "torch_adamw", "lr": 1e-3, "head_lr_factor": 3.0},
+        "optimizer": {"name": "adamw", "lr": 1e-3, "head_lr_factor": 3.0},
     },
     "counter": {"train": {"dropout": "counter"}},
-    "adamw": {"optimizer": {"name": "adamw", "lr": 1e-3}},
+    "deepspeed_adamw": {"optimizer": {"name": "deepspeed_adamw", "lr": 1e-3}},
 }
 # How ZeRO is set up beside its stage.
 OFFLOADED = {"offload_optimizer": {"device": "cpu"}}
@@ -110,7 +110,7 @@ def write_elastic_files(folder: Path, official_files: Path, tiny_encoder: Path) 
         "encoder": {"path": str(tiny_encoder), "max_length": 48},
         "tasks": ["cola", "stsb", "rte"],
         "batch": {"examples_per_step": 12},
-        "optimizer": {"name": "torch_adamw", "lr": 1e-3},
+        "optimizer": {"name": "adamw", "lr": 1e-3},
         "train": {"steps": STEPS, "save_every": HOP, "keep_last": 9, "seed": 3, "dropout": "none"},
         "data": {"glue_dir": str(glue), "cache_dir": str(folder / "cache")},
     }

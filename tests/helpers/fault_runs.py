@@ -39,7 +39,7 @@ def write_run_files(folder: Path, official_files: Path, tiny_encoder: Path, **tr
         "encoder": {"path": str(tiny_encoder), "max_length": 48},
         "tasks": {"cola": {"dropout": 0.3}, "stsb": {}, "rte": {}},
         "batch": {"examples_per_step": 16, "max_tokens_per_micro_batch": 200},
-        "optimizer": {"name": "torch_adamw", "lr": 1e-3},
+        "optimizer": {"name": "adamw", "lr": 1e-3},
         "train": {"steps": 12, "save_every": 6, "eval_every": 3, "keep_last": 2, "seed": 3, **train},
         "data": {"glue_dir": str(glue), "cache_dir": str(folder / "cache")},
     }

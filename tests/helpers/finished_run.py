@@ -83,7 +83,7 @@ def train_finished_run(folder: Path, encoder: Path, official_files: Path) -> Pat
         "tasks": {**tasks, "shop": shop},
         "mixture": {"rates": "uniform"},
         "batch": {"examples_per_step": 16, "max_tokens_per_micro_batch": 4096},
-        "optimizer": {"name": "torch_adamw", "lr": 1e-3},
+        "optimizer": {"name": "adamw", "lr": 1e-3},
         "train": {"steps": 12, "seed": 3, "eval_every": 4, "save_every": 6},
         "board": {"text": True, "embeddings": 8},
         "data": {"cache_dir": str(folder / "cache"), "glue_dir": str(glue), "wnut_dir": str(folder / "wnut")},

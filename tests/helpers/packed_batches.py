@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import torch
 
-from mtdnn_ds.batch.groups import GROUP_OVERHEAD_PAIRS, attention_groups
+from mtdnn_ds.batch.groups import CPU_COSTS, GroupCosts, attention_groups
 from mtdnn_ds.batch.packed import PackedBatch, Targets
 
 
@@ -22,7 +22,7 @@ def packed_batch(
     """
     lengths_S = np.array(lengths)
     groups, packed_to_padded = attention_groups(
-        lengths_S, group_overhead_pairs=0 if one_group_each else GROUP_OVERHEAD_PAIRS
+        lengths_S, GroupCosts(token_pairs=64, overhead_pairs=0) if one_group_each else CPU_COSTS
     )
     ids = torch.randint(2, vocabulary, (sum(lengths),), generator=torch.Generator().manual_seed(len(lengths)))
     rows = list(range(len(lengths))) if rows is None else rows

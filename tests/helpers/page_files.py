@@ -48,7 +48,7 @@ def small_recipe(path: Path, files: Files) -> str:
     recipe = parse_yaml(path.read_text(), str(path))
     recipe["encoder"] = {"path": str(files.encoder), "max_length": 64}
     recipe["batch"] = {"examples_per_step": 16, "max_tokens_per_micro_batch": 4096}
-    recipe["optimizer"] = {**recipe.get("optimizer", {}), "name": "torch_adamw"}
+    recipe["optimizer"] = {**recipe.get("optimizer", {}), "name": "adamw"}
     recipe["data"] = {
         "glue_dir": str(files.data / "glue"),
         "snli_dir": str(files.official / "SNLI"),

@@ -109,7 +109,7 @@ def train_all_kinds(
         "tasks": {**GLUE, **write_rows(folder)},
         "mixture": {"rates": "uniform"},
         "batch": {"examples_per_step": 33, "max_tokens_per_micro_batch": 1024},
-        "optimizer": {"name": "torch_adamw", "lr": 3e-3},
+        "optimizer": {"name": "adamw", "lr": 3e-3},
         "train": {"steps": steps, "eval_every": steps, "save_every": steps, "seed": 3},
         "data": {"glue_dir": str(glue), "cache_dir": str(folder / "cache")},
         **changes,

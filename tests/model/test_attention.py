@@ -5,15 +5,19 @@ plain softmax per sequence, exhaustive search.
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from helpers.packed_batches import packed_batch
+from torch.nn.attention import varlen
 
 from mtdnn_ds.batch.groups import attention_groups, cheapest_cut
 from mtdnn_ds.config.errors import ConfigError
-from mtdnn_ds.model.attention import attend, resolve_backend
+from mtdnn_ds.model import attention_choice, varlen_attention
+from mtdnn_ds.model.attention import attend
+from mtdnn_ds.model.attention_choice import resolve_backend
 from mtdnn_ds.model.attention_layout import attention_layout
 from mtdnn_ds.model.dropout.word_dropout import WordDropout, word_dropout
 
@@ -87,7 +91,8 @@ LENGTHS = [1, 4, 4, 7, 19]
 
 
 @pytest.mark.parametrize(
-    ("backend", "one_group_each"), [("grouped", False), ("grouped", True), ("padded", False)]
+    ("backend", "one_group_each"),
+    [("grouped", False), ("grouped", True), ("padded", False), ("varlen", False)],
 )
 def test_back_ends_equal_plain_attention_with_gradients(backend: str, one_group_each: bool) -> None:
     batch = packed_batch(LENGTHS, one_group_each=one_group_each)
@@ -115,12 +120,13 @@ def test_sequences_of_one_length_need_no_gather() -> None:
     )
 
 
-def test_attention_dropout_keeps_the_mean_and_stays_within_sequences() -> None:
+@pytest.mark.parametrize("backend", ["grouped", "varlen"])
+def test_attention_dropout_keeps_the_mean_and_stays_within_sequences(backend: str) -> None:
     batch = packed_batch([3, 5], one_group_each=False)
     query = torch.zeros(8, 1, 1)  # equal weights: 1/3 within the first sequence, 1/5 within the second
     value = torch.tensor([1.0, 1.0, 1.0, 10.0, 10.0, 10.0, 10.0, 10.0]).view(8, 1, 1)
     torch.manual_seed(0)
-    layout = attention_layout(batch, "grouped")
+    layout = attention_layout(batch, backend)
     draws = torch.stack(
         [attend(query, query, value, layout, dropout=0.25, scaling=1.0).flatten() for _ in range(1000)]
     )
@@ -160,7 +166,7 @@ def test_word_dropout_module_is_off_in_evaluation_and_repeats_with_the_seed() ->
 def test_auto_takes_grouped_on_cpu_and_says_why() -> None:
     backend, reason = resolve_backend("auto", "cpu", torch.float32)
     assert backend == "grouped"
-    assert reason == "attention back end grouped (flash: it needs CUDA and this run is on cpu)"
+    assert reason == "attention back end grouped (varlen: it needs CUDA and this run is on cpu)"
 
 
 def test_back_end_that_cannot_run_is_refused_with_the_reason() -> None:
@@ -178,3 +184,101 @@ def test_back_end_that_cannot_run_is_refused_with_the_reason() -> None:
         ConfigError, match=r"encoder.attention=groupd: unknown back end; did you mean 'grouped'\?"
     ):
         resolve_backend("groupd", "cpu", torch.float32)
+
+
+def on_gpu(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int]) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+
+
+def test_auto_takes_torchs_kernel_on_cuda_with_its_dropout(monkeypatch: pytest.MonkeyPatch) -> None:
+    on_gpu(monkeypatch, (9, 0))
+    facts = {"head_size": 64, "attention_dropout": 0.1}
+    backend, reason = resolve_backend("auto", "cuda", torch.bfloat16, **facts)
+    assert (backend, reason) == (
+        "varlen",
+        "attention back end varlen: attention runs in half precision on CUDA",
+    )
+    assert resolve_backend("auto", "cuda", torch.float32, **facts) == (
+        "grouped",
+        "attention back end grouped (varlen: it needs fp16 or bf16 and attention runs in float32)",
+    )
+
+
+@pytest.mark.parametrize(
+    ("capability", "head_size", "told"),
+    [
+        ((7, 5), 64, "it needs a GPU of compute capability 8.0 (Ampere) or newer"),
+        ((9, 0), 26, "it takes heads of a multiple of 8 and at most 256 elements, and these have 26"),
+        ((9, 0), 264, "it takes heads of a multiple of 8 and at most 256 elements, and these have 264"),
+        ((8, 9), 256, "it takes heads of a multiple of 8 and at most 192 elements, and these have 256"),
+    ],
+)
+def test_heads_and_gpus_that_a_kernel_cannot_take(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], head_size: int, told: str
+) -> None:
+    on_gpu(monkeypatch, capability)
+    auto = resolve_backend("auto", "cuda", torch.float16, head_size=head_size)
+    assert auto == ("grouped", f"attention back end grouped (varlen: {told})")
+    with pytest.raises(ConfigError) as error:
+        resolve_backend("varlen", "cuda", torch.float16, head_size=head_size)
+    assert error.value.problems == (
+        f"encoder.attention=varlen cannot run here: {told}; use 'auto' or 'grouped'",
+    )
+
+
+def test_another_package_of_flash_attns_name_is_not_taken_for_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    on_gpu(monkeypatch, (9, 0))
+    (tmp_path / "flash_attn" / "cute").mkdir(parents=True)  # as flash-attn 4 has it
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ConfigError, match=r"flash cannot run here: flash-attn 2 is not installed \(module "):
+        resolve_backend("flash", "cuda", torch.bfloat16, head_size=64)
+
+
+def test_a_torch_without_the_private_op_has_its_public_one_and_says_what_is_lost(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    on_gpu(monkeypatch, (9, 0))
+    monkeypatch.setattr(attention_choice, "HAS_FLASH_OP", False)
+    monkeypatch.setattr(torch, "__version__", "2.99")
+    facts = {"head_size": 64, "attention_dropout": 0.1, "dropout": "model"}
+    assert attention_choice.choose_backend("auto", "cuda", torch.bfloat16, **facts) == (
+        "grouped",
+        ("attention back end grouped (varlen: that of torch 2.99 has no dropout)",),
+    )
+    assert attention_choice.choose_backend("varlen", "cuda", torch.bfloat16, **facts) == (
+        "varlen",
+        (
+            "attention back end varlen: asked for by encoder.attention",
+            "attention back end varlen of torch 2.99 has no dropout: "
+            "the encoder's attention dropout of 0.1 is not applied",
+        ),
+    )
+
+    # The public function knows no scale but 1 / sqrt(H), so that the queries carry the rest of ours.
+    given: list[tuple[torch.Tensor, ...]] = []
+    monkeypatch.setattr(varlen_attention, "HAS_FLASH_OP", False)
+    monkeypatch.setattr(varlen, "varlen_attn", lambda *args: given.append(args) or args[0])
+    query = torch.randn(3, 1, 16)
+    starts = torch.tensor([0, 3], dtype=torch.int32)
+    varlen_attention.varlen_attention(query, query, query, starts, 3, dropout=0.0, scaling=0.5)
+    torch.testing.assert_close(given[0][0], 2 * query)
+    assert given[0][5:] == (3, 3)
+
+
+def test_the_private_ops_have_the_arguments_that_they_are_given() -> None:
+    assert varlen_attention.HAS_FLASH_OP
+    monkey = pytest.MonkeyPatch()
+    with monkey.context() as patch:
+        patch.setattr(varlen_attention, "FLASH_ARGUMENTS", ["query", "key", "values"])
+        assert not varlen_attention._has_flash_op()
+
+
+def test_the_op_is_what_autograd_and_the_compiler_take_it_for() -> None:
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(9, 2, 8, generator=generator, requires_grad=True) for _ in range(3))
+    starts = torch.tensor([0, 4, 9], dtype=torch.int32)
+    torch.library.opcheck(
+        torch.ops.mtdnn_ds.varlen_attention.default, (query, key, value, starts, 5, 0.0, 0.35)
+    )

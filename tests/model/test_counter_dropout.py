@@ -22,7 +22,7 @@ from transformers import AlbertConfig, AutoModel, ModernBertConfig
 from mtdnn_ds.batch.packed import PackedBatch, Targets
 from mtdnn_ds.config.errors import CheckpointError, ConfigError
 from mtdnn_ds.counter_hash import mix_word, sequence_keys, stream_of
-from mtdnn_ds.model.attention import counter_backend
+from mtdnn_ds.model.attention_choice import counter_backend
 from mtdnn_ds.model.dropout.counter_masks import (
     attention_dropout,
     counter_dropout,

@@ -242,12 +242,6 @@ def test_dropout_none_switches_every_dropout_off(folders: dict[str, Path]) -> No
     assert not torch.equal(noisy(batch), noisy(batch))
 
 
-def test_varlen_says_that_attention_dropout_is_lost(folders: dict[str, Path]) -> None:
-    told = "attention back end varlen has no dropout: the encoder's attention dropout of 0.1 is not applied"
-    assert load_encoder(str(folders["bert"]), attention="varlen").notes == (told,)
-    assert load_encoder(str(folders["bert"]), attention="varlen", dropout="none").notes == ()
-
-
 def test_fused_layer_norm_without_apex_is_refused(folders: dict[str, Path]) -> None:
     with pytest.raises(
         ConfigError,
@@ -403,7 +397,7 @@ def test_tiny_encoder_of_the_fixtures_loads_as_a_model(tmp_path: Path, minilm: P
     folder = write_tiny_encoder(tmp_path, minilm)
     model = built(folder, 0.0, 0.0)
     assert isinstance(model, MultiTaskNet)
-    assert model.notes[0].startswith("attention back end grouped (flash: ")
+    assert model.notes[0].startswith("attention back end grouped (varlen: ")
     batch = dataclasses.replace(
         packed_batch(LENGTHS), token_type_ids=torch.zeros(sum(LENGTHS), dtype=torch.int64)
     )

@@ -7,6 +7,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,8 +23,8 @@ from mtdnn_ds.batch import PackedBatch
 from mtdnn_ds.config.errors import ConfigError
 from mtdnn_ds.config.load import load_recipe
 from mtdnn_ds.data.batches.collate import ExampleSets, collate
+from mtdnn_ds.data.batches.fillers import filler_lengths, num_filler_tokens
 from mtdnn_ds.data.batches.packing import pack
-from mtdnn_ds.data.batches.sharing_parts import num_fillers
 from mtdnn_ds.data.examples import Gathered, TargetRows
 from mtdnn_ds.model.copies import CopiedEncoder
 from mtdnn_ds.model.encoder import PackedEncoder
@@ -132,15 +133,33 @@ def test_low_rank_batches_say_the_group_of_each_sequence() -> None:
 
 
 def test_fillers_are_counted_for_each_copy() -> None:
+    num_fillers = partial(num_filler_tokens, filler_size=1, pad_tokens_to=1)
     lengths, tasks = np.array([9, 9, 9, 9]), np.array([0, 0, 0, 2])
     packing = pack(lengths, tasks, world_size=2, max_tokens=18, hidden_size=8)
     assert (
         packing.num_micro_batches == 1
     )  # two ranks with two sequences; one rank has no sequence of cola's copy
-    assert num_fillers(packing, tasks, SOFT) == 1
-    assert num_fillers(packing, tasks, LOW_RANK) == 0 and num_fillers(packing, tasks, share(TASKS)) == 0
+    assert num_fillers(packing, lengths, tasks, SOFT) == 1
+    assert num_fillers(packing, lengths, tasks, LOW_RANK) == 0
+    assert num_fillers(packing, lengths, tasks, share(TASKS)) == 0
     one = pack(lengths[:1], tasks[:1], world_size=2, max_tokens=18, hidden_size=8)
-    assert num_fillers(one, tasks[:1], SOFT) == 3 and num_fillers(one, tasks[:1], share(TASKS)) == 1
+    assert num_fillers(one, lengths[:1], tasks[:1], SOFT) == 3
+    assert num_fillers(one, lengths[:1], tasks[:1], share(TASKS)) == 1
+
+    # 9, 27 and no tokens, of which the last has a filler of 1, are each filled up to a multiple of 16.
+    filled = partial(num_filler_tokens, filler_size=1, pad_tokens_to=16)
+    assert filled(packing, lengths, tasks, SOFT) == (32 - 18) + (16 - 9) + (16 - 9) + 16
+    assert filled(packing, lengths, tasks, share(TASKS)) == 2 * (32 - 18)
+
+
+def test_fillers_make_tokens_a_multiple_and_are_no_longer_than_the_longest_sequence() -> None:
+    settings = {"longest": 5, "filler_size": 2}
+    assert filler_lengths(0, pad_tokens_to=1, **settings) == [2]
+    assert filler_lengths(0, pad_tokens_to=16, **settings) == [2, 5, 5, 4]
+    assert filler_lengths(16, pad_tokens_to=16, **settings) == []
+    assert filler_lengths(12, pad_tokens_to=16, **settings) == [4]
+    assert filler_lengths(27, pad_tokens_to=16, **settings) == [5]
+
 
 
 # Weights against plain Hugging Face models

@@ -219,7 +219,7 @@ def test_a_run_trains_and_scores_squad_and_coqa_on_two_ranks(
         },
         "batch": {"examples_per_step": 8, "max_tokens_per_micro_batch": 512},
         "mixture": {"rates": "uniform"},
-        "optimizer": {"name": "torch_adamw", "lr": 1e-3},
+        "optimizer": {"name": "adamw", "lr": 1e-3},
         "train": {"steps": 4, "dropout": "none"},
     }
     path = write_json(tmp_path / "recipe.yaml", recipe)

@@ -245,7 +245,7 @@ def test_it_trains(imported: Path) -> None:
         "--encoder.max_length",
         "48",
     ]
-    settings += ["--data.cache_dir", str(imported / "cache"), "--optimizer.name", "torch_adamw"]
+    settings += ["--data.cache_dir", str(imported / "cache"), "--optimizer.name", "adamw"]
     done = run_command([*command, "--output_dir", str(imported / "run"), *settings], OMP_NUM_THREADS="1")
     assert done.returncode == 0, done.stderr[-3000:]
     steps = training_lines(imported / "run")

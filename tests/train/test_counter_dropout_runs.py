@@ -74,7 +74,7 @@ def write_recipes(folder: Path, official_files: Path, minilm: Path) -> None:
         "tasks": tasks,
         "mixture": {"rates": "uniform"},
         "batch": {"examples_per_step": 44, "max_tokens_per_micro_batch": 8192},
-        "optimizer": {"name": "torch_adamw", "lr": 1e-3, "gradient_clipping": 1.0},
+        "optimizer": {"name": "adamw", "lr": 1e-3, "gradient_clipping": 1.0},
         "schedule": {"name": "constant", "warmup": 0},
         "train": {"steps": STEPS, "dropout": "counter", "seed": 5},
         "data": {"glue_dir": str(folder / "glue"), "cache_dir": str(folder / "cache")},

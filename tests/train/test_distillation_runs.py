@@ -102,7 +102,7 @@ def trained_runs(tmp_path_factory: pytest.TempPathFactory, tiny_encoder: Path, m
     tasks = {task: _task(folder, task) for task in LABELS}
     common = {
         "batch": {"examples_per_step": 12, "max_tokens_per_micro_batch": 128},
-        "optimizer": {"name": "torch_adamw", "lr": 1e-2},
+        "optimizer": {"name": "adamw", "lr": 1e-2},
         "data": {"cache_dir": str(folder / "cache")},
     }
     recipes = {

@@ -23,7 +23,7 @@ RECIPE = {
     "tasks": list(COLUMNS),
     "mixture": {"rates": "temperature"},
     "batch": {"examples_per_step": 32, "max_tokens_per_micro_batch": 4096},
-    "optimizer": {"name": "torch_adamw", "lr": 1e-3, "weight_decay": 0.05, "gradient_clipping": 1.0},
+    "optimizer": {"name": "adamw", "lr": 1e-3, "weight_decay": 0.05, "gradient_clipping": 1.0},
     "schedule": {"warmup": 3},
     "train": {"steps": STEPS, "dropout": "none", "seed": 5},
 }
@@ -36,6 +36,7 @@ class Setting:
     stage: int
     max_tokens: int = 4096
     mixing: str = "per_example"
+    pad_tokens_to: int = 1
 
 
 SETTINGS = [
@@ -45,6 +46,7 @@ SETTINGS = [
     Setting("ranks1_zero2_tokens128", 1, 2, max_tokens=128),
     Setting("ranks1_zero2_tokens700", 1, 2, max_tokens=700),
     Setting("ranks2_zero3_one_task_per_micro_batch", 2, 3, max_tokens=512, mixing="per_micro_batch"),
+    Setting("ranks2_zero2_filled_up_to_64", 2, 2, max_tokens=256, pad_tokens_to=64),
 ]
 
 
@@ -82,6 +84,7 @@ def trained_runs(tmp_path_factory: pytest.TempPathFactory, source: Path, tiny_en
                 "overrides": {
                     "batch.max_tokens_per_micro_batch": str(setting.max_tokens),
                     "mixture.mixing": setting.mixing,
+                    "batch.pad_tokens_to": str(setting.pad_tokens_to),
                 },
             }
             for setting in SETTINGS

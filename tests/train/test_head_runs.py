@@ -66,7 +66,7 @@ def trained_runs(tmp_path_factory: pytest.TempPathFactory, official_files: Path,
         },
         "mixture": {"rates": "uniform"},
         "batch": {"examples_per_step": 16, "max_tokens_per_micro_batch": 4096},
-        "optimizer": {"name": "torch_adamw", "lr": 1e-3},
+        "optimizer": {"name": "adamw", "lr": 1e-3},
         "train": {"steps": 4, "dropout": "none"},
         "data": {"glue_dir": str(glue), "cache_dir": str(folder / "cache")},
     }

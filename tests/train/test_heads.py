@@ -66,7 +66,7 @@ def write_recipe(
         "tasks": tasks,
         "heads": heads,
         "train": {"steps": 2, "dropout": "none"},
-        "optimizer": {"name": "torch_adamw"},
+        "optimizer": {"name": "adamw"},
         "data": {"cache_dir": str(folder / "cache")},
         **more,
     }

@@ -82,7 +82,7 @@ def test_two_ranks_train_all_of_them_as_one_does(tmp_path: Path, tiny_encoder: P
         "tasks": write_rows(tmp_path),
         "mixture": {"rates": "uniform"},
         "batch": {"examples_per_step": 20, "max_tokens_per_micro_batch": 1024},
-        "optimizer": {"name": "torch_adamw", "lr": 5e-3},
+        "optimizer": {"name": "adamw", "lr": 5e-3},
         "train": {"steps": STEPS, "dropout": "none", "eval_every": STEPS},
         "data": {"cache_dir": str(tmp_path / "cache")},
     }

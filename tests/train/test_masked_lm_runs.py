@@ -52,7 +52,7 @@ def trained_runs(tmp_path_factory: pytest.TempPathFactory, tiny_encoder: Path) -
         },
         "mixture": {"rates": {"text": 3, "support": 1}},
         "batch": {"examples_per_step": 16, "max_tokens_per_micro_batch": 600},
-        "optimizer": {"name": "torch_adamw", "lr": 1e-3},
+        "optimizer": {"name": "adamw", "lr": 1e-3},
         "train": {"steps": 4, "dropout": "none", "seed": 2},
         "data": {"cache_dir": str(folder / "cache")},
     }
@@ -184,7 +184,7 @@ def test_minilm_learns_masked_words_of_wikipedia(real_data: Path, tmp_path: Path
             }
         },
         "batch": {"examples_per_step": 16, "max_tokens_per_micro_batch": 1024},
-        "optimizer": {"name": "torch_adamw", "lr": 3e-4},
+        "optimizer": {"name": "adamw", "lr": 3e-4},
         "schedule": {"warmup": 10},
         "train": {"steps": 200},
         "data": {"cache_dir": str(tmp_path / "cache")},

@@ -21,9 +21,9 @@ def offload(stage: int) -> dict[str, Any]:
 
 # name -> (optimizer, DeepSpeed JSON, name of the run it must equal)
 RUNS: dict[str, tuple[str, dict[str, Any], str]] = {
-    "torch_adamw_zero0": ("torch_adamw", zero_config(0), "torch_adamw_zero0"),
-    "torch_adamw_zero2_offload": ("torch_adamw", offload(2), "torch_adamw_zero0"),
-    "torch_adamw_zero3_offload": ("torch_adamw", offload(3), "torch_adamw_zero0"),
+    "adamw_zero0": ("adamw", zero_config(0), "adamw_zero0"),
+    "adamw_zero2_offload": ("adamw", offload(2), "adamw_zero0"),
+    "adamw_zero3_offload": ("adamw", offload(3), "adamw_zero0"),
     "adamax_zero0": ("adamax", zero_config(0), "adamax_zero0"),
     "adamax_zero1": ("adamax", zero_config(1), "adamax_zero0"),
     "adamax_zero2": ("adamax", zero_config(2), "adamax_zero0"),
@@ -64,8 +64,8 @@ def trained_runs(tmp_path_factory: pytest.TempPathFactory, official_files: Path,
         **zero_config(1),
         "csv_monitor": {"enabled": True, "output_path": str(folder / "csv"), "job_name": "monitored"},
     }
-    jobs.append(job_of(folder, "monitored", "torch_adamw", csv))
-    train_only = job_of(folder, "train_only", "torch_adamw", zero_config(0))
+    jobs.append(job_of(folder, "monitored", "adamw", csv))
+    train_only = job_of(folder, "train_only", "adamw", zero_config(0))
     train_only["overrides"]["data.glue_dir"] = str(folder / "no_dev")
     jobs.append(train_only)
     (folder / "said.json").write_text(json.dumps(run_jobs(jobs, folder, 1)))
@@ -81,8 +81,8 @@ def test_every_optimizer_trains_as_pytorchs_own_without_zero(trained_runs: Path,
 @pytest.mark.slow  # DeepSpeed builds it first, for a minute or two
 @pytest.mark.distributed
 def test_deepspeeds_adam_trains_as_pytorchs_own(trained_runs: Path) -> None:
-    run_jobs([job_of(trained_runs, "adamw_zero2", "adamw", zero_config(2))], trained_runs, 1)
-    check_equal(trained_runs / "adamw_zero2", trained_runs / "torch_adamw_zero0")
+    run_jobs([job_of(trained_runs, "deepspeed_adamw_zero2", "deepspeed_adamw", zero_config(2))], trained_runs, 1)
+    check_equal(trained_runs / "deepspeed_adamw_zero2", trained_runs / "adamw_zero0")
 
 
 def check_equal(run: Path, reference: Path) -> None:
@@ -96,7 +96,7 @@ def check_equal(run: Path, reference: Path) -> None:
 @pytest.mark.distributed
 def test_optimizers_differ(trained_runs: Path) -> None:
     ours, theirs = (
-        training_lines(trained_runs / name)[-1]["grad_norm"] for name in ("adamax_zero0", "torch_adamw_zero0")
+        training_lines(trained_runs / name)[-1]["grad_norm"] for name in ("adamax_zero0", "adamw_zero0")
     )
     assert ours != pytest.approx(theirs, rel=1e-3)
 

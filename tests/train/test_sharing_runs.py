@@ -114,7 +114,7 @@ def trained_runs(tmp_path_factory: pytest.TempPathFactory, official_files: Path,
             "sharing": sharing,
             "batch": {"examples_per_step": 16},
             "optimizer": {
-                "name": "torch_adamw",
+                "name": "adamw",
                 "lr": 1e-3,
                 "eps": EPS,
                 "weight_decay": 0.05,

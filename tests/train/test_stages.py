@@ -43,7 +43,7 @@ def run_files(tmp_path_factory: pytest.TempPathFactory, official_files: Path, ti
         "encoder": {"path": str(tiny_encoder), "max_length": 40},
         "tasks": {"cola": {"dropout": 0.3}, "stsb": {}, "rte": {}},
         "batch": {"examples_per_step": 8, "max_tokens_per_micro_batch": 160},
-        "optimizer": {"name": "torch_adamw", "lr": 1e-2},
+        "optimizer": {"name": "adamw", "lr": 1e-2},
         "train": {"steps": 4, "save_every": 2, "seed": 3},
         "data": {"glue_dir": str(glue), "cache_dir": str(folder / "cache")},
         "stages": [

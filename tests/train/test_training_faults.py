@@ -37,7 +37,7 @@ def run_files(tmp_path_factory: pytest.TempPathFactory, official_files: Path, ti
         "tasks": ["cola", "mrpc"],
         "mixture": {"rates": "uniform"},
         "batch": {"examples_per_step": 16, "max_tokens_per_micro_batch": 512},
-        "optimizer": {"name": "torch_adamw", "lr": 1e-3},
+        "optimizer": {"name": "adamw", "lr": 1e-3},
         "train": {"steps": 6, "dropout": "none"},
         "data": {"glue_dir": str(glue), "cache_dir": str(folder / "cache")},
     }

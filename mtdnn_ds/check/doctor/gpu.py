@@ -19,7 +19,8 @@ from mtdnn_ds.check.doctor.findings import Finding
 from mtdnn_ds.check.tiny_runs import TINY_STEPS, losses_of, tiny_run
 from mtdnn_ds.config.choices import ATTENTION_BACKENDS, OPTIMIZERS
 from mtdnn_ds.config.errors import ConfigError
-from mtdnn_ds.model.attention import attend, resolve_backend
+from mtdnn_ds.model.attention import attend
+from mtdnn_ds.model.attention_choice import resolve_backend
 from mtdnn_ds.model.attention_layout import Backend, attention_layout
 from mtdnn_ds.model.probe import batch_of_lengths
 from mtdnn_ds.runs.folder import RunFolder

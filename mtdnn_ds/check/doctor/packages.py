@@ -13,7 +13,7 @@ from pathlib import Path
 from mtdnn_ds.check.doctor.findings import Finding
 
 REQUIREMENTS = Path(__file__).resolve().parents[3] / "requirements.txt"
-# DeepSpeed's C++ ops that optimizer.name=adamw compiles on its first use: without and with optimizer offload.
+# DeepSpeed's C++ ops that optimizer.name=deepspeed_adamw compiles on its first use: without and with optimizer offload.
 OPS = ("fused_adam", "cpu_adam")
 
 
@@ -88,9 +88,12 @@ def _built_finding(folder: Path) -> Finding:
     missing = [tool for tool in ("g++", "ninja") if shutil.which(tool) is None]
     if missing:
         what = f"{', '.join(waiting)} are not built, and {' and '.join(missing)} is missing"
-        advice = "optimizer.name=adamw compiles them; install the tools, or set optimizer.name to torch_adamw"
+        advice = "optimizer.name=deepspeed_adamw compiles them: install the tools to use it"
         return Finding(check="C++ ops", status="hurts", what=what, advice=advice)
 
     what = f"{', '.join(waiting)} are not built yet"
-    advice = f"the first run of each node builds what it needs (about a minute each) and keeps it in {folder}"
+    advice = (
+        "the first run of each node with optimizer.name=deepspeed_adamw builds what it needs (about a minute "
+        f"each) and keeps it in {folder}"
+    )
     return Finding(check="C++ ops", status="note", what=what, advice=advice)

@@ -39,7 +39,7 @@ def small_recipe(recipe: Recipe, folder: Path, *, steps: int) -> Recipe:
     }
     optimizer = recipe.optimizer
     if OPTIMIZERS[optimizer.name].needs_compiler:
-        optimizer = optimizer.model_copy(update={"name": "torch_adamw"})
+        optimizer = optimizer.model_copy(update={"name": "adamw"})
     examples_per_step = min(recipe.batch.examples_per_step, MAX_EXAMPLES_PER_STEP)
 
     changes = {
@@ -66,7 +66,7 @@ def _say_left_out(recipe: Recipe) -> None:
     if left_out:
         log.info(f"left out of the small runs: {', '.join(left_out)} (they belong to the large encoder)")
     if OPTIMIZERS[recipe.optimizer.name].cuda_only:
-        log.info(f"optimizer.name={recipe.optimizer.name}: torch_adamw in the small runs")
+        log.info(f"optimizer.name={recipe.optimizer.name}: adamw in the small runs")
 
 
 def write_small_encoder(recipe: Recipe, folder: Path) -> Path:

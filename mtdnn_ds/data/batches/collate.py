@@ -16,8 +16,9 @@ import numpy as np
 import torch
 
 from mtdnn_ds.batch import AttentionGroup, PackedBatch, Targets
-from mtdnn_ds.batch.groups import attention_groups
+from mtdnn_ds.batch.groups import CPU_COSTS, GroupCosts, attention_groups
 from mtdnn_ds.counter_hash import sequence_keys, stream_of
+from mtdnn_ds.data.batches.fillers import filler_lengths
 from mtdnn_ds.data.batches.sharing_parts import parts_of_copies
 from mtdnn_ds.data.examples import Examples, Gathered, TargetRows
 from mtdnn_ds.data.ragged import ragged_index
@@ -34,11 +35,13 @@ class ExampleSets:
     layout: HeadLayout
     filler_ids: np.ndarray  # a shortest valid sequence, for an encoder without examples
     sharing: Sharing = HARD
+    pad_tokens_to: int = 1  # fillers make an encoder's tokens a multiple of this
+    group_costs: GroupCosts = CPU_COSTS
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Part:
-    """The sequences of one set in a micro-batch, or the filler of one copy of the encoder."""
+    """The sequences of one set in a micro-batch, or the fillers of one copy of the encoder."""
 
     set_index: int  # -1 for a filler
     copy: int
@@ -74,7 +77,8 @@ def collate(
     """One micro-batch of the given examples: number `examples_B[b]` of set `index_B[b]`. Deterministic.
 
     `epochs_B` says how often each has been drawn before, `step` which step of the training it is. An encoder
-    without examples (each copy, with soft sharing) gets one filler sequence that no target refers to.
+    without examples (each copy, with soft sharing) gets one filler sequence that no target refers to, and each
+    as many as `sets.pad_tokens_to` asks for.
     """
     sharing = sets.sharing
     parts = _gather(index_B, examples_B, epochs_B, sets)
@@ -94,7 +98,7 @@ def collate(
     attention: tuple[AttentionGroup, ...] = ()
     packed_to_padded = _int64(())
     if sharing.mode != "soft":
-        attention, packed_to_padded = attention_groups(new_lengths_S)
+        attention, packed_to_padded = attention_groups(new_lengths_S, sets.group_costs)
     sequence_groups = None
     if sharing.mode == "low_rank":
         sequence_groups = _groups_of_tasks(set_S[by_length], sets)
@@ -125,7 +129,7 @@ def collate(
 
     if sharing.mode != "soft":
         return batch
-    return replace(batch, parts=parts_of_copies(batch, copy_S[by_length]))
+    return replace(batch, parts=parts_of_copies(batch, copy_S[by_length], sets.group_costs))
 
 
 def _gather(
@@ -139,20 +143,30 @@ def _gather(
         copy = sets.sharing.copy_of(sets.tasks[index])
         parts.append(_Part(set_index=index, copy=copy, members=members, gathered=gathered))
 
-    empty_copies = set(range(sets.sharing.num_copies)) - {part.copy for part in parts}
-    filler, nobody = _filler(sets.filler_ids), np.zeros(0, dtype=np.int64)
-    parts += [
-        _Part(set_index=-1, copy=copy, members=nobody, gathered=filler) for copy in sorted(empty_copies)
-    ]
+    longest = max((int(part.gathered.lengths.max()) for part in parts), default=len(sets.filler_ids))
+    nobody = np.zeros(0, dtype=np.int64)
+    for copy in range(sets.sharing.num_copies):
+        tokens = sum(len(part.gathered.input_ids) for part in parts if part.copy == copy)
+        lengths = filler_lengths(
+            tokens,
+            longest=longest,
+            filler_size=len(sets.filler_ids),
+            pad_tokens_to=sets.pad_tokens_to,
+        )
+        if lengths:
+            filler = _filler(lengths, sets.filler_ids)
+            parts.append(_Part(set_index=-1, copy=copy, members=nobody, gathered=filler))
     return parts
 
 
-def _filler(filler_ids: np.ndarray) -> Gathered:
+def _filler(lengths: Sequence[int], filler_ids: np.ndarray) -> Gathered:
+    """Sequences of these lengths that belong to no example, of the shortest valid one over and over."""
+    input_ids = np.resize(filler_ids, sum(lengths))
     return Gathered(
-        input_ids=filler_ids,
-        token_type_ids=np.zeros_like(filler_ids),
-        lengths=np.array([len(filler_ids)]),
-        examples=np.array([-1]),
+        input_ids=input_ids,
+        token_type_ids=np.zeros_like(input_ids),
+        lengths=np.array(lengths),
+        examples=np.full(len(lengths), -1),
         targets=[],
     )
 

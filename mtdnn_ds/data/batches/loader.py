@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 
 from mtdnn_ds.batch import PackedBatch
+from mtdnn_ds.batch.groups import CPU_COSTS, GroupCosts
 from mtdnn_ds.data.batches.collate import ExampleSets, collate
+from mtdnn_ds.data.batches.fillers import num_filler_tokens
 from mtdnn_ds.data.batches.packing import Packing, pack
-from mtdnn_ds.data.batches.sharing_parts import num_fillers
 from mtdnn_ds.data.examples import Examples
 from mtdnn_ds.data.plan.step_plan import StepPlan
 from mtdnn_ds.data.ragged import places_within
@@ -55,6 +56,8 @@ class LoaderSettings:
     filler_ids: np.ndarray  # a shortest valid sequence, for an encoder without examples
     sharing: Sharing = HARD
     one_task_per_micro_batch: bool = False
+    pad_tokens_to: int = 1  # fillers make a micro-batch's tokens a multiple of this
+    group_costs: GroupCosts = CPU_COSTS
     pin_memory: bool = False
 
 
@@ -154,7 +157,14 @@ class TrainLoader:
                 batch = batch.pin_memory()
             micro_batches.append(batch)
 
-        filler_tokens = num_fillers(packing, examples.task_ids, settings.sharing) * len(settings.filler_ids)
+        filler_tokens = num_filler_tokens(
+            packing,
+            lengths_B,
+            examples.task_ids,
+            settings.sharing,
+            filler_size=len(settings.filler_ids),
+            pad_tokens_to=settings.pad_tokens_to,
+        )
         return StepBatches(
             step=step,
             micro_batches=tuple(micro_batches),
@@ -176,6 +186,8 @@ def _example_sets(
         layout=layout,
         filler_ids=settings.filler_ids,
         sharing=settings.sharing,
+        pad_tokens_to=settings.pad_tokens_to,
+        group_costs=settings.group_costs,
     )
 
 

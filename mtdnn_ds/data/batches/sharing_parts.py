@@ -13,12 +13,12 @@ from dataclasses import replace
 import numpy as np
 
 from mtdnn_ds.batch import PackedBatch
-from mtdnn_ds.batch.groups import attention_groups
-from mtdnn_ds.data.batches.packing import Packing
-from mtdnn_ds.tasks.sharing import Sharing
+from mtdnn_ds.batch.groups import GroupCosts, attention_groups
 
 
-def parts_of_copies(batch: PackedBatch, copy_S: np.ndarray) -> tuple[PackedBatch, ...]:
+def parts_of_copies(
+    batch: PackedBatch, copy_S: np.ndarray, costs: GroupCosts
+) -> tuple[PackedBatch, ...]:
     """The sequences of each copy as a micro-batch without targets.
 
     `copy_S` rises from 0 and leaves no copy out.
@@ -30,7 +30,7 @@ def parts_of_copies(batch: PackedBatch, copy_S: np.ndarray) -> tuple[PackedBatch
     for first, end in zip(firsts, [*firsts[1:], len(copy_S)], strict=True):
         tokens = slice(int(cu_seqlens[first]), int(cu_seqlens[end]))
         lengths = np.diff(cu_seqlens[first : end + 1])
-        groups, packed_to_padded = attention_groups(lengths)
+        groups, packed_to_padded = attention_groups(lengths, costs)
         own = batch.sequence_examples[first:end]
 
         parts.append(
@@ -51,12 +51,3 @@ def parts_of_copies(batch: PackedBatch, copy_S: np.ndarray) -> tuple[PackedBatch
             )
         )
     return tuple(parts)
-
-
-def num_fillers(packing: Packing, task_ids_B: np.ndarray, sharing: Sharing) -> int:
-    """Filler sequences of a step on all ranks: one for each micro-batch and copy that has no example."""
-    copy_B = np.zeros_like(task_ids_B)
-    if sharing.mode == "soft":
-        copy_B = np.asarray(sharing.group_of_task)[task_ids_B]
-    present = [len(np.unique(copy_B[members])) for rank in packing.micro_batches for members in rank]
-    return len(present) * sharing.num_copies - sum(present)
