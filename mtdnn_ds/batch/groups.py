@@ -2,8 +2,8 @@
 attention (model/attention.py).
 
 A group of S sequences padded to length L costs S * (L^2 + token * L) + overhead, counted in query-key pairs,
-with the device's costs of a token and of a group (GroupCosts); the groups that `attention_groups` returns have the smallest sum of that cost among all cuts
-of the sorted sequences.
+with the device's costs of a token and of a group (GroupCosts); the groups that `attention_groups` returns
+have the smallest sum of that cost among all cuts of the sorted sequences.
 
 Shape legend: T packed tokens, S sequences, L longest sequence of a group, U distinct lengths, P padded rows
 of all groups.

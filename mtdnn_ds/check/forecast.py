@@ -14,8 +14,8 @@ import torch
 
 from mtdnn_ds.config.deepspeed import ResolvedDeepSpeed
 from mtdnn_ds.config.recipe import Recipe
-from mtdnn_ds.data.batches.loader import LoaderSettings, example_lengths, pack_examples
 from mtdnn_ds.data.batches.fillers import num_filler_tokens
+from mtdnn_ds.data.batches.loader import LoaderSettings, example_lengths, pack_examples
 from mtdnn_ds.data.plan.step_plan import StepPlan
 from mtdnn_ds.model.hf_config import encoder_config
 from mtdnn_ds.model.sharing import num_parameters

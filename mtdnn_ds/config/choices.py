@@ -71,8 +71,8 @@ LOSS_SCALES: Mapping[str, LossScaleFacts] = {
 class AttentionFacts:
     """A back end of encoder.attention."""
 
-    # A kernel needs CUDA of compute capability 8.0, fp16 or bf16, and heads of a multiple of 8 and at most 256
-    # elements; it takes no masks from counters, and torch.compile has it as one op.
+    # A kernel needs CUDA of compute capability 8.0, fp16 or bf16, and heads of a multiple of 8 elements; it
+    # takes no masks from counters, and torch.compile has it as one op.
     is_kernel: bool = False
     function: tuple[str, str, str] | None = None  # that it needs: (module, name, its package on PyPI)
 

@@ -47,9 +47,9 @@ class EncoderSettings(Section):
     attention: AttentionName = Field(
         "auto", description="attention back end; auto = varlen in half precision on CUDA, else grouped"
     )
-    compile: bool | Literal["auto"] = Field(
+    compile: Literal["auto", "always", "never"] = Field(
         "auto",
-        description="torch.compile of each layer; auto: on CUDA with a kernel for attention, under ZeRO 0 to 2",
+        description="torch.compile of each layer; auto: on CUDA with an attention kernel, under ZeRO 0 to 2",
     )
     gradient_checkpointing: bool = Field(False, description="recompute activations in the backward pass")
     random_init: bool = Field(

@@ -89,10 +89,10 @@ class BatchSettings(Section):
 
     examples_per_step: int = Field(32, ge=1)
     max_tokens_per_micro_batch: int = Field(8192, ge=8)
-    pad_tokens_to: Annotated[int, Field(ge=1, le=8192)] | Literal["auto"] = Field(
-        "auto",
-        description="tokens of a micro-batch are made a multiple of this by a filler that nothing reads, so "
-        "that shapes repeat; 1 = none; auto: 64 to 512 on CUDA, by the size of a micro-batch, else 1",
+    pad_tokens_to: Annotated[int, Field(ge=1, le=8192)] | None = Field(
+        None,
+        description="a filler that nothing reads makes a micro-batch's tokens a multiple of this, so that "
+        "shapes repeat; default: on CUDA 64 to 512, by max_tokens_per_micro_batch, else 1",
     )
 
 

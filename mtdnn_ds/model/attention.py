@@ -8,7 +8,8 @@ these lie is told by an AttentionLayout (attention_layout.py). They differ in sp
     varlen   torch's own flash kernel (varlen_attention.py); CUDA, half precision
     flash    flash-attn 2's; CUDA, half precision
 
-attention_choice.py chooses among them. A new back end is a line in config/choices.py and a function in `ATTEND`.
+attention_choice.py chooses among them. A new back end is a line in config/choices.py and a function in
+`ATTEND`.
 
 Shape legend: T packed tokens, S sequences, N heads, H head dim, D = N * H, L longest sequence of a group,
 P padded rows (all groups end to end).

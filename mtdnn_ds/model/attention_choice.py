@@ -103,7 +103,9 @@ def kernel_obstacles(capability: tuple[int, int], head_size: int | None) -> list
     if capability in ((8, 0), (9, 0), (10, 0)):
         most = 256
     if head_size % 8 or head_size > most:
-        found.append(f"it takes heads of a multiple of 8 and at most {most} elements, and these have {head_size}")
+        found.append(
+            f"it takes heads of a multiple of 8 and at most {most} elements, and these have {head_size}"
+        )
     return found
 
 

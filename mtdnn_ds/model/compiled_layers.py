@@ -25,7 +25,7 @@ from mtdnn_ds.tasks.sharing import Mode
 
 def compile_if_asked(
     net: MultiTaskNet,
-    asked: bool | Literal["auto"],
+    asked: Literal["auto", "always", "never"],
     *,
     device_type: str,
     zero_stage: int,
@@ -37,7 +37,7 @@ def compile_if_asked(
 
     Raises ConfigError where it is asked for and cannot be done.
     """
-    if asked is False or (asked == "auto" and device_type != "cuda"):
+    if asked == "never" or (asked == "auto" and device_type != "cuda"):
         return ()
 
     obstacles = [
@@ -48,7 +48,7 @@ def compile_if_asked(
     if obstacles and asked == "auto":
         return (f"layers are not compiled (encoder.compile): {obstacles[0]}",)
     if obstacles:
-        raise ConfigError(f"encoder.compile=true: {' and '.join(obstacles)}; use 'auto' or false")
+        raise ConfigError(f"encoder.compile=always: {' and '.join(obstacles)}; use 'auto' or 'never'")
 
     compile_layers(net)
     return ("layers are compiled (encoder.compile): the first steps take a minute longer",)

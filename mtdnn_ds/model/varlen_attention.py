@@ -6,8 +6,8 @@ arguments that are given here, and where it does not, `varlen_attention` is the 
 dropout.
 
 torch.compile sees a single op, whatever the lengths. The backward pass is deterministic: sums over blocks of
-keys are added in a fixed order instead of by atomics. The CPU's form is for checks of the op off a GPU: exact,
-with all T x T scores at once.
+keys are added in a fixed order instead of by atomics. The CPU's form is for checks of the op off a GPU:
+exact, with all T x T scores at once.
 
 Shape legend: T packed tokens, S sequences, N heads, H head dim.
 """
@@ -21,12 +21,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-FLASH_ARGUMENTS = (
-    "query key value cum_seq_q cum_seq_k max_q max_k dropout_p is_causal return_debug_mask scale".split()
-)
+_INPUTS = ("cum_seq_q", "cum_seq_k", "max_q", "max_k", "dropout_p", "is_causal")
+FLASH_ARGUMENTS = ("query", "key", "value", *_INPUTS, "return_debug_mask", "scale")
 FLASH_BACKWARD_ARGUMENTS = (
-    "grad_out query key value out logsumexp cum_seq_q cum_seq_k max_q max_k dropout_p is_causal "
-    "rng_state unused scale".split()
+    *("grad_out", "query", "key", "value", "out", "logsumexp"),
+    *_INPUTS,
+    *("rng_state", "unused", "scale"),
 )
 
 
@@ -39,7 +39,8 @@ def _has_flash_op() -> bool:
     for name, arguments in wanted.items():
         if not hasattr(torch.ops.aten, name):
             return False
-        names = [argument.name for argument in getattr(torch.ops.aten, name).default._schema.arguments]
+        schema = getattr(torch.ops.aten, name).default._schema
+        names = tuple(argument.name for argument in schema.arguments)
         if names[: len(arguments)] != arguments:
             return False
     return True
@@ -74,9 +75,7 @@ def varlen_attention(
     own_scaling = query_TNH.shape[-1] ** -0.5
     if scaling != own_scaling:
         query_TNH = query_TNH * (scaling / own_scaling)
-    out_TNH = varlen_attn(
-        query_TNH, key_TNH, value_TNH, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen
-    )
+    out_TNH = varlen_attn(query_TNH, key_TNH, value_TNH, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen)
     assert isinstance(out_TNH, Tensor)  # a pair only where return_aux is asked for
     return out_TNH
 

@@ -212,9 +212,9 @@ def loader_settings(
 
 
 def _pad_tokens_to(recipe: Recipe, device: torch.device) -> int:
-    """batch.pad_tokens_to. `auto` on CUDA: the power of two from 64 to 512 that is 1/64 of a full micro-batch."""
+    """batch.pad_tokens_to; default on CUDA: 1/64 of a full micro-batch, as a power of two from 64 to 512."""
     batch = recipe.batch
-    if batch.pad_tokens_to != "auto":
+    if batch.pad_tokens_to is not None:
         return batch.pad_tokens_to
     if device.type != "cuda":
         return 1

@@ -151,7 +151,7 @@ def _layout_problems(saved: Mapping[str, Any]) -> list[str]:
 
 
 def _comparable(key: str, value: Any) -> Any:
-    """Of a run that this one began with, or a head's checkpoint, the folder's name, as folders may move; of an
+    """Of a run that this one began with, or a head's checkpoint, the folder's name: folders may move. Of an
     optimizer, its name of today.
     """
     if key == "optimizer.name":

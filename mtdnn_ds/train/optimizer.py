@@ -28,8 +28,8 @@ def build_optimizer(
     """The optimizer over `parameter_groups` (weight decay is theirs).
 
     `adamw` is torch's fused AdamW, `deepspeed_adamw` DeepSpeed's (its C++ form on CPUs and for offloaded
-    states, compiled on first use), `adamax` is the paper's (MT-DNN section 4.2) with decay by `weight_decay` as
-    L2. Raises ConfigError, saying what to do, where the machine cannot run it.
+    states, compiled on first use), `adamax` is the paper's (MT-DNN section 4.2) with decay by `weight_decay`
+    as L2. Raises ConfigError, saying what to do, where the machine cannot run it.
     """
     settings: dict[str, Any] = {"lr": lr, "betas": betas, "eps": eps}
 

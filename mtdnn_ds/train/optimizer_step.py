@@ -27,6 +27,7 @@ from mtdnn_ds.losses.forms import Losses, UnitLosses
 from mtdnn_ds.losses.objective import micro_batch_loss, step_loss, term_coefficients
 from mtdnn_ds.tasks.layout import HeadLayout
 from mtdnn_ds.train.regularizers.regularizer import PLAIN, Regularizer, mean_losses
+from mtdnn_ds.train.step_read import StepRead, foreach_norms
 
 log = logging.getLogger(__name__)
 
@@ -48,8 +49,7 @@ class StepResult:
 class _Passes:
     """What the forward and backward passes of a step found."""
 
-    totals_M: Tensor  # sum of each term's losses over the whole step
-    added_M: Tensor  # sum of what was added to them
+    totals: Tensor  # (2, M): sums over the whole step of each term's losses, and of what was added to them
     unit_losses: list[dict[str, UnitLosses]]  # this rank's losses one by one, for each pass
 
 
@@ -78,13 +78,26 @@ def count_units(engine: Any, unit_counts: np.ndarray, *, stop: bool) -> tuple[np
     Collective: all ranks must call this. The wish rides with the counts, so that all ranks know of it before
     the same step.
     """
-    own = torch.tensor([*unit_counts, float(stop)], dtype=torch.float64, device=engine.device)
+    if dist.world_size() == 1:
+        return unit_counts, stop
+
+    # The one read of a step before it begins: whether any rank wants to stop has to be known by then.
+    own = on_device([*unit_counts, float(stop)], torch.float64, engine.device)
     summed = dist.sum_tensor(own).cpu().numpy()
     return summed[:-1], bool(summed[-1])
 
 
+def on_device(values: Sequence[float], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """These numbers on the device, (N,), without waiting for it."""
+    host = torch.tensor(values, dtype=dtype)
+    if device.type == "cuda":
+        host = host.pin_memory()
+    return host.to(device, non_blocking=True)
+
+
 def optimizer_step(
     engine: Any,
+    read: StepRead,
     micro_batches: tuple[PackedBatch, ...],
     *,
     units: np.ndarray,
@@ -119,21 +132,26 @@ def optimizer_step(
             step=step,
         )
 
-        # Nothing that is not finite may reach the weights.
-        if not bool(torch.isfinite(passes.totals_M).all()):
+        # Nothing that is not finite may reach the weights: the norm, read with the totals, drops the update.
+        def refuse_not_finite(passes: _Passes = passes) -> None:
             of_passes = tuple(batch for batch in micro_batches for _ in range(_num_passes(regularizer)))
-            raise TrainingError(_not_finite(step, passes, of_passes, layout, losses, describe))
-        if not bool(torch.isfinite(passes.added_M).all()):
-            raise TrainingError(
-                f"step {step}: the regulariser's term is not finite although the losses are; "
-                "the weights are unchanged by this step; "
-                "lower optimizer.lr, or regularizer.radius if there is one"
-            )
-        norm, scale = _gradient_norm(engine), _loss_scale(engine)
-        if norm is not None and not math.isfinite(norm):
-            raise TrainingError(_bad_gradient(step, layout.task_names))
+            _refuse_not_finite(step, read.totals, passes, of_passes, layout, losses, describe)
 
-        _update(engine, step, scale)
+        read.expect(passes.totals)
+        scale = _loss_scale(engine)
+        norm = None
+        if not read.joins:
+            norm = float(read.with_norms(_gradient_norm(engine)))
+            refuse_not_finite()
+            if not math.isfinite(norm):
+                raise TrainingError(_bad_gradient(step, layout.task_names))
+
+        try:
+            _update(engine, step, scale)
+        except TrainingError:  # a loss that is not finite says more than the overflow that follows from it
+            refuse_not_finite()
+            raise
+        refuse_not_finite()
         if engine.skipped_steps == skipped_before:
             break
 
@@ -148,11 +166,12 @@ def optimizer_step(
 
     if norm is None:
         norm = float(engine.get_global_grad_norm())
+    totals_M, added_M = read.totals.numpy()
     added = None
     if regularizer is not None and regularizer.adds_term:
-        added = step_loss(passes.added_M.double().cpu().numpy(), coefficients_M)
+        added = step_loss(added_M, coefficients_M)
     return StepResult(
-        totals=passes.totals_M.double().cpu().numpy(),
+        totals=totals_M,
         units=units,
         coefficients=coefficients_M,
         grad_norm=norm,
@@ -173,7 +192,7 @@ def _forward_backward(
 ) -> _Passes:
     """All passes of the step on this rank, with their gradients; sums are of all ranks. Collective."""
     world_size = dist.world_size()
-    coefficients = torch.tensor(coefficients_M, dtype=torch.float32, device=engine.device)
+    coefficients = on_device(coefficients_M.tolist(), torch.float32, engine.device)
     totals = torch.zeros(
         (2, len(coefficients_M)), device=engine.device
     )  # the losses', and what is added to them
@@ -206,8 +225,7 @@ def _forward_backward(
             if not is_last:
                 engine.step()  # counts the pass; updates nothing before the boundary
 
-    totals_M, added_M = dist.sum_tensor(totals)
-    return _Passes(totals_M=totals_M, added_M=added_M, unit_losses=unit_losses)
+    return _Passes(totals=dist.sum_tensor(totals), unit_losses=unit_losses)
 
 
 def _num_passes(regularizer: Regularizer | None) -> int:
@@ -232,15 +250,10 @@ def _loss_scale(engine: Any) -> float:
     return float(scale or 1.0)
 
 
-def _gradient_norm(engine: Any) -> float | None:
-    """Global norm where DeepSpeed keeps none itself (ZeRO 0 without its own optimizer wrapper); gradients are
-    averaged by then.
-    """
-    if engine.zero_optimization() or engine.fp16_enabled() or engine.bfloat16_enabled():
-        return None
-
+def _gradient_norm(engine: Any) -> Tensor:
+    """(1,): the global norm where DeepSpeed keeps none itself (ZeRO 0); gradients are averaged by then."""
     gradients = [parameter.grad for parameter in engine.module.parameters() if parameter.grad is not None]
-    return float(torch.stack([gradient.float().norm() for gradient in gradients]).norm())
+    return foreach_norms(gradients, torch.float32).norm()[None]
 
 
 def _bad_gradient(step: int, task_names: tuple[str, ...]) -> str:
@@ -251,8 +264,30 @@ def _bad_gradient(step: int, task_names: tuple[str, ...]) -> str:
     )
 
 
+def _refuse_not_finite(
+    step: int,
+    totals: Tensor,
+    passes: _Passes,
+    batches: Sequence[PackedBatch],
+    layout: HeadLayout,
+    losses: Losses,
+    describe: Callable[[int, int], str],
+) -> None:
+    """Raise TrainingError if the losses or what was added to them, (2, M), are not finite. Collective."""
+    totals_M, added_M = totals
+    if not bool(torch.isfinite(totals_M).all()):
+        raise TrainingError(_not_finite(step, totals_M, passes, batches, layout, losses, describe))
+    if not bool(torch.isfinite(added_M).all()):
+        raise TrainingError(
+            f"step {step}: the regulariser's term is not finite although the losses are; "
+            "the weights are unchanged by this step; "
+            "lower optimizer.lr, or regularizer.radius if there is one"
+        )
+
+
 def _not_finite(
     step: int,
+    totals_M: Tensor,
     passes: _Passes,
     batches: Sequence[PackedBatch],
     layout: HeadLayout,
@@ -276,7 +311,7 @@ def _not_finite(
     if len(examples) > 8:
         listed += f" and {len(examples) - 8} more"
 
-    totals = passes.totals_M.tolist()
+    totals = totals_M.tolist()
     bad = {term.task for term, total in zip(layout.terms, totals, strict=True) if not math.isfinite(total)}
     tasks = [name for task, name in enumerate(layout.task_names) if task in bad]
     return (

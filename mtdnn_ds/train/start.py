@@ -47,6 +47,7 @@ from mtdnn_ds.train.model import TrainedModel, build_trained_model
 from mtdnn_ds.train.optimizer import build_optimizer
 from mtdnn_ds.train.regularizers.sharing_penalty import SharingPenalty, sharing_penalty
 from mtdnn_ds.train.resume import fresh_state, open_resume_point, restored_state
+from mtdnn_ds.train.step_read import StepRead
 
 COMPUTE_DTYPES = {
     "fp32": torch.float32,
@@ -78,6 +79,7 @@ class Run:
     model: TrainedModel
     losses: Losses
     engine: Any
+    read: StepRead
     penalty: SharingPenalty | None
     state: RunState
 
@@ -172,6 +174,7 @@ def start_run(
         model=model,
         losses=_losses(recipe, data, engine, distils=bool(teacher_outputs)),
         engine=engine,
+        read=StepRead(engine),
         penalty=sharing_penalty(engine, settings.sharing),
         state=state,
         folder=folder,

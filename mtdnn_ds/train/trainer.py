@@ -166,6 +166,7 @@ def _one_step(run: Run, batches: StepBatches, loader: TrainLoader) -> bool:
     scales_N = _task_scales(run, batches.step, batches.task_counts)
     result = optimizer_step(
         run.engine,
+        run.read,
         batches.micro_batches,
         units=units_M,
         task_scales=scales_N,

@@ -41,9 +41,7 @@ def test_ops_that_cannot_be_built_hurt(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setenv("PATH", str(tmp_path))
     (finding,) = packages.op_findings(tmp_path / "none")
     assert (
-        finding.status == "hurts"
-        and "g++ and ninja is missing" in finding.what
-        and "adamw" in finding.advice
+        finding.status == "hurts" and "g++ and ninja is missing" in finding.what and "adamw" in finding.advice
     )
 
 

@@ -271,7 +271,7 @@ def test_the_private_ops_have_the_arguments_that_they_are_given() -> None:
     assert varlen_attention.HAS_FLASH_OP
     monkey = pytest.MonkeyPatch()
     with monkey.context() as patch:
-        patch.setattr(varlen_attention, "FLASH_ARGUMENTS", ["query", "key", "values"])
+        patch.setattr(varlen_attention, "FLASH_ARGUMENTS", ("query", "key", "values"))
         assert not varlen_attention._has_flash_op()
 
 

@@ -108,18 +108,20 @@ def test_layers_that_cannot_be_compiled_are_left_with_a_word_or_refused(
     encoder.attention = attention
     net, settings = net_of(encoder), SETTINGS | change
 
-    assert compile_if_asked(net, "auto", **settings) == (f"layers are not compiled (encoder.compile): {told}",)
+    assert compile_if_asked(net, "auto", **settings) == (
+        f"layers are not compiled (encoder.compile): {told}",
+    )
     with pytest.raises(ConfigError) as error:
-        compile_if_asked(net, True, **settings)
-    assert error.value.problems == (f"encoder.compile=true: {told}; use 'auto' or false",)
-    assert compile_if_asked(net, False, **settings) == ()
+        compile_if_asked(net, "always", **settings)
+    assert error.value.problems == (f"encoder.compile=always: {told}; use 'auto' or 'never'",)
+    assert compile_if_asked(net, "never", **settings) == ()
 
 
-def test_on_a_cpu_auto_is_off_without_a_word_and_true_is_refused(tmp_path: Path) -> None:
+def test_on_a_cpu_auto_is_off_without_a_word_and_always_is_refused(tmp_path: Path) -> None:
     net, settings = net_of(encoder_of(tmp_path, "bert")), SETTINGS | {"device_type": "cpu"}
     assert compile_if_asked(net, "auto", **settings) == ()
-    with pytest.raises(ConfigError, match=r"compile=true: it pays on CUDA only \(docs/log.md\), and this run"):
-        compile_if_asked(net, True, **settings)
+    with pytest.raises(ConfigError, match=r"compile=always: it pays on CUDA only \(docs/log.md\)"):
+        compile_if_asked(net, "always", **settings)
 
 
 def test_auto_compiles_every_layer_where_nothing_stands_in_the_way(

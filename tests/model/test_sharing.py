@@ -161,7 +161,6 @@ def test_fillers_make_tokens_a_multiple_and_are_no_longer_than_the_longest_seque
     assert filler_lengths(27, pad_tokens_to=16, **settings) == [5]
 
 
-
 # Weights against plain Hugging Face models
 
 

@@ -81,7 +81,9 @@ def test_every_optimizer_trains_as_pytorchs_own_without_zero(trained_runs: Path,
 @pytest.mark.slow  # DeepSpeed builds it first, for a minute or two
 @pytest.mark.distributed
 def test_deepspeeds_adam_trains_as_pytorchs_own(trained_runs: Path) -> None:
-    run_jobs([job_of(trained_runs, "deepspeed_adamw_zero2", "deepspeed_adamw", zero_config(2))], trained_runs, 1)
+    run_jobs(
+        [job_of(trained_runs, "deepspeed_adamw_zero2", "deepspeed_adamw", zero_config(2))], trained_runs, 1
+    )
     check_equal(trained_runs / "deepspeed_adamw_zero2", trained_runs / "adamw_zero0")
 
 

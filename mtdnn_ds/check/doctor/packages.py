@@ -13,7 +13,8 @@ from pathlib import Path
 from mtdnn_ds.check.doctor.findings import Finding
 
 REQUIREMENTS = Path(__file__).resolve().parents[3] / "requirements.txt"
-# DeepSpeed's C++ ops that optimizer.name=deepspeed_adamw compiles on its first use: without and with optimizer offload.
+# DeepSpeed's C++ ops that optimizer.name=deepspeed_adamw compiles on its first use: without and with
+# optimizer offload.
 OPS = ("fused_adam", "cpu_adam")
 
 

@@ -77,8 +77,8 @@ def collate(
     """One micro-batch of the given examples: number `examples_B[b]` of set `index_B[b]`. Deterministic.
 
     `epochs_B` says how often each has been drawn before, `step` which step of the training it is. An encoder
-    without examples (each copy, with soft sharing) gets one filler sequence that no target refers to, and each
-    as many as `sets.pad_tokens_to` asks for.
+    without examples (each copy, with soft sharing) gets one filler sequence that no target refers to, and
+    each as many as `sets.pad_tokens_to` asks for.
     """
     sharing = sets.sharing
     parts = _gather(index_B, examples_B, epochs_B, sets)

@@ -16,9 +16,9 @@ from mtdnn_ds.tasks.sharing import Sharing
 def filler_lengths(tokens: int, *, longest: int, filler_size: int, pad_tokens_to: int) -> list[int]:
     """Lengths of the fillers beside examples of so many `tokens` in all.
 
-    `filler_size`: of the one that stands in for examples. What fills up to a multiple of `pad_tokens_to` comes
-    in sequences of at most `longest`, so that it changes no shape but the number of tokens. Example: 0 tokens,
-    a filler_size of 2, a longest of 5 and a multiple of 16 give [2, 5, 5, 4].
+    `filler_size`: of the one that stands in for examples. What fills up to a multiple of `pad_tokens_to`
+    comes in sequences of at most `longest`, so that it changes no shape but the number of tokens. Example: 0
+    tokens, a filler_size of 2, a longest of 5 and a multiple of 16 give [2, 5, 5, 4].
     """
     fillers = []
     if not tokens:

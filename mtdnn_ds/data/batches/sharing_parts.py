@@ -16,9 +16,7 @@ from mtdnn_ds.batch import PackedBatch
 from mtdnn_ds.batch.groups import GroupCosts, attention_groups
 
 
-def parts_of_copies(
-    batch: PackedBatch, copy_S: np.ndarray, costs: GroupCosts
-) -> tuple[PackedBatch, ...]:
+def parts_of_copies(batch: PackedBatch, copy_S: np.ndarray, costs: GroupCosts) -> tuple[PackedBatch, ...]:
     """The sequences of each copy as a micro-batch without targets.
 
     `copy_S` rises from 0 and leaves no copy out.
