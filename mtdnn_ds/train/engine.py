@@ -5,7 +5,6 @@ from __future__ import annotations
 import atexit
 import gc
 import inspect
-import os
 from datetime import timedelta
 from typing import Any
 
@@ -16,7 +15,7 @@ from mtdnn_ds import dist
 from mtdnn_ds.config.launch import free_port, take_place
 from mtdnn_ds.faults.rendezvous import own_store
 from mtdnn_ds.faults.shared_memory import remove_own_segments
-from mtdnn_ds.runs.device import keep_freed_memory, take_device
+from mtdnn_ds.runs.device import keep_freed_memory, make_deterministic, share_threads, take_device
 
 # Other ranks wait in a collective while rank 0 tokenizes; DeepSpeed's own limit of 10 minutes would end a
 # first run on large data.
@@ -35,6 +34,8 @@ def start_distributed(timeout: timedelta = COLLECTIVE_TIMEOUT) -> torch.device:
     on_cpu = not torch.cuda.is_available()
     if on_cpu:
         _skip_shared_memory_op(deepspeed)
+    else:
+        make_deterministic()
     atexit.register(remove_own_segments)  # what is left of them, also by ranks of this node that were killed
 
     backend = "gloo" if on_cpu else "nccl"
@@ -42,10 +43,9 @@ def start_distributed(timeout: timedelta = COLLECTIVE_TIMEOUT) -> torch.device:
         _join_own_store(backend, device, timeout)
     deepspeed.init_distributed(dist_backend=backend, timeout=timeout, verbose=False)
 
+    share_threads()  # also beside GPUs: offloaded optimizer states step on the CPU
     if on_cpu:
         keep_freed_memory()
-        if "OMP_NUM_THREADS" not in os.environ:  # else every rank would take all cores
-            torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // dist.local_size()))
     return device
 
 

@@ -196,6 +196,8 @@ def _losses(recipe: Recipe, data: RunData, engine: Any, *, distils: bool) -> Los
 
 def _engine(recipe: Recipe, model: TrainedModel, deepspeed: ResolvedDeepSpeed) -> Any:
     settings = recipe.optimizer
+    if deepspeed.offload_optimizer:
+        log.info(f"offloaded optimizer states step on {torch.get_num_threads()} CPU threads a rank")
     optimizer = build_optimizer(
         settings.name,
         parameter_groups(model.net, settings.weight_decay, settings.head_lr_factor),

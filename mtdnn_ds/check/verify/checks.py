@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from mtdnn_ds.check.verify.certificate import Result
 from mtdnn_ds.check.verify.jobs import Job, run_group
@@ -129,14 +130,14 @@ def _comparisons_on_one_rank(recipes: _Recipes, own_json: dict[str, Any] | None)
         promise = f"ZeRO {stage} = ZeRO 0"
         comparisons.append(Comparison(promise=promise, run=f"cut_zero{stage}", reference="cut_zero0"))
 
-    resumed = Comparison(
-        promise="resumed = uninterrupted, bit for bit",
-        run="resumed",
-        reference="saving",
-        at_most=0.0,
-        first=recipes.middle + 1,
+    # These runs are in float32, for which CUDA's attention has no deterministic backward pass.
+    promise, at_most = "resumed = uninterrupted, bit for bit", 0.0
+    if torch.cuda.is_available():
+        promise, at_most = "resumed = uninterrupted (float32 attention on CUDA: to rounding)", TOLERANCE
+    second_half = recipes.middle + 1
+    comparisons.append(
+        Comparison(promise=promise, run="resumed", reference="saving", at_most=at_most, first=second_half)
     )
-    comparisons.append(resumed)
 
     if own_json is not None:
         promise = "the given DeepSpeed JSON = float32 without ZeRO"
