@@ -13,7 +13,7 @@ import torch
 from helpers.packed_batches import packed_batch
 from torch.nn.attention import varlen
 
-from mtdnn_ds.batch.groups import attention_groups, cheapest_cut
+from mtdnn_ds.batch.groups import CUDA_COSTS, attention_groups, cheapest_cut
 from mtdnn_ds.config.errors import ConfigError
 from mtdnn_ds.model import attention_choice, varlen_attention
 from mtdnn_ds.model.attention import attend
@@ -80,6 +80,16 @@ def test_groups_never_cost_more_than_one_group_and_hold_each_token_once(seed: in
     indices = torch.cat([group.padded_to_packed.flatten() for group in groups])
     assert indices[packed_to_padded].tolist() == list(range(lengths.sum()))
     assert int((indices == lengths.sum()).sum()) == padded_rows - lengths.sum()
+
+
+def test_a_gpu_has_few_groups_of_many_sequences() -> None:
+    """16,384 tokens of GLUE-like lengths: on a GPU a group's launches cost as much as two million pairs."""
+    generator = np.random.default_rng(0)
+    lengths = np.clip(generator.lognormal(3.45, 0.55, size=600), 6, 128).astype(int)
+    lengths = np.sort(lengths[: int(np.searchsorted(np.cumsum(lengths), 16_384))])
+    assert (len(lengths), int(lengths.sum()), int(lengths.max())) == (457, 16_346, 128)
+    assert len(attention_groups(lengths, CUDA_COSTS)[0]) == 2
+    assert len(attention_groups(lengths)[0]) == 27
 
 
 def test_lengths_out_of_order_are_our_own_mistake() -> None:
