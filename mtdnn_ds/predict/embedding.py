@@ -28,7 +28,7 @@ from mtdnn_ds.predict.passes import lanes_of, micro_batches
 from mtdnn_ds.predict.sets import Tokenizing, set_of_rows, truncated_rows
 from mtdnn_ds.predict.views import View, parsed, views_of
 from mtdnn_ds.runs.load import LoadedRun
-from mtdnn_ds.runs.readback import Readback
+from mtdnn_ds.runs.readback import Readback, waiting_bytes
 
 Pooling = Literal["cls", "mean"]
 
@@ -148,7 +148,7 @@ def embed_checked(
     )
 
     found = np.zeros((len(rows), net.encoder.hidden_size), dtype=np.float32)
-    readback = Readback(loaded.device)
+    readback = Readback(most_bytes=waiting_bytes(loaded.device))
     encoders: list[PackedEncoder] = getattr(net.encoder, "encoders", [net.encoder])
     with torch.inference_mode():
         for batch in batches:

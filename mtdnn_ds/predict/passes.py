@@ -21,7 +21,7 @@ from mtdnn_ds.data.batches.collate import ExampleSets, collate
 from mtdnn_ds.data.examples import TermOutputs
 from mtdnn_ds.predict.sets import SetOfView
 from mtdnn_ds.runs.evaluate import RowsOfTerms, add_rows, by_example
-from mtdnn_ds.runs.readback import Readback
+from mtdnn_ds.runs.readback import Readback, waiting_bytes
 from mtdnn_ds.tasks.layout import HeadLayout
 from mtdnn_ds.tasks.sharing import Sharing
 
@@ -100,7 +100,7 @@ def run_passes(
     (runs/readback.py). `model` is in evaluation mode.
     """
     found: RowsOfTerms = {}
-    readback = Readback(device)
+    readback = Readback(most_bytes=waiting_bytes(device))
     with torch.inference_mode():
         for batch in batches:
             add_rows(found, batch, model(batch.to(device)), layout, readback)

@@ -24,7 +24,7 @@ from mtdnn_ds.data.batches.loader import LoaderSettings, evaluation_batches
 from mtdnn_ds.data.examples import Examples, TermOutputs
 from mtdnn_ds.faults.heartbeat import heartbeat
 from mtdnn_ds.losses.forms import read_out
-from mtdnn_ds.runs.readback import Readback
+from mtdnn_ds.runs.readback import Readback, waiting_bytes
 from mtdnn_ds.runs.setup import RunData
 from mtdnn_ds.tasks.layout import HeadLayout, Term
 from mtdnn_ds.tasks.metrics import average, compute_metrics, task_score
@@ -139,7 +139,7 @@ def predict(
     forward.eval()
 
     here: RowsOfTerms = {}
-    readback = Readback(device)
+    readback = Readback(most_bytes=waiting_bytes(device))
     with torch.no_grad(), closing(evaluation_batches(tasks, sets, data.layout, settings)) as batches:
         # Equally many micro-batches on every rank, so that the question below meets on all of them.
         for number, batch in enumerate(batches):

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-MOST_WAITING_BYTES = 256 * 2**20  # of the device's memory
+MOST_WAITING_BYTES = 256 * 2**20  # of a GPU's memory
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,11 +30,12 @@ class Readback:
     """Rows of several names, each name with columns of its own, until `read` has them taken.
 
     They are read earlier, all that wait, once they hold `most_bytes`; while a name is read, its rows are on
-    the device twice. On the CPU, where nothing has to be transferred, rows are taken at once.
+    the device twice.
     """
 
-    def __init__(self, device: torch.device, *, most_bytes: int = MOST_WAITING_BYTES) -> None:
-        self._most_bytes = 0 if device.type == "cpu" else most_bytes
+    def __init__(self, *, most_bytes: int) -> None:
+        """`most_bytes`: see waiting_bytes; 0: rows are taken at once."""
+        self._most_bytes = most_bytes
         self._waiting: dict[str, list[_Waiting]] = {}
         self._num_bytes = 0
 
@@ -55,6 +56,11 @@ class Readback:
                 end = first + len(each.rows_KC)
                 each.take(rows[first:end])
                 first = end
+
+
+def waiting_bytes(device: torch.device) -> int:
+    """How much may wait on a device: nothing on the CPU, where nothing has to be transferred."""
+    return 0 if device.type == "cpu" else MOST_WAITING_BYTES
 
 
 def to_host(parts: list[Tensor]) -> np.ndarray:

@@ -1,8 +1,8 @@
 """Loaders: this rank's packed micro-batches of a step (training) or of whole splits (evaluation).
 
-Both are made ahead in a background thread (prefetch.py). Steps come from the plan, cuts from packing, tensors
-from collate; nothing here is random and nothing is kept but the step number, so a loader can start at any
-step.
+Those of training are made ahead in a background thread (prefetch.py), those of an evaluation if it runs on a
+GPU. Steps come from the plan, cuts from packing, tensors from collate; nothing here is random and nothing is
+kept but the step number, so a loader can start at any step.
 """
 
 from __future__ import annotations
@@ -170,8 +170,8 @@ def evaluation_batches(
     """Every example of every set exactly once over all ranks, as this rank's micro-batches.
 
     Their number is equal on all ranks. `sets[i]` belongs to task `tasks[i]`. In a batch, `example_tasks`
-    holds i (not the task), so that two splits of one task stay apart. Whoever may leave before the last one
-    must close the generator, which ends its thread.
+    holds i (not the task), so that two splits of one task stay apart. For a GPU they are pinned, and made
+    ahead in a thread: whoever may leave before the last one must close the generator, which ends it.
     """
     sizes = np.array([examples.num_examples for examples in sets], dtype=np.int64)
     index_B = np.repeat(np.arange(len(sets), dtype=np.int32), sizes)
@@ -183,11 +183,14 @@ def evaluation_batches(
 
     def collated(members: np.ndarray) -> PackedBatch:
         epochs = np.zeros(len(members), dtype=np.int64)
-        batch = collate(index_B[members], examples_B[members], epochs, example_sets)
-        if settings.pin_memory:
-            batch = batch.pin_memory()
-        return batch
+        return collate(index_B[members], examples_B[members], epochs, example_sets)
 
-    batches = (collated(members) for members in packing.micro_batches[settings.rank])
-    with Prefetch(batches, num_ahead=PREFETCHED_BATCHES, name="mtdnn_ds-evaluation") as ahead:
+    batches = map(collated, packing.micro_batches[settings.rank])
+    if not settings.pin_memory:
+        # The model runs on the CPU: a thread beside it would take the cores, and the interpreter, from it.
+        yield from batches
+        return
+
+    pinned = (batch.pin_memory() for batch in batches)
+    with Prefetch(pinned, num_ahead=PREFETCHED_BATCHES, name="mtdnn_ds-evaluation") as ahead:
         yield from ahead
