@@ -175,13 +175,14 @@ def test_a_stopped_evaluation_leaves_nothing_running(
 
     model.net.train()
     try:
-        with pytest.raises(EvaluationStopped):
+        # `stopped` keeps the frames of the evaluation alive, so that nothing ends by being forgotten.
+        with pytest.raises(EvaluationStopped) as stopped:
             dev_outputs(model, data, stop_asked=stop_asked)
         assert model.net.training
     finally:
         model.net.eval()
     assert asked == [[THREAD]] * 2  # it ran, with micro-batches left
-    assert threads() == []
+    assert threads() == [], stopped
 
 
 def test_an_error_of_the_model_leaves_nothing_running(
@@ -194,10 +195,10 @@ def test_an_error_of_the_model_leaves_nothing_running(
         raise ZeroDivisionError("in the forward")
 
     monkeypatch.setattr(model.net, "forward", fail)
-    with pytest.raises(ZeroDivisionError, match="in the forward"):
+    with pytest.raises(ZeroDivisionError, match="in the forward") as failed:
         dev_outputs(model, data)
     assert running == [THREAD]
-    assert threads() == []
+    assert threads() == [], failed
 
 
 def test_an_error_in_the_thread_reaches_the_caller(
