@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from mtdnn_ds.config.errors import ConfigError
 from mtdnn_ds.config.launch import take_place
+from mtdnn_ds.config.precision import Dtype
 from mtdnn_ds.config.recipe import Recipe
 from mtdnn_ds.config.shipped import shipped_file
 
@@ -63,14 +64,16 @@ def train(
     return Path(output_dir)
 
 
-def evaluate(run_dir: str | Path, *, checkpoint: str = "best/average") -> Evaluation:
+def evaluate(run_dir: str | Path, *, checkpoint: str = "best/average", dtype: Dtype = "auto") -> Evaluation:
     """Scores of a run's `checkpoint` (best/average, best/TASK, step_N, latest) on every dev split.
+
+    `dtype`: the number format that it computes in, as MultiTaskModel.from_pretrained has it.
 
     `.metrics`: task -> metric -> value; `.scores`: task -> its score; `.average`: of the scores. Collective
     like `train`.
     """
     with _in_a_program():
-        return evaluate_run(str(run_dir), checkpoint)
+        return evaluate_run(str(run_dir), checkpoint, dtype)
 
 
 def export(
@@ -131,8 +134,8 @@ def train_recipe(
     stop_distributed()
 
 
-def evaluate_run(run_dir: str, checkpoint: str) -> Evaluation:
-    """The evaluation of a run, in float32, which is also logged as a table.
+def evaluate_run(run_dir: str, checkpoint: str, dtype: str) -> Evaluation:
+    """The evaluation of a run, in the number format `dtype`, which is also logged as a table.
 
     Collective; joins and leaves a process group. Raises ConfigError and CheckpointError.
     """
@@ -143,6 +146,7 @@ def evaluate_run(run_dir: str, checkpoint: str) -> Evaluation:
 
     from mtdnn_ds.faults.watchdog.watch import watching
     from mtdnn_ds.runs.evaluate import evaluate
+    from mtdnn_ds.runs.number_format import answering_dtype
     from mtdnn_ds.runs.setup import prepare_run_data
     from mtdnn_ds.train.engine import start_distributed, stop_distributed
     from mtdnn_ds.train.results import format_results, task_results
@@ -150,7 +154,7 @@ def evaluate_run(run_dir: str, checkpoint: str) -> Evaluation:
     device = start_distributed()
     with watching(found.recipe.train.stall_timeout):
         data = prepare_run_data(found.recipe, found.specs)
-        loaded = load_run(found, device=device)
+        loaded = load_run(found, device=device, dtype=answering_dtype(dtype, device))
         result = evaluate(loaded.model, data, loaded.settings, device)
         if not result.metrics:
             raise ConfigError(

@@ -8,6 +8,7 @@ from pathlib import Path
 from mtdnn_ds.commands.model_flags import (
     open_files,
     ranks,
+    refuse_dtype,
     refuse_file_type,
     refuse_unknown,
     summary,
@@ -27,6 +28,7 @@ def run(
     text_columns: str | None,
     id_column: str | None,
     checkpoint: str | None,
+    dtype: str,
     max_tokens: str | None,
     window_rows: str,
     on_bad_row: str,
@@ -44,6 +46,7 @@ def run(
             "--id_column: has no effect on a .npy, which holds numbers alone; "
             "leave it out, or write a .parquet"
         )
+    problems += refuse_dtype(dtype)
     most_tokens = whole_number("--max_tokens", max_tokens, problems)
     rows = whole_number("--window_rows", window_rows, problems)
     if problems:
@@ -56,7 +59,13 @@ def run(
     from mtdnn_ds.predict.model import MultiTaskModel
 
     with ranks() as device:
-        opened = MultiTaskModel.from_pretrained(model, checkpoint, device=device, trust_plugins=trust_plugins)
+        opened = MultiTaskModel.from_pretrained(
+            model,
+            checkpoint,
+            device=device,
+            dtype=dtype,  # type: ignore[arg-type]
+            trust_plugins=trust_plugins,
+        )
         written = embed_file(
             opened,
             table,

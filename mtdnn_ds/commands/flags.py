@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass
 
+from mtdnn_ds.config.precision import DTYPES
 from mtdnn_ds.config.shipped import QUICKSTART
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
@@ -75,6 +76,12 @@ CHECKPOINT = Flag(
     "of a run: best/average, best/TASK, step_N or latest; default: the best on average, else the latest",
 )
 MAX_TOKENS = Flag("max_tokens", "tokens of a micro-batch; default: the training run's")
+DTYPE = Flag(
+    "dtype",
+    f"{' | '.join(DTYPES)}: number format that the model computes in; "
+    "auto: bf16 on a GPU with bf16 arithmetic, else fp32",
+    default="auto",
+)
 ON_BAD_ROW = Flag("on_bad_row", "refuse: write nothing; skip: leave bad rows out", default="refuse")
 TRUST_PLUGINS = Flag(
     "trust_plugins",
@@ -83,5 +90,5 @@ TRUST_PLUGINS = Flag(
 )
 
 # Of predict and embed, which answer files.
-HOW_ROWS_ARE_READ = (TEXT_COLUMNS, ID_COLUMN, CHECKPOINT, MAX_TOKENS)
+HOW_ROWS_ARE_READ = (TEXT_COLUMNS, ID_COLUMN, CHECKPOINT, DTYPE, MAX_TOKENS)
 HOW_FILES_ARE_ANSWERED = (ON_BAD_ROW, TRUST_PLUGINS, LOG_LEVEL)

@@ -1,4 +1,4 @@
-"""What predict, embed and serve have in common: checks of their flags, their files, and their ranks.
+"""What predict, embed and serve have in common, and evaluate in part: checks of flags, files, and ranks.
 
 Opens no model.
 """
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mtdnn_ds.config.errors import did_you_mean
+from mtdnn_ds.config.precision import DTYPES
 
 if TYPE_CHECKING:
     import torch
@@ -24,6 +25,11 @@ def refuse_unknown(flag: str, value: str, known: Sequence[str]) -> list[str]:
     if value in known:
         return []
     return [f"{flag} {value}: unknown{did_you_mean(value, known)}"]
+
+
+def refuse_dtype(value: str) -> list[str]:
+    """A problem if `value` is no word of --dtype. What the device computes is seen when it is known."""
+    return refuse_unknown("--dtype", value, DTYPES)
 
 
 def refuse_file_type(flag: str, path: str, known: Sequence[str]) -> list[str]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from mtdnn_ds.commands.model_flags import (
     open_files,
     ranks,
+    refuse_dtype,
     refuse_file_type,
     refuse_unknown,
     summary,
@@ -28,6 +29,7 @@ def run(
     text_columns: str | None,
     id_column: str | None,
     checkpoint: str | None,
+    dtype: str,
     max_tokens: str | None,
     window_rows: str,
     on_bad_row: str,
@@ -40,6 +42,7 @@ def run(
     """
     problems = refuse_unknown("--on_bad_row", on_bad_row, ("refuse", "skip"))
     problems += refuse_file_type("--output", output, (".jsonl", ".csv"))
+    problems += refuse_dtype(dtype)
     most_tokens = whole_number("--max_tokens", max_tokens, problems)
     rows = whole_number("--window_rows", window_rows, problems)
     if problems:
@@ -53,7 +56,13 @@ def run(
     from mtdnn_ds.predict.model import MultiTaskModel
 
     with ranks() as device:
-        opened = MultiTaskModel.from_pretrained(model, checkpoint, device=device, trust_plugins=trust_plugins)
+        opened = MultiTaskModel.from_pretrained(
+            model,
+            checkpoint,
+            device=device,
+            dtype=dtype,  # type: ignore[arg-type]
+            trust_plugins=trust_plugins,
+        )
         asked = asked_tasks(task, opened.specs)
         names: Sequence[str] = opened.task_names
         if asked is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 
-from mtdnn_ds.commands.model_flags import ranks, whole_number
+from mtdnn_ds.commands.model_flags import ranks, refuse_dtype, whole_number
 from mtdnn_ds.config.errors import ConfigError
 
 LAST_PORT = 65_535
@@ -16,6 +16,7 @@ def run(
     host: str,
     port: str,
     checkpoint: str | None,
+    dtype: str,
     max_batch_tokens: str | None,
     max_wait_ms: str,
     max_texts: str,
@@ -25,7 +26,7 @@ def run(
     log_level: str,
 ) -> int:
     """Serve `model` on `host`:`port`. Ends with 0 on SIGTERM and SIGINT."""
-    problems: list[str] = []
+    problems = refuse_dtype(dtype)
     port_number = whole_number("--port", port, problems) or 0
     batch_tokens = whole_number("--max_batch_tokens", max_batch_tokens, problems)
     wait_ms = whole_number("--max_wait_ms", max_wait_ms, problems, least=0) or 0
@@ -47,7 +48,13 @@ def run(
     from mtdnn_ds.predict.service import Limits, make_app, serve
 
     with ranks() as device:
-        opened = MultiTaskModel.from_pretrained(model, checkpoint, device=device, trust_plugins=trust_plugins)
+        opened = MultiTaskModel.from_pretrained(
+            model,
+            checkpoint,
+            device=device,
+            dtype=dtype,  # type: ignore[arg-type]
+            trust_plugins=trust_plugins,
+        )
         limits = Limits(
             max_texts=texts,
             max_chars=chars,

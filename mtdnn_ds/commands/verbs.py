@@ -136,6 +136,7 @@ _TABLE = (
         (
             flags.RUN_DIR,
             Flag("checkpoint", "step_N, best/TASK, best/average, or latest", default="latest"),
+            flags.DTYPE,
             flags.LOG_LEVEL,
         ),
         positional="run_dir",
@@ -255,6 +256,7 @@ _TABLE = (
             Flag("host", "address to listen on; other machines reach 0.0.0.0", default="127.0.0.1"),
             Flag("port", "port to listen on", default="8000"),
             flags.CHECKPOINT,
+            flags.DTYPE,
             Flag("max_batch_tokens", "tokens of a micro-batch; default: the training run's"),
             Flag("max_wait_ms", "how long a request waits for others to share a pass with", default="5"),
             Flag("max_texts", "most texts of a request", default="256"),

@@ -1,12 +1,17 @@
 """Which number format a run computes in, from the bf16, fp16 and torch_autocast sections of a DeepSpeed JSON.
-Pure."""
+Pure. The words for that of a trained model, whose format runs/number_format.py chooses, stand here too."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 Precision = Literal["fp32", "bf16", "fp16", "autocast_bf16"]
+
+Dtype = Literal["auto", "fp32", "bf16", "fp16"]
+"""What --dtype may be: the format that a trained model answers in."""
+
+DTYPES: tuple[str, ...] = get_args(Dtype)
 
 # Names that DeepSpeed's DtypeEnum knows (deepspeed.runtime.config).
 _DTYPES = {
@@ -41,6 +46,8 @@ def resolve_precision(
     notes = []
     if chosen == "fp32" and "auto" in asked.values():
         notes.append(_why_fp32(asked, dtype, device_type))
+    if chosen == "fp32" and device_type == "cuda":
+        notes.append("fp32 with TF32 off: exact, and slow on a GPU; ds_configs/zero2.json computes in bf16")
 
     is_on = {"bf16": chosen == "bf16", "fp16": chosen == "fp16", "torch_autocast": chosen == "autocast_bf16"}
     for name in _SECTIONS:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,8 +62,8 @@ def dev_embeddings(
     was_training = forward.training
     forward.eval()
     try:
-        with torch.no_grad():
-            for batch in evaluation_batches(tasks, sets, layout, settings):
+        with torch.no_grad(), closing(evaluation_batches(tasks, sets, layout, settings)) as batches:
+            for batch in batches:
                 caught.clear()
                 forward(batch.to(device))
                 mine.append(_first_tokens(batch, caught[-1]))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -27,6 +28,7 @@ from mtdnn_ds.predict.passes import lanes_of, micro_batches
 from mtdnn_ds.predict.sets import Tokenizing, set_of_rows, truncated_rows
 from mtdnn_ds.predict.views import View, parsed, views_of
 from mtdnn_ds.runs.load import LoadedRun
+from mtdnn_ds.runs.readback import Readback, waiting_bytes
 
 Pooling = Literal["cls", "mean"]
 
@@ -146,6 +148,7 @@ def embed_checked(
     )
 
     found = np.zeros((len(rows), net.encoder.hidden_size), dtype=np.float32)
+    readback = Readback(most_bytes=waiting_bytes(loaded.device))
     encoders: list[PackedEncoder] = getattr(net.encoder, "encoders", [net.encoder])
     with torch.inference_mode():
         for batch in batches:
@@ -155,7 +158,9 @@ def embed_checked(
 
             own = own.to(loaded.device)
             states_SD = _pooled(_hidden(encoder, own, layer), own, pooling)
-            found[batch.example_rows[own.sequence_examples]] = states_SD.float().cpu().numpy()
+            rows_S = batch.example_rows[own.sequence_examples]
+            readback.add("states", states_SD.float(), partial(found.__setitem__, rows_S))
+        readback.read()
     return found, int(truncated_rows(part, tokenizing.max_length).sum())
 
 

@@ -20,6 +20,7 @@ from mtdnn_ds.predict.model import MultiTaskModel
 from mtdnn_ds.predict.output import PartFile, csv_lines, json_lines
 from mtdnn_ds.predict.table import Table, Window, first_row, input_fingerprint, scan, windows_of
 from mtdnn_ds.predict.views import View
+from mtdnn_ds.runs.number_format import format_name
 
 WINDOW_ROWS = 2048
 Result = TypeVar("Result")
@@ -166,6 +167,7 @@ def _identity(
         "mtdnn_ds": __version__,
         "input": input_fingerprint(table),
         "model": model_fingerprint(model),
+        "dtype": format_name(model.loaded.dtype),
         "tasks": sorted(tasks),
         "text_columns": list(table.chosen),
         "id_column": table.id_column,

@@ -16,6 +16,7 @@ import torch
 
 from mtdnn_ds.config.encoder_path import resolve_encoder_path
 from mtdnn_ds.config.errors import ConfigError, DataError
+from mtdnn_ds.config.precision import Dtype
 from mtdnn_ds.data.cache.tokenize import load_tokenizer, special_tokens, word_prefix
 from mtdnn_ds.data.rows.checked import CheckedRow
 from mtdnn_ds.data.sources.lines import RowProblem
@@ -27,6 +28,7 @@ from mtdnn_ds.predict.sets import Tokenizing, set_of_view, truncated_rows
 from mtdnn_ds.predict.views import View, parsed, views_of
 from mtdnn_ds.runs.load import LoadedRun
 from mtdnn_ds.runs.model_folder import default_checkpoint, open_model
+from mtdnn_ds.runs.number_format import answering_dtype
 
 log = logging.getLogger("mtdnn_ds")
 
@@ -77,22 +79,26 @@ class MultiTaskModel:
         checkpoint: str | None = None,
         *,
         device: str | torch.device | None = None,
+        dtype: Dtype = "auto",
         trust_plugins: bool = False,
     ) -> MultiTaskModel:
         """The model in a run folder, or in an exported folder of the whole model.
 
         `checkpoint`: best/average, best/TASK, step_N or latest; None: the best on average, or the latest of a
-        run without evaluations. `device` None: a GPU if there is one. `trust_plugins`: an exported folder may
-        run its own Python files (kinds of the user's own). Raises ConfigError and CheckpointError.
+        run without evaluations. `device` None: a GPU if there is one. `dtype`: the number format that it
+        computes in; "auto": bf16 on a GPU with bf16 arithmetic, else fp32. `trust_plugins`: an exported
+        folder may run its own Python files (kinds of the user's own). Raises ConfigError and CheckpointError.
         """
         path = str(path)
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = torch.device(device)
 
         loaded = open_model(
             path,
             checkpoint or default_checkpoint(path),
-            device=torch.device(device),
+            device=device,
+            dtype=answering_dtype(dtype, device),
             trust_plugins=trust_plugins,
         )
         return cls(loaded)

@@ -21,6 +21,7 @@ from mtdnn_ds.data.batches.collate import ExampleSets, collate
 from mtdnn_ds.data.examples import TermOutputs
 from mtdnn_ds.predict.sets import SetOfView
 from mtdnn_ds.runs.evaluate import RowsOfTerms, add_rows, by_example
+from mtdnn_ds.runs.readback import Readback, waiting_bytes
 from mtdnn_ds.tasks.layout import HeadLayout
 from mtdnn_ds.tasks.sharing import Sharing
 
@@ -95,12 +96,15 @@ def run_passes(
 ) -> dict[tuple[int, int], TermOutputs]:
     """The outputs of every term of every set: (set, term id) -> rows by example.
 
-    `model` is in evaluation mode.
+    They come to the host together, after the last micro-batch, or earlier where they are many
+    (runs/readback.py). `model` is in evaluation mode.
     """
     found: RowsOfTerms = {}
+    readback = Readback(most_bytes=waiting_bytes(device))
     with torch.inference_mode():
         for batch in batches:
-            add_rows(found, batch, model(batch.to(device)), layout)
+            add_rows(found, batch, model(batch.to(device)), layout, readback)
+        readback.read()
 
     return {
         (index, term_id): by_example(

@@ -24,6 +24,7 @@ from mtdnn_ds.predict.batching import Batcher, Closed, QueueFull
 from mtdnn_ds.predict.inputs import asked_tasks, needs_of, rows_of
 from mtdnn_ds.predict.model import MultiTaskModel
 from mtdnn_ds.predict.output import rounded
+from mtdnn_ds.runs.number_format import format_name
 
 try:
     import uvicorn
@@ -126,6 +127,7 @@ def make_app(model: MultiTaskModel, limits: Limits, name: str = "") -> FastAPI:
             "model": name,
             "version": __version__,
             "device": str(model.device),
+            "dtype": format_name(model.loaded.dtype),
             "waiting": batcher.num_waiting,
             "requests": batcher.num_requests,
             "passes": batcher.num_passes,

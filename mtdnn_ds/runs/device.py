@@ -19,11 +19,11 @@ from mtdnn_ds.config.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Device:
-    """Capabilities that decide how a DeepSpeed JSON's "auto" values are read."""
+    """Capabilities that decide how a DeepSpeed JSON's "auto" values, and --dtype, are read."""
 
     type: Literal["cpu", "cuda"]
     fast_bf16: bool  # bf16 arithmetic in hardware
-    fp16: bool  # DeepSpeed's fp16 mode runs
+    fp16: bool  # DeepSpeed's fp16 mode runs; of probe_answering: fp16 arithmetic in hardware
 
 
 def probe_device() -> Device:
@@ -33,6 +33,17 @@ def probe_device() -> Device:
             type="cuda", fast_bf16=torch.cuda.is_bf16_supported(including_emulation=False), fp16=True
         )
     return Device(type="cpu", fast_bf16=_cpu_has_bf16(), fp16=_cpu_has_fp16())
+
+
+def probe_answering(device: torch.device) -> Device:
+    """What `device`, which need not be this process's own, computes without DeepSpeed: of a trained model."""
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            fast_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        return Device(type="cuda", fast_bf16=fast_bf16, fp16=True)
+
+    has_fp16 = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_fp16_supported()
+    return Device(type="cpu", fast_bf16=_cpu_has_bf16(), fp16=bool(has_fp16))
 
 
 def take_device() -> torch.device:

@@ -9,7 +9,9 @@ Shape legend: K rows of a term, C its outputs.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,6 +24,7 @@ from mtdnn_ds.data.batches.loader import LoaderSettings, evaluation_batches
 from mtdnn_ds.data.examples import Examples, TermOutputs
 from mtdnn_ds.faults.heartbeat import heartbeat
 from mtdnn_ds.losses.forms import read_out
+from mtdnn_ds.runs.readback import Readback, waiting_bytes
 from mtdnn_ds.runs.setup import RunData
 from mtdnn_ds.tasks.layout import HeadLayout, Term
 from mtdnn_ds.tasks.metrics import average, compute_metrics, task_score
@@ -51,6 +54,16 @@ class TermRows:
 
     values: np.ndarray  # (K, C)
     labels: np.ndarray  # (K,)
+    examples: np.ndarray  # (K,) example of the set
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _AskedRows:
+    """The rows of one form in one micro-batch, of all terms and sets: what is known before their outputs."""
+
+    term_ids: np.ndarray  # (K,)
+    labels: np.ndarray  # (K,)
+    sets: np.ndarray  # (K,) number of the set
     examples: np.ndarray  # (K,) example of the set
 
 
@@ -117,6 +130,7 @@ def predict(
 ) -> list[list[TermOutputs]]:
     """The outputs of each term of each wanted (task id, split), in the order of the split's examples.
 
+    They come to the host together, after the last micro-batch, or earlier where they are many (readback.py).
     Collective: all ranks must call this; every rank gets them all. Raises EvaluationStopped as evaluate does.
     """
     sets = [data.examples[data.specs[task_id].name][name] for task_id, name in wanted]
@@ -125,9 +139,10 @@ def predict(
     forward.eval()
 
     here: RowsOfTerms = {}
-    with torch.no_grad():
+    readback = Readback(most_bytes=waiting_bytes(device))
+    with torch.no_grad(), closing(evaluation_batches(tasks, sets, data.layout, settings)) as batches:
         # Equally many micro-batches on every rank, so that the question below meets on all of them.
-        for number, batch in enumerate(evaluation_batches(tasks, sets, data.layout, settings)):
+        for number, batch in enumerate(batches):
             asks_now = number % BATCHES_BETWEEN_QUESTIONS == 0
             if stop_asked is not None and asks_now and dist.any_rank(stop_asked(), device):
                 forward.train(was_training)
@@ -135,7 +150,8 @@ def predict(
 
             heartbeat(f"evaluating, micro-batch {number + 1}")
             outputs = forward(batch.to(device))
-            add_rows(here, batch, outputs, data.layout)
+            add_rows(here, batch, outputs, data.layout, readback)
+        readback.read()
     forward.train(was_training)
 
     of_ranks = dist.gather(here)
@@ -152,9 +168,13 @@ def predict(
 
 
 def add_rows(
-    found: RowsOfTerms, batch: PackedBatch, outputs: Mapping[str, Tensor], layout: HeadLayout
+    found: RowsOfTerms,
+    batch: PackedBatch,
+    outputs: Mapping[str, Tensor],
+    layout: HeadLayout,
+    readback: Readback,
 ) -> None:
-    """Add what the heads gave for a micro-batch, on the host, to `found`.
+    """Add what the heads gave for a micro-batch to `found`, once `readback` has it on the host.
 
     `batch.example_tasks` holds the number of the set of each example; `outputs`: {form: (rows of its terms,
     columns)}.
@@ -163,17 +183,25 @@ def add_rows(
         if not targets.num_rows:
             continue
 
-        values = read_out(form, outputs[form]).float().cpu().numpy()
         term_ids, labels = targets.term_ids.numpy(), targets.labels.numpy()
         places = targets.examples[targets.groups.numpy()]
         sets, examples = batch.example_tasks[places], batch.example_rows[places]
 
-        for term_id in np.unique(term_ids).tolist():
-            columns = _columns(layout.terms[term_id])
-            for index in np.unique(sets[term_ids == term_id]).tolist():
-                own = np.flatnonzero((term_ids == term_id) & (sets == index))
-                rows = TermRows(values=values[own, columns], labels=labels[own], examples=examples[own])
-                found.setdefault((index, term_id), []).append(rows)
+        asked = _AskedRows(term_ids=term_ids, labels=labels, sets=sets, examples=examples)
+        readback.add(form, read_out(form, outputs[form]).float(), partial(_keep_rows, found, asked, layout))
+
+
+def _keep_rows(found: RowsOfTerms, asked: _AskedRows, layout: HeadLayout, values: np.ndarray) -> None:
+    """`values` (K, C) of the asked rows, to their sets and terms."""
+    for term_id in np.unique(asked.term_ids).tolist():
+        columns = _columns(layout.terms[term_id])
+        is_of_term = asked.term_ids == term_id
+        for index in np.unique(asked.sets[is_of_term]).tolist():
+            own = np.flatnonzero(is_of_term & (asked.sets == index))
+            rows = TermRows(
+                values=values[own, columns], labels=asked.labels[own], examples=asked.examples[own]
+            )
+            found.setdefault((index, term_id), []).append(rows)
 
 
 def by_example(parts: Sequence[TermRows], term: Term, num_examples: int) -> TermOutputs:

@@ -34,7 +34,7 @@ class FinishedRun:
     """What a run folder says of itself, and the weights that were asked for."""
 
     folder: RunFolder
-    recipe: Recipe  # the run's own, to be computed in float32 on any machine
+    recipe: Recipe  # the run's own, to be computed on any machine, in any number format
     specs: tuple[TaskSpec, ...]
     weights_folder: Path  # best/NAME or checkpoints/step_N
 
@@ -43,12 +43,17 @@ class FinishedRun:
 class LoadedRun:
     """A finished run's model on a device, and how micro-batches for it are cut."""
 
-    recipe: Recipe  # its own, in float32
+    recipe: Recipe  # its own
     specs: tuple[TaskSpec, ...]
     layout: HeadLayout
     model: MultiTaskNet
     settings: LoaderSettings
     device: torch.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The number format of its weights, which it computes in."""
+        return next(self.model.parameters()).dtype
 
 
 def find_run(
@@ -88,14 +93,21 @@ def find_run(
     )
 
 
-def load_run(found: FinishedRun, *, device: torch.device, takes_weights_over: bool = False) -> LoadedRun:
-    """The run's model in float32, with its weights; needs none of the run's data. See build_run."""
+def load_run(
+    found: FinishedRun,
+    *,
+    device: torch.device,
+    dtype: torch.dtype | None = None,
+    takes_weights_over: bool = False,
+) -> LoadedRun:
+    """The run's model with its weights; needs none of the run's data. See build_run."""
     return build_run(
         found.recipe,
         found.specs,
         lambda: read_weights(found.weights_folder),
         found.weights_folder,
         device=device,
+        dtype=dtype,
         takes_weights_over=takes_weights_over,
     )
 
@@ -107,9 +119,12 @@ def build_run(
     folder: Path,
     *,
     device: torch.device,
+    dtype: torch.dtype | None = None,
     takes_weights_over: bool = False,
 ) -> LoadedRun:
-    """The recipe's model in float32 with the weights that `read` gives; `folder` names them in messages.
+    """The recipe's model with the weights that `read` gives; `folder` names them in messages.
+
+    It computes in `dtype` on `device`; None: in float32.
 
     With `takes_weights_over` they take the place of the freshly built model's instead of being copied into
     it, so that memory holds them once. Raises CheckpointError if the weights do not fit.
@@ -119,9 +134,11 @@ def build_run(
     from mtdnn_ds.runs.setup import RunData, loader_settings, run_model
     from mtdnn_ds.tasks.layout import head_layout
 
+    if dtype is None:
+        dtype = torch.float32
     layout = head_layout(specs)
     data = RunData(specs=specs, layout=layout, examples={})
-    model = run_model(recipe, data, device=device, compute_dtype=torch.float32)
+    model = run_model(recipe, data, device=device, compute_dtype=dtype)
 
     if takes_weights_over:
         forget_weights(model)
@@ -142,7 +159,7 @@ def build_run(
         recipe=recipe,
         specs=specs,
         layout=layout,
-        model=model.to(device),
+        model=model.to(device=device, dtype=dtype),
         settings=settings,
         device=device,
     )

@@ -64,10 +64,11 @@ def open_model(
     checkpoint: str = DEFAULT,
     *,
     device: torch.device,
+    dtype: torch.dtype | None = None,
     setting: str = "MODEL",
     trust_plugins: bool = False,
 ) -> LoadedRun:
-    """The model in `path`, in float32 and in evaluation mode.
+    """The model in `path`, in evaluation mode; `dtype` None: in float32.
 
     An exported folder may hold Python files of the user's own kinds of tasks, which opening it runs: only
     with `trust_plugins`. Raises ConfigError and CheckpointError in the words of the command line.
@@ -78,11 +79,13 @@ def open_model(
                 f"--checkpoint {checkpoint}: {path} is an exported folder, which holds one; "
                 "leave it out, or give the run folder"
             )
-        loaded = _open_exported(Path(path), device=device, setting=setting, trust_plugins=trust_plugins)
+        loaded = _open_exported(
+            Path(path), device=device, dtype=dtype, setting=setting, trust_plugins=trust_plugins
+        )
     else:
         _refuse_other_folders(Path(path), setting)
         found = find_run(path, checkpoint, run_setting=setting, needs_data=False)
-        loaded = load_run(found, device=device)
+        loaded = load_run(found, device=device, dtype=dtype)
 
     loaded.model.eval()
     return loaded
@@ -142,7 +145,9 @@ def read_about(folder: Path) -> dict[str, Any]:
     return dict(about)
 
 
-def _open_exported(folder: Path, *, device: torch.device, setting: str, trust_plugins: bool) -> LoadedRun:
+def _open_exported(
+    folder: Path, *, device: torch.device, dtype: torch.dtype | None, setting: str, trust_plugins: bool
+) -> LoadedRun:
     about = read_about(folder)
     kinds = _own_kinds(folder, about["plugins"], setting, trust_plugins=trust_plugins)
     try:
@@ -163,7 +168,7 @@ def _open_exported(folder: Path, *, device: torch.device, setting: str, trust_pl
 
         return dict(load_file(folder / WEIGHTS))
 
-    return build_run(recipe, specs, read, folder, device=device)
+    return build_run(recipe, specs, read, folder, device=device, dtype=dtype)
 
 
 def _check_exported_weights(folder: Path, expected: str) -> None:

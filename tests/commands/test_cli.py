@@ -119,7 +119,12 @@ def test_verbs_get_typed_flags() -> None:
     plan = read_arguments(VERBS["plan"], ["--world_size", "8", "--train.steps", "5"])
     assert (plan["world_size"], plan["overrides"]) == (8, {"train.steps": "5"})
     evaluate = read_arguments(VERBS["evaluate"], ["runs/x", "--checkpoint", "best/cola"])
-    assert evaluate == {"run_dir": "runs/x", "checkpoint": "best/cola", "log_level": "warning"}
+    assert evaluate == {
+        "run_dir": "runs/x",
+        "checkpoint": "best/cola",
+        "dtype": "auto",
+        "log_level": "warning",
+    }
 
 
 def test_defaults_are_found_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,6 +20,9 @@ SLOW_CPU: dict[str, Any] = {
     "world_size": 2,
 }
 GPU: dict[str, Any] = {"device_type": "cuda", "fast_bf16": True, "fp16_supported": True, "world_size": 2}
+FP32_ON_A_GPU = (
+    "ds.json: fp32 with TF32 off: exact, and slow on a GPU; ds_configs/zero2.json computes in bf16"
+)
 
 # file -> (stage, precision on a GPU with bf16,
 # precision on a CPU without, offload of optimizer and parameters)
@@ -173,7 +176,7 @@ def test_the_given_settings_are_left_as_they_are() -> None:
             ),
         ),
         ({"bf16": {"enabled": True}}, SLOW_CPU, "bf16", ()),
-        ({"bf16": {"enabled": False}}, GPU, "fp32", ()),
+        ({"bf16": {"enabled": False}}, GPU, "fp32", (FP32_ON_A_GPU,)),
         ({"bf16": {"enabled": "auto"}, "fp16": {"enabled": "auto"}}, GPU, "bf16", ()),
         ({"bf16": {"enabled": "auto"}, "fp16": {"enabled": "auto"}}, {**GPU, "fast_bf16": False}, "fp16", ()),
         (
@@ -193,7 +196,8 @@ def test_the_given_settings_are_left_as_they_are() -> None:
             "autocast_bf16",
             (),
         ),
-        ({}, GPU, "fp32", ()),
+        ({}, GPU, "fp32", (FP32_ON_A_GPU,)),
+        ({}, SLOW_CPU, "fp32", ()),
     ],
 )
 def test_precision(

@@ -53,6 +53,8 @@ def server(all_kinds_run: Path) -> Iterator[str]:
             port,
             "--max_wait_ms",
             "20",
+            "--dtype",
+            "fp32",
         ],
         cwd=ROOT,
         stdout=subprocess.PIPE,
@@ -61,6 +63,7 @@ def server(all_kinds_run: Path) -> Iterator[str]:
     )
     try:
         assert process.stdout is not None
+        assert process.stdout.readline() == "number format fp32\n"
         assert process.stdout.readline() == f"{all_kinds_run} with 10 tasks on http://127.0.0.1:{port}\n"
         yield f"http://127.0.0.1:{port}"
         process.send_signal(signal.SIGTERM)
@@ -99,7 +102,8 @@ def test_200_requests_at_once_share_passes_and_are_answered_as_alone(
         (answer,) = reply.json()["answers"]
         assert list(answer) == (SINGLE if number % 2 else PAIR)
         close(answer, rounded(direct))
-    assert health["status"] == "ok" and health["requests"] == 200 and health["passes"] <= 100
+    assert (health["status"], health["dtype"]) == ("ok", "fp32")
+    assert health["requests"] == 200 and health["passes"] <= 100
 
 
 @pytest.mark.parametrize(

@@ -1,16 +1,13 @@
 """Loaders: this rank's packed micro-batches of a step (training) or of whole splits (evaluation).
 
-Those of training are made ahead in a background thread. Steps come from the plan, cuts from packing, tensors
-from collate; nothing here is random and nothing is kept but the step number, so a loader can start at any
-step.
+Those of training are made ahead in a background thread (prefetch.py), those of an evaluation if it runs on a
+GPU. Steps come from the plan, cuts from packing, tensors from collate; nothing here is random and nothing is
+kept but the step number, so a loader can start at any step.
 """
 
 from __future__ import annotations
 
-import queue
-import threading
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +18,7 @@ from mtdnn_ds.batch.groups import CPU_COSTS, GroupCosts
 from mtdnn_ds.data.batches.collate import ExampleSets, collate
 from mtdnn_ds.data.batches.fillers import num_filler_tokens
 from mtdnn_ds.data.batches.packing import Packing, pack
+from mtdnn_ds.data.batches.prefetch import Prefetch
 from mtdnn_ds.data.examples import Examples
 from mtdnn_ds.data.plan.step_plan import StepPlan
 from mtdnn_ds.data.ragged import places_within
@@ -28,6 +26,7 @@ from mtdnn_ds.tasks.layout import HeadLayout
 from mtdnn_ds.tasks.sharing import HARD, Sharing
 
 PREFETCHED_STEPS = 2
+PREFETCHED_BATCHES = 2  # of an evaluation
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,16 +77,12 @@ class TrainLoader:
         first_step: int,
         last_step: int,
     ) -> None:
-        self.wait_seconds = 0.0
         self._plan, self._settings = plan, settings
         self._sets = _example_sets(sets, range(len(sets)), layout, settings)
         self._lengths = [examples.lengths for examples in sets]
-        self._steps = range(first_step, last_step + 1)
 
-        self._ready: queue.Queue[StepBatches | BaseException | None] = queue.Queue(maxsize=PREFETCHED_STEPS)
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="mtdnn_ds-loader", daemon=True)
-        self._thread.start()
+        steps = (self._batches(step) for step in range(first_step, last_step + 1))
+        self._ahead = Prefetch(steps, num_ahead=PREFETCHED_STEPS, name="mtdnn_ds-loader")
 
     def __enter__(self) -> TrainLoader:
         return self
@@ -96,47 +91,16 @@ class TrainLoader:
         self.close()
 
     def __iter__(self) -> Iterator[StepBatches]:
-        while True:
-            begin = time.perf_counter()
-            item = self._ready.get()
-            self.wait_seconds += time.perf_counter() - begin
-            if item is None:
-                return
-            if isinstance(item, BaseException):
-                raise item
-            yield item
+        return iter(self._ahead)
 
     def take_wait_seconds(self) -> float:
         """Seconds its user has waited for data since the last call."""
-        waited, self.wait_seconds = self.wait_seconds, 0.0
+        waited, self._ahead.wait_seconds = self._ahead.wait_seconds, 0.0
         return waited
 
     def close(self) -> None:
         """End the thread; safe to call twice."""
-        self._stop.set()
-        while self._thread.is_alive():
-            try:
-                self._ready.get_nowait()
-            except queue.Empty:
-                self._thread.join(timeout=0.05)
-
-    def _run(self) -> None:
-        try:
-            for step in self._steps:
-                if not self._put(self._batches(step)):
-                    return
-            self._put(None)
-        except BaseException as error:  # handed to the training thread, which raises it
-            self._put(error)
-
-    def _put(self, item: StepBatches | BaseException | None) -> bool:
-        while not self._stop.is_set():
-            try:
-                self._ready.put(item, timeout=0.1)
-                return True
-            except queue.Full:
-                continue
-        return False
+        self._ahead.close()
 
     def _batches(self, step: int) -> StepBatches:
         examples = self._plan.step(step)
@@ -214,11 +178,12 @@ def pack_examples(lengths_B: np.ndarray, task_ids_B: np.ndarray, settings: Loade
 
 def evaluation_batches(
     tasks: Sequence[int], sets: Sequence[Examples], layout: HeadLayout, settings: LoaderSettings
-) -> Iterator[PackedBatch]:
+) -> Generator[PackedBatch]:
     """Every example of every set exactly once over all ranks, as this rank's micro-batches.
 
     Their number is equal on all ranks. `sets[i]` belongs to task `tasks[i]`. In a batch, `example_tasks`
-    holds i (not the task), so that two splits of one task stay apart.
+    holds i (not the task), so that two splits of one task stay apart. For a GPU they are pinned, and made
+    ahead in a thread: whoever may leave before the last one must close the generator, which ends it.
     """
     sizes = np.array([examples.num_examples for examples in sets], dtype=np.int64)
     index_B = np.repeat(np.arange(len(sets), dtype=np.int32), sizes)
@@ -226,6 +191,18 @@ def evaluation_batches(
     lengths_B = example_lengths(index_B, examples_B, [examples.lengths for examples in sets])
 
     example_sets = _example_sets(sets, tasks, layout, settings)
-    for members in pack_examples(lengths_B, index_B, settings).micro_batches[settings.rank]:
+    packing = pack_examples(lengths_B, index_B, settings)
+
+    def collated(members: np.ndarray) -> PackedBatch:
         epochs = np.zeros(len(members), dtype=np.int64)
-        yield collate(index_B[members], examples_B[members], epochs, example_sets)
+        return collate(index_B[members], examples_B[members], epochs, example_sets)
+
+    batches = map(collated, packing.micro_batches[settings.rank])
+    if not settings.pin_memory:
+        # The model runs on the CPU: a thread beside it would take the cores, and the interpreter, from it.
+        yield from batches
+        return
+
+    pinned = (batch.pin_memory() for batch in batches)
+    with Prefetch(pinned, num_ahead=PREFETCHED_BATCHES, name="mtdnn_ds-evaluation") as ahead:
+        yield from ahead
