@@ -1,0 +1,26 @@
+"""Runs cases of helpers/fake_gpu_runs.py one after the other: `python fake_gpu_cases.py FOLDER NAME ...`.
+
+What each found is written to FOLDER/NAME.json. A process of its own, because the fake GPU changes torch.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from helpers.fake_gpu import FakeGpu, register
+from helpers.fake_gpu_runs import cases, prepare_cases, run_case
+
+
+def main(folder: Path, names: list[str]) -> None:
+    prepared = prepare_cases(folder)
+    gpu = FakeGpu(register())
+    known = cases()
+    for name in names:
+        report = run_case(gpu, prepared, known[name])
+        (folder / f"{name}.json").write_text(json.dumps(report))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2:])
