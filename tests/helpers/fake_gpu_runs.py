@@ -84,7 +84,8 @@ def cases() -> dict[str, Case]:
         "dropout": {name: {"train": {"dropout": name}} for name in get_args(DropoutMode)},
         "sharing": {name: {"sharing": {"mode": name, "groups": GROUPS}} for name in get_args(Mode)},
         "regularizer": {
-            name: {"regularizer": {"name": name, **REGULARIZER_SETTINGS.get(name, {})}} for name in regularizers
+            name: {"regularizer": {"name": name, **REGULARIZER_SETTINGS.get(name, {})}}
+            for name in regularizers
         },
     }
     found = {"plain": Case()}
@@ -179,7 +180,14 @@ def run_case(gpu: FakeGpu, prepared: Prepared, case: Case) -> dict[str, Any]:
     recipe, data = _recipe(prepared.folder, prepared.values, case), prepared.data
     net = _model(recipe, data, case)
     ran = _rows_of_tables(recipe, data, net)
-    report: dict[str, Any] = {"findings": {}, "error": None, "without_gradient": [], "ran": ran}
+    report: dict[str, Any] = {
+        "findings": {},
+        "error": None,
+        "without_gradient": [],
+        "micro_batches": 0,
+        "terms_read": {},
+        "ran": ran,
+    }
 
     modules: set[str] = set()
     for module in net.modules():
@@ -328,7 +336,7 @@ def _evaluate(
     wanted = [(task, "dev") for task, spec in enumerate(data.specs) if "dev" in spec.splits]
     with gpu.running():
         predict(net, wanted, data, _settings(recipe, net, EVALUATED_TOKENS), gpu.device)
-    report["terms_evaluated"] = sum(len(data.layout.terms_of(task)) for task, _ in wanted)
+    report["terms_read"]["evaluation"] = sum(len(data.layout.terms_of(task)) for task, _ in wanted)
 
 
 def _predict(
@@ -350,7 +358,7 @@ def _predict(
         model.predict(TEXTS, max_tokens=32)
         for pooling in get_args(Pooling):
             model.embed(["a red hat", "a dog"], pooling, **of_group)
-    report["terms_predicted"] = len(data.layout.terms)
+    report["terms_read"]["prediction"] = len(data.layout.terms)
 
 
 TEXTS = (

@@ -1,6 +1,7 @@
 """Runs cases of helpers/fake_gpu_runs.py one after the other: `python fake_gpu_cases.py FOLDER NAME ...`.
 
-What each found is written to FOLDER/NAME.json. A process of its own, because the fake GPU changes torch.
+What each found is written to FOLDER/reports/NAME.json. In a process of its own, because the fake GPU changes
+torch.
 """
 
 from __future__ import annotations
@@ -14,12 +15,16 @@ from helpers.fake_gpu_runs import cases, prepare_cases, run_case
 
 
 def main(folder: Path, names: list[str]) -> None:
-    prepared = prepare_cases(folder)
+    rows, reports = folder / "rows", folder / "reports"
+    rows.mkdir(parents=True)
+    reports.mkdir()
+
+    prepared = prepare_cases(rows)
     gpu = FakeGpu(register())
     known = cases()
     for name in names:
         report = run_case(gpu, prepared, known[name])
-        (folder / f"{name}.json").write_text(json.dumps(report))
+        (reports / f"{name}.json").write_text(json.dumps(report))
 
 
 if __name__ == "__main__":
