@@ -1,9 +1,9 @@
-"""A GPU that is none: real code runs on it, its tensors have shapes and devices but no values. Not a test file.
+"""A GPU that is none: real code runs on it, its tensors have shapes and devices but no values.
 
-The device is torch's Python backend (PrivateUse1) under FakeTensorMode: no kernel runs, and an operation that
-mixes devices fails as on a GPU. Tensors of the CPU stay real. What would make the host wait for a GPU, or copy
-to one without going on, is recorded with the place in the code that asked for it. What kernels, or libraries
-below torch's operations, do by themselves is not seen.
+Not a test file. The device is torch's Python backend (PrivateUse1) under FakeTensorMode: no kernel runs, and
+an operation that mixes devices fails as on a GPU. Tensors of the CPU stay real. What would make the host wait
+for a GPU, or copy to one without going on, is recorded with the place in the code that asked for it. What
+kernels, or libraries below torch's operations, do by themselves is not seen.
 
 `register` changes torch for the whole process: only in a process of its own (workers/fake_gpu_cases.py).
 """

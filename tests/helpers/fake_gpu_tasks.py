@@ -1,4 +1,4 @@
-"""One small task of every kind, head and objective, with its rows; for the runs on a fake GPU. Not a test file.
+"""One small task of every kind, head and objective, for the runs on a fake GPU. Not a test file.
 
 Rows of the kinds that predict_runs.py has come from there; here are their other heads and objectives, and the
 kinds that it leaves out.
