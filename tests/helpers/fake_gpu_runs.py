@@ -147,7 +147,6 @@ def prepare_cases(folder: Path) -> Prepared:
         "tasks": tasks,
         "mixture": {"rates": "uniform"},
         "batch": {"examples_per_step": 2 * len(tasks), "max_tokens_per_micro_batch": 512},
-        "optimizer": {"name": "torch_adamw", "lr": 1e-3},
         "train": {"steps": 1},
         "schedule": {"warmup": 0},
         "data": {"cache_dir": str(folder / "cache")},
