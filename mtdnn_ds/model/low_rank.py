@@ -59,7 +59,7 @@ class _TokenGroups:
         assert layout.token_groups is not None, (
             "a micro-batch for low-rank sharing says which group its sequences belong to"
         )
-        self.group_of_value = self.group_of_value.to(layout.token_groups.device)
+        self.group_of_value = self.group_of_value.to(layout.token_groups.device, non_blocking=True)
         self.running.values["own_TR"] = layout.token_groups[:, None] == self.group_of_value
 
     def change(self, linear: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
