@@ -141,7 +141,7 @@ def optimizer_step(
         scale = _loss_scale(engine)
         norm = None
         if not read.joins:
-            norm = float(read.with_norms(_gradient_norm(engine)))
+            norm = float(read.with_norms(gradient_norm(engine)))
             refuse_not_finite()
             if not math.isfinite(norm):
                 raise TrainingError(_bad_gradient(step, layout.task_names))
@@ -250,7 +250,7 @@ def _loss_scale(engine: Any) -> float:
     return float(scale or 1.0)
 
 
-def _gradient_norm(engine: Any) -> Tensor:
+def gradient_norm(engine: Any) -> Tensor:
     """(1,): the global norm where DeepSpeed keeps none itself (ZeRO 0); gradients are averaged by then."""
     gradients = [parameter.grad for parameter in engine.module.parameters() if parameter.grad is not None]
     return foreach_norms(gradients, torch.float32).norm()[None]

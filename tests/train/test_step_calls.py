@@ -12,10 +12,11 @@ from collections.abc import Mapping
 import pytest
 from helpers.processes import ROOT, run_ranks
 
-# ZeRO stage -> calls of torch's operations that start a kernel, and of .item(), in one engine.step().
-# Stage 1 has DeepSpeed's BF16_Optimizer, which looks at no tensor by itself.
-CALLS = {0: 792, 1: 808, 2: 5918, 3: 841}
-ITEMS = {0: 0, 1: 2, 2: 4, 3: 1}
+# ZeRO stage -> calls of torch's operations that start a kernel, and reads by the host, from the last backward
+# pass to the logged norm. DeepSpeed's own are 792, 808, 5,918 and 841 calls with 0, 2, 4 and 1 `.item()`s
+# (0.19.8), and a norm and two sums are read beside them. At stages 0 and 3 it takes every tensor's norm by
+# itself, and stage 0 clips each by itself.
+CALLS = {0: 792, 1: 37, 2: 80, 3: 841}
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +27,9 @@ def counted(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Mapping[st
 
 
 @pytest.mark.parametrize("stage", CALLS)
-def test_a_step_starts_so_many_kernels(counted: Mapping[str, Mapping[str, int]], stage: int) -> None:
+def test_a_step_starts_so_many_kernels_and_is_read_once(
+    counted: Mapping[str, Mapping[str, int]], stage: int
+) -> None:
     """389 tensors: 24 layers of 16, and 5 of the embeddings."""
     of_stage = counted[str(stage)]
-    assert of_stage == {"tensors": 389, "calls": CALLS[stage], "items": ITEMS[stage]}
+    assert of_stage == {"tensors": 389, "calls": CALLS[stage], "reads": 1}

@@ -1,8 +1,10 @@
-"""One rank that counts what `engine.step()` asks of torch, by ZeRO stage: `python step_calls.py FILE`.
+"""One rank that counts what the end of an optimizer step asks of torch, by ZeRO stage: `python step_calls.py
+FILE`.
 
 The model has as many tensors as BERT-large and narrow layers, so the counts are BERT-large's. FILE gets
-{stage: {"tensors": ..., "calls": ..., "items": ...}} of one step after the first two, with the shipped JSON
-as it is on a GPU: bf16, and at stage 0 autocast.
+{stage: {"tensors": ..., "calls": ..., "reads": ...}} of one step after the first two, with the shipped JSON
+as it is on a GPU: bf16, and at stage 0 autocast. A read is what a GPU has to be waited for: the one of
+train/step_read.py, and each `.item()` of a tensor that is not on the host since then.
 """
 
 from __future__ import annotations
@@ -18,6 +20,8 @@ import numpy as np
 import torch
 from helpers.processes import ROOT
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakIdKeyDictionary
 from transformers import BertConfig
 
 from mtdnn_ds.config.deepspeed import load_deepspeed_json, resolve_deepspeed
@@ -25,6 +29,8 @@ from mtdnn_ds.config.recipe import Recipe
 from mtdnn_ds.model.encoder import PackedEncoder, load_encoder
 from mtdnn_ds.model.probe import batch_of_lengths
 from mtdnn_ds.train.engine import free_memory, start_distributed, start_engine, stop_distributed, stop_engine
+from mtdnn_ds.train.optimizer_step import gradient_norm
+from mtdnn_ds.train.step_read import StepRead
 
 STAGES = (0, 1, 2, 3)
 NUM_LAYERS = 24
@@ -43,15 +49,43 @@ ITEM = "_local_scalar_dense"
 
 
 class Count(TorchDispatchMode):
-    """Operations of torch by name."""
+    """Operations of torch by name, and reads. `on_host`: tensors that a GPU's run has on the host."""
 
     def __init__(self) -> None:
         super().__init__()
         self.by_name: Counter[str] = Counter()
+        self.reads = 0
+        self.on_host = WeakIdKeyDictionary()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.by_name[func.overloadpacket.__name__] += 1
-        return func(*args, **(kwargs or {}))
+        name = func.overloadpacket.__name__
+        inputs = [each for each in tree_leaves((args, kwargs)) if isinstance(each, torch.Tensor)]
+        is_on_host = bool(inputs) and all(each in self.on_host for each in inputs)
+        self.by_name[name] += 1
+        self.reads += name == ITEM and not is_on_host
+
+        outputs = func(*args, **(kwargs or {}))
+        if is_on_host:
+            self.mark(outputs)
+        return outputs
+
+    def mark(self, tensors: Any) -> None:
+        for each in tree_leaves(tensors):
+            if isinstance(each, torch.Tensor):
+                self.on_host[each] = True
+
+    def watch(self, read: StepRead) -> None:
+        """Counts the reads of train/step_read.py, whose results are on the host."""
+        with_norms = StepRead.with_norms.__get__(read)
+
+        def counted(norms_G: torch.Tensor) -> torch.Tensor:
+            reads = self.reads + 1  # what follows the transfer in there is looked at on the host
+            found = with_norms(norms_G)
+            self.reads = reads
+            self.mark(found)
+            return found
+
+        read.with_norms = counted  # type: ignore[method-assign]
 
 
 def encoder(folder: Path) -> PackedEncoder:
@@ -99,16 +133,22 @@ def counts(stage: int, folder: Path) -> dict[str, int]:
     ]
     optimizer = torch.optim.AdamW(groups, lr=1e-4, fused=True)
     engine = start_engine(model, optimizer, deepspeed_config(stage))
+    read = StepRead(engine)
 
     for _ in range(3):
         engine.set_gradient_accumulation_boundary(True)
         engine.backward(engine(batch).float().square().sum(), scale_wrt_gas=False)
-        with Count() as count:
+        read.expect(torch.zeros(2, 9))
+        with Count() as count:  # as train/optimizer_step.py has it
+            count.watch(read)
+            if not read.joins:
+                read.with_norms(gradient_norm(engine))
             engine.step()
+            float(engine.get_global_grad_norm() or 0)
     stop_engine(engine)
 
     calls = sum(number for name, number in count.by_name.items() if name not in (*NO_KERNELS, ITEM))
-    return {"tensors": len(parameters), "calls": calls, "items": count.by_name[ITEM]}
+    return {"tensors": len(parameters), "calls": calls, "reads": count.reads}
 
 
 def main(file: Path) -> None:
