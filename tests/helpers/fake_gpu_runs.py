@@ -1,7 +1,7 @@
 """Steps, evaluations and predictions of the real code on a fake GPU, and what each case found.
 
 Not a test file, and the cases are in fake_gpu_cases.py. DeepSpeed computes with values, so its engine is the
-one thing that is stood in for here (`_Engine`): a forward that calls the model, a backward that calls autograd.
+one thing that is stood in for here (`_Engine`): its forward calls the model, its backward calls autograd.
 """
 
 from __future__ import annotations
