@@ -5,7 +5,7 @@ an operation that mixes devices fails as on a GPU. Tensors of the CPU stay real.
 for a GPU, or copy to one without going on, is recorded with the place in the code that asked for it. What
 kernels, or libraries below torch's operations, do by themselves is not seen.
 
-`register` changes torch for the whole process: only in a process of its own (workers/fake_gpu_cases.py).
+`register` changes torch for the whole process: only in a process of its own (workers/run_fake_gpu.py).
 """
 
 from __future__ import annotations

@@ -1,19 +1,18 @@
-"""Steps, evaluations and predictions of the real code on a fake GPU: the cases, and what each of them found.
+"""Steps, evaluations and predictions of the real code on a fake GPU, and what each case found.
 
-Not a test file. DeepSpeed computes with values, so its engine is the one thing that is stood in for here
-(`_Engine`): a forward that calls the model, a backward that calls autograd.
+Not a test file, and the cases are in fake_gpu_cases.py. DeepSpeed computes with values, so its engine is the
+one thing that is stood in for here (`_Engine`): its forward calls the model, its backward calls autograd.
 """
 
 from __future__ import annotations
 
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
-from unittest.mock import patch
 
 import torch
 import yaml
@@ -21,22 +20,20 @@ from torch import Tensor
 from transformers import BertConfig, DebertaV2Config
 
 from helpers.fake_gpu import FakeGpu
+from helpers.fake_gpu_cases import PLANTS, Case
 from helpers.fake_gpu_tasks import write_tasks
 from mtdnn_ds import MultiTaskModel
 from mtdnn_ds.check.tiny_encoder import write_tiny_encoder
 from mtdnn_ds.config.choices import ATTENTION_BACKENDS
 from mtdnn_ds.config.load import load_recipe
 from mtdnn_ds.config.recipe import Recipe
-from mtdnn_ds.config.training_sections import RegularizerSettings
 from mtdnn_ds.data.batches.loader import LoaderSettings, StepBatches, TrainLoader
 from mtdnn_ds.data.cache.soft_targets import RowsByExample
 from mtdnn_ds.data.examples.distilled import DistilledExamples
 from mtdnn_ds.losses.distillation import Distillation
 from mtdnn_ds.losses.forms import build_losses
 from mtdnn_ds.losses.objective import task_scales, term_coefficients
-from mtdnn_ds.model.dropout.word_dropout import DropoutMode
 from mtdnn_ds.model.encoder import PackedEncoder
-from mtdnn_ds.model.heads.linear_bank import LinearBank
 from mtdnn_ds.model.multitask import MultiTaskNet
 from mtdnn_ds.predict.embedding import Pooling
 from mtdnn_ds.runs.evaluate import predict
@@ -44,7 +41,6 @@ from mtdnn_ds.runs.load import LoadedRun
 from mtdnn_ds.runs.setup import RunData, build_plan, loader_settings, prepare_run_data, run_model
 from mtdnn_ds.tasks.layout import head_layout
 from mtdnn_ds.tasks.resolve import resolve_tasks
-from mtdnn_ds.tasks.sharing import Mode
 from mtdnn_ds.train.distillation.teacher_outputs import mean_answer
 from mtdnn_ds.train.distillation.teachers import answer_of
 from mtdnn_ds.train.optimizer_step import _forward_backward
@@ -53,65 +49,6 @@ from mtdnn_ds.train.regularizers.regularizer import Regularizer, build_regulariz
 CPU = torch.device("cpu")
 TEMPERATURE = 2.0
 EVALUATED_TOKENS = 2400  # of a micro-batch in evaluation
-FEW = ("colours", "tags", "span", "words")
-OTHERS = (
-    *("tags", "choice", "ranking", "similar", "colours", "span", "nli", "score", "pairwise"),
-    *("contrastive", "talk", "stars", "lengths"),
-)  # than masked_lm
-# Settings and tasks of some rows. SMART has its averaged model. Masked-LM tasks have one decoder, so with
-# copies of the encoder they are one group.
-Row = tuple[Mapping[str, Any], tuple[str, ...] | None]
-REGULARIZERS: Mapping[str, Row] = {
-    "smart": ({"proximal_factor": 1.0}, None),
-    "freelb": ({}, FEW),
-    "r_drop": ({}, FEW),
-}
-SHARINGS: Mapping[str, Row] = {
-    "soft": ({"groups": {"documents": ["words", "documents"], "rows": list(OTHERS)}}, None),
-    "low_rank": ({}, FEW),
-}
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Case:
-    """One run: what its recipe says beside the base's, by section, and what is no setting of a recipe."""
-
-    changes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    encoder: str = "bert"
-    attention: str | None = None  # set on the model: a kernel is refused where there is no CUDA
-    tasks: tuple[str, ...] | None = None  # None: all
-    distils: bool = False
-    planted: str | None = None  # a fault of PLANTS: the check has to find it
-
-
-def cases() -> dict[str, Case]:
-    """Every row of the tables of back ends, regularisers, sharing and dropout.
-
-    "plain" has the first of each. All tasks are in those cases that heads or losses know of.
-    """
-    found = {"plain": Case()}
-    found |= {f"attention {name}": Case(attention=name, tasks=FEW) for name in list(ATTENTION_BACKENDS)[1:]}
-    for name in get_args(DropoutMode)[1:]:
-        tasks = FEW if name == "none" else None
-        found[f"dropout {name}"] = Case(changes={"train": {"dropout": name}}, tasks=tasks)
-    for name in get_args(Mode)[1:]:
-        settings, tasks = SHARINGS.get(name, ({}, None))
-        found[f"sharing {name}"] = Case(changes={"sharing": {"mode": name, **settings}}, tasks=tasks)
-    for name in get_args(RegularizerSettings.model_fields["name"].annotation)[1:]:
-        settings, tasks = REGULARIZERS.get(name, ({}, None))
-        found[f"regularizer {name}"] = Case(changes={"regularizer": {"name": name, **settings}}, tasks=tasks)
-
-    # Beside the tables.
-    recomputes = {"encoder": {"gradient_checkpointing": True}}
-    counts = {"train": {"dropout": "counter"}}
-    return {
-        **found,
-        "recomputed": Case(changes=recomputes, tasks=FEW),
-        "recomputed counter": Case(changes={**recomputes, **counts}, tasks=FEW),
-        "soft targets": Case(distils=True),
-        "padded encoder": Case(encoder="deberta", tasks=FEW),
-        **{f"planted {name}": Case(planted=name, tasks=FEW) for name in PLANTS},
-    }
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -315,11 +252,19 @@ def _first_batches(recipe: Recipe, data: RunData, net: MultiTaskNet) -> StepBatc
 
 
 def _settings(recipe: Recipe, net: MultiTaskNet, max_tokens: int | None = None) -> LoaderSettings:
-    width = net.encoder.hidden_size
-    settings = loader_settings(recipe, hidden_size=width, rank=0, world_size=1, device=CPU)
-    if max_tokens is None:
-        return settings
-    return replace(settings, max_tokens_per_micro_batch=max_tokens)
+    """As on a GPU, but for pinned memory, which needs one."""
+    settings = loader_settings(
+        recipe,
+        hidden_size=net.encoder.hidden_size,
+        rank=0,
+        world_size=1,
+        device=torch.device("cuda"),
+    )
+    return replace(
+        settings,
+        pin_memory=False,
+        max_tokens_per_micro_batch=max_tokens or settings.max_tokens_per_micro_batch,
+    )
 
 
 def _with_soft_targets(
@@ -371,7 +316,7 @@ def _predict(
         model.predict(TEXTS, max_tokens=32)
         for pooling in get_args(Pooling):
             model.embed(["a red hat", "a dog"], pooling, **of_group)
-    report["terms_read"]["prediction"] = len(data.layout.terms)
+    report["terms_read"]["prediction"] = len(data.layout.terms) + len(get_args(Pooling))
 
 
 TEXTS = (
@@ -380,28 +325,3 @@ TEXTS = (
     {"question": "What closed?", "context": "The old harbour was closed."},
     {"a": "which is a colour?", "c": ["dog", "red"]},
 )
-
-
-# Faults
-
-
-@contextmanager
-def _in_bank(fault: Callable[[Tensor], Any]) -> Iterator[None]:
-    """The banks' forward, with a fault on what they read."""
-    forward = LinearBank.forward
-
-    def faulty(bank: LinearBank, states_KD: Tensor, *others: Any) -> Tensor:
-        states = fault(states_KD)
-        return forward(bank, states_KD if states is None else states, *others)
-
-    with patch.object(LinearBank, "forward", faulty):
-        yield
-
-
-PLANTS: Mapping[str, Callable[[], AbstractContextManager[None]]] = {
-    "item": lambda: _in_bank(lambda states: states * states.sum().item()),
-    "mask": lambda: _in_bank(lambda states: states * states[states > 0].sum()),
-    "copy": lambda: _in_bank(lambda states: states * torch.ones(1).to(states.device)),
-    "mixed devices": lambda: _in_bank(lambda states: states * torch.ones(1, states.shape[1])),
-    "detached": lambda: _in_bank(lambda states: states.detach()),
-}

@@ -42,7 +42,7 @@ KINDS = [kind("stars"), kind("lengths", reads="token", head=nn.Linear)]
 
 
 def write_tasks(folder: Path) -> dict[str, Any]:
-    """Files in `folder`, and section `tasks` of a recipe that reads them; `own_kinds.py` is its plug-in."""
+    """Files in `folder`, and section `tasks` of a recipe that reads them; `own_kinds` is its plug-in."""
     (folder / "own_kinds.py").write_text(OWN_KINDS)
     (folder / "words.txt").write_text("The harbour was closed.\n\nThe ships went on for many years.\n")
     tasks = write_rows(folder)

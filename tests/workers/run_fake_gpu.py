@@ -1,4 +1,4 @@
-"""Runs cases of helpers/fake_gpu_runs.py one after the other: `python fake_gpu_cases.py FOLDER NAME ...`.
+"""Runs cases of helpers/fake_gpu_cases.py one after the other: `python run_fake_gpu.py FOLDER NAME ...`.
 
 What each found is written to FOLDER/reports/NAME.json. In a process of its own, because the fake GPU changes
 torch.
@@ -11,7 +11,8 @@ import sys
 from pathlib import Path
 
 from helpers.fake_gpu import FakeGpu, register
-from helpers.fake_gpu_runs import cases, prepare_cases, run_case
+from helpers.fake_gpu_cases import cases
+from helpers.fake_gpu_runs import prepare_cases, run_case
 
 
 def main(folder: Path, names: list[str]) -> None:
