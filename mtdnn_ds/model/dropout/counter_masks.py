@@ -164,10 +164,14 @@ def runs_kernel(input: Tensor) -> bool:
     """Whether triton_masks.py drops the elements of this tensor."""
     if input.device.type != "cuda" or input.dtype not in KERNEL_DTYPES:
         return False
-    return kernel_obstacle(input.device) is None
+    return _device_runs_kernel(input.device)
 
 
 @torch.compiler.assume_constant_result
+def _device_runs_kernel(device: torch.device) -> bool:
+    return kernel_obstacle(device) is None
+
+
 @cache
 def kernel_obstacle(device: torch.device) -> str | None:
     """Why the kernel cannot run on this GPU, or None; it is tried once, on one row."""
