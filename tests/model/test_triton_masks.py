@@ -156,7 +156,7 @@ def mask_of(start: Tensor, levels: int | Tensor, width: int, dtype: torch.dtype)
     return torch.cat(rows)
 
 
-# A reference in NumPy, from the docstring of counter_masks.py
+# A reference in NumPy, from the docstring of model/dropout/counter_masks.py
 
 
 def reference_mask(start: Tensor, levels: int | Tensor, width: int) -> np.ndarray:

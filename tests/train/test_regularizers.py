@@ -400,15 +400,9 @@ def reference(
     examples = []
     for member, (task, label) in enumerate(zip(TASKS, LABELS, strict=True)):
         batch = batch_of([member])
+        every_task = np.ones(3, dtype=bool)
         noise = draw_noise(
-            batch,
-            width=32,
-            is_noisy_N=np.ones(3, dtype=bool),
-            std=std,
-            ball=ball,
-            seed=11,
-            step=step,
-            device=torch.device("cpu"),
+            batch, batch, width=32, is_noisy_N=every_task, std=std, ball=ball, seed=11, step=step
         )
         examples.append(
             TokenExample(

@@ -38,7 +38,7 @@ _FEWEST_WORDS, _MOST_WORDS = 8, 128
 
 # Of numbers that are 1 or a multiple of 16 kernels of their own are compiled: only `width` gains by that.
 @triton.jit(do_not_specialize=["levels", "num_rows"])
-def _kernel(
+def _kernel(  # type: ignore[no-untyped-def]  # Triton would compile the annotations
     input,
     starts,
     levels,
