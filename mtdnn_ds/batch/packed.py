@@ -43,6 +43,13 @@ class Targets:
     groups: Tensor  # (K,) int64, from 0, never falling: which of the form's examples a row belongs to
     examples: np.ndarray  # (G,) int64 on the host, index into B
     extra: Mapping[str, Tensor] = field(default_factory=dict)  # (K, ...) each, for forms that need more
+    # On the host: rows of each of the run's terms, up to the last that has any. Counted where they are not
+    # given, which must be on the host; `to` and `pin_memory` hand them on.
+    term_counts: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+
+    def __post_init__(self) -> None:
+        if not len(self.term_counts) and self.num_rows:
+            object.__setattr__(self, "term_counts", np.bincount(self.term_ids.numpy()))
 
     @property
     def num_rows(self) -> int:

@@ -29,9 +29,13 @@ def custom_losses(kind: CustomKind, layout: HeadLayout) -> Callable[[Tensor, Tar
         if not len(own_KO):
             return own_KO.sum(dim=1)  # no losses, but the head stays in the graph
 
+        # How many rows each term has is known on the host, so that nothing waits for the device.
+        counts = dict(enumerate(targets.term_counts.tolist()))
+        sizes = [counts.get(term, 0) for term, _ in terms]
+        rows_of_terms = torch.argsort(targets.term_ids, stable=True).split(sizes)
+
         losses_K = own_KO.new_zeros(len(own_KO))
-        for term, num_outputs in terms:
-            members = torch.nonzero(targets.term_ids == term).flatten()
+        for (_, num_outputs), members in zip(terms, rows_of_terms, strict=True):
             if not members.numel():
                 continue
             losses = kind.loss(own_KO[members, :num_outputs], targets.labels[members])

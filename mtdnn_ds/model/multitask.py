@@ -16,7 +16,7 @@ from mtdnn_ds.counter_hash import stream_of
 from mtdnn_ds.model.attention_choice import choose_backend
 from mtdnn_ds.model.copies import CopiedEncoder
 from mtdnn_ds.model.dropout.counter_dropout import STREAM
-from mtdnn_ds.model.dropout.counter_masks import DropoutKeys, dropout_keys
+from mtdnn_ds.model.dropout.counter_masks import DropoutKeys, dropout_keys, kernel_notes
 from mtdnn_ds.model.dropout.word_dropout import DropoutMode
 from mtdnn_ds.model.encoder import PackedEncoder, load_encoder
 from mtdnn_ds.model.heads.build import build_head, head_settings, reads_pooled, tie_to_copy
@@ -206,6 +206,8 @@ def build_model(
     if encoder.packs:  # else it is not used: the model runs its own attention
         encoder.attention = backend
         encoder.notes = (*notes, *encoder.notes)
+    if dropout == "counter":
+        encoder.notes += kernel_notes(device_type)
 
     settings = head_settings(specs, layout, encoder, dropout=dropout, seed=seed)
     heads: dict[str, nn.Module] = {}

@@ -45,6 +45,15 @@ class GpuPeak:
 
 # Most specific name first. Each figure is from the vendor's page on the line above it.
 GPU_PEAKS = (
+    # https://www.nvidia.com/en-us/data-center/hgx/ : 36 PFLOPS with sparsity for 8 GPUs, of either
+    GpuPeak(name=r"\bB300\b", bf16=2250e12, fp16=2250e12),
+    GpuPeak(name=r"\bB200\b", bf16=2250e12, fp16=2250e12),
+    # https://www.nvidia.com/en-us/data-center/gb300-nvl72/ : 360 PFLOPS with sparsity for 72 GPUs
+    GpuPeak(name=r"\bGB300\b", bf16=2500e12, fp16=2500e12),
+    # https://www.nvidia.com/en-us/data-center/gb200-nvl72/ : 10 PFLOPS with sparsity for 2 GPUs
+    GpuPeak(name=r"\bGB200\b", bf16=2500e12, fp16=2500e12),
+    # https://www.nvidia.com/en-us/data-center/grace-hopper-superchip/ , data sheet: 1,979 | 990
+    GpuPeak(name=r"\bGH200\b", bf16=990e12, fp16=990e12),
     # https://www.nvidia.com/en-us/data-center/h200/
     GpuPeak(name=r"\bH200 NVL\b", bf16=836e12, fp16=836e12),
     GpuPeak(name=r"\bH200\b", bf16=989e12, fp16=989e12),
@@ -53,13 +62,20 @@ GPU_PEAKS = (
     GpuPeak(name=r"\bH100 PCIe\b", bf16=756e12, fp16=756e12),
     GpuPeak(name=r"\bH100 NVL\b", bf16=835e12, fp16=835e12),
     GpuPeak(name=r"\bH100\b", bf16=989e12, fp16=989e12),
+    # NVIDIA publishes no data sheet of it, but has the figure in NeMo AutoModel:
+    # https://github.com/NVIDIA-NeMo/Automodel/blob/main/nemo_automodel/_transformers/mfu.py
+    GpuPeak(name=r"\bH20\b", bf16=148e12, fp16=148e12),
     # https://www.nvidia.com/en-us/data-center/a100/
     GpuPeak(name=r"\bA100\b", bf16=312e12, fp16=312e12),
+    # https://www.nvidia.com/en-us/data-center/products/a30-gpu/
+    GpuPeak(name=r"\bA30\b", bf16=165e12, fp16=165e12),
     # https://www.nvidia.com/en-us/data-center/v100/ (PCIe 112, SXM2 125)
     GpuPeak(name=r"\bV100-PCIE\b", bf16=None, fp16=112e12),
     GpuPeak(name=r"\bV100-SXM", bf16=None, fp16=125e12),
     # https://www.nvidia.com/en-us/data-center/l40s/
     GpuPeak(name=r"\bL40S\b", bf16=362e12, fp16=362e12),
+    # https://www.nvidia.com/en-us/data-center/l40/
+    GpuPeak(name=r"\bL40\b", bf16=181e12, fp16=181e12),
     # https://www.nvidia.com/en-us/data-center/l4/
     GpuPeak(name=r"\bL4\b", bf16=121e12, fp16=121e12),
     # https://www.nvidia.com/en-us/data-center/products/a10-gpu/
@@ -69,6 +85,13 @@ GPU_PEAKS = (
     # NVIDIA Ada GPU Architecture white paper, appendix A:
     # https://images.nvidia.com/aem-dam/Solutions/geforce/ada/nvidia-ada-gpu-architecture.pdf
     GpuPeak(name=r"\bRTX 4090\b(?! (D|Laptop))", bf16=165.2e12, fp16=165.2e12),
+    # NVIDIA RTX Blackwell GPU Architecture white paper, appendix A:
+    # https://images.nvidia.com/aem-dam/Solutions/geforce/blackwell/nvidia-rtx-blackwell-gpu-architecture.pdf
+    GpuPeak(name=r"\bRTX 5090\b(?! (D|Laptop))", bf16=209.5e12, fp16=209.5e12),
+    # NVIDIA Ada GPU Architecture white paper for professional graphics, which has both cards:
+    # https://images.nvidia.com/aem-dam/en-zz/Solutions/technologies/NVIDIA-ADA-GPU-PROVIZ-Architecture-Whitepaper_1.1.pdf
+    GpuPeak(name=r"\bRTX 6000 Ada\b", bf16=364.2e12, fp16=364.2e12),
+    GpuPeak(name=r"\bRTX A6000\b", bf16=154.8e12, fp16=154.8e12),
 )
 
 

@@ -41,6 +41,7 @@ ONLY_IN = {
     "flash_attn": ("mtdnn_ds/model/attention.py",),
     "apex": ("mtdnn_ds/model/fused_norms.py", "mtdnn_ds/train/engine.py", "mtdnn_ds/train/optimizer.py"),
     "tensorboard": ("mtdnn_ds/monitor/",),
+    "triton": ("mtdnn_ds/model/dropout/triton_masks.py",),
 }
 # Words in docstrings and comments that name a file.
 FILE_NAME = re.compile(r"(?<![\w/.-])((?:[\w.-]+/)*[\w-]+\.(?:py|md))\b")

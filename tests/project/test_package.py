@@ -32,6 +32,7 @@ OPTIONAL = {
     "amp_C",
     "apex",
     "flash_attn",
+    "triton",
 }  # kernels for some GPUs, asked for by name where a recipe wants them
 NAMES = {"google": "protobuf", "sklearn": "scikit-learn", "yaml": "pyyaml"}  # module -> distribution
 

@@ -376,6 +376,40 @@ def test_a_loss_that_is_not_one_number_a_row_is_refused(own: dict[str, Any]) -> 
         )
 
 
+def test_rows_of_a_kind_go_to_their_own_tasks_and_nothing_waits_for_the_device(own: dict[str, Any]) -> None:
+    from mtdnn_ds.batch.packed import Targets, _map_tensors
+    from mtdnn_ds.losses.sums import term_table
+
+    tasks = dict.fromkeys(("first", "second", "third"), next(iter(own["tasks"].values())))
+    calls: list[list[float]] = []
+
+    def loss(outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        if labels.device.type == "cpu":
+            calls.append(labels.tolist())
+        return outputs[:, 0] - labels
+
+    specs = resolve_tasks(
+        Recipe.model_validate({**own, "tasks": tasks}), own_kinds={"stars": kind(loss=loss)}
+    )
+    layout = head_layout(specs)
+    losses = custom_losses(specs[0].custom, layout)  # type: ignore[arg-type]
+    targets = Targets(
+        rows=torch.arange(5),
+        term_ids=torch.tensor([2, 0, 2, 0, 2]),  # the second task has no row
+        labels=torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0]),
+        groups=torch.arange(5),
+        examples=np.arange(5),
+    )
+    outputs = torch.tensor([[10.0 * row, 0.0, 100.0 * row] for row in range(5)])
+    assert targets.term_counts.tolist() == [2, 0, 3]
+    assert losses(outputs, targets, term_table(layout, "cpu")).tolist() == [-1.0, 8.0, 197.0, 26.0, 395.0]
+    assert calls == [[2.0, 4.0], [1.0, 3.0, 5.0]]
+
+    # On the meta device tensors have no values: whatever asked for one would fail.
+    elsewhere = _map_tensors(targets, lambda tensor: tensor.to("meta"))
+    assert losses(outputs.to("meta"), elsewhere, term_table(layout, "meta")).shape == (5,)
+
+
 def test_predictions_and_metrics_are_numbers() -> None:
     with pytest.raises(
         TrainingError,

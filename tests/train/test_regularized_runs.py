@@ -156,7 +156,7 @@ def reference_of(folder: Path, glue: Path, encoder: Path, name: str) -> list[tup
     from mtdnn_ds.config.load import load_recipe
     from mtdnn_ds.runs.setup import build_plan, prepare_run_data, run_model
     from mtdnn_ds.tasks.resolve import resolve_tasks
-    from mtdnn_ds.train.regularizers.noise import Ball, draw_noise
+    from mtdnn_ds.train.regularizers.noise import Ball, generator_noise
 
     recipe = load_recipe(str(folder / f"{name}.yaml"), {})
     data = prepare_run_data(recipe, resolve_tasks(recipe))
@@ -183,15 +183,14 @@ def reference_of(folder: Path, glue: Path, encoder: Path, name: str) -> list[tup
                 example_rows=np.array([row]),
             )
             std = 0.02 if name == "smart" else None
-            noise = draw_noise(
-                place,
+            noise = generator_noise(
+                place,  # type: ignore[arg-type]
                 width=32,
                 is_noisy_N=np.ones(3, dtype=bool),
                 std=std,
                 ball=ball,
                 seed=5,
                 step=number,
-                device=torch.device("cpu"),  # type: ignore[arg-type]
             )
             examples.append(
                 TokenExample(TASKS[task], tokens["input_ids"], tokens["token_type_ids"], raw.label, noise)

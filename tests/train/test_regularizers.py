@@ -330,15 +330,18 @@ def drawn(
 ) -> Tensor:
     where = Ball(**{**dict(norm="l2", per="sequence", radius=0.4, step_size=1.0), **ball})
     return draw_noise(
-        batch,
-        width=32,
-        is_noisy_N=np.array(is_noisy),
-        std=std,
-        ball=where,
-        seed=1,
-        step=step,
-        device=torch.device("cpu"),
+        batch, batch, width=32, is_noisy_N=np.array(is_noisy), std=std, ball=where, seed=1, step=step
     )
+
+
+def test_noise_on_cpus_is_what_a_generator_seeded_for_the_sequence_draws() -> None:
+    """Runs that go on, and results that were kept, rely on it."""
+    for member in range(4):
+        place = [1, 0x6E6F6973, 5, TASKS[member], member, 0]
+        seed = int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0]) >> 1
+        generator = torch.Generator().manual_seed(seed)
+        expected = torch.empty(LENGTHS[member], 32).normal_(0.0, 0.5, generator=generator)
+        assert torch.equal(drawn(batch_of([member]), step=5), expected)
 
 
 def test_an_examples_noise_does_not_depend_on_how_the_step_was_cut() -> None:
@@ -397,15 +400,9 @@ def reference(
     examples = []
     for member, (task, label) in enumerate(zip(TASKS, LABELS, strict=True)):
         batch = batch_of([member])
+        every_task = np.ones(3, dtype=bool)
         noise = draw_noise(
-            batch,
-            width=32,
-            is_noisy_N=np.ones(3, dtype=bool),
-            std=std,
-            ball=ball,
-            seed=11,
-            step=step,
-            device=torch.device("cpu"),
+            batch, batch, width=32, is_noisy_N=every_task, std=std, ball=ball, seed=11, step=step
         )
         examples.append(
             TokenExample(

@@ -10,15 +10,18 @@ neighbouring columns, 16 bits each, the lowest first:
     draw (row, c)  16 bits at 16 (c mod 4) of mix(row start + (c // 4) * GOLDEN), as an integer from -2^15
     dropped        draw < round(p 2^16) - 2^15
 
-Everything is int64 arithmetic modulo 2^64, so CPUs and GPUs have the same masks. Nothing waits.
+Everything is integer arithmetic modulo 2^64, so CPUs and GPUs have the same masks. Nothing waits. On GPUs one
+Triton kernel does it all where it can run (triton_masks.py), and else what stands here, pass by pass.
 
 Shape legend: T tokens, S sequences, R rows, K supervised rows, N heads, L longest sequence, D columns.
 """
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -31,6 +34,7 @@ HEAD_BITS = 20  # room for the blocks of 4 columns of one head
 # Words hashed at a time on CPUs: with their temporaries they stay in the second-level cache, which is two to
 # three times as fast.
 _CHUNK_WORDS = 2**16
+KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,16 +86,24 @@ def dropped_levels(p: float) -> int:
 
 def counter_dropout(input: Tensor, p: float, keys: Tensor, stream: int) -> Tensor:
     """(..., D) -> the same with elements dropped and the others scaled up; `keys` (...): of the rows."""
-    mask = scaled_mask(keys.flatten() + signed(stream), p, input.shape[-1], input.dtype)
-    return input * mask.view(input.shape)
+    return _drop(input, p, keys.flatten() + signed(stream))
 
 
 def attention_dropout(scores_SNLL: Tensor, p: float, keys_SL: Tensor, stream: int) -> Tensor:
     """The same for attention probabilities; `keys_SL` are those of the queries."""
     heads_N = torch.arange(scores_SNLL.shape[1], device=keys_SL.device) * signed(GOLDEN << HEAD_BITS)
     starts_SNL = keys_SL[:, None, :] + heads_N.add_(signed(stream))[:, None]
-    mask = scaled_mask(starts_SNL.flatten(), p, scores_SNLL.shape[3], scores_SNLL.dtype)
-    return scores_SNLL * mask.view(scores_SNLL.shape)
+    return _drop(scores_SNLL, p, starts_SNL.flatten())
+
+
+def _drop(input: Tensor, p: float, starts_R: Tensor) -> Tensor:
+    if runs_kernel(input):
+        from mtdnn_ds.model.dropout.triton_masks import drop_elements
+
+        return drop_elements(input, starts_R, dropped_levels(p))
+
+    mask = scaled_mask(starts_R, p, input.shape[-1], input.dtype)
+    return input * mask.view(input.shape)
 
 
 def scaled_mask(starts_R: Tensor, p: float, width: int, dtype: torch.dtype) -> Tensor:
@@ -110,6 +122,11 @@ def row_counter_dropout(rows_KD: Tensor, p_K: Tensor, keys_K: Tensor, terms_K: T
     """
     levels_K1 = (p_K.float() * LEVELS).round()[:, None].clamp_(max=LEVELS - 1)
     starts_K = keys_K + signed(stream) + terms_K * signed(GOLDEN << HEAD_BITS)
+
+    if runs_kernel(rows_KD):
+        from mtdnn_ds.model.dropout.triton_masks import drop_elements
+
+        return drop_elements(rows_KD, starts_K, levels_K1.flatten().int())
 
     mask_KD = torch.empty(rows_KD.shape, dtype=torch.float32, device=rows_KD.device)
     for rows, draws in _draws(starts_K, rows_KD.shape[1]):
@@ -138,3 +155,48 @@ def _draws(starts_R: Tensor, width: int) -> Iterator[tuple[slice, Tensor]]:
         part = starts_R[first : first + at_once]
         own = torch.add(part[:, None], offsets, out=words[: len(part)])
         yield slice(first, first + at_once), mix_(own, scratch[: len(part)]).view(torch.int16)[:, :width]
+
+
+# The kernel
+
+
+def runs_kernel(input: Tensor) -> bool:
+    """Whether triton_masks.py drops the elements of this tensor."""
+    if input.device.type != "cuda" or input.dtype not in KERNEL_DTYPES:
+        return False
+    return _device_runs_kernel(input.device)
+
+
+@torch.compiler.assume_constant_result
+def _device_runs_kernel(device: torch.device) -> bool:
+    return kernel_obstacle(device) is None
+
+
+@cache
+def kernel_obstacle(device: torch.device) -> str | None:
+    """Why the kernel cannot run on this GPU, or None; it is tried once, on one row."""
+    if torch.cuda.get_device_capability(device) < (8, 0):
+        return "it needs a GPU of compute capability 8.0 (Ampere) or newer"
+
+    try:
+        from mtdnn_ds.model.dropout.triton_masks import drop_elements
+
+        start = torch.zeros(1, dtype=torch.int64, device=device)
+        drop_elements(torch.ones(1, 4, device=device), start, LEVELS // 2)
+    except (ImportError, OSError, RuntimeError, subprocess.SubprocessError) as error:
+        # Triton is not installed, or its first kernel found no C compiler or no headers of Python.
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+def kernel_notes(device_type: str) -> tuple[str, ...]:
+    """What a run says at start where its masks take the slow way."""
+    if device_type != "cuda":
+        return ()
+    obstacle = kernel_obstacle(torch.device("cuda", torch.cuda.current_device()))
+    if obstacle is None:
+        return ()
+    return (
+        "train.dropout=counter: masks are computed pass by pass, which is slower than the Triton kernel "
+        f"(it does not run here: {obstacle})",
+    )

@@ -7,7 +7,11 @@ zero or not finite, d stays as it is. That is one step of projected gradient asc
 2020, arXiv:1911.03437, algorithm 1; their code normalises each token's gradient) and FreeLB's (Zhu et al.
 2020, arXiv:1909.11764, algorithm 1; that of each sequence).
 
-Shape legend: T packed tokens, S sequences, E word embeddings.
+Noise is drawn on the CPU by a generator seeded for each sequence, one after the other. A GPU would need a
+kernel for each of them; there it is drawn from counters instead, in some thirty passes over the micro-batch
+(model/dropout/counter_masks.py has the words). So a seed has other noise on a GPU than on a CPU.
+
+Shape legend: T packed tokens, S sequences, E word embeddings, W words of a token.
 """
 
 from __future__ import annotations
@@ -21,6 +25,8 @@ import torch
 from torch import Tensor
 
 from mtdnn_ds.batch import PackedBatch
+from mtdnn_ds.counter_hash import GOLDEN, mix_word
+from mtdnn_ds.model.dropout.counter_masks import mix_, signed
 
 PURPOSE = 0x6E6F6973  # so that no other stream of the seed meets this one
 
@@ -36,6 +42,7 @@ class Ball:
 
 
 def draw_noise(
+    host_batch: PackedBatch,
     batch: PackedBatch,
     *,
     width: int,
@@ -44,18 +51,38 @@ def draw_noise(
     ball: Ball,
     seed: int,
     step: int,
-    device: torch.device,
 ) -> Tensor:
-    """(T, E) float32 on `device`: N(0, std^2), or, where `std` is None, FreeLB's.
+    """(T, E) float32 where `batch` is: N(0, std^2), or, where `std` is None, FreeLB's.
 
     That is uniform in (-r, r), so that an inf norm is r at most, and of an l2 norm r divided by the root of
     the number of elements. Drawn from (seed, step, task, example, number of the sequence in it) alone, so it
     does not depend on how the step was cut up; zero for the sequences of tasks outside `is_noisy_N` and for
-    fillers. `batch` is the one on the host.
+    fillers. `host_batch` is the same micro-batch on the host. Never waits for the device.
     """
+    if batch.input_ids.device.type == "cpu":
+        return generator_noise(
+            host_batch, width=width, is_noisy_N=is_noisy_N, std=std, ball=ball, seed=seed, step=step
+        )
+
+    noise_TE = counter_noise(batch, width=width, std=std, ball=ball, seed=seed, step=step)
+    is_noisy_T1 = noisy_tokens(host_batch, is_noisy_N).to(noise_TE.device, non_blocking=True)
+    return noise_TE.mul_(is_noisy_T1)
+
+
+def generator_noise(
+    batch: PackedBatch,
+    *,
+    width: int,
+    is_noisy_N: np.ndarray,
+    std: float | None,
+    ball: Ball,
+    seed: int,
+    step: int,
+) -> Tensor:
+    """The noise of a micro-batch on the CPU."""
     lengths = batch.cu_seqlens.diff().tolist()
-    noise_TE = torch.zeros((sum(lengths), width), device=device)
-    generator = torch.Generator(device=device)
+    noise_TE = torch.zeros((sum(lengths), width))
+    generator = torch.Generator()
     number_in_example: dict[int, int] = {}
     examples_S = batch.sequence_examples.tolist()
     is_noisy_S = _noisy_sequences(batch, is_noisy_N)
@@ -76,6 +103,46 @@ def draw_noise(
             radius = ball.radius / math.sqrt(_elements(part_LE, ball))
             part_LE.uniform_(-1.0, 1.0, generator=generator).mul_(radius)
     return noise_TE
+
+
+def counter_noise(
+    batch: PackedBatch, *, width: int, std: float | None, ball: Ball, seed: int, step: int
+) -> Tensor:
+    """The noise of a micro-batch on any device, of all its sequences.
+
+    Word w of a token holds the draws of columns 2 w and 2 w + 1, 32 bits each, the lower first:
+
+        step key   mix(mix(mix(seed) + PURPOSE) + step)
+        token key  mix(mix(sequence key + step key) + position * GOLDEN)
+        word       mix(token key + w * GOLDEN)
+
+    As integers from -2^31, divided by 2^31, they are uniform; a pair (u, v) of fractions of 2^32 becomes two
+    normal numbers, sqrt(-2 ln u) times cosine and sine of 2 pi v (Box and Muller 1958).
+    """
+    assert batch.sequence_keys is not None, "a training micro-batch has a key for each sequence"
+    lengths_S, num_tokens = batch.cu_seqlens.diff().long(), len(batch.input_ids)
+    of_step = signed(mix_word(mix_word(mix_word(seed) + PURPOSE) + step))
+
+    keys_S = mix_(batch.sequence_keys + of_step)
+    starts_T = torch.repeat_interleave(keys_S, lengths_S, output_size=num_tokens)
+    keys_T = mix_(starts_T.add_(batch.position_ids * signed(GOLDEN)))
+    counters_W = torch.arange((width + 1) // 2, device=keys_T.device) * signed(GOLDEN)
+    draws_TW2 = mix_(keys_T[:, None] + counters_W).view(torch.int32).view(num_tokens, -1, 2).float()
+
+    if std is not None:
+        u_TW, v_TW = draws_TW2.add_(2.0**31 + 0.5).mul_(2.0**-32).unbind(2)  # never 0
+        size_TW, angle_TW = u_TW.log().mul_(-2.0).sqrt_().mul_(std), v_TW * (2 * math.pi)
+        pairs_TW2 = torch.stack([size_TW * angle_TW.cos(), size_TW * angle_TW.sin()], dim=2)
+        return pairs_TW2.flatten(1)[:, :width].contiguous()
+
+    uniform_TE = draws_TW2.mul_(2.0**-31).flatten(1)[:, :width]
+    if ball.norm == "inf":
+        return uniform_TE * ball.radius
+    elements_S = torch.full_like(lengths_S, width)
+    if ball.per == "sequence":
+        elements_S = lengths_S * width
+    radius_S = ball.radius / elements_S.float().sqrt()
+    return uniform_TE * torch.repeat_interleave(radius_S, lengths_S, output_size=num_tokens)[:, None]
 
 
 def _elements(part_LE: Tensor, ball: Ball) -> int:

@@ -158,13 +158,13 @@ class Regularizer:
         assert self.ball is not None
         return draw_noise(
             host_batch,
+            batch,
             width=model.encoder.embedding_size,
             is_noisy_N=self.is_on_N,
             std=self.noise_std,
             ball=self.ball,
             seed=self.seed,
             step=step,
-            device=batch.input_ids.device,
         )
 
     def _divergence(self, ours: Outputs, theirs: Outputs, batch: PackedBatch) -> Tensor:
