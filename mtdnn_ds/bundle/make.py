@@ -9,6 +9,7 @@ BUNDLE/wheels/              what the node lacks
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import tempfile
 import tomllib
@@ -134,9 +135,11 @@ def _requirements(root: Path, node: Node, extras: str | None) -> list[Asked]:
 
 def _folder_aside(target: Path) -> Path:
     """A new folder beside the target, on its disk."""
+    aside = target.with_name(f".{target.name}.{os.getpid()}.new")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        return Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".new", dir=target.parent))
+        aside.mkdir()
+        return aside
     except OSError as error:
         raise ConfigError(f"--output {target}: could not be made: {reason(error)}") from error
 

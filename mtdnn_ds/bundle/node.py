@@ -137,7 +137,7 @@ def _read_list(path: Path, problems: list[str]) -> tuple[dict[str, Version], lis
     if strange:
         # A file of another kind is wrong in every line.
         problems.append(f"{strange[0]} ({len(strange)} such lines); {_HOW_TO_LIST}")
-    elif not versions:
+    elif not versions and not without_version:
         problems.append(f"--installed {path}: lists no package; {_HOW_TO_LIST}")
     return versions, without_version
 
