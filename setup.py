@@ -13,7 +13,7 @@ setup(
     packages=[*find_packages(include=["mtdnn_ds", "mtdnn_ds.*"]), *SHIPPED],
     package_dir=SHIPPED,
     package_data={
-        "mtdnn_ds": ["py.typed", "*/*.html", "*/*.css", "*/*.js", "*/*.sh"],
+        "mtdnn_ds": ["py.typed", "*/*.html", "*/*.css", "*/*.js"],
         **{package: ["*.*", "*/*.*", "*/*/*.*"] for package in SHIPPED},
     },
     exclude_package_data={package: ["*.pyc", "*/*.pyc"] for package in SHIPPED},

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+from helpers.processes import ROOT
 from helpers.small_wheels import MakeBundle, wheel_names, write_wheel
 
 from mtdnn_ds.cli import main
@@ -205,7 +206,7 @@ def test_the_verb_packs_this_checkout(
     tmp_path: Path, index: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Nothing is missing on a node with the lowest versions of everything."""
-    (tmp_path / "node.txt").write_text(Path("requirements-lowest.txt").read_text())
+    (tmp_path / "node.txt").write_text((ROOT / "requirements-lowest.txt").read_text())
     words = ["bundle", "--installed", f"{tmp_path}/node.txt", "--output", f"{tmp_path}/new/bundle"]
     assert main([*words, "--python", "3.12", "--max_size", "30MiB"]) == 0
 
