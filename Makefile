@@ -16,7 +16,7 @@ LOWEST := build/lowest
 
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help train test test-all lint site wheel lowest install clean
+.PHONY: help train test test-all lint site wheel bundle lowest install clean
 
 help:
 	@sed -n '2,3s/^#  *//p' Makefile
@@ -68,6 +68,10 @@ site: $(VENV)/.installed-dev
 wheel: $(VENV)/.installed-dev
 	rm -rf build/lib build/bdist.* mtdnn_ds.egg-info dist
 	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation --wheel-dir dist .
+
+# A folder for machines without a network (docs/offline.md): make bundle ARGS="--installed installed.txt"
+bundle: $(VENV)/.installed
+	$(BIN)/python -m mtdnn_ds bundle $(ARGS)
 
 # The wheel beside the lowest releases that pyproject.toml admits: two steps, then what reads a run.
 lowest: wheel

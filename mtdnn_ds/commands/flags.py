@@ -92,3 +92,21 @@ TRUST_PLUGINS = Flag(
 # Of predict and embed, which answer files.
 HOW_ROWS_ARE_READ = (TEXT_COLUMNS, ID_COLUMN, CHECKPOINT, DTYPE, MAX_TOKENS)
 HOW_FILES_ARE_ANSWERED = (ON_BAD_ROW, TRUST_PLUGINS, LOG_LEVEL)
+
+# What a node has, and what it gets; here because the table of verbs is long.
+BUNDLE = (
+    Flag(
+        "installed",
+        "what the node has: a file that `python3 -m pip list --format=freeze` wrote there",
+        required=True,
+    ),
+    Flag("output", "folder to make", default="build/bundle"),
+    Flag("python", "the node's Python, e.g. 3.12; default: the version that runs this"),
+    Flag(
+        "platform",
+        "newest tag of wheels that run on the node; default: manylinux_2_28 of this machine's processor",
+    ),
+    Flag("include", "files and folders to take along (a,b): weights, data; they go to project/"),
+    Flag("max_size", "refuse to make more than this, e.g. 60MiB"),
+    Flag("extras", "also what these need (a,b): serve, export, quickstart (MiniLM's weights)"),
+)

@@ -318,6 +318,12 @@ _TABLE = (
         ),
         from_launcher=True,
     ),
+    Verb(
+        "bundle",
+        "pack this checkout, the wheels that a node lacks, weights and data into one folder, "
+        "for machines without a network",
+        flags.BUNDLE,
+    ),
 )
 
 VERBS: dict[str, Verb] = {verb.name: verb for verb in _TABLE}

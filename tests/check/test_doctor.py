@@ -17,13 +17,25 @@ from mtdnn_ds.check.doctor.findings import Finding, any_fails, report
 from mtdnn_ds.check.doctor.links import Link, link_findings, pair_rounds
 
 
-def test_installed_versions_are_compared_with_the_requirements(tmp_path: Path) -> None:
-    (tmp_path / "requirements.txt").write_text(
-        "torch==1.0\nnumpy>=1\nno_such_package_of_ours\n# a comment\n-r other.txt\n"
+def test_versions_outside_of_the_ranges_fail(tmp_path: Path) -> None:
+    ranges = ["torch<2", "numpy>=1", "no_such_package_of_ours"]
+    (tmp_path / "pyproject.toml").write_text(f"[project]\ndependencies = {json.dumps(ranges)}\n")
+    (tmp_path / "requirements.txt").write_text("numpy>=1\n")
+    (finding,) = packages.package_findings(tmp_path)
+    assert finding.status == "fails"
+    assert finding.what == f"torch is {torch.__version__} instead of <2; no_such_package_of_ours is missing"
+
+
+def test_versions_in_the_ranges_that_no_test_runs_with_are_noted(tmp_path: Path) -> None:
+    """A bundle leaves a node's torch as it is."""
+    (tmp_path / "pyproject.toml").write_text('[project]\ndependencies = ["torch>=2", "numpy>=1"]\n')
+    (tmp_path / "requirements.txt").write_text("torch==2.0\nnumpy>=1\n# a comment\n-r other.txt\n")
+    (finding,) = packages.package_findings(tmp_path)
+    assert finding.status == "note"
+    assert finding.what.endswith(
+        f"not as requirements.txt says: torch is {torch.__version__} instead of ==2.0"
     )
-    (finding,) = packages.package_findings(tmp_path / "requirements.txt")
-    assert finding.status == "fails" and f"torch is {torch.__version__} instead of ==1.0" in finding.what
-    assert "no_such_package_of_ours is missing" in finding.what and "numpy" not in finding.what
+
     (finding,) = packages.package_findings()
     assert finding.status == "ok" and f"torch {torch.__version__}" in finding.what
 

@@ -298,7 +298,7 @@ COMMANDS = {
         ["trian"],
         (
             "unknown verb 'trian'; did you mean 'train'? "
-            "(known: adapt, compare, distill, doctor, embed, evaluate, export, import-task-def, "
+            "(known: adapt, bundle, compare, distill, doctor, embed, evaluate, export, import-task-def, "
             "plan, predict, prepare, recipes, report, serve, submit, tasks, train, verify)"
         ),
     ),

@@ -167,7 +167,9 @@ def test_shell_scripts_pass_shellcheck() -> None:
         if os.environ.get("CI") == "true":
             pytest.fail("shellcheck is missing, and .ci/run installs it")
         pytest.skip("needs shellcheck")
-    scripts = [str(path) for path in (*Path(ROOT / "launchers").glob("*.s*"), ROOT / ".ci/run")]
-    assert len(scripts) == 3
+    of_a_bundle = ROOT / "mtdnn_ds/bundle/install_and_run.sh"
+    paths = (*Path(ROOT / "launchers").glob("*.s*"), ROOT / ".ci/run", of_a_bundle)
+    scripts = [str(path) for path in paths]
+    assert len(scripts) == 4
     checked = subprocess.run([program, *scripts], capture_output=True, text=True, check=False)
     assert checked.returncode == 0, checked.stdout

@@ -101,6 +101,8 @@ def write_data(folder: Path, official_files: Path) -> None:
             "id,text_a,text_b",
             *(f"{number},{text},{texts[0]}" for number, text in enumerate(texts)),
         ],
+        # A node on which nothing is missing.
+        "installed.txt": (ROOT / "requirements-lowest.txt").read_text().splitlines(),
         "A.txt": ["The harbour was closed.", "It rained.", "", "The ships went on for years.", ""] * 20,
     }
     for name, lines in tables.items():

@@ -24,6 +24,7 @@ PLACEHOLDERS = ("runs/", "PATH/", "mine/")  # the user's own folders
 NEEDS = (
     "a GPU",
     "a cluster",
+    "a node",
     "SLURM's programs",
     "Docker",
     "Apptainer",

@@ -75,6 +75,8 @@ SBATCH_FLAGS = (
 )
 
 
+BUNDLES_SCRIPT = "./install_and_run.sh"
+
 PIP_WORDS = {".", "-e", ".[dev]", ".[serve,export]", "mtdnn_ds[quickstart]"}
 
 
@@ -135,11 +137,18 @@ def check_command(words: list[str]) -> None:
         assert set(flags) <= set(SBATCH_FLAGS) and rest[0] == "launchers/train.sbatch", words
         check_verb(VERBS["train"], ["--recipe", *rest[1:]])
     elif program in ("srun", "mpirun"):
-        first = words.index("python")
+        first = next(number for number, word in enumerate(words) if word in ("python", BUNDLES_SCRIPT))
         assert "=" in words[first - 1] and all(
             word.startswith("-") or "=" in word or word.isdigit() for word in words[1:first]
         ), words
         check_command([*words[first:]])
+    elif program == BUNDLES_SCRIPT:
+        if words[1:2] == ["python"]:
+            check_command(words[1:])
+        elif words[1:]:
+            check_verb(VERBS["train"], ["--recipe", *words[1:]])
+    elif words[:4] == ["python3", "-m", "pip", "list"]:
+        assert words[4:] == ["--format=freeze", ">", "installed.txt"], words
     elif words[:2] == ["python", "launchers/train.py"]:
         check_verb(VERBS["train"], words[2:])
     elif words[:2] == ["python", "tests/helpers/slurm_cluster.py"]:

@@ -21,7 +21,7 @@ LAYERS = (
     ("data", "model", "losses", "checkpoint"),
     ("runs", "monitor", "mt_dnn"),
     ("predict", "export", "report", "train"),
-    ("check", "experiments"),
+    ("check", "experiments", "bundle"),
     ("api",),
     ("commands",),
     ("cli",),

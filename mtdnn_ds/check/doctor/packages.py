@@ -1,5 +1,5 @@
-"""Versions against requirements.txt, compilers, DeepSpeed's C++ ops and the locks that interrupted builds
-leave. Builds nothing.
+"""Versions against what the project asks for, compilers, DeepSpeed's C++ ops, and locks that interrupted
+builds leave. Builds nothing.
 """
 
 from __future__ import annotations
@@ -7,24 +7,29 @@ from __future__ import annotations
 import os
 import platform
 import shutil
+import tomllib
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
 from mtdnn_ds.check.doctor.findings import Finding
 
-REQUIREMENTS = Path(__file__).resolve().parents[3] / "requirements.txt"
+# Of a checkout: the ranges that the code runs with, and the versions that its tests run with.
+_CHECKOUT = Path(__file__).resolve().parents[3]
 # DeepSpeed's C++ ops that optimizer.name=deepspeed_adamw compiles on its first use: without and with
 # optimizer offload.
 OPS = ("fused_adam", "cpu_adam")
 
 
-def package_findings(requirements: Path = REQUIREMENTS) -> list[Finding]:
-    """Whether what is installed is what requirements.txt asks for."""
-    if not requirements.is_file():
-        what = "requirements.txt is not beside the package: versions are not compared"
+def package_findings(checkout: Path = _CHECKOUT) -> list[Finding]:
+    """Whether what is installed is in the ranges of pyproject.toml, and what requirements.txt asks for."""
+    project, pinned = checkout / "pyproject.toml", checkout / "requirements.txt"
+    if not (project.is_file() and pinned.is_file()):
+        what = "pyproject.toml and requirements.txt are not beside the package: versions are not compared"
         return [Finding(check="packages", status="note", what=what)]
 
-    wrong, versions = _compare_versions(requirements)
+    needed = tomllib.loads(project.read_text())["project"]["dependencies"]
+    wrong, versions = _compare_versions(needed)
     if wrong:
         advice = (
             "DeepSpeed, torch and transformers change behaviour between versions: pip install -r "
@@ -34,16 +39,20 @@ def package_findings(requirements: Path = REQUIREMENTS) -> list[Finding]:
 
     main = [f"{name} {versions[name]}" for name in ("torch", "deepspeed", "transformers") if name in versions]
     installed = f"Python {platform.python_version()}, {', '.join(main)}"
-    what = f"{installed}; {len(versions)} packages as requirements.txt says"
+    others, tested = _compare_versions(pinned.read_text().splitlines())
+    if others:
+        what = f"{installed}; all in the ranges of pyproject.toml, not as requirements.txt says: "
+        return [Finding(check="packages", status="note", what=what + "; ".join(others))]
+    what = f"{installed}; {len(tested)} packages as requirements.txt says"
     return [Finding(check="packages", status="ok", what=what)]
 
 
-def _compare_versions(requirements: Path) -> tuple[list[str], dict[str, str]]:
-    """What differs, and the installed version of every package that the file names."""
+def _compare_versions(requirements: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """What differs, and the installed version of every package that the requirements name."""
     from packaging.requirements import Requirement
 
     wrong, versions = [], {}
-    for line in requirements.read_text().splitlines():
+    for line in requirements:
         text = line.split("#")[0].strip()
         if not text or text.startswith("-"):
             continue
