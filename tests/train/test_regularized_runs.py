@@ -52,6 +52,7 @@ class Setting:
     recipe: str
     stage: int
     max_tokens: int = 8192
+    pad_tokens_to: int = 1
 
     @property
     def name(self) -> str:
@@ -60,8 +61,10 @@ class Setting:
 
 SETTINGS = [
     Setting("smart", 0),
-    *(Setting("smart", stage, 150) for stage in (1, 2, 3)),
-    *(Setting("freelb", stage, 150) for stage in (0, 3)),
+    *(Setting("smart", stage, 150) for stage in (1, 3)),
+    Setting("smart", 2, 150, pad_tokens_to=32),
+    Setting("freelb", 0, 150),
+    Setting("freelb", 3, 150, pad_tokens_to=32),
 ]
 SCALED = [Setting("famo", 0), Setting("famo", 2, 150)]
 MIXTURES = [Setting("mixture", 0), Setting("mixture", 3, 640)]
@@ -126,7 +129,10 @@ def trained_runs(tmp_path_factory: pytest.TempPathFactory, official_files: Path,
             setting.recipe,
             setting.name,
             setting.stage,
-            **{"batch.max_tokens_per_micro_batch": str(setting.max_tokens)},
+            **{
+                "batch.max_tokens_per_micro_batch": str(setting.max_tokens),
+                "batch.pad_tokens_to": str(setting.pad_tokens_to),
+            },
         )
         for setting in (*SETTINGS, *MIXTURES, *SCALED)
     ]

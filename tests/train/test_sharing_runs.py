@@ -38,6 +38,7 @@ class Setting:
     world_size: int
     stage: int
     max_tokens: int = 2048
+    pad_tokens_to: int = 1
 
     @property
     def name(self) -> str:
@@ -58,7 +59,7 @@ SETTINGS = [
     Setting("separate", 2, 3, max_tokens=128),
     Setting("soft", 1, 3),
     *(Setting("soft", 2, stage, max_tokens=2048 if stage % 2 else 128) for stage in range(4)),
-    Setting("soft", 2, 3, max_tokens=128),
+    Setting("soft", 2, 3, max_tokens=128, pad_tokens_to=32),
     Setting("low_rank", 1, 0),
     *(Setting("low_rank", 2, stage, max_tokens=128 if stage % 2 else 2048) for stage in range(1, 4)),
 ]
@@ -131,7 +132,10 @@ def trained_runs(tmp_path_factory: pytest.TempPathFactory, official_files: Path,
                 "recipe": str(folder / f"{setting.sharing}.yaml"),
                 "deepspeed_config": str(write_json(folder / f"{setting.name}.json", setting.config)),
                 "output_dir": str(folder / setting.name),
-                "overrides": {"batch.max_tokens_per_micro_batch": str(setting.max_tokens)},
+                "overrides": {
+                    "batch.max_tokens_per_micro_batch": str(setting.max_tokens),
+                    "batch.pad_tokens_to": str(setting.pad_tokens_to),
+                },
             }
             for setting in SETTINGS
             if setting.world_size == world_size
