@@ -1,0 +1,107 @@
+"""Parts precision and optimizers: tiny runs under every ZeRO stage and precision against fp32 on the CPU, every
+optimizer, offload.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+
+import numpy as np
+
+from mtdnn_ds.check.gpu.bench import Bench
+from mtdnn_ds.check.gpu.reference import PLAIN, losses_of_the_cpu
+from mtdnn_ds.check.gpu.results import Row
+from mtdnn_ds.check.tiny_runs import TINY_STEPS, losses_of, tiny_run
+from mtdnn_ds.config.choices import OPTIMIZERS
+from mtdnn_ds.train.engine import start_distributed
+
+# name -> (keys of a DeepSpeed JSON, largest relative difference of the losses from float32's)
+PRECISIONS: Mapping[str, tuple[dict[str, object], float]] = {
+    "bf16": ({"bf16": {"enabled": True}}, 3e-2),
+    "fp32": ({}, 1e-4),
+    "fp16": ({"fp16": {"enabled": True}}, 3e-2),
+    "autocast bf16": ({"torch_autocast": {"enabled": True, "dtype": "bfloat16"}}, 3e-2),
+}
+STAGES = (2, 0, 1, 3)
+AUTOCAST_STAGES = (0,)  # at others DeepSpeed exchanges gradients in bf16, which config/deepspeed.py refuses
+REHEARSED = ("ZeRO 2, bf16", "ZeRO 3, fp32", "ZeRO 0, autocast bf16")
+
+Configuration = tuple[dict[str, object], float]
+
+
+def configurations() -> dict[str, Configuration]:
+    """Name -> DeepSpeed JSON and tolerance; what most runs use comes first."""
+    return {
+        f"ZeRO {stage}, {name}": ({"zero_optimization": {"stage": stage}, **keys}, tolerance)
+        for name, (keys, tolerance) in PRECISIONS.items()
+        for stage in (AUTOCAST_STAGES if name.startswith("autocast") else STAGES)
+    }
+
+
+def look(bench: Bench) -> None:
+    """Each configuration's losses against those of float32 on the CPU."""
+    start_distributed()
+    expected = losses_of_the_cpu(bench.scratch)["plain"]
+    for name, (config, tolerance) in configurations().items():
+        if not bench.is_rehearsal or name in REHEARSED:
+            bench.tried(name, partial(compared, bench, name, config, {}, expected, tolerance))
+
+
+def compared(
+    bench: Bench,
+    name: str,
+    config: dict[str, object],
+    overrides: Mapping[str, str],
+    expected: np.ndarray,
+    tolerance: float,
+) -> Row:
+    """A tiny run, and by how much its losses differ from those expected."""
+    folder = bench.scratch / "".join(letter if letter.isalnum() else "_" for letter in name)
+    losses = losses_of(tiny_run(folder, config, overrides))
+    difference = float(np.max(np.abs(losses - expected) / expected))
+    is_good = difference < tolerance  # not so of NaN
+    return Row(
+        name=name,
+        status="ok" if is_good else "failed",
+        figures={"difference": difference, "at_most": tolerance},
+        what=f"losses of {TINY_STEPS} steps, relative",
+    )
+
+
+def look_at_optimizers(bench: Bench) -> None:
+    """Optimizers that are compiled on first use come last."""
+    start_distributed()
+    by_compiler = sorted(OPTIMIZERS, key=lambda name: OPTIMIZERS[name].needs_compiler)
+    if bench.is_rehearsal:
+        by_compiler = [name for name in by_compiler if not OPTIMIZERS[name].needs_compiler]
+    for name in by_compiler:
+        bench.tried(name, _training(bench, name, PLAIN, {"optimizer.name": name}))
+
+    offloaded = next(name for name, facts in OPTIMIZERS.items() if facts.has_deepspeed_cpu_form)
+    for stage in (2, 3):
+        name = f"ZeRO {stage}, bf16, optimizer offload"
+        if bench.is_rehearsal:
+            bench.needs_cuda(name)
+            continue
+        zero = {"stage": stage, "offload_optimizer": {"device": "cpu"}}
+        config: dict[str, object] = {"zero_optimization": zero, "bf16": {"enabled": True}}
+        bench.tried(name, _training(bench, name, config, {"optimizer.name": offloaded}))
+
+
+def _training(
+    bench: Bench, name: str, config: dict[str, object], overrides: Mapping[str, str]
+) -> Callable[[], Row]:
+    """A tiny run whose losses must be finite."""
+
+    def run() -> Row:
+        folder = bench.scratch / f"optimizer_{'_'.join(name.replace(',', '').split())}"
+        losses = losses_of(tiny_run(folder, config, overrides))
+        is_good = bool(np.isfinite(losses).all())
+        return Row(
+            name=name,
+            status="ok" if is_good else "failed",
+            figures={"first_loss": float(losses[0]), "last_loss": float(losses[-1])},
+        )
+
+    return run
