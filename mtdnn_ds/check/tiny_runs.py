@@ -34,11 +34,29 @@ def tiny_run(folder: Path, deepspeed: Mapping[str, object], overrides: Mapping[s
 
     Collective: all ranks must call this with equal arguments.
     """
-    dist.on_main(lambda: _write_files(folder, deepspeed))
-    recipe = load_recipe(str(folder / "recipe.yaml"), overrides)
-    resolved = resolved_json(folder / "deepspeed.json", recipe)
-    specs = training_only(resolve_tasks(recipe))
-    train(recipe, specs, resolved, output_dir=folder / "run", resume="none", quiet=True)
+    return trained(folder, tiny_recipe(folder.parent), deepspeed, overrides)
+
+
+def trained(
+    folder: Path,
+    recipe: Mapping[str, object],
+    deepspeed: Mapping[str, object],
+    overrides: Mapping[str, str],
+    *,
+    resume: str = "none",
+) -> RunFolder:
+    """Train a recipe in `folder`/run. Collective: all ranks must call this with equal arguments."""
+
+    def write() -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "recipe.yaml").write_text(yaml.safe_dump(dict(recipe)))
+        (folder / "deepspeed.json").write_text(json.dumps(deepspeed))
+
+    dist.on_main(write)
+    loaded = load_recipe(str(folder / "recipe.yaml"), overrides)
+    resolved = resolved_json(folder / "deepspeed.json", loaded)
+    specs = training_only(resolve_tasks(loaded))
+    train(loaded, specs, resolved, output_dir=folder / "run", resume=resume, quiet=True)
     return RunFolder(folder / "run")
 
 
@@ -71,22 +89,25 @@ def losses_of(run: RunFolder) -> np.ndarray:
     return np.array(dist.on_main(read))
 
 
-def _write_files(folder: Path, deepspeed: Mapping[str, object]) -> None:
-    folder.mkdir(parents=True)
-    shared = folder.parent / "encoder"
-    if not shared.is_dir():
-        write_tiny_encoder(shared, [" ".join(_words())])
+def tiny_recipe(shared: Path) -> dict[str, object]:
+    """Three generated tasks on a tiny encoder. Encoder and cache are kept in `shared`, for several runs.
 
-    recipe = {
-        "encoder": {"path": str(shared), "random_init": True, "max_length": 32},
+    Collective.
+    """
+
+    def write() -> None:
+        if not (shared / "encoder").is_dir():
+            write_tiny_encoder(shared / "encoder", [" ".join(_words())])
+
+    dist.on_main(write)
+    return {
+        "encoder": {"path": str(shared / "encoder"), "random_init": True, "max_length": 32},
         "tasks": ["quickstart_sentiment", "quickstart_entailment", "quickstart_similarity"],
         "batch": {"examples_per_step": 16, "max_tokens_per_micro_batch": 256},
         "optimizer": {"name": OPTIMIZER, "lr": 1e-3},
         "train": {"steps": TINY_STEPS, "dropout": "none"},
-        "data": {"cache_dir": str(folder.parent / "cache")},
+        "data": {"cache_dir": str(shared / "cache")},
     }
-    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    (folder / "deepspeed.json").write_text(json.dumps(deepspeed))
 
 
 def _words() -> list[str]:
