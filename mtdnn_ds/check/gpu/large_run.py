@@ -4,7 +4,7 @@ part. Compares nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -58,6 +58,7 @@ class TimedEngine:
     def __init__(self, engine: Any, device: torch.device) -> None:
         self._engine, self._device = engine, device
         self.times = PartTimes()
+        self.after_backward: Callable[[int], None] | None = None  # told which one of the step it was, from 1
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._engine, name)
@@ -66,7 +67,10 @@ class TimedEngine:
         return self._marked("forward", self._engine, *arguments, **named)
 
     def backward(self, *arguments: Any, **named: Any) -> Any:
-        return self._marked("backward", self._engine.backward, *arguments, **named)
+        result = self._marked("backward", self._engine.backward, *arguments, **named)
+        if self.after_backward is not None:
+            self.after_backward(len(self.times.pairs["backward"]))
+        return result
 
     def step(self, *arguments: Any, **named: Any) -> Any:
         return self._marked("update", self._engine.step, *arguments, **named)
