@@ -138,5 +138,7 @@ def _copies(bench: Bench) -> Row:
     figures = {}
     for name, (target, source) in copies.items():
         copy = partial(target.copy_, source, non_blocking=True)
-        figures[f"{name}_GB/s"] = round(num_bytes / median_ms(copy, bench.device, warmup=2, repeats=5) / 1e6, 1)
+        figures[f"{name}_GB/s"] = round(
+            num_bytes / median_ms(copy, bench.device, warmup=2, repeats=5) / 1e6, 1
+        )
     return Row(name="copies", figures=figures)

@@ -54,7 +54,8 @@ def _tables() -> dict[str, list[dict[str, Any]]]:
         for word in (animal, colour, f"{animal} and {animal}")
     ]
     grades = [
-        {"a": f"a {animal} and a {colour} hat", "y": GRADES[COLOURS.index(colour)]} for colour, animal in _BOTH
+        {"a": f"a {animal} and a {colour} hat", "y": GRADES[COLOURS.index(colour)]}
+        for colour, animal in _BOTH
     ]
     return {"pairs": pairs, "choices": choices, "candidates": candidates, "grades": grades}
 

@@ -33,7 +33,11 @@ VARIANTS: Mapping[str, dict[str, str]] = {
 }
 REHEARSED = ("all kinds", "SMART with its proximal term", "soft sharing")
 
-TASKS_THAT_SHARE = ("classes", "scores", "ranking")  # a copy of the encoder for each of the others too is much
+TASKS_THAT_SHARE = (
+    "classes",
+    "scores",
+    "ranking",
+)  # a copy of the encoder for each of the others too is much
 
 
 def look(bench: Bench) -> None:
@@ -75,7 +79,9 @@ def _variant(bench: Bench, name: str, recipe: Mapping[str, Any], settings: dict[
     }
     what = "waits for the GPU: needs CUDA"
     if bench.on_cuda:
-        figures["waits_a_step"] = sum(syncs.by_step[step] for step in range(2, TINY_STEPS + 1)) / (TINY_STEPS - 1)
+        figures["waits_a_step"] = sum(syncs.by_step[step] for step in range(2, TINY_STEPS + 1)) / (
+            TINY_STEPS - 1
+        )
         what = syncs.summary(TINY_STEPS)
     is_good = bool(np.isfinite(losses).all()) and len(losses) == TINY_STEPS
     return Row(name=name, status="ok" if is_good else "failed", figures=figures, what=what)

@@ -170,4 +170,3 @@ def padding_share(batches: tuple[PackedBatch, ...]) -> float:
     """What the padded loop's tokens are padding of."""
     real = sum(batch.num_tokens for batch in batches)
     return 1 - real / sum(batch.num_sequences * batch.max_seqlen for batch in batches)
-
