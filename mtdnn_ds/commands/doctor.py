@@ -1,5 +1,5 @@
-"""`doctor`: what of this machine, or of the cluster whose launcher started it, would hurt a long run; or, with
-`--gpu`, what its CUDA path computes and how fast.
+"""`doctor`: what of this machine, or of the cluster whose launcher started it, would hurt a long run; with
+`--gpu` instead what its CUDA path computes, and how fast.
 
 Changes nothing but the folder of `--output`.
 """

@@ -74,6 +74,9 @@ def look(bench: Bench) -> None:
         bench.tried(name, partial(_dropout, bench, backend, name))
         name = f"{backend}, speed"
         bench.tried(name, partial(_speed, bench, backend, name))
+        if bench.on_cuda and not ATTENTION_BACKENDS[backend].is_kernel:
+            name = f"{backend}, speed, cuDNN's attention on"
+            bench.tried(name, partial(_speed_with_cudnn, bench, backend, name))
 
 
 def _word(dtype: torch.dtype) -> str:
@@ -175,3 +178,13 @@ def _speed(bench: Bench, backend: Backend, name: str) -> Row:
         ms = median_ms(partial(problem.run, rate), bench.device, warmup=3, repeats=bench.sized(10, 1))
         figures[f"ms_at_dropout_{rate:g}"] = ms
     return Row(name=name, figures=figures)
+
+
+def _speed_with_cudnn(bench: Bench, backend: Backend, name: str) -> Row:
+    """The same where torch may take cuDNN's kernels, which it plans anew for every shape."""
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    try:
+        return _speed(bench, backend, name)
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)

@@ -1,6 +1,6 @@
-"""Parts kernels: what the GPU does in a step of BERT-large: launches, idle time, the tail, the slowest kernels.
+"""Parts kernels: what the GPU does in a step of BERT-large: launches, idle time, tail, slowest kernels.
 
-A marker stands before each step, after its last backward, and after the step. What lies between is looked at:
+A marker stands before each step, after its last backward pass, and after the step. Between them:
 
     idle share   1 - (time in which any kernel runs) / (from the first kernel's start to the last one's end)
     tail         from the end of the last kernel before the second marker to the start of the third
@@ -21,8 +21,7 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from mtdnn_ds.check.gpu.bench import Bench
-from mtdnn_ds.check.gpu.large import Way, settings_of
-from mtdnn_ds.check.gpu.large_run import LargeRun, Shape, large_run
+from mtdnn_ds.check.gpu.large_run import LargeRun, Shape, Way, large_run
 from mtdnn_ds.check.gpu.results import Row
 from mtdnn_ds.check.gpu.timing import wait
 
@@ -51,10 +50,10 @@ class Kernel:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepKernels:
-    """One step, between its markers. `before_tail`: how many of its kernels the backward's end comes after."""
+    """One step, between its markers."""
 
     kernels: tuple[Kernel, ...]
-    before_tail: int
+    before_tail: int  # of the kernels, those that the end of the backward pass comes after
     end: float  # of the step, microseconds
 
     @property
@@ -77,7 +76,9 @@ def steps_of(kernels: Sequence[Kernel]) -> list[StepKernels]:
     ordered = sorted(kernels, key=lambda kernel: kernel.begin)
     markers = [index for index, kernel in enumerate(ordered) if kernel.is_marker]
     if not markers or len(markers) % 3:
-        raise RuntimeError(f"the profile has {len(markers)} markers; three a step were set")
+        raise RuntimeError(
+            f"the profile has {len(markers)} markers, and three a step were set: may CUPTI look at this GPU?"
+        )
 
     steps = []
     for first, backward_end, last in zip(markers[::3], markers[1::3], markers[2::3], strict=True):
@@ -112,12 +113,11 @@ def look_compiled(bench: Bench) -> None:
 
 
 def _look(bench: Bench, way: Way) -> None:
-    settings = settings_of(way)
-    if settings is None:
-        bench.emit(Row(name=way, status="note", what="a recipe has no encoder.compile"))
+    run = large_run(bench, way)
+    if run is None:
         return
 
-    steps = steps_of(_profiled(bench, large_run(bench, way, settings)))
+    steps = steps_of(_profiled(bench, run))
     for number, step in enumerate(steps, start=1):
         bench.tried(f"{way}, step {number}", partial(_row, f"{way}, step {number}", step))
     for name, launches, ms in slowest(steps):
@@ -168,7 +168,7 @@ def _profiled(bench: Bench, run: LargeRun) -> list[Kernel]:
 
 
 def _is_work(event: Any, *, on_cuda: bool) -> bool:
-    """A kernel, copy or fill of the GPU, and no name that spans several of them or a wait; of a CPU anything."""
+    """A kernel, copy or fill of the GPU; no wait, and no name that spans several; of a CPU anything."""
     if not on_cuda:
         return bool(event.device_type == DeviceType.CPU)
     if event.device_type != DeviceType.CUDA or event.is_user_annotation:

@@ -1,4 +1,4 @@
-"""Part kinds: a mixture of every kind of task, every regulariser and way of sharing: losses, waits for the GPU."""
+"""Part kinds: a mixture of every kind of task, every regulariser, every way of sharing; waits for the GPU."""
 
 from __future__ import annotations
 

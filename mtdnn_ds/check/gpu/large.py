@@ -1,4 +1,4 @@
-"""Parts large: BERT-large's steps by part, in real tokens a second and share of the peak, beside a padded loop.
+"""Parts large: BERT-large's steps, by part, in real tokens a second, of the peak, beside a padded loop.
 
 Both sides take turns in one process, on the same examples, so what slows the machine down slows both.
 """
@@ -10,19 +10,16 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Literal
 
 import torch
 
 from mtdnn_ds.check.gpu.bench import Bench
-from mtdnn_ds.check.gpu.large_run import LargeRun, Shape, large_run, padding_share
+from mtdnn_ds.check.gpu.large_run import LargeRun, Shape, Way, large_run, padding_share
 from mtdnn_ds.check.gpu.padded_loop import PaddedBatch, PaddedLoop, padded
 from mtdnn_ds.check.gpu.results import Figure, Row, RowStatus
 from mtdnn_ds.check.gpu.timing import wait
-from mtdnn_ds.check.gpu.workload import BERT_LARGE, TINY, compile_settings
+from mtdnn_ds.check.gpu.workload import BERT_LARGE, TINY
 from mtdnn_ds.data.batches.loader import StepBatches
-
-Way = Literal["eager", "compiled"]
 
 SHAPES = (Shape(tokens=16_384), Shape(tokens=16_384, micro_batches=4), Shape(tokens=8192), Shape(tokens=1200))
 SMALL_SHAPES = (Shape(tokens=256), Shape(tokens=256, micro_batches=2))
@@ -57,19 +54,11 @@ def look_compiled(bench: Bench) -> None:
     _look(bench, "compiled")
 
 
-def settings_of(way: Way) -> dict[str, str] | None:
-    """Settings of a recipe; None where it has none for that."""
-    return compile_settings("true" if way == "compiled" else "false")
-
-
 def _look(bench: Bench, way: Way) -> None:
-    settings = settings_of(way)
-    if settings is None:
-        bench.emit(Row(name=way, status="note", what="a recipe has no encoder.compile"))
-        return
-
     begin = time.perf_counter()
-    run = large_run(bench, way, settings)
+    run = large_run(bench, way)
+    if run is None:
+        return
     seconds = time.perf_counter() - begin
     attention = getattr(run.run.model.net.encoder, "attention", "-")
     bench.emit(Row(name=f"{way}, start", figures={"seconds": seconds, "attention": str(attention)}))

@@ -1,5 +1,5 @@
-"""A run of BERT-large as the trainer has it, whose steps can be done one at a time, in several sizes, and timed by
-part. Compares nothing.
+"""A run of BERT-large as the trainer has it, whose steps are done one at a time, in several sizes, each timed
+by part. Compares nothing.
 """
 
 from __future__ import annotations
@@ -7,15 +7,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from mtdnn_ds.batch import PackedBatch
 from mtdnn_ds.check.gpu.bench import Bench
+from mtdnn_ds.check.gpu.results import Row
 from mtdnn_ds.check.gpu.timing import Mark, mark, milliseconds
-from mtdnn_ds.check.gpu.workload import BERT_LARGE, MEAN_TOKENS, TINY, write_recipe
+from mtdnn_ds.check.gpu.workload import BERT_LARGE, MEAN_TOKENS, TINY, compile_settings, write_recipe
 from mtdnn_ds.check.tiny_runs import resolved_json
+from mtdnn_ds.config.errors import ConfigError
 from mtdnn_ds.config.load import load_recipe
 from mtdnn_ds.data.batches.loader import StepBatches, TrainLoader
 from mtdnn_ds.files import replace_file
@@ -24,6 +26,9 @@ from mtdnn_ds.tasks.resolve import resolve_tasks
 from mtdnn_ds.train.engine import start_distributed
 from mtdnn_ds.train.start import Run, start_run
 from mtdnn_ds.train.trainer import one_step
+
+Way = Literal["eager", "compiled"]
+"""Layers as they are, or compiled by torch."""
 
 DEEPSPEED = '{"zero_optimization": {"stage": 2}, "bf16": {"enabled": true}}'
 ROOM = 1.125  # of a micro-batch, over its mean tokens: the examples of a step are drawn
@@ -38,7 +43,8 @@ class Shape:
 
     @property
     def words(self) -> str:
-        return f"{self.micro_batches} micro-batch{'es' if self.micro_batches > 1 else ''} of {self.tokens:,} tokens"
+        noun = "micro-batch" if self.micro_batches == 1 else "micro-batches"
+        return f"{self.micro_batches} {noun} of {self.tokens:,} tokens"
 
 
 @dataclass(kw_only=True, slots=True)
@@ -53,7 +59,7 @@ class PartTimes:
 
 
 class TimedEngine:
-    """An engine of which every forward, backward and step is marked before and after; else the engine itself."""
+    """An engine whose every forward, backward and step is marked before and after; else the engine itself."""
 
     def __init__(self, engine: Any, device: torch.device) -> None:
         self._engine, self._device = engine, device
@@ -136,11 +142,24 @@ class LargeRun:
         )
 
 
-def large_run(bench: Bench, way: str, settings: dict[str, str]) -> LargeRun:
-    """This process's run of BERT-large, started by the first part that asks for it."""
+def large_run(bench: Bench, way: Way) -> LargeRun | None:
+    """This process's run of BERT-large, started by the first part that asks for it.
+
+    None, and a row says why, where it cannot be.
+    """
+    settings = compile_settings("true" if way == "compiled" else "false")
+    if settings is None:
+        bench.emit(Row(name=way, status="note", what="a recipe has no encoder.compile"))
+        return None
+
     if way not in bench.kept:
-        bench.kept[way] = start_large_run(bench, settings, way)
-    return bench.kept[way]
+        try:
+            bench.kept[way] = start_large_run(bench, settings, way)
+        except ConfigError as error:
+            bench.emit(Row(name=way, status="note", what="; ".join(error.problems)))
+            return None
+    run: LargeRun = bench.kept[way]
+    return run
 
 
 def start_large_run(bench: Bench, settings: dict[str, str], name: str) -> LargeRun:

@@ -1,5 +1,5 @@
-"""The plain loop that BERT-large is held against: transformers' own model on padded batches of the same examples,
-bf16 by autocast, torch's fused AdamW. Knows nothing of packing.
+"""The plain loop that BERT-large is held against: transformers' own model on padded batches of the same
+examples, bf16 by autocast, torch's fused AdamW. Knows nothing of packing.
 
 Shape legend: S examples, L longest of them.
 """
@@ -56,13 +56,11 @@ class PaddedLoop:
             num_hidden_layers=size.layers,
             num_attention_heads=size.heads,
             intermediate_size=size.intermediate,
-            num_labels=NUM_LABELS,
-            attn_implementation="sdpa",
         )
+        config.num_labels, config._attn_implementation = NUM_LABELS, "sdpa"
         self.device = device
         with device:  # weights are drawn where they are used
-            self.model = BertForSequenceClassification(config)
-        self.model.to(device).train()
+            self.model = BertForSequenceClassification(config).train()
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-5, fused=True)
 
     def step(self, batches: Sequence[PaddedBatch]) -> None:

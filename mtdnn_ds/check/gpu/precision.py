@@ -1,5 +1,5 @@
-"""Parts precision and optimizers: tiny runs under every ZeRO stage and precision against fp32 on the CPU, every
-optimizer, offload.
+"""Parts precision and optimizers: tiny runs under every ZeRO stage and precision against fp32 on the CPU;
+every optimizer; offload.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""Parts saves and resume: how long BERT-large's checkpoints take, and whether a killed run goes on as if nothing
-had been.
+"""Parts saves and resume: how long BERT-large's checkpoints take, and whether a killed run goes on as if
+nothing had been.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 
 from mtdnn_ds.check.gpu.bench import Bench
-from mtdnn_ds.check.gpu.large import settings_of
 from mtdnn_ds.check.gpu.large_run import LargeRun, large_run
 from mtdnn_ds.check.gpu.results import Row, last_lines
 from mtdnn_ds.check.tiny_runs import losses_of, tiny_recipe, trained
@@ -42,9 +41,9 @@ DEEPSPEED: dict[str, object] = {"zero_optimization": {"stage": 2}, "bf16": {"ena
 
 def look_at_saves(bench: Bench) -> None:
     """At once, then in the background."""
-    settings = settings_of("eager")
-    assert settings is not None
-    run = large_run(bench, "eager", settings)
+    run = large_run(bench, "eager")
+    if run is None:
+        return
     for name, in_background in (("at once", False), ("in the background", True)):
         bench.tried(name, partial(_save, bench, run, name, in_background))
 

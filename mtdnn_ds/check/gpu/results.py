@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -81,7 +82,17 @@ def write_json(report: Report, folder: Path) -> None:
     """gpu.json, whole or not at all. Raises OSError."""
     report.written = datetime.now(UTC).isoformat(timespec="seconds")
     whole: dict[str, Any] = {"mtdnn_ds": __version__, **asdict(report)}
-    replace_file(folder / JSON_NAME, json.dumps(whole, indent=1) + "\n")
+    for part in whole["parts"]:
+        for row in part["rows"]:
+            row["figures"] = {name: _json_value(value) for name, value in row["figures"].items()}
+    replace_file(folder / JSON_NAME, json.dumps(whole, indent=1, allow_nan=False) + "\n")
+
+
+def _json_value(value: Figure) -> Figure:
+    """JSON has neither nan nor infinity."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value
 
 
 def counts(report: Report) -> str:

@@ -6,6 +6,7 @@ all that it started. gpu.json is written again after every row, so that a run cu
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -81,7 +82,7 @@ def run_parts(parts: Sequence[Part], output: Path, *, is_rehearsal: bool) -> Rep
             shutil.rmtree(session.scratch, ignore_errors=True)
             session.write()
             write_page(report, output)
-            stop_requests.set_policy(StopPolicy.AT_ONCE)
+    stop_requests.set_policy(StopPolicy.AT_ONCE)
     return report
 
 
@@ -171,10 +172,8 @@ class _Worker:
         """End it with all its children, if any of them is still there."""
         if self._current.status == "running":  # an exception passes through
             self._end("stopped", "interrupted")
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         self._process.wait()
 
     def _begin_part(self, part: PartResult, now: float) -> None:

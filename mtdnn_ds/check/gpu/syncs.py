@@ -86,7 +86,7 @@ def counting_syncs(device: torch.device) -> Iterator[Syncs]:
     detach = on_heartbeat(syncs.come_to)
     with warnings.catch_warnings():
         warnings.simplefilter("always")
-        warnings.showwarning = syncs.saw  # type: ignore[assignment]
+        warnings.showwarning = syncs.saw
         if device.type == "cuda":
             torch.cuda.set_sync_debug_mode("warn")
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -44,4 +45,4 @@ def median_ms(function: Callable[[], object], device: torch.device, *, warmup: i
         function()
         marks.append(mark(device))
     wait(device)
-    return statistics.median(milliseconds(begin, end) for begin, end in zip(marks, marks[1:], strict=False))
+    return statistics.median(milliseconds(begin, end) for begin, end in pairwise(marks))

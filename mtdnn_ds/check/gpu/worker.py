@@ -79,7 +79,7 @@ def _bench(job: Mapping[str, Any], tell: Callable[..., None]) -> Any:
 
 
 def _end_with_parent(parent: int) -> None:
-    """Kill this process's group once the process that started it is gone: nobody would end a part that hangs."""
+    """Kill this process's group once its parent is gone: nobody else would end a part that hangs."""
     while os.getppid() == parent:
         time.sleep(SECONDS_BETWEEN_LOOKS)
     os.killpg(0, signal.SIGKILL)
