@@ -1,4 +1,4 @@
-"""doctor --gpu --rehearse: every part runs to its end on a CPU, so that no hour on a GPU is lost to a typo."""
+"""doctor --gpu --rehearse: every part runs to its end on a CPU: no hour on a GPU is lost to a typo."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the parts found, for people: a table on the terminal and gpu.md, of which docs/gpu.md is made."""
+"""What the parts found, for people: a table on the terminal, and the page that docs/gpu.md is made of."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def terminal_table(report: Report) -> Table:
 
 
 def write_page(report: Report, folder: Path) -> None:
-    """gpu.md, whole or not at all. Raises OSError."""
+    """The page, whole or not at all. Raises OSError."""
     replace_file(folder / PAGE_NAME, page(report))
 
 

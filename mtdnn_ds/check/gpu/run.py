@@ -54,7 +54,7 @@ class _Session:
 
 
 def run_parts(parts: Sequence[Part], output: Path, *, is_rehearsal: bool) -> Report:
-    """Run `parts` in their order; returns what they found, which is in `output`/gpu.json and gpu.md too.
+    """Run `parts` in their order; returns what they found, which is in `output` too, as JSON and as a page.
 
     Raises Stopped, after both are written, where the process is asked to stop; and OSError where `output`
     cannot be written.
