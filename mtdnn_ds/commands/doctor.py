@@ -12,6 +12,7 @@ from pathlib import Path
 from mtdnn_ds.config.errors import ConfigError
 
 OUTPUT_DIR, OUTPUT = "runs", "runs/gpu"
+COMPILES = "mtdnn_ds.check.gpu.compiled_ops"  # what part optimizers waits for
 
 
 def run(*, output_dir: str | None, gpu: bool, output: str | None, rehearse: bool, log_level: str) -> int:
@@ -77,8 +78,9 @@ def _try_gpu(output: Path, *, is_rehearsal: bool) -> int:
     from mtdnn_ds.check.gpu.run import run_parts
     from mtdnn_ds.monitor.console import print_table
 
+    beside = None if is_rehearsal else COMPILES
     try:
-        found = run_parts(PARTS, output, is_rehearsal=is_rehearsal)
+        found = run_parts(PARTS, output, is_rehearsal=is_rehearsal, beside=beside)
     except OSError as error:
         raise ConfigError(f"--output {output}: cannot be written ({reason(error)}); give another") from error
     print_table(terminal_table(found))

@@ -61,7 +61,11 @@ def test_a_part_that_raises_hangs_or_dies_costs_its_own_result_alone(
         part("last", "good", "two"),
         part("again", "good", "two"),
     )
-    report = run_parts(parts, tmp_path / "out", is_rehearsal=False)
+    lock = tmp_path / "out/ops/fused_adam/lock"
+    lock.parent.mkdir(parents=True)
+    lock.touch()
+    report = run_parts(parts, tmp_path / "out", is_rehearsal=False, beside="workers.sleeps")
+    assert not lock.exists()
     assert report.is_complete and not report.is_good
 
     found = json.loads((tmp_path / "out/gpu.json").read_text())
@@ -92,11 +96,18 @@ def test_a_part_that_raises_hangs_or_dies_costs_its_own_result_alone(
         by_name["first"]["rows"][0]["figures"]["process"] != by_name["last"]["rows"][0]["figures"]["process"]
     )
 
+    beside = (tmp_path / "out/gpu.log").read_text().splitlines()[0]
+    assert beside.startswith("beside the parts: ") and living_of_session(int(beside.split()[-1])) == []
     hung = by_name["hanging"]["rows"][0]["figures"]
     assert living_of_session(hung["process"]) == []
     text = (tmp_path / "out/gpu.md").read_text()
     assert "timed out after 2 s of 2:" in text and "CUDA error" in text
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["gpu.json", "gpu.log", "gpu.md"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "gpu.json",
+        "gpu.log",
+        "gpu.md",
+        "ops",
+    ]
 
 
 def test_cut_short_it_tells_what_was_done(tmp_path: Path) -> None:
@@ -266,7 +277,7 @@ def test_waits_are_counted_by_step_and_named_by_the_line_of_ours() -> None:
         warnings.warn("something else", stacklevel=1)
     assert dict(syncs.by_step) == {1: 1, 2: 2, 3: 3}
     assert sum(syncs.places.values()) == 5  # of steps after the first
-    assert syncs.summary(3).startswith("waits in steps 1 to 3: 1, 2, 3; after the first at ")
+    assert syncs.summary(3) == "waits in steps 1 to 3: 1, 2, 3" and syncs.a_step(3) == 2.5
 
     ours, theirs = "/x/site-packages/mtdnn_ds/train/a.py:7", "/x/site-packages/deepspeed/runtime/b.py:9"
     assert place(["/bin/x.py:1", ours]) == "mtdnn_ds/train/a.py:7"

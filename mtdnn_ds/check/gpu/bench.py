@@ -52,10 +52,6 @@ class Bench:
         self.emit(row)
         return row
 
-    def needs_cuda(self, name: str) -> None:
-        """Emit that a CPU cannot do this."""
-        self.emit(Row(name=name, status="note", what="needs CUDA"))
-
     def _refuse_a_dead_gpu(self) -> None:
         """After an illegal access every later call raises too."""
         if self.on_cuda:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 
 from mtdnn_ds.check.gpu.bench import Bench
 from mtdnn_ds.check.gpu.kind_files import texts_of, write_kinds
-from mtdnn_ds.check.gpu.results import Row
+from mtdnn_ds.check.gpu.results import Figure, Row
 from mtdnn_ds.check.gpu.syncs import counting_syncs
 from mtdnn_ds.check.tiny_encoder import write_tiny_encoder
 from mtdnn_ds.check.tiny_runs import OPTIMIZER, TINY_STEPS, losses_of, trained
@@ -41,12 +42,17 @@ TASKS_THAT_SHARE = (
 
 
 def look(bench: Bench) -> None:
-    """Each variant on all tasks; of sharing on some."""
+    """Each variant on all tasks; of sharing on some. Then the places where any of them waited."""
     start_distributed()
     recipe = _recipe(bench.scratch / "kinds")
+    waited: dict[str, Counter[str]] = {}  # place -> variant -> waits
     for name, settings in VARIANTS.items():
         if not bench.is_rehearsal or name in REHEARSED:
-            bench.tried(name, partial(_variant, bench, name, recipe, settings))
+            bench.tried(name, partial(_variant, bench, name, recipe, settings, waited))
+
+    for place, by_variant in sorted(waited.items(), key=lambda item: -item[1].total()):
+        figures = {"waits_a_step": by_variant.total() / (TINY_STEPS - 1) / len(by_variant)}
+        bench.emit(Row(name=f"waits at {place}", figures=figures, what=", ".join(by_variant)))
 
 
 def _recipe(folder: Path) -> dict[str, Any]:
@@ -63,7 +69,14 @@ def _recipe(folder: Path) -> dict[str, Any]:
     }
 
 
-def _variant(bench: Bench, name: str, recipe: Mapping[str, Any], settings: dict[str, str]) -> Row:
+def _variant(
+    bench: Bench,
+    name: str,
+    recipe: Mapping[str, Any],
+    settings: dict[str, str],
+    waited: dict[str, Counter[str]],
+) -> Row:
+    """Steps of a variant; where it waited is added to `waited`."""
     if "sharing.mode" in settings:
         tasks = {task: recipe["tasks"][task] for task in TASKS_THAT_SHARE}
         recipe = {**recipe, "tasks": tasks, "plugins": []}
@@ -72,16 +85,17 @@ def _variant(bench: Bench, name: str, recipe: Mapping[str, Any], settings: dict[
     with counting_syncs(bench.device) as syncs:
         losses = losses_of(trained(folder, recipe, DEEPSPEED, settings))
 
-    figures: dict[str, float | int | str] = {
+    figures: dict[str, Figure] = {
         "tasks": len(recipe["tasks"]),
         "first_loss": float(losses[0]),
         "last_loss": float(losses[-1]),
     }
     what = "waits for the GPU: needs CUDA"
     if bench.on_cuda:
-        figures["waits_a_step"] = sum(syncs.by_step[step] for step in range(2, TINY_STEPS + 1)) / (
-            TINY_STEPS - 1
-        )
+        figures["waits_a_step"] = syncs.a_step(TINY_STEPS)
         what = syncs.summary(TINY_STEPS)
+    for place, number in syncs.places.items():
+        waited.setdefault(place, Counter())[name] += number
+
     is_good = bool(np.isfinite(losses).all()) and len(losses) == TINY_STEPS
     return Row(name=name, status="ok" if is_good else "failed", figures=figures, what=what)

@@ -14,6 +14,7 @@ from mtdnn_ds.files import replace_file
 if TYPE_CHECKING:
     from rich.table import Table
 
+MOST_COLUMNS = 12  # of figures; one row of more is a list
 TITLE = "# What the CUDA path computes, and how fast"
 
 
@@ -72,6 +73,10 @@ def _section(part: PartResult) -> Iterable[str]:
 
 
 def _table(names: Sequence[str], rows: Sequence[Row]) -> list[str]:
+    if len(rows) == 1 and len(names) > MOST_COLUMNS:
+        head = [_line(["", rows[0].name]), _line(["---", "---"])]
+        return head + [_line([label(name), figure_text(rows[0].figures[name])]) for name in names]
+
     has_words = any(row.what for row in rows)
     head = ["", *(label(name) for name in names), "", *(["found"] if has_words else [])]
     lines = [_line(head), _line(["---"] * len(head))]

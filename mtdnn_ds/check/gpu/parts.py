@@ -48,4 +48,4 @@ PARTS: tuple[Part, ...] = (
     _part("predict", "prediction:look", "last", 25, "predict"),
     _part("optimizers", "precision:look_at_optimizers", "last", 35, "Optimizers and offload"),
 )
-"""What is compiled on first use comes last: it may take its whole limit."""
+"""What waits for a compiler comes last."""

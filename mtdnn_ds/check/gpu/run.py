@@ -48,13 +48,36 @@ class _Session:
     def scratch(self) -> Path:
         return self.output / "scratch"
 
+    @property
+    def ops(self) -> Path:
+        """What torch compiles: a build that is killed leaves a lock, which here stops nobody else's run."""
+        return self.output / "ops"
+
+    def start(self, arguments: Sequence[str], port: int) -> subprocess.Popen[bytes]:
+        """`python ARGUMENTS` as the one rank of a run, leader of a session of its own, heard in the log."""
+        environment = {**rank_environment(0, 1, port), "TORCH_EXTENSIONS_DIR": str(self.ops.absolute())}
+        if self.report.is_rehearsal:
+            environment["OMP_NUM_THREADS"] = "1"  # toys are slower on several
+        return subprocess.Popen(
+            [sys.executable, *arguments],
+            env=environment,
+            stdout=self.log_file,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+
     def write(self) -> None:
         self.report.seconds = round(time.monotonic() - self.begin, 1)
         write_json(self.report, self.output)
 
 
-def run_parts(parts: Sequence[Part], output: Path, *, is_rehearsal: bool) -> Report:
+def run_parts(
+    parts: Sequence[Part], output: Path, *, is_rehearsal: bool, beside: str | None = None
+) -> Report:
     """Run `parts` in their order; returns what they found, which is in `output` too, as JSON and as a page.
+
+    `beside`: a module that runs meanwhile, and is ended with the last part.
 
     Raises Stopped, after both are written, where the process is asked to stop; and OSError where `output`
     cannot be written.
@@ -73,12 +96,20 @@ def run_parts(parts: Sequence[Part], output: Path, *, is_rehearsal: bool) -> Rep
         session = _Session(report=report, output=output, log_file=log_file)
         shutil.rmtree(session.scratch, ignore_errors=True)
         session.scratch.mkdir()
+        for lock in session.ops.glob("**/lock"):  # of a run that was killed
+            lock.unlink()
         session.write()
+
+        neighbour = None
+        if beside is not None:
+            neighbour = session.start(["-m", beside], free_port())
         try:
             for group in _groups(parts):
                 _run_group(group, session)
             report.is_complete = True
         finally:
+            if neighbour is not None:
+                _kill(neighbour)
             shutil.rmtree(session.scratch, ignore_errors=True)
             session.write()
             write_page(report, output)
@@ -110,6 +141,13 @@ def _run_group(group: Sequence[Part], session: _Session) -> None:
         waiting = [part for part in waiting if session.report.part(part.name).status == "waiting"]
 
 
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """The leader of a session, with what it has started."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
 class _Worker:
     """A process that does some parts, and what it has told of them."""
 
@@ -131,20 +169,9 @@ class _Worker:
         }
         job.write_text(json.dumps(values))
 
-        environment = rank_environment(0, 1, port)
-        if session.report.is_rehearsal:
-            environment["OMP_NUM_THREADS"] = "1"  # toys are slower on several
-
         # Its first part's limit counts from here: imports are a part of it.
         self._begin_part(self._current, time.monotonic())
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "mtdnn_ds.check.gpu.worker", str(job)],
-            env=environment,
-            stdout=session.log_file,
-            stderr=subprocess.STDOUT,
-            stdin=subprocess.DEVNULL,
-            start_new_session=True,
-        )
+        self._process = session.start(["-m", "mtdnn_ds.check.gpu.worker", str(job)], port)
 
     def watch(self) -> None:
         """Until it has done all its parts, or one has ended badly. Raises Stopped."""
@@ -172,9 +199,7 @@ class _Worker:
         """End it with all its children, if any of them is still there."""
         if self._current.status == "running":  # an exception passes through
             self._end("stopped", "interrupted")
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
+        _kill(self._process)
 
     def _begin_part(self, part: PartResult, now: float) -> None:
         self._current, self._began = part, now

@@ -47,14 +47,14 @@ class Syncs:
             files = [f"{frame.filename}:{frame.lineno}" for frame in traceback.extract_stack()[:-1]]
             self.places[place(files)] += 1
 
+    def a_step(self, num_steps: int) -> float:
+        """Waits of a step, on average over those after the first."""
+        return sum(self.by_step[step] for step in range(2, num_steps + 1)) / (num_steps - 1)
+
     def summary(self, num_steps: int) -> str:
-        """The waits of each step, and their places."""
+        """The waits of each step."""
         steps = ", ".join(str(self.by_step[step]) for step in range(1, num_steps + 1))
-        places = [f"{name} ({number})" for name, number in self.places.most_common()]
-        words = f"waits in steps 1 to {num_steps}: {steps}"
-        if places:
-            words += f"; after the first at {'; '.join(places)}"
-        return words
+        return f"waits in steps 1 to {num_steps}: {steps}"
 
 
 def place(frames: Sequence[str]) -> str:
