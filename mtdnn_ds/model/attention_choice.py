@@ -50,7 +50,7 @@ def resolve_backend(
     """
     if requested == "auto":
         obstacles = _obstacles("varlen", device_type, dtype, head_size)
-        if attention_dropout > 0 and not HAS_FLASH_OP:
+        if attention_dropout > 0 and not has_dropout("varlen"):
             obstacles.append(f"that of torch {torch.__version__} has no dropout")
         if obstacles:
             return "grouped", f"attention back end grouped (varlen: {obstacles[0]})"
@@ -134,9 +134,14 @@ def cpu_backend(backend: Backend) -> Backend:
     return "grouped" if ATTENTION_BACKENDS[backend].is_kernel else backend
 
 
+def has_dropout(backend: Backend) -> bool:
+    """Whether a back end can drop out: all but varlen, where torch's private op is not the one it was."""
+    return backend != "varlen" or HAS_FLASH_OP
+
+
 def dropout_notes(backend: Backend, attention_dropout: float) -> tuple[str, ...]:
     """What a run says at start of a back end that cannot apply the encoder's attention dropout."""
-    if backend != "varlen" or attention_dropout == 0 or HAS_FLASH_OP:
+    if has_dropout(backend) or attention_dropout == 0:
         return ()
     return (
         f"attention back end varlen of torch {torch.__version__} has no dropout: the encoder's attention "

@@ -132,7 +132,7 @@ def _all_steps(run: Run) -> str | None:
     with loader:
         for batches in loader:
             begin = time.monotonic()
-            if _one_step(run, batches, loader):
+            if one_step(run, batches, loader):
                 return _stop(run)
             run.saver.poll()
             run.limit.longest_step = max(run.limit.longest_step, time.monotonic() - begin)
@@ -149,7 +149,7 @@ def _all_steps(run: Run) -> str | None:
     return None
 
 
-def _one_step(run: Run, batches: StepBatches, loader: TrainLoader) -> bool:
+def one_step(run: Run, batches: StepBatches, loader: TrainLoader) -> bool:
     """The step of `batches`, unless any rank wants to stop before it: then True, and it is not begun.
     Collective.
     """

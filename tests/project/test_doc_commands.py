@@ -66,6 +66,7 @@ def commands_run_here(page: str) -> list[Command]:
         if command.needs is None
         and command.words[0] not in ("make", "pip", "source", "tensorboard")
         and command.words[-2:] != ["verify", QUICKSTART]  # check/test_verify.py
+        and "--rehearse" not in command.words  # check/test_gpu_rehearsal.py
     ]
 
 

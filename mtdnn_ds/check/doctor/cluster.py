@@ -34,11 +34,8 @@ class Examination:
     joined: bool
 
 
-def examine(output_dir: Path, *, gpu: bool) -> Examination:
-    """Look at this node, or under a launcher at all of them. `gpu`: try every CUDA path too.
-
-    Collective under a launcher.
-    """
+def examine(output_dir: Path) -> Examination:
+    """Look at this node, or under a launcher at all of them. Collective under a launcher."""
     local: list[Finding] = []
     if dist.local_rank() == 0:
         local = [*package_findings(), *op_findings(extensions_folder()), *machine_findings(output_dir)]
@@ -54,10 +51,6 @@ def examine(output_dir: Path, *, gpu: bool) -> Examination:
         node: list(findings) for node, findings in zip(nodes, dist.gather(local), strict=True) if findings
     }
     together = _together(output_dir, nodes, device)
-    if gpu:
-        from mtdnn_ds.check.doctor.gpu import gpu_findings
-
-        together += gpu_findings(device)
     for findings in by_node.values():
         findings += together
     stop_distributed()

@@ -53,7 +53,7 @@ def run_group(jobs: Sequence[Job], folder: Path, world_size: int) -> str:
     processes = [
         subprocess.Popen(
             [sys.executable, "-m", "mtdnn_ds.check.verify.worker", str(file)],
-            env=_environment(rank, world_size, port),
+            env=rank_environment(rank, world_size, port),
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -103,7 +103,8 @@ def _entry(job: Job, folder: Path) -> dict[str, str]:
     }
 
 
-def _environment(rank: int, world_size: int, port: int) -> dict[str, str]:
+def rank_environment(rank: int, world_size: int, port: int) -> dict[str, str]:
+    """What a launcher sets for one rank of a run on this node."""
     # Runs of their own, wherever verify itself was started.
     inherited = {
         name: value

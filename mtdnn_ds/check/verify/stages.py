@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 
+from mtdnn_ds.check.tiny_runs import training_only
 from mtdnn_ds.check.verify.certificate import Result, certificate
 from mtdnn_ds.check.verify.checks import verify_recipe
 from mtdnn_ds.check.verify.small import small_recipe
-from mtdnn_ds.check.verify.worker import training_only
 from mtdnn_ds.config.recipe import Recipe
 from mtdnn_ds.config.stages import Stage
 from mtdnn_ds.runs.setup import prepare_run_data

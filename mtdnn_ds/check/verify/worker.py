@@ -9,13 +9,12 @@ import copy
 import json
 import logging
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
-from mtdnn_ds.check.tiny_runs import resolved_json
+from mtdnn_ds.check.tiny_runs import resolved_json, training_only
 from mtdnn_ds.config.load import load_recipe
 from mtdnn_ds.config.recipe import Recipe
 from mtdnn_ds.monitor.console import configure_logging
@@ -47,11 +46,6 @@ def main(jobs_file: str) -> None:
             output_dir = Path(job["output_dir"])
             train(recipe, specs, deepspeed, output_dir=output_dir, resume=job["resume"], quiet=True)
     stop_distributed()
-
-
-def training_only(specs: tuple[TaskSpec, ...]) -> tuple[TaskSpec, ...]:
-    """Without dev splits: verify reads losses, and dev splits can be large."""
-    return tuple(replace(spec, splits={"train": spec.splits["train"]}) for spec in specs)
 
 
 def compare_hidden_states(recipe: Recipe, specs: tuple[TaskSpec, ...], output_dir: Path) -> None:
