@@ -6,8 +6,8 @@ called just before the rank gets there.
     stage NAME, beginning                       train/stages.py          *
     tokenizing                                  runs/setup.py            *
     step N, beginning                           train/trainer.py
-    step N, micro-batch I of M                  train/optimizer_step.py
-    step N, update                              train/optimizer_step.py
+    step N, micro-batch I of M                  train/step/optimizer_step.py
+    step N, update                              train/step/optimizer_step.py
     step N, done                                train/trainer.py
     evaluating step N                           train/evaluation.py
     evaluating, micro-batch I                   runs/evaluate.py

@@ -1,4 +1,4 @@
-"""The process group and the DeepSpeed engine in it: start and end. Takes no step (optimizer_step.py)."""
+"""The process group and the DeepSpeed engine in it: start and end. Takes no step (step/optimizer_step.py)."""
 
 from __future__ import annotations
 

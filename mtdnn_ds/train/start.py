@@ -47,7 +47,7 @@ from mtdnn_ds.train.model import TrainedModel, build_trained_model
 from mtdnn_ds.train.optimizer import build_optimizer
 from mtdnn_ds.train.regularizers.sharing_penalty import SharingPenalty, sharing_penalty
 from mtdnn_ds.train.resume import fresh_state, open_resume_point, restored_state
-from mtdnn_ds.train.step_read import StepRead
+from mtdnn_ds.train.step.step_read import StepRead
 
 COMPUTE_DTYPES = {
     "fp32": torch.float32,

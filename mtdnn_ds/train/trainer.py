@@ -27,10 +27,10 @@ from mtdnn_ds.runs.lock import locked
 from mtdnn_ds.tasks.spec import TaskSpec
 from mtdnn_ds.train.engine import free_memory, start_distributed, stop_engine
 from mtdnn_ds.train.evaluation import evaluate_step
-from mtdnn_ds.train.optimizer_step import count_units, optimizer_step, set_learning_rate
 from mtdnn_ds.train.results import show_results
 from mtdnn_ds.train.start import Run, start_run
-from mtdnn_ds.train.step_record import step_learning_rate, step_record
+from mtdnn_ds.train.step.optimizer_step import count_units, optimizer_step, set_learning_rate
+from mtdnn_ds.train.step.step_record import step_learning_rate, step_record
 
 log = logging.getLogger(__name__)
 

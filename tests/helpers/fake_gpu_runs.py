@@ -43,8 +43,8 @@ from mtdnn_ds.tasks.layout import head_layout
 from mtdnn_ds.tasks.resolve import resolve_tasks
 from mtdnn_ds.train.distillation.teacher_outputs import mean_answer
 from mtdnn_ds.train.distillation.teachers import answer_of
-from mtdnn_ds.train.optimizer_step import _forward_backward
 from mtdnn_ds.train.regularizers.regularizer import Regularizer, build_regularizer
+from mtdnn_ds.train.step.optimizer_step import _forward_backward
 
 CPU = torch.device("cpu")
 TEMPERATURE = 2.0

@@ -177,12 +177,12 @@ def test_outputs_leave_in_float32(in_bf16: MultiTaskModel, monkeypatch: pytest.M
 def test_attention_is_chosen_for_the_format(all_kinds_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[str, torch.dtype]] = []
 
-    def resolve(requested: str, device_type: str, dtype: torch.dtype) -> Any:
+    def choose(requested: str, device_type: str, dtype: torch.dtype, **facts: Any) -> Any:
         asked.append((device_type, dtype))
-        return resolve_backend(requested, device_type, dtype)
+        return choose_backend(requested, device_type, dtype, **facts)
 
-    resolve_backend = multitask.resolve_backend
-    monkeypatch.setattr(multitask, "resolve_backend", resolve)
+    choose_backend = multitask.choose_backend
+    monkeypatch.setattr(multitask, "choose_backend", choose)
     for dtype in ("auto", "bf16"):
         MultiTaskModel.from_pretrained(str(all_kinds_run), dtype=dtype)  # type: ignore[arg-type]
     assert asked == [("cpu", torch.float32), ("cpu", torch.bfloat16)]

@@ -1,4 +1,4 @@
-"""Norms, clipping and dropped updates through train/step_read.py are DeepSpeed's own, to the bit."""
+"""Norms, clipping and dropped updates through train/step/step_read.py are DeepSpeed's own, to the bit."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 import torch
 from helpers.processes import ROOT, run_ranks
 
-from mtdnn_ds.train.step_read import StepRead
+from mtdnn_ds.train.step.step_read import StepRead
 
 
 @pytest.mark.distributed

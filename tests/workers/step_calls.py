@@ -4,7 +4,7 @@ FILE`.
 The model has as many tensors as BERT-large and narrow layers, so the counts are BERT-large's. FILE gets
 {stage: {"tensors": ..., "calls": ..., "reads": ...}} of one step after the first two, with the shipped JSON
 as it is on a GPU: bf16, and at stage 0 autocast. A read is what a GPU has to be waited for: the one of
-train/step_read.py, and each `.item()` of a tensor that is not on the host since then.
+train/step/step_read.py, and each `.item()` of a tensor that is not on the host since then.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from mtdnn_ds.config.recipe import Recipe
 from mtdnn_ds.model.encoder import PackedEncoder, load_encoder
 from mtdnn_ds.model.probe import batch_of_lengths
 from mtdnn_ds.train.engine import free_memory, start_distributed, start_engine, stop_distributed, stop_engine
-from mtdnn_ds.train.optimizer_step import gradient_norm
-from mtdnn_ds.train.step_read import StepRead
+from mtdnn_ds.train.step.optimizer_step import gradient_norm
+from mtdnn_ds.train.step.step_read import StepRead
 
 STAGES = (0, 1, 2, 3)
 NUM_LAYERS = 24
@@ -75,7 +75,7 @@ class Count(TorchDispatchMode):
                 self.on_host[each] = True
 
     def watch(self, read: StepRead) -> None:
-        """Counts the reads of train/step_read.py, whose results are on the host."""
+        """Counts the reads of train/step/step_read.py, whose results are on the host."""
         with_norms = StepRead.with_norms.__get__(read)
 
         def counted(norms_G: torch.Tensor) -> torch.Tensor:
@@ -139,7 +139,7 @@ def counts(stage: int, folder: Path) -> dict[str, int]:
         engine.set_gradient_accumulation_boundary(True)
         engine.backward(engine(batch).float().square().sum(), scale_wrt_gas=False)
         read.expect(torch.zeros(2, 9))
-        with Count() as count:  # as train/optimizer_step.py has it
+        with Count() as count:  # as train/step/optimizer_step.py has it
             count.watch(read)
             if not read.joins:
                 read.with_norms(gradient_norm(engine))

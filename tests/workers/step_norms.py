@@ -17,7 +17,7 @@ from torch import nn
 
 from mtdnn_ds import dist
 from mtdnn_ds.train.engine import start_distributed, start_engine, stop_distributed, stop_engine
-from mtdnn_ds.train.step_read import StepRead
+from mtdnn_ds.train.step.step_read import StepRead
 
 SIZES = (1, 7, 64, 200)
 STEPS = {"clipped": 3.0, "small": 1e-4, "inf": float("inf"), "nan": float("nan"), "after": 1.0}

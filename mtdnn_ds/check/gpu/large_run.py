@@ -186,7 +186,7 @@ def start_large_run(bench: Bench, way: Way) -> LargeRun:
 
 
 def _compile_on_cpu(run: Run) -> None:
-    """Layers as one graph each, as on a GPU, without a compiler behind them: the op of varlen runs here too."""
+    """Layers as one graph each, with varlen's op, as on a GPU; without a compiler behind them."""
     for module in run.model.net.modules():
         if isinstance(module, PackedEncoder):
             module.attention = "varlen"

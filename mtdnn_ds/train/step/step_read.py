@@ -1,7 +1,7 @@
 """The one time that an optimizer step waits for the device: loss totals and gradient norm, read together.
 
 DeepSpeed 0.19.8 looks at every gradient for overflow, takes every gradient's norm, and reads back several
-numbers on the way: 5,922 calls and 4 reads a step for BERT-large's 389 tensors under ZeRO 2, while the GPU
+numbers on the way: 5,918 calls and 4 reads a step for BERT-large's 389 tensors under ZeRO 2, while the GPU
 waits. Here a norm is one `torch._foreach_norm` and the read comes once, before the update. A gradient that is
 not finite makes the norm so too, and DeepSpeed drops the update for that alone: its own look at every
 gradient decides nothing more, so it is left out.

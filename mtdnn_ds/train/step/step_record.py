@@ -9,8 +9,8 @@ from mtdnn_ds.data.batches.loader import StepBatches
 from mtdnn_ds.losses.objective import step_loss
 from mtdnn_ds.monitor.run_monitor import StepRecord
 from mtdnn_ds.runs.schedule import learning_rate, num_warmup_steps
-from mtdnn_ds.train.optimizer_step import StepResult
 from mtdnn_ds.train.start import Run
+from mtdnn_ds.train.step.optimizer_step import StepResult
 
 
 def step_learning_rate(run: Run, step: int) -> float:

@@ -27,7 +27,7 @@ from mtdnn_ds.losses.forms import Losses, UnitLosses
 from mtdnn_ds.losses.objective import micro_batch_loss, step_loss, term_coefficients
 from mtdnn_ds.tasks.layout import HeadLayout
 from mtdnn_ds.train.regularizers.regularizer import PLAIN, Regularizer, mean_losses
-from mtdnn_ds.train.step_read import StepRead, foreach_norms
+from mtdnn_ds.train.step.step_read import StepRead, foreach_norms
 
 log = logging.getLogger(__name__)
 
