@@ -13,6 +13,7 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -133,17 +134,18 @@ def optimizer_step(
         )
 
         # Nothing that is not finite may reach the weights: the norm, read with the totals, drops the update.
-        def refuse_not_finite(passes: _Passes = passes) -> None:
-            of_passes = tuple(batch for batch in micro_batches for _ in range(_num_passes(regularizer)))
-            _refuse_not_finite(step, read.totals, passes, of_passes, layout, losses, describe)
-
         read.expect(passes.totals)
+        of_passes = tuple(batch for batch in micro_batches for _ in range(_num_passes(regularizer)))
+        refuse_not_finite = partial(
+            _refuse_not_finite, step, read, passes, of_passes, layout, losses, describe
+        )
         scale = _loss_scale(engine)
         norm = None
         if not read.joins:
-            norm = float(read.with_norms(gradient_norm(engine)))
+            norms = read.with_norms(gradient_norm(engine))
             refuse_not_finite()
-            if not math.isfinite(norm):
+            norm = float(norms) if norms.numel() else None
+            if norm is not None and not math.isfinite(norm):
                 raise TrainingError(_bad_gradient(step, layout.task_names))
 
         try:
@@ -193,9 +195,7 @@ def _forward_backward(
     """All passes of the step on this rank, with their gradients; sums are of all ranks. Collective."""
     world_size = dist.world_size()
     coefficients = on_device(coefficients_M.tolist(), torch.float32, engine.device)
-    totals = torch.zeros(
-        (2, len(coefficients_M)), device=engine.device
-    )  # the losses', and what is added to them
+    totals = torch.zeros((2, len(coefficients_M)), device=engine.device)
     unit_losses: list[dict[str, UnitLosses]] = []
 
     for index, host_batch in enumerate(micro_batches):
@@ -251,7 +251,11 @@ def _loss_scale(engine: Any) -> float:
 
 
 def gradient_norm(engine: Any) -> Tensor:
-    """(1,): the global norm where DeepSpeed keeps none itself (ZeRO 0); gradients are averaged by then."""
+    """(1,): the global norm where DeepSpeed keeps none itself (ZeRO 0); gradients are averaged by then. (0,)
+    elsewhere.
+    """
+    if engine.zero_optimization_stage() > 0:
+        return torch.zeros(0, device=engine.device)
     gradients = [parameter.grad for parameter in engine.module.parameters() if parameter.grad is not None]
     return foreach_norms(gradients, torch.float32).norm()[None]
 
@@ -266,15 +270,15 @@ def _bad_gradient(step: int, task_names: tuple[str, ...]) -> str:
 
 def _refuse_not_finite(
     step: int,
-    totals: Tensor,
+    read: StepRead,
     passes: _Passes,
     batches: Sequence[PackedBatch],
     layout: HeadLayout,
     losses: Losses,
     describe: Callable[[int, int], str],
 ) -> None:
-    """Raise TrainingError if the losses or what was added to them, (2, M), are not finite. Collective."""
-    totals_M, added_M = totals
+    """Raise TrainingError if the losses, or what was added to them, are not finite. Collective."""
+    totals_M, added_M = read.totals
     if not bool(torch.isfinite(totals_M).all()):
         raise TrainingError(_not_finite(step, totals_M, passes, batches, layout, losses, describe))
     if not bool(torch.isfinite(added_M).all()):
