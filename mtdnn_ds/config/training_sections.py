@@ -89,11 +89,20 @@ class BatchSettings(Section):
 
     examples_per_step: int = Field(32, ge=1)
     max_tokens_per_micro_batch: int = Field(8192, ge=8)
-    pad_tokens_to: Annotated[int, Field(ge=1, le=8192)] | None = Field(
+    pad_tokens_to: Annotated[int, Field(ge=1)] | None = Field(
         None,
-        description="a filler that nothing reads makes a micro-batch's tokens a multiple of this, so that "
-        "shapes repeat; default: on CUDA 64 to 512, by max_tokens_per_micro_batch, else 1",
+        description="a filler that nothing reads makes a micro-batch's tokens a multiple of this divisor of "
+        "max_tokens_per_micro_batch, so that shapes repeat; default: on CUDA up to 512, else 1",
     )
+
+    @model_validator(mode="after")
+    def _divides(self) -> BatchSettings:
+        if self.pad_tokens_to is not None and self.max_tokens_per_micro_batch % self.pad_tokens_to:
+            raise ValueError(
+                f"pad_tokens_to={self.pad_tokens_to} must divide max_tokens_per_micro_batch="
+                f"{self.max_tokens_per_micro_batch}: a filled micro-batch has at most as many tokens"
+            )
+        return self
 
 
 class OptimizerSettings(Section):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -212,13 +211,18 @@ def loader_settings(
 
 
 def _pad_tokens_to(recipe: Recipe, device: torch.device) -> int:
-    """batch.pad_tokens_to; default on CUDA: 1/64 of a full micro-batch, as a power of two from 64 to 512."""
+    """batch.pad_tokens_to. On CUDA by default the largest power of two that divides a full micro-batch, up to
+    a 64th of it and 512; 64 where that is less.
+    """
     batch = recipe.batch
     if batch.pad_tokens_to is not None:
         return batch.pad_tokens_to
     if device.type != "cuda":
         return 1
-    return min(max(2 ** int(math.log2(batch.max_tokens_per_micro_batch / 64)), 64), 512)
+
+    most = max(batch.max_tokens_per_micro_batch // 64, 64)
+    powers = (2**exponent for exponent in range(9, -1, -1))
+    return next(power for power in powers if power <= most and batch.max_tokens_per_micro_batch % power == 0)
 
 
 def tokenizer_path(recipe: Recipe) -> str:

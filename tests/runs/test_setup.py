@@ -9,6 +9,7 @@ import torch
 import yaml
 
 from mtdnn_ds.batch.groups import CPU_COSTS, CUDA_COSTS
+from mtdnn_ds.config.errors import ConfigError
 from mtdnn_ds.config.load import load_recipe
 from mtdnn_ds.data.batches.loader import LoaderSettings
 from mtdnn_ds.runs.setup import loader_settings
@@ -32,10 +33,11 @@ def settings_of(folder: Path, encoder: Path, device: str, batch: dict[str, int])
         ("cpu", {"max_tokens_per_micro_batch": 16384}, 1),
         ("cuda", {"max_tokens_per_micro_batch": 512}, 64),
         ("cuda", {"max_tokens_per_micro_batch": 16384}, 256),
-        ("cuda", {"max_tokens_per_micro_batch": 20000}, 256),
+        ("cuda", {"max_tokens_per_micro_batch": 20000}, 32),
+        ("cuda", {"max_tokens_per_micro_batch": 4097}, 1),
         ("cuda", {"max_tokens_per_micro_batch": 65536}, 512),
         ("cuda", {"max_tokens_per_micro_batch": 16384, "pad_tokens_to": 1}, 1),
-        ("cpu", {"max_tokens_per_micro_batch": 16384, "pad_tokens_to": 48}, 48),
+        ("cpu", {"max_tokens_per_micro_batch": 4800, "pad_tokens_to": 48}, 48),
     ],
 )
 def test_micro_batches_are_filled_up_on_gpus_and_where_it_is_asked_for(
@@ -45,3 +47,12 @@ def test_micro_batches_are_filled_up_on_gpus_and_where_it_is_asked_for(
     assert settings.pad_tokens_to == multiple
     assert settings.group_costs == {"cpu": CPU_COSTS, "cuda": CUDA_COSTS}[device]
     assert settings.pin_memory == (device == "cuda")
+
+
+def test_a_filler_never_makes_a_micro_batch_larger_than_it_may_be(tmp_path: Path, tiny_encoder: Path) -> None:
+    with pytest.raises(ConfigError) as error:
+        settings_of(tmp_path, tiny_encoder, "cpu", {"max_tokens_per_micro_batch": 256, "pad_tokens_to": 8192})
+    assert error.value.problems == (
+        f"{tmp_path}/recipe.yaml: batch: pad_tokens_to=8192 must divide max_tokens_per_micro_batch=256: "
+        "a filled micro-batch has at most as many tokens",
+    )

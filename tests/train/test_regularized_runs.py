@@ -62,9 +62,9 @@ class Setting:
 SETTINGS = [
     Setting("smart", 0),
     *(Setting("smart", stage, 150) for stage in (1, 3)),
-    Setting("smart", 2, 150, pad_tokens_to=32),
+    Setting("smart", 2, 160, pad_tokens_to=32),
     Setting("freelb", 0, 150),
-    Setting("freelb", 3, 150, pad_tokens_to=32),
+    Setting("freelb", 3, 160, pad_tokens_to=32),
 ]
 SCALED = [Setting("famo", 0), Setting("famo", 2, 150)]
 MIXTURES = [Setting("mixture", 0), Setting("mixture", 3, 640)]
@@ -230,7 +230,7 @@ def test_settings_really_cut_steps_differently(trained_runs: Runs) -> None:
         for setting in SETTINGS
     }
     assert counts["smart_zero0_tokens8192"] == 1
-    assert min(counts["smart_zero2_tokens150"], counts["freelb_zero3_tokens150"]) > 1
+    assert min(counts["smart_zero2_tokens160"], counts["freelb_zero3_tokens160"]) > 1
 
 
 @pytest.mark.distributed

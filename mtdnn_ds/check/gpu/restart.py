@@ -33,6 +33,7 @@ SETTINGS = {
     "train.dropout": "model",
     "train.keep_last": "3",
 }
+TOLERANCE = 3e-2  # of bf16, as between two straight runs; not so of NaN
 DEEPSPEED: dict[str, object] = {"zero_optimization": {"stage": 2}, "bf16": {"enabled": True}}
 
 
@@ -103,7 +104,9 @@ def _resumed(bench: Bench) -> Row:
     what = "losses of all steps against the undisturbed run, relative"
     if difference == 0:
         return Row(name="killed and resumed", figures=figures, what=f"{what}: equal bit for bit")
-    return Row(name="killed and resumed", status="missed", figures=figures, what=what)
+    if difference < TOLERANCE:
+        return Row(name="killed and resumed", status="missed", figures=figures, what=what)
+    return Row(name="killed and resumed", status="failed", figures=figures, what=f"{what}: not the same run")
 
 
 def train_and_die(folder: Path, shared: Path) -> None:
