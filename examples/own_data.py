@@ -28,7 +28,7 @@ RECIPE: dict[str, Any] = {
         }
     },
     "batch": {"examples_per_step": 8, "max_tokens_per_micro_batch": 1024},
-    "optimizer": {"name": "torch_adamw", "lr": 2e-4},
+    "optimizer": {"name": "adamw", "lr": 2e-4},
     "train": {"steps": 30, "eval_every": 10, "save_every": 30},
 }
 

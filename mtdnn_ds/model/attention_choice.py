@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 
 import torch
+from torch.backends.cuda import is_flash_attention_available
 
 from mtdnn_ds.config.choices import ATTENTION_BACKENDS
 from mtdnn_ds.config.errors import ConfigError, did_you_mean
@@ -77,6 +78,8 @@ def _obstacles(backend: Backend, device_type: str, dtype: torch.dtype, head_size
             found.append(f"it needs CUDA and this run is on {device_type}")
         else:
             found += kernel_obstacles(torch.cuda.get_device_capability(), head_size)
+        if device_type == "cuda" and backend == "varlen" and not is_flash_attention_available():
+            found.append("this torch was built without flash attention")
         if dtype not in (torch.float16, torch.bfloat16):
             found.append(f"it needs fp16 or bf16 and attention runs in {str(dtype).removeprefix('torch.')}")
 

@@ -2,7 +2,7 @@
 
 A layer is compiled for any number of tokens and sequences at once: attention is one op to the compiler
 (varlen_attention.py), so a layer is one graph, which all layers share. That fuses dropout + add + LayerNorm
-and bias + GELU. On CPUs it loses: 0.90 (bf16) and 0.97 (fp32) of eager's tokens/s on MiniLM (docs/log.md).
+and bias + GELU. On CPUs it loses (docs/log.md).
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+import sysconfig
+from pathlib import Path
 from typing import Any, Literal
 
 from torch import nn
@@ -39,9 +41,13 @@ def compile_if_asked(
     """
     if asked == "never" or (asked == "auto" and device_type != "cuda"):
         return ()
+    if device_type != "cuda":
+        raise ConfigError(
+            "encoder.compile=always: this run is on the CPU, where compiled layers are slower; use 'auto'"
+        )
 
     obstacles = [
-        *_machine_obstacles(device_type),
+        *_machine_obstacles(),
         *_run_obstacles(zero_stage, gradient_checkpointing, dropout, sharing),
         *_encoder_obstacles(net),
     ]
@@ -65,16 +71,16 @@ def _layers(net: nn.Module) -> list[nn.Module]:
     return [module for module in net.modules() if isinstance(module, GradientCheckpointingLayer)]
 
 
-def _machine_obstacles(device_type: str) -> list[str]:
-    if device_type != "cuda":
-        return ["it pays on CUDA only (docs/log.md), and this run is on the CPU"]
-
+def _machine_obstacles() -> list[str]:
+    # What Triton compiles its launchers with (its runtime.build): CC alone where it is set.
+    compilers = [os.environ["CC"]] if "CC" in os.environ else ["gcc", "clang"]
     obstacles = []
     if importlib.util.find_spec("triton") is None:
         obstacles.append("the Python package triton is not installed")
-    compilers = (os.environ.get("CC", "gcc"), "gcc", "clang")
     if not any(shutil.which(name) for name in compilers):
-        obstacles.append("triton needs a C compiler, and there is no gcc, clang or CC")
+        obstacles.append(f"triton needs a C compiler, and there is no {' or '.join(compilers)}")
+    if not (Path(sysconfig.get_path("include")) / "Python.h").is_file():
+        obstacles.append("triton needs Python's headers (Python.h, in a package python3-dev)")
     return obstacles
 
 
@@ -100,6 +106,11 @@ def _encoder_obstacles(net: MultiTaskNet) -> list[str]:
         obstacles.append("the encoder runs on padded input")
     elif not all(ATTENTION_BACKENDS[encoder.attention].is_kernel for encoder in encoders):
         obstacles.append(f"attention back end {encoders[0].attention} breaks a layer into several graphs")
+    # One graph serves all layers, and what Inductor finds of the first one's parameters it takes for all:
+    # ZeRO has them end to end in one buffer, so all must begin at a multiple of 16 bytes.
+    sizes = {parameter.numel() for layer in _layers(net) for parameter in layer.parameters()}
+    if any(size % 8 for size in sizes):
+        obstacles.append("a parameter of a layer has a number of elements that is no multiple of 8")
     if not _layers(net):
         obstacles.append(f"{type(encoders[0].model).__name__} has no layers of transformers' kind")
     return obstacles

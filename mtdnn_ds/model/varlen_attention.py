@@ -187,6 +187,7 @@ def _backward_shapes(
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     *tensors, ctx.max_seqlen, ctx.dropout, ctx.scaling = inputs
+    ctx.set_materialize_grads(False)  # of the outputs that nothing reads
     ctx.save_for_backward(*tensors, *output)
 
 

@@ -63,22 +63,29 @@ def take_device() -> torch.device:
         dist.use_device(index)
     torch.cuda.set_device(index)
 
-    # It plans anew for every shape (23 to 37 ms each on an H100), and its bf16 backward pass has given NaN:
-    # scaled_dot_product_attention would try it first there.
+    # It plans anew for every shape, and those of packed micro-batches hardly repeat; on Hopper and newer
+    # scaled_dot_product_attention would try it first.
     torch.backends.cuda.enable_cudnn_sdp(False)
     return torch.device("cuda", index)
 
 
 def make_deterministic() -> None:
-    """Lets CUDA add in a fixed order wherever it can, so that a resumed run is the uninterrupted one.
+    """Lets CUDA add in a fixed order, so that a resumed run is the uninterrupted one (docs/resume.md: where).
 
-    An op that cannot (attention in float32) warns once instead of ending the run. Call it before CUDA's first
-    product.
+    An operation that has no such form warns once instead of ending the run. Call it before CUDA's first
+    product, at which cuBLAS reads the environment.
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)
     # It would cost a kernel for every new tensor.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
+def without_waiting(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A tensor of the host on the device: through page-locked memory, else a GPU would be waited for."""
+    if device.type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 def share_threads() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import shutil
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,12 +52,26 @@ def _deepspeed_adamw(
 ) -> torch.optim.Optimizer:
     from deepspeed.ops.adam import DeepSpeedCPUAdam, FusedAdam
 
+    name = "deepspeed_adamw"
     if offloaded:
-        _check_compiler("deepspeed_adamw", "cpu_adam", on_cpu=True)
-        return DeepSpeedCPUAdam(parameter_groups, adamw_mode=True, **settings)
+        _check_compiler(name, "cpu_adam", on_cpu=True)
+        return _compiled(name, partial(DeepSpeedCPUAdam, parameter_groups, adamw_mode=True, **settings))
 
-    _check_compiler("deepspeed_adamw", "fused_adam", on_cpu=not torch.cuda.is_available())
-    return FusedAdam(parameter_groups, adam_w_mode=True, **settings)
+    _check_compiler(name, "fused_adam", on_cpu=not torch.cuda.is_available())
+    return _compiled(name, partial(FusedAdam, parameter_groups, adam_w_mode=True, **settings))
+
+
+def _compiled(name: str, build: Callable[[], torch.optim.Optimizer]) -> torch.optim.Optimizer:
+    """What `build` gives. Raises ConfigError where nvcc is not the one that torch was built with."""
+    from deepspeed.ops.op_builder.builder import CUDAMismatchException, MissingCUDAException
+
+    try:
+        return build()
+    except (CUDAMismatchException, MissingCUDAException) as error:
+        raise ConfigError(
+            f"optimizer.name={name}: DeepSpeed cannot compile its kernels here ({error}); "
+            "set optimizer.name to adamw"
+        ) from error
 
 
 def _check_compiler(name: str, op: str, *, on_cpu: bool) -> None:
@@ -93,7 +109,7 @@ def _lamb(parameter_groups: list[dict[str, Any]], settings: dict[str, Any]) -> t
     from deepspeed.ops.lamb import FusedLamb
 
     _check_compiler("lamb", "fused_lamb", on_cpu=False)
-    return FusedLamb(parameter_groups, **settings)
+    return _compiled("lamb", partial(FusedLamb, parameter_groups, **settings))
 
 
 def _apex_adam(parameter_groups: list[dict[str, Any]], settings: dict[str, Any]) -> torch.optim.Optimizer:

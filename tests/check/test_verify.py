@@ -9,7 +9,7 @@ import pytest
 from helpers.processes import ROOT, run_command
 
 from mtdnn_ds.check.verify.certificate import Result, certificate
-from mtdnn_ds.check.verify.checks import Comparison, _results, difference
+from mtdnn_ds.check.verify.checks import Comparison, _results, _resumed, difference
 from mtdnn_ds.check.verify.small import small_recipe
 from mtdnn_ds.config.load import load_recipe
 
@@ -111,3 +111,15 @@ def test_wrong_flags_are_refused_before_any_run() -> None:
         ["-m", "mtdnn_ds", "verify", "recipes/quickstart.yaml", "--certificate", "/no/such/folder/c.json"]
     )
     assert result.returncode == 2 and "its folder does not exist" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("on_cuda", "promise", "at_most"),
+    [
+        (False, "resumed = uninterrupted, bit for bit", 0.0),
+        (True, "resumed = uninterrupted (float32 attention on CUDA: to rounding)", 1e-4),
+    ],
+)
+def test_what_resuming_is_held_to(on_cuda: bool, promise: str, at_most: float) -> None:
+    compared = _resumed(4, on_cuda=on_cuda)
+    assert (compared.promise, compared.at_most, compared.first) == (promise, at_most, 4)

@@ -198,6 +198,7 @@ def test_back_end_that_cannot_run_is_refused_with_the_reason() -> None:
 
 def on_gpu(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int]) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    monkeypatch.setattr(attention_choice, "is_flash_attention_available", lambda: True)
 
 
 def test_auto_takes_torchs_kernel_on_cuda_with_its_dropout(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -211,6 +212,15 @@ def test_auto_takes_torchs_kernel_on_cuda_with_its_dropout(monkeypatch: pytest.M
     assert resolve_backend("auto", "cuda", torch.float32, **facts) == (
         "grouped",
         "attention back end grouped (varlen: it needs fp16 or bf16 and attention runs in float32)",
+    )
+
+
+def test_a_torch_without_flash_attention_has_grouped(monkeypatch: pytest.MonkeyPatch) -> None:
+    on_gpu(monkeypatch, (9, 0))
+    monkeypatch.setattr(attention_choice, "is_flash_attention_available", lambda: False)
+    assert resolve_backend("auto", "cuda", torch.bfloat16, head_size=64) == (
+        "grouped",
+        "attention back end grouped (varlen: this torch was built without flash attention)",
     )
 
 

@@ -14,15 +14,17 @@ from torch._dynamo.utils import counters
 from mtdnn_ds.batch import PackedBatch
 from mtdnn_ds.config.errors import ConfigError
 from mtdnn_ds.model.compiled_layers import compile_if_asked, compile_layers
+from mtdnn_ds.model.dropout import word_dropout
+from mtdnn_ds.model.dropout.word_dropout import DropoutMode
 from mtdnn_ds.model.encoder import PackedEncoder, load_encoder
 from mtdnn_ds.model.multitask import MultiTaskNet
 from mtdnn_ds.model.probe import batch_of_lengths
 from mtdnn_ds.tasks.layout import HeadLayout
 
 
-def encoder_of(folder: Path, family: str) -> PackedEncoder:
+def encoder_of(folder: Path, family: str, dropout: DropoutMode = "none") -> PackedEncoder:
     CONFIGS[family].save_pretrained(folder)
-    encoder = load_encoder(str(folder), random_init=True, dropout="none")
+    encoder = load_encoder(str(folder), random_init=True, dropout=dropout)
     encoder.attention = "varlen"
     return encoder
 
@@ -65,6 +67,23 @@ def test_compiled_layers_are_one_graph_for_ten_shapes_and_equal_eager_ones(
         torch.testing.assert_close(mine, other, atol=1e-6, rtol=1e-6)
 
 
+def test_dropout_as_gpus_have_it_breaks_no_graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def of_gpus(rows: torch.Tensor, p: float) -> torch.Tensor:
+        return torch.nn.functional.dropout(rows, p, training=True)
+
+    monkeypatch.setattr(word_dropout, "word_dropout", of_gpus)
+    torch._dynamo.reset()
+    counters.clear()
+    encoder = encoder_of(tmp_path, "bert", dropout="model")
+    assert encoder.hidden_dropout == encoder.attention_dropout == 0.1
+    compile_layers(encoder, backend="aot_eager")
+    first, second = (passes(encoder, ten_batches())[0] for _ in range(2))
+
+    assert not torch.equal(first, second), "nothing is dropped"
+    assert dict(counters["graph_break"]) == {}
+    assert counters["stats"]["unique_graphs"] == 1
+
+
 def net_of(encoder: PackedEncoder) -> MultiTaskNet:
     return MultiTaskNet(encoder=encoder, heads={}, layout=HeadLayout(task_names=(), terms=()))
 
@@ -103,7 +122,7 @@ def test_layers_that_cannot_be_compiled_are_left_with_a_word_or_refused(
     attention: str,
     told: str,
 ) -> None:
-    monkeypatch.setattr("mtdnn_ds.model.compiled_layers._machine_obstacles", lambda device_type: [])
+    monkeypatch.setattr("mtdnn_ds.model.compiled_layers._machine_obstacles", lambda: [])
     encoder = encoder_of(tmp_path, "bert")
     encoder.attention = attention
     net, settings = net_of(encoder), SETTINGS | change
@@ -120,14 +139,17 @@ def test_layers_that_cannot_be_compiled_are_left_with_a_word_or_refused(
 def test_on_a_cpu_auto_is_off_without_a_word_and_always_is_refused(tmp_path: Path) -> None:
     net, settings = net_of(encoder_of(tmp_path, "bert")), SETTINGS | {"device_type": "cpu"}
     assert compile_if_asked(net, "auto", **settings) == ()
-    with pytest.raises(ConfigError, match=r"compile=always: it pays on CUDA only \(docs/log.md\)"):
+    with pytest.raises(ConfigError) as error:
         compile_if_asked(net, "always", **settings)
+    assert error.value.problems == (
+        "encoder.compile=always: this run is on the CPU, where compiled layers are slower; use 'auto'",
+    )
 
 
 def test_auto_compiles_every_layer_where_nothing_stands_in_the_way(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mtdnn_ds.model.compiled_layers._machine_obstacles", lambda device_type: [])
+    monkeypatch.setattr("mtdnn_ds.model.compiled_layers._machine_obstacles", lambda: [])
     encoder = encoder_of(tmp_path, "bert")
     assert compile_if_asked(net_of(encoder), "auto", **SETTINGS) == (
         "layers are compiled (encoder.compile): the first steps take a minute longer",

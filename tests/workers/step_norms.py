@@ -1,8 +1,8 @@
 """A few steps of a small engine with DeepSpeed's own norm, and with ours.
 
-`python step_norms.py OUT.json STAGE DTYPE`. Gradients are given, not computed: the same for both, one set
-clipped, one not, one with an infinity and one with a NaN on one rank. Rank 0 writes each step's norm, None
-where the update was dropped, and the weights after it.
+`python step_norms.py OUT.json STAGE DTYPE [offload]`. Gradients are given, not computed: the same for both, one
+set clipped, one not, one with an infinity and one with a NaN on one rank. Rank 0 writes each step's norm, None
+where the update was dropped, the loss scale and the weights after it.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from deepspeed.accelerator import get_accelerator
 from torch import nn
 
 from mtdnn_ds import dist
@@ -47,7 +48,7 @@ def gradients_of(step: str, dtype: torch.dtype) -> list[torch.Tensor]:
     return [each.to(dtype) for each in given]
 
 
-def steps(stage: int, precision: str, *, ours: bool) -> list[dict[str, Any]]:
+def steps(stage: int, precision: str, *, offloaded: bool, ours: bool) -> list[dict[str, Any]]:
     model = Weights()
     groups = [
         {"params": list(model.parts[:2]), "weight_decay": 0.1, "lr_factor": 1.0},
@@ -64,8 +65,13 @@ def steps(stage: int, precision: str, *, ours: bool) -> list[dict[str, Any]]:
     }
     if precision == "bf16":
         config["bf16"] = {"enabled": True, "check_grad_overflow": True}
+    if precision == "fp16":
+        config["fp16"] = {"enabled": True, "initial_scale_power": 4, "hysteresis": 1}
+    if offloaded:
+        config["zero_optimization"]["offload_optimizer"] = {"device": "cpu"}
+        config["zero_force_ds_cpu_optimizer"] = False
     engine = start_engine(model, torch.optim.AdamW(groups, lr=0.1, fused=True), config)
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     read = None
     if ours:
         read = StepRead(engine)
@@ -82,7 +88,8 @@ def steps(stage: int, precision: str, *, ours: bool) -> list[dict[str, Any]]:
             assert read.totals.tolist() == [[1.0, 2.0]]
         with_all = engine.module.parts
         norm = None if engine.skipped_steps > before else float(engine.get_global_grad_norm())
-        found.append({"step": step, "norm": norm, "weights": weights_of(with_all, stage)})
+        scale = getattr(engine.optimizer, "loss_scale", 1.0)
+        found.append({"step": step, "norm": norm, "scale": scale, "weights": weights_of(with_all, stage)})
     stop_engine(engine)
     return found
 
@@ -94,9 +101,13 @@ def weights_of(parts: nn.ParameterList, stage: int) -> list[list[float]]:
         return [part.detach().float().tolist() for part in parts]
 
 
-def main(out: str, stage: str, precision: str) -> None:
+def main(out: str, stage: str, precision: str, offload: str = "") -> None:
     start_distributed()
-    found = {name: steps(int(stage), precision, ours=name == "ours") for name in ("theirs", "ours")}
+    get_accelerator().is_fp16_supported = lambda: True  # slow on CPUs, and DeepSpeed's own all the same
+    found = {
+        name: steps(int(stage), precision, offloaded=bool(offload), ours=name == "ours")
+        for name in ("theirs", "ours")
+    }
     if dist.is_main():
         Path(out).write_text(json.dumps(found))
     stop_distributed()

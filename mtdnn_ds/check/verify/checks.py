@@ -130,14 +130,7 @@ def _comparisons_on_one_rank(recipes: _Recipes, own_json: dict[str, Any] | None)
         promise = f"ZeRO {stage} = ZeRO 0"
         comparisons.append(Comparison(promise=promise, run=f"cut_zero{stage}", reference="cut_zero0"))
 
-    # These runs are in float32, for which CUDA's attention has no deterministic backward pass.
-    promise, at_most = "resumed = uninterrupted, bit for bit", 0.0
-    if torch.cuda.is_available():
-        promise, at_most = "resumed = uninterrupted (float32 attention on CUDA: to rounding)", TOLERANCE
-    second_half = recipes.middle + 1
-    comparisons.append(
-        Comparison(promise=promise, run="resumed", reference="saving", at_most=at_most, first=second_half)
-    )
+    comparisons.append(_resumed(recipes.middle + 1, on_cuda=torch.cuda.is_available()))
 
     if own_json is not None:
         promise = "the given DeepSpeed JSON = float32 without ZeRO"
@@ -145,6 +138,14 @@ def _comparisons_on_one_rank(recipes: _Recipes, own_json: dict[str, Any] | None)
             Comparison(promise=promise, run="own", reference="reference", at_most=HALF_TOLERANCE)
         )
     return comparisons
+
+
+def _resumed(first: int, *, on_cuda: bool) -> Comparison:
+    """These runs are in float32, in which attention's backward pass on CUDA adds in no fixed order."""
+    promise, at_most = "resumed = uninterrupted, bit for bit", 0.0
+    if on_cuda:
+        promise, at_most = "resumed = uninterrupted (float32 attention on CUDA: to rounding)", TOLERANCE
+    return Comparison(promise=promise, run="resumed", reference="saving", at_most=at_most, first=first)
 
 
 def _jobs_on_many_ranks(recipes: _Recipes, folder: Path) -> list[Job]:

@@ -27,6 +27,7 @@ from torch import Tensor
 from mtdnn_ds.batch import PackedBatch
 from mtdnn_ds.counter_hash import GOLDEN, mix_word
 from mtdnn_ds.model.dropout.counter_masks import mix_, signed
+from mtdnn_ds.runs.device import without_waiting
 
 PURPOSE = 0x6E6F6973  # so that no other stream of the seed meets this one
 
@@ -65,7 +66,7 @@ def draw_noise(
         )
 
     noise_TE = counter_noise(batch, width=width, std=std, ball=ball, seed=seed, step=step)
-    is_noisy_T1 = noisy_tokens(host_batch, is_noisy_N).to(noise_TE.device, non_blocking=True)
+    is_noisy_T1 = without_waiting(noisy_tokens(host_batch, is_noisy_N), noise_TE.device)
     return noise_TE.mul_(is_noisy_T1)
 
 

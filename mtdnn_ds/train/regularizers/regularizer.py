@@ -36,6 +36,7 @@ from mtdnn_ds.losses.forms import Losses, UnitLosses
 from mtdnn_ds.losses.sums import TermTable, term_table
 from mtdnn_ds.model.encoder import PackedEncoder
 from mtdnn_ds.model.multitask import MultiTaskNet, Outputs
+from mtdnn_ds.runs.device import without_waiting
 from mtdnn_ds.tasks.layout import HeadLayout
 from mtdnn_ds.tasks.regularized import COMPARABLE_FORMS, regularized_tasks
 from mtdnn_ds.tasks.spec import TaskSpec
@@ -128,7 +129,7 @@ class Regularizer:
         noise: list[Tensor] = []
         dropout: list[Tensor] = []
         lengths_S = batch.cu_seqlens.diff().long()
-        is_noisy_T1 = noisy_tokens(host_batch, self.is_on_N).to(batch.input_ids.device, non_blocking=True)
+        is_noisy_T1 = without_waiting(noisy_tokens(host_batch, self.is_on_N), batch.input_ids.device)
 
         def within(model: MultiTaskNet, batch: PackedBatch) -> Computed:
             if noise:

@@ -26,6 +26,7 @@ from mtdnn_ds.config.errors import TrainingError
 from mtdnn_ds.faults.heartbeat import heartbeat
 from mtdnn_ds.losses.forms import Losses, UnitLosses
 from mtdnn_ds.losses.objective import micro_batch_loss, step_loss, term_coefficients
+from mtdnn_ds.runs.device import without_waiting
 from mtdnn_ds.tasks.layout import HeadLayout
 from mtdnn_ds.train.regularizers.regularizer import PLAIN, Regularizer, mean_losses
 from mtdnn_ds.train.step.step_read import StepRead, foreach_norms
@@ -83,17 +84,9 @@ def count_units(engine: Any, unit_counts: np.ndarray, *, stop: bool) -> tuple[np
         return unit_counts, stop
 
     # The one read of a step before it begins: whether any rank wants to stop has to be known by then.
-    own = on_device([*unit_counts, float(stop)], torch.float64, engine.device)
+    own = without_waiting(torch.tensor([*unit_counts, float(stop)], dtype=torch.float64), engine.device)
     summed = dist.sum_tensor(own).cpu().numpy()
     return summed[:-1], bool(summed[-1])
-
-
-def on_device(values: Sequence[float], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """These numbers on the device, (N,), without waiting for it."""
-    host = torch.tensor(values, dtype=dtype)
-    if device.type == "cuda":
-        host = host.pin_memory()
-    return host.to(device, non_blocking=True)
 
 
 def optimizer_step(
@@ -194,7 +187,7 @@ def _forward_backward(
 ) -> _Passes:
     """All passes of the step on this rank, with their gradients; sums are of all ranks. Collective."""
     world_size = dist.world_size()
-    coefficients = on_device(coefficients_M.tolist(), torch.float32, engine.device)
+    coefficients = without_waiting(torch.tensor(coefficients_M, dtype=torch.float32), engine.device)
     totals = torch.zeros((2, len(coefficients_M)), device=engine.device)
     unit_losses: list[dict[str, UnitLosses]] = []
 

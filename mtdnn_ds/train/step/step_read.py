@@ -6,9 +6,9 @@ waits. Here a norm is one `torch._foreach_norm` and the read comes once, before 
 not finite makes the norm so too, and DeepSpeed drops the update for that alone: its own look at every
 gradient decides nothing more, so it is left out.
 
-Norms, clipping and overflow are DeepSpeed's to the bit: the formulas below are those of its functions that
-they stand in for. These are private, so each is replaced only where it still exists; tests/train/ holds the
-values and the number of calls. Offloaded gradients keep DeepSpeed's own functions.
+Norms, clipping and overflow are DeepSpeed's, on CPUs to the bit: the formulas below are those of its
+functions that they stand in for. These are private, so each is replaced only where it still exists;
+tests/train/ holds the values and the number of calls. Offloaded gradients keep DeepSpeed's own functions.
 
 Shape legend: G groups of parameters.
 """
@@ -46,7 +46,9 @@ class StepRead:
         if totals is None:  # whoever steps the engine asks for no totals
             return norms_G.detach().cpu()
 
-        both = torch.cat([totals.flatten().double(), norms_G.detach().double()]).cpu()
+        # Norms of offloaded gradients are on the host already.
+        norms = norms_G.detach().double().to(totals.device, non_blocking=True)
+        both = torch.cat([totals.flatten().double(), norms]).cpu()
         found, norms_G = both[: totals.numel()], both[totals.numel() :].to(norms_G.dtype)
         self._expected, self._found = None, found.view(totals.shape)
         if not bool(torch.isfinite(found).all()):
