@@ -23,15 +23,15 @@ PROGRAMS = ("bash", "chmod", "dirname", "env", "mktemp", "mv", "rm")
 # Gigabytes of packages, as `pip list` showed them in an environment of Python 3.12 with torch, transformers,
 # pyarrow, scikit-learn and TensorBoard from PyPI.
 NODE_OF_2026 = """
-    absl-py==2.5.1 annotated-types==0.8.0 anyio==4.16.0 certifi==2026.10.19.post1 click==8.5.1
+    absl-py==2.5.1 anyio==4.16.0 certifi==2026.10.19.post1 click==8.5.1
     cuda-bindings==13.5.0 filelock==4.3.1 fsspec==2026.9.0 grpcio==1.85.3 h11==0.16.0 hf-xet==1.8.0
     httpcore==1.0.9 httpx==0.28.1 huggingface_hub==1.33.0 idna==3.20 Jinja2==3.1.6 joblib==1.6.0
     Markdown==3.11.3 markdown-it-py==4.3.0 MarkupSafe==3.0.4 narwhals==2.29.0 networkx==3.7 numpy==2.5.5
-    nvidia-cublas==13.1.0.3 packaging==26.4 pillow==13.0.0 protobuf==7.36.2 pyarrow==26.0.1 pydantic==2.14.4
-    pydantic_core==2.50.5 Pygments==2.21.0 PyYAML==6.0.4 regex==2026.11.19 rich==15.0.0 safetensors==0.8.0
+    nvidia-cublas==13.1.0.3 packaging==26.4 pillow==13.0.0 protobuf==7.36.2 pyarrow==26.0.1
+    Pygments==2.21.0 PyYAML==6.0.4 regex==2026.11.19 rich==15.0.0 safetensors==0.8.0
     scikit-learn==1.9.1 scipy==1.18.1 setuptools==81.0.0 sympy==1.14.0 tensorboard==2.21.0
     threadpoolctl==3.8.0 tokenizers==0.23.3 torch==2.11.0 tqdm==4.70.1 transformers==5.17.0 triton==3.6.0
-    typing-inspection==0.4.5 typing_extensions==4.16.0
+    typing_extensions==4.16.0
 """
 
 

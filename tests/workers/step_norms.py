@@ -1,8 +1,8 @@
 """A few steps of a small engine with DeepSpeed's own norm, and with ours.
 
-`python step_norms.py OUT.json STAGE DTYPE [offload]`. Gradients are given, not computed: the same for both, one
-set clipped, one not, one with an infinity and one with a NaN on one rank. Rank 0 writes each step's norm, None
-where the update was dropped, the loss scale and the weights after it.
+`python step_norms.py OUT.json STAGE DTYPE [offload]`. Gradients are given, not computed, the same for both:
+one set clipped, one not, one with an infinity and one with a NaN on one rank. Rank 0 writes each step's norm,
+None where the update was dropped, the loss scale and the weights after it.
 """
 
 from __future__ import annotations
