@@ -101,8 +101,8 @@ def _resumed(bench: Bench) -> Row:
 
     difference = float(np.max(np.abs(after - expected) / np.abs(expected)))
     figures = {"largest_difference": difference, "steps_repeated": len(before) - SAVED_STEP}
-    status, words = verdict(difference)
-    what = f"losses of all steps against the undisturbed run, relative: {words}"
+    status, found = verdict(difference)
+    what = f"losses of all steps against the undisturbed run, relative: {found}"
     return Row(name="killed and resumed", status=status, figures=figures, what=what)
 
 
