@@ -101,7 +101,12 @@ def tiny_recipe(shared: Path) -> dict[str, object]:
 
     dist.on_main(write)
     return {
-        "encoder": {"path": str(shared / "encoder"), "random_init": True, "max_length": 32},
+        "encoder": {
+            "path": str(shared / "encoder"),
+            "random_init": True,
+            "max_length": 32,
+            "compile": "never",  # which on CUDA takes longer than the run
+        },
         "tasks": ["quickstart_sentiment", "quickstart_entailment", "quickstart_similarity"],
         "batch": {"examples_per_step": 16, "max_tokens_per_micro_batch": 256},
         "optimizer": {"name": OPTIMIZER, "lr": 1e-3},

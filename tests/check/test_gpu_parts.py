@@ -10,6 +10,7 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -17,20 +18,21 @@ import torch
 from helpers.pages import rows_under
 from helpers.processes import ROOT, living_of_session, run_command, wait_until, wait_until_session_is_empty
 
-from mtdnn_ds.check.gpu.attention import LENGTHS, _problem, plain_attention
-from mtdnn_ds.check.gpu.bench import Bench
 from mtdnn_ds.check.gpu.kernels import MARKER, Kernel, slowest, steps_of
 from mtdnn_ds.check.gpu.kind_files import write_kinds
+from mtdnn_ds.check.gpu.kinds import VARIANTS
 from mtdnn_ds.check.gpu.large import SHAPES, _against_goals
+from mtdnn_ds.check.gpu.large_run import Shape
 from mtdnn_ds.check.gpu.page import page
 from mtdnn_ds.check.gpu.parts import MOST_SECONDS, PARTS, Part
 from mtdnn_ds.check.gpu.results import PartResult, Report, Row, write_json
 from mtdnn_ds.check.gpu.run import run_parts
 from mtdnn_ds.check.gpu.syncs import counting_syncs, place
 from mtdnn_ds.check.gpu.workload import draw_lengths
-from mtdnn_ds.config.choices import ATTENTION_BACKENDS
+from mtdnn_ds.config.training_sections import RegularizerSettings
 from mtdnn_ds.faults.heartbeat import heartbeat
 from mtdnn_ds.tasks.kinds import KINDS
+from mtdnn_ds.tasks.sharing import Mode
 
 CPU = torch.device("cpu")
 
@@ -310,9 +312,14 @@ def test_every_kind_is_tried(tmp_path: Path) -> None:
     assert {settings["kind"] for settings in tasks.values()} == {*KINDS, "ordinal"}
 
 
-def test_attention_is_held_against_softmax_of_each_sequence_alone() -> None:
-    bench = Bench(device=CPU, is_rehearsal=True, scratch=Path(), emit=lambda row: None)
-    problem = _problem(bench, "padded", torch.float32, LENGTHS, 2, 8)
-    for ours, theirs in zip(problem.run(0.0), plain_attention(problem, LENGTHS), strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
-    assert set(ATTENTION_BACKENDS) >= {"grouped", "padded", "varlen", "flash"}
+def test_every_regularizer_and_way_of_sharing_is_tried() -> None:
+    names = get_args(RegularizerSettings.model_fields["name"].annotation)
+    tried = {settings.get("regularizer.name", "none") for settings in VARIANTS.values()}
+    assert tried == set(names) and len(tried) > 3
+    modes = {settings.get("sharing.mode", "hard") for settings in VARIANTS.values()}
+    assert modes == set(get_args(Mode)) and len(modes) > 2
+
+
+def test_a_micro_batch_of_each_shape_can_be_filled_up() -> None:
+    assert [shape.most_tokens for shape in SHAPES] == [18_432, 18_432, 9216, 1792]
+    assert Shape(tokens=256).most_tokens == 384

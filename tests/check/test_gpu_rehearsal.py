@@ -36,7 +36,15 @@ def test_every_part_is_rehearsed(tmp_path: Path) -> None:
     assert rows["kernels"]["eager, step 1"]["figures"]["launches"] > 100
     assert {row["status"] for of_part in rows.values() for row in of_part.values()} <= {"ok", "note"}
 
+    graphs = rows["large compiled"]["compiled, graphs"]["figures"]
+    assert graphs["graphs"] > 0 and graphs["breaks"] == 0
+    assert list(rows["precision"])[-1] == "ZeRO 2, bf16, compiled"
+    offloads = [row["status"] for name, row in rows["optimizers"].items() if "offload" in name]
+    assert offloads == ["ok"] * 3
+
+    compiled = [row["figures"] for name, row in rows["large compiled"].items() if "micro-batch" in name]
     large = [row["figures"] for name, row in rows["large"].items() if "micro-batch" in name]
+    assert [each["padded_ms"] for each in compiled] == [each["padded_ms"] for each in large]
     assert len(large) == 2
     for figures in large:
         parts_ms = figures["forward_ms"] + figures["backward_ms"] + figures["update_ms"]

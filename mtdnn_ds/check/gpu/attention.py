@@ -1,6 +1,6 @@
 """Part attention: every back end against softmax written out in float32, its dropout, repeats and speed.
 
-Shape legend: T packed tokens, N heads, H head dim.
+Shape legend: T packed tokens, N heads, H head dim, 1 the only packed row.
 """
 
 from __future__ import annotations
@@ -34,21 +34,23 @@ DROPOUT = 0.1
 TOLERANCES = {torch.bfloat16: 2e-2, torch.float16: 4e-3}
 # The mean over draws is (1 + this) times what there is without dropout; unscaled it would be 0.9 times.
 DROPOUT_TOLERANCE = 0.01
+# Of the gradient of value under dropout: roundings are 1e-4, another mask or scale makes some 0.1.
+VALUE_TOLERANCE = 0.01
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Problem:
     """What attention is computed of."""
 
-    inputs: tuple[Tensor, Tensor, Tensor]  # query, key, value, each (T, N, H)
+    inputs: tuple[Tensor, Tensor, Tensor]  # query, key, value, each (1, N, T, H), as a layer has them
     gradient_TNH: Tensor  # of the output
     layout: AttentionLayout
 
     def output(self, dropout: float) -> Tensor:
         """(T, N, H)."""
-        query, key, value = self.inputs
-        scaling = query.shape[-1] ** -0.5
-        return attend(query, key, value, self.layout, dropout=dropout, scaling=scaling)
+        query_TNH, key_TNH, value_TNH = (tensor.squeeze(0).transpose(0, 1) for tensor in self.inputs)
+        scaling = query_TNH.shape[-1] ** -0.5
+        return attend(query_TNH, key_TNH, value_TNH, self.layout, dropout=dropout, scaling=scaling)
 
     def run(self, dropout: float) -> tuple[Tensor, ...]:
         """Output and the gradients of query, key and value, detached."""
@@ -79,7 +81,8 @@ def look(bench: Bench) -> None:
         bench.tried(name, partial(_speed, bench, backend, name))
         if bench.on_cuda and not ATTENTION_BACKENDS[backend].is_kernel:
             name = f"{backend}, speed, cuDNN's attention on"
-            bench.tried(name, partial(_speed_with_cudnn, bench, backend, name))
+            trying = partial(_speed_with_cudnn, bench, backend, name)
+            bench.tried(name, trying, is_note=lambda error: True)  # no run has it on
 
 
 def _is_rehearsed(bench: Bench, backend: Backend) -> bool:
@@ -96,11 +99,13 @@ def _problem(
 ) -> _Problem:
     generator = torch.Generator().manual_seed(0)
     tensors = [
-        torch.randn(sum(lengths), heads, size, generator=generator).to(bench.device, dtype) for _ in range(4)
+        torch.randn(1, heads, sum(lengths), size, generator=generator).to(bench.device, dtype)
+        for _ in range(4)
     ]
+    gradient_TNH = tensors[3].squeeze(0).transpose(0, 1).contiguous()
     batch = batch_of_lengths(np.array(lengths)).to(bench.device)
     layout = attention_layout(batch, backend)
-    return _Problem(inputs=(tensors[0], tensors[1], tensors[2]), gradient_TNH=tensors[3], layout=layout)
+    return _Problem(inputs=(tensors[0], tensors[1], tensors[2]), gradient_TNH=gradient_TNH, layout=layout)
 
 
 def _exact(bench: Bench, backend: Backend, dtype: torch.dtype, size: int, name: str) -> Row:
@@ -122,7 +127,7 @@ def plain_attention(problem: _Problem, lengths: Sequence[int]) -> tuple[Tensor, 
     scaling = leaves[0].shape[-1] ** -0.5
     parts, start = [], 0
     for length in lengths:
-        query_NLH, key_NLH, value_NLH = (leaf[start : start + length].transpose(0, 1) for leaf in leaves)
+        query_NLH, key_NLH, value_NLH = (leaf[0, :, start : start + length] for leaf in leaves)
         weights_NLL = (query_NLH @ key_NLH.transpose(1, 2) * scaling).softmax(-1)
         parts.append((weights_NLL @ value_NLH).transpose(0, 1))
         start += length
@@ -131,7 +136,7 @@ def plain_attention(problem: _Problem, lengths: Sequence[int]) -> tuple[Tensor, 
 
 
 def _dropout(bench: Bench, backend: Backend, name: str) -> Row:
-    """The mean over draws, and whether the same seed gives the same bits twice."""
+    """The mean over draws, the gradient of value, and whether the same seed gives the same bits twice."""
     problem = _problem(bench, backend, torch.bfloat16, LENGTHS, NUM_HEADS, 64)
     rate = DROPOUT if has_dropout(backend) else 0.0
     torch.manual_seed(1)
@@ -166,11 +171,30 @@ def _dropout(bench: Bench, backend: Backend, name: str) -> Row:
     if not abs(ratio - 1) < DROPOUT_TOLERANCE:
         status = "failed"
         words.append(f"at most {DROPOUT_TOLERANCE:g} from 1 was expected")
+    error = value_error(problem, rate)
+    if not error < VALUE_TOLERANCE:
+        status = "failed"
+        words.append(f"the gradient of value is not that of the output's mask: at most {VALUE_TOLERANCE:g}")
     if spread == 0.0:
         status = "failed"
         words.append("nothing is dropped")
-    figures: dict[str, Figure] = {"draws": number, "mean_over_plain": ratio}
+    figures: dict[str, Figure] = {"draws": number, "mean_over_plain": ratio, "gradient_of_value": error}
     return Row(name=name, status=status, figures=figures, what="; ".join(words))
+
+
+def value_error(problem: _Problem, dropout: float) -> float:
+    """By how much forward and backward differ in their masks and scales, relative.
+
+    The output is linear in value, so with one mask sum(output * gradient) is sum(gradient of value * value).
+    The gradient is the output itself here: of a random one both sums would be near 0 whatever the mask.
+    """
+    torch.manual_seed(2)
+    gradient_TNH = problem.output(dropout).detach()
+    torch.manual_seed(2)
+    out_TNH, _, _, of_value = replace(problem, gradient_TNH=gradient_TNH).run(dropout)
+    forward = float((out_TNH.double() * gradient_TNH.double()).sum())
+    backward = float((of_value.double() * problem.inputs[2].double()).sum())
+    return abs(forward - backward) / abs(forward)
 
 
 def _speed(bench: Bench, backend: Backend, name: str) -> Row:

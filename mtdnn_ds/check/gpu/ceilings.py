@@ -117,7 +117,8 @@ def _products(bench: Bench, name: str) -> Row:
     figures["layer_TFLOP/s"] = round(total_flops / total_ms / 1e9, 1)
     peak = None
     if bench.on_cuda:
-        peak = peak_flops_per_second(torch.cuda.get_device_name(bench.device), precision)  # type: ignore[arg-type]
+        device_name = torch.cuda.get_device_name(bench.device)
+        peak = peak_flops_per_second(device_name, precision)  # type: ignore[arg-type]
     what = ""
     if peak is not None:
         what = f"{total_flops / total_ms * 1e3 / peak:.0%} of the peak of {peak / 1e12:g} TFLOP/s"

@@ -58,7 +58,7 @@ def _recipe(folder: Path) -> dict[str, Any]:
     encoder = write_tiny_encoder(folder / "encoder", texts_of(folder / "files"))
     return {
         **kinds,
-        "encoder": {"path": str(encoder), "random_init": True, "max_length": 48},
+        "encoder": {"path": str(encoder), "random_init": True, "max_length": 48, "compile": "never"},
         "mixture": {"rates": "uniform"},
         "batch": {"examples_per_step": 39, "max_tokens_per_micro_batch": 1024},
         "optimizer": {"name": OPTIMIZER, "lr": 1e-3},

@@ -4,12 +4,15 @@ by part. Compares nothing.
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import nn
 
 from mtdnn_ds.batch import PackedBatch
 from mtdnn_ds.check.gpu.bench import Bench
@@ -22,6 +25,7 @@ from mtdnn_ds.config.load import load_recipe
 from mtdnn_ds.data.batches.loader import StepBatches, TrainLoader
 from mtdnn_ds.files import replace_file
 from mtdnn_ds.model.compiled_layers import compile_layers
+from mtdnn_ds.model.dropout.word_dropout import WordDropout
 from mtdnn_ds.model.encoder import PackedEncoder
 from mtdnn_ds.runs.setup import build_plan, loader_settings
 from mtdnn_ds.tasks.resolve import resolve_tasks
@@ -33,7 +37,9 @@ Way = Literal["eager", "compiled"]
 """Layers as they are, or compiled by torch."""
 
 DEEPSPEED = '{"zero_optimization": {"stage": 2}, "bf16": {"enabled": true}}'
-ROOM = 1.125  # of a micro-batch, over its mean tokens: the examples of a step are drawn
+# Of a micro-batch, over its mean tokens, since the examples of a step are drawn; few of them differ more.
+ROOM, ROOM_OF_FEW = 1.125, 1.5
+FEW_TOKENS = 2048
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,6 +48,12 @@ class Shape:
 
     tokens: int  # of a micro-batch, on average
     micro_batches: int = 1
+
+    @property
+    def most_tokens(self) -> int:
+        """Of a micro-batch: a multiple of a power of two, to which fillers then fill one up."""
+        room, unit = (ROOM_OF_FEW, 64) if self.tokens < FEW_TOKENS else (ROOM, 256)
+        return int(self.tokens * room) // unit * unit
 
     @property
     def words(self) -> str:
@@ -122,7 +134,7 @@ class LargeRun:
         run, num_tokens = self.run, shape.tokens * shape.micro_batches
         sizes = {
             "examples_per_step": max(1, num_tokens // MEAN_TOKENS),
-            "max_tokens_per_micro_batch": max(int(shape.tokens * ROOM), run.recipe.encoder.max_length),
+            "max_tokens_per_micro_batch": max(shape.most_tokens, run.recipe.encoder.max_length),
         }
         recipe = run.recipe.model_copy(update={"batch": run.recipe.batch.model_copy(update=sizes)})
         settings = loader_settings(
@@ -169,13 +181,14 @@ def start_large_run(bench: Bench, way: Way) -> LargeRun:
     recipe = load_recipe(str(path), {"encoder.compile": "always" if compiles else "never"})
     replace_file(folder / "deepspeed.json", DEEPSPEED)
 
-    (folder / "run").mkdir()
+    # A new one: a part before this one may have ended badly with another process's run.
+    output_dir = Path(tempfile.mkdtemp(prefix="run_", dir=folder))
     run = start_run(
         recipe,
         resolve_tasks(recipe),
         resolved_json(folder / "deepspeed.json", recipe),
         device=device,
-        output_dir=folder / "run",
+        output_dir=output_dir,
         resume="none",
         evaluate_after=(),
     )
@@ -186,10 +199,13 @@ def start_large_run(bench: Bench, way: Way) -> LargeRun:
 
 
 def _compile_on_cpu(run: Run) -> None:
-    """Layers as one graph each, with varlen's op, as on a GPU; without a compiler behind them."""
-    for module in run.model.net.modules():
+    """Layers as one graph each, with varlen's op and torch's dropout, as on a GPU; without a compiler."""
+    for module in list(run.model.net.modules()):
         if isinstance(module, PackedEncoder):
             module.attention = "varlen"
+        for name, child in list(module.named_children()):
+            if isinstance(child, WordDropout):  # whose draws on a CPU break a graph
+                setattr(module, name, nn.Dropout(child.p))
     compile_layers(run.model.net, backend="aot_eager")
 
 

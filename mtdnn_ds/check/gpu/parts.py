@@ -34,18 +34,20 @@ def _part(name: str, function: str, process: str, limit_seconds: float, title: s
 
 
 PARTS: tuple[Part, ...] = (
-    _part("machine", "ceilings:look", "small", 40, "Machine, versions, and what it can reach"),
-    _part("attention", "attention:look", "small", 45, "Attention back ends against softmax written out"),
-    _part("precision", "precision:look", "small", 70, "ZeRO and precision against fp32 on the CPU"),
-    _part("counter", "counter:look", "small", 15, "Dropout from counters, CPU and GPU"),
-    _part("large", "large:look_eager", "large", 75, "BERT-large, eager, beside a padded loop"),
-    _part("kernels", "kernels:look_eager", "large", 20, "Kernels of a step, eager"),
-    _part("saves", "restart:look_at_saves", "large", 30, "Checkpoints of BERT-large"),
-    _part("large compiled", "large:look_compiled", "compiled", 80, "BERT-large, compiled layers"),
-    _part("kernels compiled", "kernels:look_compiled", "compiled", 15, "Kernels of a step, compiled layers"),
-    _part("kinds", "kinds:look", "last", 55, "Kinds of tasks, regularisers, sharing; waits for the GPU"),
-    _part("resume", "restart:look", "last", 30, "Killed and resumed"),
-    _part("predict", "prediction:look", "last", 25, "predict"),
-    _part("optimizers", "precision:look_at_optimizers", "last", 35, "Optimizers and offload"),
+    _part("machine", "ceilings:look", "small", 34, "Machine, versions, and what it can reach"),
+    _part("attention", "attention:look", "small", 40, "Attention back ends against softmax written out"),
+    _part("precision", "precision:look", "small", 60, "ZeRO and precision against fp32 on the CPU"),
+    _part("counter", "counter:look", "small", 30, "Dropout from counters, CPU and GPU"),
+    _part("large", "large:look_eager", "large", 65, "BERT-large, eager, beside a padded loop"),
+    _part("saves", "restart:look_at_saves", "large", 45, "Checkpoints of BERT-large"),
+    _part("kernels", "kernels:look_eager", "large", 35, "Kernels of a step, eager"),
+    _part("large compiled", "large:look_compiled", "compiled", 70, "BERT-large, compiled layers"),
+    _part("kernels compiled", "kernels:look_compiled", "compiled", 40, "Kernels of a step, compiled layers"),
+    _part("kinds", "kinds:look", "last", 45, "Kinds of tasks, regularisers, sharing; waits for the GPU"),
+    _part("resume", "restart:look", "last", 25, "Killed and resumed"),
+    _part("predict", "prediction:look", "last", 20, "predict"),
+    _part("optimizers", "precision:look_at_optimizers", "last", 30, "Optimizers and offload"),
 )
-"""What waits for a compiler comes last."""
+"""What waits for a compiler comes last. Where a part ended badly the next one is the first of its process:
+each of BERT-large's has room for a start, estimated at 20 to 30 s.
+"""

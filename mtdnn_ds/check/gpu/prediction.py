@@ -21,7 +21,7 @@ from mtdnn_ds.train.engine import start_distributed
 from mtdnn_ds.train.trainer import train
 
 TASK = "single"
-NUM_LINES = 20_000
+NUM_LINES = 8000
 
 
 def look(bench: Bench) -> None:

@@ -46,7 +46,6 @@ def _all_parts(job: Mapping[str, Any], tell: Callable[..., None]) -> int:
     """0, or 1 after the first part that raised."""
     bench = None
     for part in job["parts"]:
-        begin = time.perf_counter()
         tell("begin", part=part["name"], log_bytes=os.fstat(1).st_size)
         try:
             if bench is None:
@@ -56,9 +55,9 @@ def _all_parts(job: Mapping[str, Any], tell: Callable[..., None]) -> int:
         except BaseException as error:
             traceback.print_exc()
             sys.stderr.flush()
-            tell("error", part=part["name"], what=f"{type(error).__name__}: {error}".splitlines()[0])
+            tell("error", what=f"{type(error).__name__}: {error}".splitlines()[0])
             return 1
-        tell("end", part=part["name"], seconds=round(time.perf_counter() - begin, 2))
+        tell("end")
     return 0
 
 
@@ -67,9 +66,13 @@ def _bench(job: Mapping[str, Any], tell: Callable[..., None]) -> Any:
 
     configure_logging("warning", 0)
 
-    from mtdnn_ds.check.gpu.bench import Bench
-    from mtdnn_ds.runs.device import take_device
+    import torch
 
+    from mtdnn_ds.check.gpu.bench import Bench
+    from mtdnn_ds.runs.device import make_deterministic, take_device
+
+    if torch.cuda.is_available():
+        make_deterministic()  # as a run has it; cuBLAS reads its environment at the first product
     return Bench(
         device=take_device(),
         is_rehearsal=job["is_rehearsal"],
