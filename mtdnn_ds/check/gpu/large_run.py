@@ -212,4 +212,4 @@ def _compile_on_cpu(run: Run) -> None:
 def padding_share(batches: tuple[PackedBatch, ...]) -> float:
     """What the padded loop's tokens are padding of."""
     real = sum(batch.num_tokens for batch in batches)
-    return 1 - real / sum(batch.num_sequences * batch.max_seqlen for batch in batches)
+    return 1 - real / sum(int((batch.sequence_examples >= 0).sum()) * batch.max_seqlen for batch in batches)

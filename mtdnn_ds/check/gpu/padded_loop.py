@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
@@ -32,12 +33,13 @@ class PaddedBatch:
 
 def padded(batch: PackedBatch, *, pin: bool) -> PaddedBatch:
     """A micro-batch as a collator would make it; labels mean nothing. `pin`: in page-locked memory."""
+    of_examples = np.flatnonzero(batch.sequence_examples >= 0).tolist()  # not the fillers
     lengths = batch.cu_seqlens.diff().tolist()
-    tokens = sum(lengths)  # without what a micro-batch may be padded with at its end
-    ids, types = (tensor[:tokens].split(lengths) for tensor in (batch.input_ids, batch.token_type_ids))
-    ones = [torch.ones(length, dtype=torch.int64) for length in lengths]
-    tensors = [pad_sequence(list(rows), batch_first=True) for rows in (ids, types, ones)]
-    tensors.append(torch.arange(len(lengths)) % NUM_LABELS)
+    parts = [tensor.split(lengths) for tensor in (batch.input_ids, batch.token_type_ids)]
+    ids, types = ([part[place] for place in of_examples] for part in parts)
+    ones = [torch.ones(lengths[place], dtype=torch.int64) for place in of_examples]
+    tensors = [pad_sequence(rows, batch_first=True) for rows in (ids, types, ones)]
+    tensors.append(torch.arange(len(of_examples)) % NUM_LABELS)
     if pin:
         tensors = [tensor.pin_memory() for tensor in tensors]
     return PaddedBatch(
