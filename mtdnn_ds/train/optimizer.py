@@ -55,13 +55,13 @@ def _deepspeed_adamw(
     name = "deepspeed_adamw"
     if offloaded:
         _check_compiler(name, "cpu_adam", on_cpu=True)
-        return _compiled(name, partial(DeepSpeedCPUAdam, parameter_groups, adamw_mode=True, **settings))
+        return compiled_op(name, partial(DeepSpeedCPUAdam, parameter_groups, adamw_mode=True, **settings))
 
     _check_compiler(name, "fused_adam", on_cpu=not torch.cuda.is_available())
-    return _compiled(name, partial(FusedAdam, parameter_groups, adam_w_mode=True, **settings))
+    return compiled_op(name, partial(FusedAdam, parameter_groups, adam_w_mode=True, **settings))
 
 
-def _compiled(name: str, build: Callable[[], torch.optim.Optimizer]) -> torch.optim.Optimizer:
+def compiled_op(name: str, build: Callable[[], torch.optim.Optimizer]) -> torch.optim.Optimizer:
     """What `build` gives. Raises ConfigError where nvcc is not the one that torch was built with."""
     from deepspeed.ops.op_builder.builder import CUDAMismatchException, MissingCUDAException
 
@@ -109,7 +109,7 @@ def _lamb(parameter_groups: list[dict[str, Any]], settings: dict[str, Any]) -> t
     from deepspeed.ops.lamb import FusedLamb
 
     _check_compiler("lamb", "fused_lamb", on_cpu=False)
-    return _compiled("lamb", partial(FusedLamb, parameter_groups, **settings))
+    return compiled_op("lamb", partial(FusedLamb, parameter_groups, **settings))
 
 
 def _apex_adam(parameter_groups: list[dict[str, Any]], settings: dict[str, Any]) -> torch.optim.Optimizer:

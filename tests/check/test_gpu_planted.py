@@ -10,15 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from deepspeed.ops.op_builder.builder import CUDAMismatchException, MissingCUDAException
 
-from mtdnn_ds.check.gpu import attention, precision
+from mtdnn_ds.check.gpu import attention
 from mtdnn_ds.check.gpu.attention import LENGTHS, _exact, _Problem, _problem, plain_attention, value_error
 from mtdnn_ds.check.gpu.bench import Bench
 from mtdnn_ds.check.gpu.large import graphs_row
 from mtdnn_ds.check.gpu.precision import held_against
 from mtdnn_ds.check.gpu.restart import verdict
-from mtdnn_ds.check.gpu.results import Row
 from mtdnn_ds.config.choices import ATTENTION_BACKENDS
 
 Results = tuple[torch.Tensor, ...]
@@ -100,14 +98,3 @@ def test_a_break_in_a_graph_fails() -> None:
     assert broken.status == "failed" and broken.what == "call to random_"
     assert broken.figures == {"graphs": 24, "breaks": 1}
     assert graphs_row("x", 0, {}).status == "failed"
-
-
-@pytest.mark.parametrize("error", [MissingCUDAException("CUDA_HOME"), CUDAMismatchException("12 and 13")])
-def test_a_compiler_for_another_cuda_is_no_failure(error: Exception) -> None:
-    def raises(what: Exception) -> Row:
-        raise what
-
-    row = BENCH.tried("lamb", lambda: raises(error), is_note=precision._lacks_cuda)
-    assert row.status == "note" and str(error) in row.what
-    row = BENCH.tried("lamb", lambda: raises(RuntimeError("no")), is_note=precision._lacks_cuda)
-    assert row.status == "failed"

@@ -1,5 +1,5 @@
 """Every optimizer that runs without CUDA trains alike with and without ZeRO and offload; runs without dev
-splits; DeepSpeed's own monitor.
+splits; DeepSpeed's own monitor; kernels that cannot be compiled.
 """
 
 from __future__ import annotations
@@ -9,9 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
+from deepspeed.ops.op_builder.builder import CUDAMismatchException, MissingCUDAException
 from helpers.glue_rows import cut_glue
 from helpers.processes import lines, run_jobs, training_lines, write_json, zero_config
+
+from mtdnn_ds.config.errors import ConfigError
+from mtdnn_ds.train.optimizer import compiled_op
 
 
 def offload(stage: int) -> dict[str, Any]:
@@ -122,3 +127,16 @@ def test_deepspeeds_own_monitor_gets_every_scalar(trained_runs: Path) -> None:
         for row in (trained_runs / "csv" / "monitored" / "loss.csv").read_text().splitlines()[1:]
     ]
     assert written == pytest.approx([line["loss"] for line in training_lines(trained_runs / "monitored")])
+
+
+@pytest.mark.parametrize("error", [MissingCUDAException("CUDA_HOME"), CUDAMismatchException("12 and 13")])
+def test_a_compiler_for_another_cuda_is_refused_with_what_to_do(error: Exception) -> None:
+    def build() -> torch.optim.Optimizer:
+        raise error
+
+    with pytest.raises(ConfigError) as refused:
+        compiled_op("deepspeed_adamw", build)
+    assert refused.value.problems == (
+        f"optimizer.name=deepspeed_adamw: DeepSpeed cannot compile its kernels here ({error}); "
+        "set optimizer.name to adamw",
+    )

@@ -10,12 +10,8 @@ from typing import Any
 
 import torch
 
-from mtdnn_ds.check.gpu.results import Row, RowStatus
+from mtdnn_ds.check.gpu.results import Row
 from mtdnn_ds.config.errors import ConfigError
-
-
-def _never(error: Exception) -> bool:
-    return False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,12 +33,8 @@ class Bench:
         """A size: of the real thing, or of a rehearsal."""
         return small if self.is_rehearsal else real
 
-    def tried(
-        self, name: str, function: Callable[[], Row], *, is_note: Callable[[Exception], bool] = _never
-    ) -> Row:
+    def tried(self, name: str, function: Callable[[], Row]) -> Row:
         """Emit what `function` finds; what it raises is a row too, and the part goes on.
-
-        `is_note`: whether what it raises is no failure, as a ConfigError never is.
 
         Raises what it raised where the GPU can then do no more: the part ends, and the next one gets a new
         process.
@@ -53,8 +45,7 @@ class Bench:
             row = Row(name=name, status="note", what="; ".join(error.problems))
         except Exception as error:  # whatever a driver or kernel raises is a finding
             traceback.print_exc()
-            status: RowStatus = "note" if is_note(error) else "failed"
-            row = Row(name=name, status=status, what=first_line(error))
+            row = Row(name=name, status="failed", what=first_line(error))
             self.emit(row)
             self._refuse_a_dead_gpu()
             return row
