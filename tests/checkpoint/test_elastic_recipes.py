@@ -29,8 +29,10 @@ CHAINS = [
     Chain("low_rank", ("0", "3", "0")),
     Chain("tied", ("1", "3", "1")),
     Chain("counter", ("3", "2", "3"), tokens=(200, 60, 120)),
-    Chain("deepspeed_adamw", ("0", "2_offload", "3_offload")),
+    Chain("adamw", ("0", "2_offload", "3_offload")),
 ]
+# DeepSpeed compiles both its forms first, for some minutes.
+COMPILED = Chain("deepspeed_adamw", ("0", "2_offload", "3_offload"))
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +61,15 @@ def test_a_run_goes_on_elsewhere_as_if_nothing_had_changed(
     run_files: Path, said: dict[str, str], chain: Chain, hop: int
 ) -> None:
     check_chain(run_files, said, chain, hop)
+
+
+@pytest.mark.bars
+@pytest.mark.distributed
+def test_a_run_with_deepspeeds_adam_goes_on_elsewhere(run_files: Path) -> None:
+    outputs = train_first(run_files, [COMPILED])
+    for hop in (1, 2):
+        outputs |= go_on(run_files, [COMPILED], hop)
+        check_chain(run_files, outputs, COMPILED, hop)
 
 
 @pytest.mark.distributed

@@ -55,6 +55,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "optimizer": {"name": "adamw", "lr": 1e-3, "head_lr_factor": 3.0},
     },
     "counter": {"train": {"dropout": "counter"}},
+    "adamw": {"optimizer": {"name": "adamw", "lr": 1e-3}},
     "deepspeed_adamw": {"optimizer": {"name": "deepspeed_adamw", "lr": 1e-3}},
 }
 # How ZeRO is set up beside its stage.
