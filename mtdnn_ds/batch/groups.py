@@ -40,6 +40,11 @@ CPU_COSTS = GroupCosts(token_pairs=64, overhead_pairs=4096)
 CUDA_COSTS = GroupCosts(token_pairs=256, overhead_pairs=2.4e6)
 
 
+def costs_on(device: torch.device) -> GroupCosts:
+    """The costs of a kind of device."""
+    return CUDA_COSTS if device.type == "cuda" else CPU_COSTS
+
+
 def attention_groups(
     lengths_S: np.ndarray, costs: GroupCosts = CPU_COSTS
 ) -> tuple[tuple[AttentionGroup, ...], Tensor]:

@@ -14,8 +14,7 @@ import torch
 
 from mtdnn_ds.config.deepspeed import ResolvedDeepSpeed
 from mtdnn_ds.config.recipe import Recipe
-from mtdnn_ds.data.batches.fillers import num_filler_tokens
-from mtdnn_ds.data.batches.loader import LoaderSettings, example_lengths, pack_examples
+from mtdnn_ds.data.batches.loader import LoaderSettings, example_lengths, pack_examples, padding_efficiency
 from mtdnn_ds.data.plan.step_plan import StepPlan
 from mtdnn_ds.model.hf_config import encoder_config
 from mtdnn_ds.model.sharing import num_parameters
@@ -120,19 +119,11 @@ def _packed_step(
     lengths_B = example_lengths(examples.task_ids, examples.rows, lengths)
     packing = pack_examples(lengths_B, examples.task_ids, settings)
 
-    fillers = num_filler_tokens(
-        packing,
-        lengths_B,
-        examples.task_ids,
-        settings.sharing,
-        filler_size=len(settings.filler_ids),
-        pad_tokens_to=settings.pad_tokens_to,
-    )
     row = (
         packing.tokens,
         packing.num_micro_batches,
         packing.packing_efficiency,
-        packing.tokens / (packing.tokens + fillers),
+        padding_efficiency(packing, lengths_B, examples.task_ids, settings),
         packing.rank_imbalance,
     )
 

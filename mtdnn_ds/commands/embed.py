@@ -15,6 +15,7 @@ from mtdnn_ds.commands.model_flags import (
     whole_number,
 )
 from mtdnn_ds.config.errors import ConfigError
+from mtdnn_ds.config.precision import Dtype
 
 
 def run(
@@ -28,7 +29,7 @@ def run(
     text_columns: str | None,
     id_column: str | None,
     checkpoint: str | None,
-    dtype: str,
+    dtype: Dtype,
     max_tokens: str | None,
     window_rows: str,
     on_bad_row: str,
@@ -60,11 +61,7 @@ def run(
 
     with ranks() as device:
         opened = MultiTaskModel.from_pretrained(
-            model,
-            checkpoint,
-            device=device,
-            dtype=dtype,  # type: ignore[arg-type]
-            trust_plugins=trust_plugins,
+            model, checkpoint, device=device, dtype=dtype, trust_plugins=trust_plugins
         )
         written = embed_file(
             opened,

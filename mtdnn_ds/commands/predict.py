@@ -18,6 +18,7 @@ from mtdnn_ds.commands.model_flags import (
     whole_number,
 )
 from mtdnn_ds.config.errors import ConfigError, DataError
+from mtdnn_ds.config.precision import Dtype
 
 
 def run(
@@ -29,7 +30,7 @@ def run(
     text_columns: str | None,
     id_column: str | None,
     checkpoint: str | None,
-    dtype: str,
+    dtype: Dtype,
     max_tokens: str | None,
     window_rows: str,
     on_bad_row: str,
@@ -57,11 +58,7 @@ def run(
 
     with ranks() as device:
         opened = MultiTaskModel.from_pretrained(
-            model,
-            checkpoint,
-            device=device,
-            dtype=dtype,  # type: ignore[arg-type]
-            trust_plugins=trust_plugins,
+            model, checkpoint, device=device, dtype=dtype, trust_plugins=trust_plugins
         )
         asked = asked_tasks(task, opened.specs)
         names: Sequence[str] = opened.task_names

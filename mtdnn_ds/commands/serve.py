@@ -6,6 +6,7 @@ import socket
 
 from mtdnn_ds.commands.model_flags import ranks, refuse_dtype, whole_number
 from mtdnn_ds.config.errors import ConfigError
+from mtdnn_ds.config.precision import Dtype
 
 LAST_PORT = 65_535
 
@@ -16,7 +17,7 @@ def run(
     host: str,
     port: str,
     checkpoint: str | None,
-    dtype: str,
+    dtype: Dtype,
     max_batch_tokens: str | None,
     max_wait_ms: str,
     max_texts: str,
@@ -49,11 +50,7 @@ def run(
 
     with ranks() as device:
         opened = MultiTaskModel.from_pretrained(
-            model,
-            checkpoint,
-            device=device,
-            dtype=dtype,  # type: ignore[arg-type]
-            trust_plugins=trust_plugins,
+            model, checkpoint, device=device, dtype=dtype, trust_plugins=trust_plugins
         )
         limits = Limits(
             max_texts=texts,

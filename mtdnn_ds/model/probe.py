@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from mtdnn_ds.batch.groups import attention_groups
+from mtdnn_ds.batch.groups import CPU_COSTS, GroupCosts, attention_groups
 from mtdnn_ds.batch.packed import PackedBatch
 
 LENGTHS = np.array([3, 5])
@@ -27,9 +27,14 @@ def probe_batch(model: PreTrainedModel) -> PackedBatch:
     return batch_of_lengths(LENGTHS, ids)
 
 
-def batch_of_lengths(lengths: np.ndarray, ids: Sequence[int] = (0,)) -> PackedBatch:
-    """Sequences of these lengths, their tokens taken from `ids` in turn; nothing is supervised."""
-    groups, packed_to_padded = attention_groups(lengths)
+def batch_of_lengths(
+    lengths: np.ndarray, ids: Sequence[int] = (0,), costs: GroupCosts = CPU_COSTS
+) -> PackedBatch:
+    """Sequences of these lengths, their tokens taken from `ids` in turn; nothing is supervised.
+
+    `costs`: what attention's groups are chosen by.
+    """
+    groups, packed_to_padded = attention_groups(lengths, costs)
     num_tokens, num = int(lengths.sum()), len(lengths)
 
     return PackedBatch(

@@ -145,6 +145,7 @@ def embed_checked(
         settings.sharing,
         filler_ids=settings.filler_ids,
         max_tokens=max_tokens or settings.max_tokens_per_micro_batch,
+        group_costs=settings.group_costs,
     )
 
     found = np.zeros((len(rows), net.encoder.hidden_size), dtype=np.float32)

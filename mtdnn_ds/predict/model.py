@@ -196,6 +196,7 @@ class MultiTaskModel:
             self.sharing,
             filler_ids=self.settings.filler_ids,
             max_tokens=max_tokens or self.settings.max_tokens_per_micro_batch,
+            group_costs=self.settings.group_costs,
         )
         outputs = run_passes(self.net, batches, sets, self.layout, self.device)
 

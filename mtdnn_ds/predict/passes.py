@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from mtdnn_ds.batch import PackedBatch
+from mtdnn_ds.batch.groups import GroupCosts
 from mtdnn_ds.data.batches.collate import ExampleSets, collate
 from mtdnn_ds.data.examples import TermOutputs
 from mtdnn_ds.predict.sets import SetOfView
@@ -53,6 +54,7 @@ def micro_batches(
     *,
     filler_ids: np.ndarray,
     max_tokens: int,
+    group_costs: GroupCosts,
 ) -> Iterator[PackedBatch]:
     """Every example of every set once; in a batch, `example_tasks` holds the number of the set."""
     sizes = [part.num_examples for part in sets]
@@ -73,6 +75,7 @@ def micro_batches(
                 layout=own_layout,
                 filler_ids=filler_ids,
                 sharing=own_sharing,
+                group_costs=group_costs,
             ),
         )
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from mtdnn_ds import dist
-from mtdnn_ds.batch.groups import CPU_COSTS, CUDA_COSTS
+from mtdnn_ds.batch.groups import costs_on
 from mtdnn_ds.config.encoder_path import resolve_encoder_path
 from mtdnn_ds.config.errors import ConfigError
 from mtdnn_ds.config.recipe import Recipe
@@ -205,7 +205,7 @@ def loader_settings(
         sharing=recipe_sharing(recipe),
         one_task_per_micro_batch=recipe.mixture.mixing == "per_micro_batch",
         pad_tokens_to=_pad_tokens_to(recipe, device),
-        group_costs=CUDA_COSTS if device.type == "cuda" else CPU_COSTS,
+        group_costs=costs_on(device),
         pin_memory=device.type == "cuda",
     )
 

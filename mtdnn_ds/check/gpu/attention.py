@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mtdnn_ds.batch.groups import costs_on
 from mtdnn_ds.check.gpu.bench import Bench, first_line
 from mtdnn_ds.check.gpu.results import Figure, Row, RowStatus
 from mtdnn_ds.check.gpu.timing import median_ms
@@ -102,7 +103,7 @@ def _problem(
         for _ in range(4)
     ]
     gradient_TNH = tensors[3].squeeze(0).transpose(0, 1).contiguous()
-    batch = batch_of_lengths(np.array(lengths)).to(bench.device)
+    batch = batch_of_lengths(np.array(lengths), costs=costs_on(bench.device)).to(bench.device)
     layout = attention_layout(batch, backend)
     return _Problem(inputs=(tensors[0], tensors[1], tensors[2]), gradient_TNH=gradient_TNH, layout=layout)
 

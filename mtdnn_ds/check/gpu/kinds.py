@@ -33,11 +33,8 @@ VARIANTS: Mapping[str, dict[str, str]] = {
     "recomputed activations": {"encoder.gradient_checkpointing": "true"},
 }
 
-TASKS_THAT_SHARE = (
-    "classes",
-    "scores",
-    "ranking",
-)  # a copy of the encoder for each of the others too is much
+# A copy of the encoder for each of the others too is much.
+TASKS_THAT_SHARE = ("classes", "scores", "ranking")
 
 
 def look(bench: Bench) -> None:

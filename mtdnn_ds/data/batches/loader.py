@@ -121,14 +121,6 @@ class TrainLoader:
                 batch = batch.pin_memory()
             micro_batches.append(batch)
 
-        filler_tokens = num_filler_tokens(
-            packing,
-            lengths_B,
-            examples.task_ids,
-            settings.sharing,
-            filler_size=len(settings.filler_ids),
-            pad_tokens_to=settings.pad_tokens_to,
-        )
         return StepBatches(
             step=step,
             micro_batches=tuple(micro_batches),
@@ -136,7 +128,7 @@ class TrainLoader:
             unit_counts=np.sum([batch.unit_counts for batch in micro_batches], axis=0),
             tokens=packing.tokens,
             sum_squared_lengths=int((lengths_B**2).sum()),
-            padding_efficiency=packing.tokens / (packing.tokens + filler_tokens),
+            padding_efficiency=padding_efficiency(packing, lengths_B, examples.task_ids, settings),
             rank_imbalance=packing.rank_imbalance,
         )
 
@@ -174,6 +166,21 @@ def pack_examples(lengths_B: np.ndarray, task_ids_B: np.ndarray, settings: Loade
         hidden_size=settings.hidden_size,
         one_task_per_micro_batch=settings.one_task_per_micro_batch,
     )
+
+
+def padding_efficiency(
+    packing: Packing, lengths_B: np.ndarray, task_ids_B: np.ndarray, settings: LoaderSettings
+) -> float:
+    """Real tokens of a step / tokens that token-wise layers see, on all ranks; below 1 through fillers."""
+    fillers = num_filler_tokens(
+        packing,
+        lengths_B,
+        task_ids_B,
+        settings.sharing,
+        filler_size=len(settings.filler_ids),
+        pad_tokens_to=settings.pad_tokens_to,
+    )
+    return packing.tokens / (packing.tokens + fillers)
 
 
 def evaluation_batches(
