@@ -183,7 +183,7 @@ class DataSettings(Section):
         None, description="folder in the official GLUE layout (CoLA/train.tsv, ...)"
     )
     snli_dir: PathText | None = Field(None, description="folder with SNLI's train.tsv, dev.tsv, test.tsv")
-    scitail_dir: PathText | None = Field(None, description="SciTail's tsv_format folder")
+    scitail_dir: PathText | None = Field(None, description="SciTail's folder, or its tsv_format")
     wnut_dir: PathText | None = Field(
         None, description="folder with WNUT-17's train.conll, dev.conll, test.conll"
     )

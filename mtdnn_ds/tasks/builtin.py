@@ -95,6 +95,7 @@ BUILTIN_TASKS: Mapping[str, BuiltinTask] = {
         metrics=("accuracy",),
         remote=hub_sources("allenai/scitail", "tsv_format", _PREMISE, labelled_test=True),
         folder_setting="scitail_dir",
+        inner_folder="tsv_format",
         folder=tsv_sources(
             "",
             ("0", "1"),

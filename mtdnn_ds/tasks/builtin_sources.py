@@ -30,6 +30,7 @@ class BuiltinTask:
     metrics: tuple[str, ...]
     remote: Mapping[str, Source]  # the hub, or our own generator
     folder_setting: FolderSetting | None = None
+    inner_folder: str = ""  # of an unpacked official archive, where its files are
     folder: Mapping[str, Source] = field(default_factory=dict)
     # Of its kind (tasks/kinds.py), where the task has defaults of its own
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -93,6 +94,7 @@ def tsv_sources(
     header: bool = True,
     labelled_test: bool = False,
     label_words: Mapping[str, str] | None = None,
+    short_rows_left_out: bool = False,
 ) -> dict[str, Source]:
     """Official TSV files: no quoting at all (a double quote is a letter), columns addressed by header name
     where there is a header."""
@@ -106,6 +108,7 @@ def tsv_sources(
             header=header,
             quoted=False,
             label_words=label_words,
+            short_rows_left_out=short_rows_left_out,
         )
 
     return sources
@@ -132,7 +135,10 @@ def glue_task(
         folder_setting="glue_dir",
         # MNLI's label is addressed by name: official dev files have label1..label5 before gold_label,
         # train.tsv only label1.
-        folder=tsv_sources(folder, tsv_columns, tsv_label, files=files),
+        # Some lines of QQP's official files are cut short; its readers everywhere pass over them.
+        folder=tsv_sources(
+            folder, tsv_columns, tsv_label, files=files, short_rows_left_out=config == "qqp"
+        ),
     )
 
 

@@ -179,7 +179,10 @@ def _folder_splits(name: str, key: str, folder: Path, absent: list[str]) -> dict
 
     Missing dev and test files leave their splits out; a missing first file (train) is named in `absent`.
     """
-    sources = BUILTIN_TASKS[name].folder
+    task = BUILTIN_TASKS[name]
+    if task.inner_folder and (folder / task.inner_folder).is_dir():
+        folder = folder / task.inner_folder
+    sources = task.folder
     required = next(iter(sources.values()))
     if not (folder / required.path).is_file():
         absent.append(

@@ -54,6 +54,7 @@ class Source:
     label_words: Mapping[str, str] | None = None
     nested: bool = False  # a row is a whole conversation; its cells are lists with an entry for each question
     more_columns: tuple[str, ...] = ()  # that the task's kind reads after the texts (choices, groups)
+    short_rows_left_out: bool = False  # csv/tsv only: rows with fewer fields than the file has columns
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

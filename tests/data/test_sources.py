@@ -166,6 +166,32 @@ def test_rows_without_gold_label_are_left_out_and_counted(tmp_path: Path) -> Non
 ROWS = [("fine film", "positive"), ('she said "no", twice', "negative"), ("línea\u2028dos, fin", "positive")]
 
 
+def test_short_lines_of_qqp_are_left_out_and_counted(tmp_path: Path) -> None:
+    """Its official files have some; lines that are too long are refused as anywhere."""
+    folder = tmp_path / "QQP"
+    folder.mkdir()
+    header, good = "id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate\n", "1\t2\t3\tWhy?\tHow?\t0\n"
+    (folder / "train.tsv").write_text(header + good + "4\t5\t6\tWhat is the\n" + good)
+    source = builtin_task("qqp", DataSettings(glue_dir=str(tmp_path))).splits["train"]
+
+    rows, skipped = read(source, labels=("not_duplicate", "duplicate"))
+    assert [row.number for row in rows] == [2, 4]
+    assert skipped == {"wrong number of fields": 1}
+
+    (folder / "train.tsv").write_text(header + good + good.replace("\n", "\tmore\n"))
+    assert "line 3: 7 fields instead of 6" in refusal(source)
+
+
+def test_scitail_is_found_in_its_unpacked_archive(tmp_path: Path) -> None:
+    files = tmp_path / "SciTailV1.1" / "tsv_format"
+    files.mkdir(parents=True)
+    (files / "scitail_1.0_train.tsv").write_text("Ice is cold\tIce is frozen\tentails\n")
+
+    for folder in (files, files.parent):
+        task = builtin_task("scitail", DataSettings(scitail_dir=str(folder)))
+        assert task.splits["train"].path == str(files / "scitail_1.0_train.tsv")
+
+
 def test_formats_give_the_same_rows(tmp_path: Path) -> None:
     quoted = [text.replace('"', '""') for text, _ in ROWS]
     csv = text_file(

@@ -135,6 +135,8 @@ def _key(spec: TaskSpec, source: Source, hashed_tokenizer: str, on_bad_row: OnBa
     how_read = {
         name: value for name, value in asdict(source).items() if name not in ("path", "config", "split")
     }
+    if not source.short_rows_left_out:  # younger than the keys of caches and checkpoints
+        del how_read["short_rows_left_out"]
     options = {name: value for name, value in spec.options.items() if name in reader_of(spec).options}
     identity = [
         CODE_VERSION,

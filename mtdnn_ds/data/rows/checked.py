@@ -22,7 +22,6 @@ from mtdnn_ds.tasks.builtin import NO_GOLD_LABEL
 from mtdnn_ds.tasks.spec import CustomKind, Source, TaskSpec
 
 _MAX_LISTED = 10
-_NO_GOLD_REASON = "no gold label"
 _NO_GOLD_ID = -1.0
 _LARGEST_SCORE = float(np.finfo(np.float32).max)
 
@@ -56,7 +55,7 @@ def checked_rows(
     """Usable rows in file order; left-out rows are counted by reason in `skipped`, complete at the end.
 
     `grouped` makes one row of several (ranking: all candidates of a question). Rows whose annotators did not
-    agree (label words of `NO_GOLD_LABEL`) are left out in either mode. Raises DataError, at the end of the
+    agree (label words of `NO_GOLD_LABEL`), and QQP's broken ones, are left out in either mode. Raises DataError, at the end of the
     source, if it has bad rows and `on_bad_row` is "refuse" (the first 10 are listed), or if no row is left.
     """
     rows = _usable_rows(source, parse, on_bad_row=on_bad_row, skipped=skipped)
@@ -84,7 +83,7 @@ def _usable_rows(
         if isinstance(checked, CheckedRow):
             num_good += 1
             yield checked
-        elif checked.reason == _NO_GOLD_REASON or on_bad_row == "skip":
+        elif checked.left_out or on_bad_row == "skip":
             skipped[checked.reason] += 1
         else:
             num_bad += 1
@@ -196,7 +195,7 @@ def class_parser(labels: Sequence[str], label_words: Mapping[str, str]) -> Label
         word = label_word(cell)
         if word is not None and word in ids:
             if ids[word] == _NO_GOLD_ID:
-                return RowProblem(_NO_GOLD_REASON, "no gold label")
+                return RowProblem("no gold label", "no gold label", left_out=True)
             return ids[word]
 
         if word is None or not word.strip():

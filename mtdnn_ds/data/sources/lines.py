@@ -18,6 +18,7 @@ class RowProblem(NamedTuple):
 
     reason: str
     detail: str
+    left_out: bool = False  # whatever data.on_bad_row says: official practice of its task
 
 
 Cells = tuple[object, ...]

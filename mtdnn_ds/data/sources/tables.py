@@ -166,7 +166,8 @@ def _table_rows(source: Source) -> Iterator[RawRow]:
 
         if len(record) != num_fields:
             detail = f"{len(record)} fields instead of {num_fields}"
-            yield number, RowProblem("wrong number of fields", detail)
+            left_out = source.short_rows_left_out and len(record) < num_fields
+            yield number, RowProblem("wrong number of fields", detail, left_out)
         else:
             yield number, tuple(record[position] for position in positions)
 
