@@ -2,10 +2,10 @@
 
     w <- (1 - lr wd) w, then Adamax's own step without decay
 
-MT-DNN's authors decay so (Adamax of https://github.com/namisan/mt-dnn). torch.optim.Adamax adds wd w to the gradient
-instead. Adamax divides by the largest gradient seen, so what is added counts as much as the gradients do, and
-those of a fine-tuned encoder are far smaller than 0.01 w: it would then shrink weights by lr in each step,
-whatever wd is (Loshchilov and Hutter 2019, arXiv:1711.05101, section 2, of Adam).
+MT-DNN's authors decay so (Adamax of https://github.com/namisan/mt-dnn). torch.optim.Adamax adds wd w to the
+gradient instead. Adamax divides by the largest gradient seen, and those of a fine-tuned encoder are far
+smaller than 0.01 w: every step would then shrink weights by nearly lr, whatever wd is (Loshchilov and Hutter
+2019, arXiv:1711.05101, section 2, of Adam).
 """
 
 from __future__ import annotations
