@@ -4,7 +4,7 @@ at every ZeRO stage, number of ranks and precision; with update it does not.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,14 @@ class Setting:
         return f"{self.idle_heads}_{self.optimizer}_{self.json}_ranks{self.ranks}"
 
 
+# Each feature once; the other settings are for `make test-all`.
+QUICK = [
+    Setting("0", 1),
+    Setting("2", 2),
+    Setting("3", 2),
+    Setting("2", 2, "update"),
+    Setting("3_offload", 2, optimizer="adamax"),
+]
 FP32 = [
     *(Setting(str(stage), ranks) for ranks in (1, 2) for stage in range(4)),
     Setting("2_offload", 2),
@@ -58,7 +66,7 @@ FP32 = [
 FROZEN = [
     *FP32,
     Setting("0", 1, optimizer="adamax"),
-    Setting("3", 2, optimizer="adamax"),
+    Setting("3_offload", 2, optimizer="adamax"),
     *(Setting(f"{stage}_bf16", 2) for stage in (1, 2, 3)),
     Setting("2_overflowing", 2),
     Setting("3_overflowing", 2),
@@ -69,7 +77,7 @@ FP16 = {"fp16": {"enabled": True, "initial_scale_power": 24, "hysteresis": 1}}
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory, official_files: Path, tiny_encoder: Path) -> Path:
+def files(tmp_path_factory: pytest.TempPathFactory, official_files: Path, tiny_encoder: Path) -> Path:
     folder = tmp_path_factory.mktemp("idle_heads")
     glue = cut_glue(official_files / "glue", folder / "glue", train_rows=40, dev_rows=4)
     for file in glue.glob("*/dev*.tsv"):
@@ -103,10 +111,42 @@ def runs(tmp_path_factory: pytest.TempPathFactory, official_files: Path, tiny_en
     for stage in (2, 3):
         write_json(folder / f"{stage}_overflowing.json", {**zero_config(stage), **FP16})
 
-    for ranks in (1, 2):
-        jobs = [job(folder, setting) for setting in (*FROZEN, *MOVING) if setting.ranks == ranks]
-        run_jobs([*jobs, *other_jobs(folder, ranks)], folder, ranks, worker="fp16_on_cpu.py")
     return folder
+
+
+@pytest.fixture(scope="module")
+def quick_runs(files: Path) -> Path:
+    for ranks in (1, 2):
+        jobs = [job(files, setting) for setting in QUICK if setting.ranks == ranks]
+        jobs += every_task_in_every_step(files) if ranks == 1 else on_and_elsewhere(files)
+        run_jobs(jobs, files, ranks, worker="fp16_on_cpu.py")
+    return files
+
+
+@pytest.fixture(scope="module")
+def all_runs(quick_runs: Path) -> Path:
+    for ranks in (1, 2):
+        jobs = [
+            job(quick_runs, setting)
+            for setting in (*FROZEN, *MOVING)
+            if setting.ranks == ranks and setting not in QUICK
+        ]
+        jobs += straight_and_resumed(quick_runs, "3_bf16") if ranks == 2 else []
+        run_jobs(jobs, quick_runs, ranks, worker="fp16_on_cpu.py")
+    return quick_runs
+
+
+def run_of(request: pytest.FixtureRequest, setting: Setting) -> Path:
+    folder: Path = request.getfixturevalue("quick_runs" if setting in QUICK else "all_runs")
+    return folder / setting.name
+
+
+def each_of(settings: Sequence[Setting]) -> list[Any]:
+    """Parameters of a test."""
+    return [
+        pytest.param(setting, id=setting.name, marks=() if setting in QUICK else pytest.mark.slow)
+        for setting in settings
+    ]
 
 
 def job(folder: Path, setting: Setting, name: str = "", **more: Any) -> dict[str, Any]:
@@ -124,27 +164,31 @@ def job(folder: Path, setting: Setting, name: str = "", **more: Any) -> dict[str
     }
 
 
-def other_jobs(folder: Path, ranks: int) -> list[dict[str, Any]]:
-    """Runs that go on, here and elsewhere; runs that have every task in every step."""
-    if ranks == 1:
-        three = {
-            "tasks": "cola,mnli,stsb",
-            "mixture.rates": "uniform",
-            "mixture.mixing": "per_example",
-            "train.steps": "3",
-        }
-        return [
-            job(folder, Setting("2", 1, choice), f"all_{choice}", **three) for choice in ("update", "freeze")
-        ]
+def every_task_in_every_step(folder: Path) -> list[dict[str, Any]]:
+    settings = {
+        "tasks": "cola,mnli,stsb",
+        "mixture.rates": "uniform",
+        "mixture.mixing": "per_example",
+        "train.steps": "3",
+    }
+    return [
+        job(folder, Setting("2", 1, choice), f"all_{choice}", **settings) for choice in ("update", "freeze")
+    ]
 
-    jobs = []
-    for json in ("2", "3_bf16"):
-        setting, dropout = Setting(json, 2), {"train.dropout": "model"}
-        source = str(folder / f"straight_{json}" / "checkpoints" / f"step_{HALF}")
-        jobs.append(job(folder, setting, f"straight_{json}", **dropout))
-        jobs.append(job(folder, setting, f"resumed_{json}", resume=source, **dropout))
-    elsewhere = str(folder / Setting("0", 1).name / "checkpoints" / f"step_{HALF}")
-    return [*jobs, job(folder, Setting("3", 2), "elsewhere", resume=elsewhere)]
+
+def straight_and_resumed(folder: Path, json: str) -> list[dict[str, Any]]:
+    setting, dropout = Setting(json, 2), {"train.dropout": "model"}
+    source = str(folder / f"straight_{json}" / "checkpoints" / f"step_{HALF}")
+    return [
+        job(folder, setting, f"straight_{json}", **dropout),
+        job(folder, setting, f"resumed_{json}", resume=source, **dropout),
+    ]
+
+
+def on_and_elsewhere(folder: Path) -> list[dict[str, Any]]:
+    """One that goes on where it was, and one of one rank without ZeRO that goes on on two with ZeRO 3."""
+    source = str(folder / Setting("0", 1).name / "checkpoints" / f"step_{HALF}")
+    return [*straight_and_resumed(folder, "2"), job(folder, Setting("3", 2), "elsewhere", resume=source)]
 
 
 def states_of(run: Path, step: int) -> dict[str, dict[str, Tensor]]:
@@ -185,9 +229,9 @@ def tasks_of(run: Path) -> list[str]:
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("setting", FROZEN, ids=lambda setting: setting.name)
-def test_an_idle_head_stays_bit_for_bit(runs: Path, setting: Setting) -> None:
-    run = runs / setting.name
+@pytest.mark.parametrize("setting", each_of(FROZEN))
+def test_an_idle_head_stays_bit_for_bit(request: pytest.FixtureRequest, setting: Setting) -> None:
+    run = run_of(request, setting)
     before = states_of(run, 1)
     for step, present in enumerate(tasks_of(run)[1:], start=2):
         after = states_of(run, step)
@@ -203,10 +247,10 @@ def test_an_idle_head_stays_bit_for_bit(runs: Path, setting: Setting) -> None:
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("setting", FROZEN, ids=lambda setting: setting.name)
-def test_a_head_that_had_no_step_yet_has_no_moments(runs: Path, setting: Setting) -> None:
+@pytest.mark.parametrize("setting", each_of(FROZEN))
+def test_a_head_that_had_no_step_yet_has_no_moments(request: pytest.FixtureRequest, setting: Setting) -> None:
     """Adamax would count its eps as a gradient."""
-    run = runs / setting.name
+    run = run_of(request, setting)
     states, (first, *_) = states_of(run, 1), tasks_of(run)
     for task in TASKS:
         for name, own in own_of(states, task):
@@ -215,10 +259,10 @@ def test_a_head_that_had_no_step_yet_has_no_moments(runs: Path, setting: Setting
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("setting", MOVING, ids=lambda setting: setting.name)
-def test_without_it_an_idle_head_moves(runs: Path, setting: Setting) -> None:
+@pytest.mark.parametrize("setting", each_of(MOVING))
+def test_without_it_an_idle_head_moves(request: pytest.FixtureRequest, setting: Setting) -> None:
     """A step of the task, and what follows it: the head goes on by its momentum."""
-    run = runs / setting.name
+    run = run_of(request, setting)
     tasks = tasks_of(run)
     moved = []
     for step in range(2, STEPS + 1):
@@ -230,10 +274,12 @@ def test_without_it_an_idle_head_moves(runs: Path, setting: Setting) -> None:
 
 
 @pytest.mark.distributed
-def test_the_first_step_of_the_others_is_that_without_it(runs: Path) -> None:
+def test_the_first_step_of_the_others_is_that_without_it(quick_runs: Path) -> None:
     """In the first step nothing has been idle before: what is not idle moves as it would."""
-    frozen, moving = (states_of(runs / Setting("2", 2, choice).name, 1) for choice in ("freeze", "update"))
-    (first, *_) = tasks_of(runs / Setting("2", 2).name)
+    frozen, moving = (
+        states_of(quick_runs / Setting("2", 2, choice).name, 1) for choice in ("freeze", "update")
+    )
+    (first, *_) = tasks_of(quick_runs / Setting("2", 2).name)
     for name in frozen:
         if name.startswith("encoder."):
             assert is_same(frozen[name], moving[name]), name
@@ -242,8 +288,8 @@ def test_the_first_step_of_the_others_is_that_without_it(runs: Path) -> None:
 
 
 @pytest.mark.distributed
-def test_it_does_nothing_where_every_task_is_in_every_step(runs: Path) -> None:
-    frozen, moving = (runs / f"all_{choice}" for choice in ("freeze", "update"))
+def test_it_does_nothing_where_every_task_is_in_every_step(quick_runs: Path) -> None:
+    frozen, moving = (quick_runs / f"all_{choice}" for choice in ("freeze", "update"))
     assert all(all(line["task_examples"].values()) for line in training_lines(frozen))
     ours, theirs = states_of(frozen, 3), states_of(moving, 3)
     assert ours.keys() == theirs.keys()
@@ -251,17 +297,18 @@ def test_it_does_nothing_where_every_task_is_in_every_step(runs: Path) -> None:
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("setting", FP32, ids=lambda setting: setting.name)
-def test_ranks_and_stages_agree(runs: Path, setting: Setting) -> None:
-    ours, one = (training_lines(runs / each.name) for each in (setting, Setting("0", 1)))
+@pytest.mark.parametrize("setting", each_of(FP32))
+def test_ranks_and_stages_agree(request: pytest.FixtureRequest, setting: Setting) -> None:
+    ours, one = (training_lines(run_of(request, each)) for each in (setting, Setting("0", 1)))
     for field in ("loss", "grad_norm"):
         assert [line[field] for line in ours] == pytest.approx([line[field] for line in one], rel=1e-4)
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("json", ["2", "3_bf16"])
-def test_a_run_goes_on_bit_for_bit(runs: Path, json: str) -> None:
-    straight, resumed = (runs / f"{kind}_{json}" for kind in ("straight", "resumed"))
+@pytest.mark.parametrize("json", ["2", pytest.param("3_bf16", marks=pytest.mark.slow)])
+def test_a_run_goes_on_bit_for_bit(request: pytest.FixtureRequest, json: str) -> None:
+    folder: Path = request.getfixturevalue("quick_runs" if json == "2" else "all_runs")
+    straight, resumed = (folder / f"{kind}_{json}" for kind in ("straight", "resumed"))
     fields = ("step", "loss", "grad_norm", "task_examples")
     theirs = [{field: line[field] for field in fields} for line in lines(straight) if line["step"] > HALF]
     assert [{field: line[field] for field in fields} for line in lines(resumed)] == theirs
@@ -270,15 +317,16 @@ def test_a_run_goes_on_bit_for_bit(runs: Path, json: str) -> None:
 
 
 @pytest.mark.distributed
-def test_a_run_goes_on_elsewhere(runs: Path) -> None:
-    straight = training_lines(runs / Setting("0", 1).name)[HALF:]
-    ours = training_lines(runs / "elsewhere")
+def test_a_run_goes_on_elsewhere(quick_runs: Path) -> None:
+    straight = training_lines(quick_runs / Setting("0", 1).name)[HALF:]
+    ours = training_lines(quick_runs / "elsewhere")
     assert [line["loss"] for line in ours] == pytest.approx([line["loss"] for line in straight], rel=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 @pytest.mark.parametrize("stage", [2, 3])
-def test_an_update_that_overflows_is_repeated(runs: Path, stage: int) -> None:
+def test_an_update_that_overflows_is_repeated(all_runs: Path, stage: int) -> None:
     """The runs in fp16 have repeated their first step."""
-    (first, *_) = training_lines(runs / Setting(f"{stage}_overflowing", 2).name)
+    (first, *_) = training_lines(all_runs / Setting(f"{stage}_overflowing", 2).name)
     assert first["loss_scale"] < 2**24
