@@ -126,11 +126,8 @@ def quick_runs(files: Path) -> Path:
 @pytest.fixture(scope="module")
 def all_runs(quick_runs: Path) -> Path:
     for ranks in (1, 2):
-        jobs = [
-            job(quick_runs, setting)
-            for setting in (*FROZEN, *MOVING)
-            if setting.ranks == ranks and setting not in QUICK
-        ]
+        settings = [each for each in (*FROZEN, *MOVING) if each.ranks == ranks and each not in QUICK]
+        jobs = [job(quick_runs, setting) for setting in settings]
         jobs += straight_and_resumed(quick_runs, "3_bf16") if ranks == 2 else []
         run_jobs(jobs, quick_runs, ranks, worker="fp16_on_cpu.py")
     return quick_runs
