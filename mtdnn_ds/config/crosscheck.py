@@ -176,6 +176,19 @@ def _loss_scale(recipe: Recipe) -> Iterator[str]:
         )
 
 
+def _idle_heads(recipe: Recipe) -> Iterator[str]:
+    if recipe.optimizer.idle_heads == "update":
+        return
+
+    why = None
+    if len(recipe.tasks) == 1:
+        why = "the run has one task, which is in every step"
+    elif "heads" in recipe.train.freeze:
+        why = "train.freeze has heads"
+    if why is not None:
+        yield f"optimizer.idle_heads=freeze: has no effect: {why}; remove it"
+
+
 def _regularizer_without_dropout(recipe: Recipe) -> Iterator[str]:
     if recipe.regularizer.name == "r_drop" and recipe.train.dropout == "none":
         yield (
@@ -219,6 +232,7 @@ _CHECKS: tuple[Callable[[Recipe], Iterator[str]], ...] = (
     _groups,
     _soft_sharing,
     _loss_scale,
+    _idle_heads,
     _regularizer_without_dropout,
     _regularizer_norm,
     _freeze,

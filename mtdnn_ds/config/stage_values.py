@@ -122,6 +122,10 @@ def _leave_out_others(values: dict[str, Any], tasks: Sequence[str], given: Paths
         if key == "tasks" and holder.get(key) == []:
             del values[section]  # it is for other tasks only
 
+    optimizer = values.get("optimizer")
+    if len(tasks) == 1 and isinstance(optimizer, dict) and ("optimizer", "idle_heads") not in given:
+        optimizer.pop("idle_heads", None)  # no other task's head could be idle
+
     if isinstance(values.get("heads"), dict) and not any(path[0] == "heads" for path in given):
         values["heads"] = {name: path for name, path in values["heads"].items() if name in tasks}
 

@@ -116,6 +116,11 @@ class OptimizerSettings(Section):
     betas: tuple[Fraction, Fraction] = (0.9, 0.999)
     eps: Positive = 1e-8
     weight_decay: float = Field(0.01, ge=0, description="not applied to biases and normalisation weights")
+    idle_heads: Literal["update", "freeze"] = Field(
+        "update",
+        description="the head of a task without examples in a step; update: moves by momentum and decay, as "
+        "all weights; freeze: stays as it is",
+    )
     gradient_clipping: float = Field(1.0, ge=0, description="largest global gradient norm; 0 = off")
 
     @field_validator("name", mode="before")

@@ -152,8 +152,10 @@ def _layout_problems(saved: Mapping[str, Any]) -> list[str]:
 
 def _comparable(key: str, value: Any) -> Any:
     """Of a run that this one began with, or a head's checkpoint, the folder's name: folders may move. Of an
-    optimizer, its name of today.
+    optimizer, its name of today. Of a setting that is newer than the checkpoint, what was done before.
     """
+    if key == "optimizer.idle_heads":
+        return value or "update"
     if key == "optimizer.name":
         return EARLIER_OPTIMIZER_NAMES.get(value, value)
     is_folder = key == "init.run" or key.startswith("heads.")

@@ -14,6 +14,7 @@ import torch
 from mtdnn_ds.config.choices import OPTIMIZERS_OF_CPUS, OptimizerName
 from mtdnn_ds.config.errors import ConfigError
 from mtdnn_ds.faults.op_build_lock import wait_for_lock
+from mtdnn_ds.train.adamax import AdamaxW
 
 log = logging.getLogger(__name__)
 
@@ -30,15 +31,16 @@ def build_optimizer(
     """The optimizer over `parameter_groups` (weight decay is theirs).
 
     `adamw` is torch's fused AdamW, `deepspeed_adamw` DeepSpeed's (its C++ form on CPUs and for offloaded
-    states, compiled on first use), `adamax` is the paper's (MT-DNN section 4.2) with decay by `weight_decay`
-    as L2. Raises ConfigError, saying what to do, where the machine cannot run it.
+    states, compiled on first use), `adamax` is the paper's (MT-DNN section 4.2). All of them decay weights
+    beside the gradient, not as a part of it. Raises ConfigError, saying what to do, where the machine cannot
+    run it.
     """
     settings: dict[str, Any] = {"lr": lr, "betas": betas, "eps": eps}
 
     if name == "adamw":
         return torch.optim.AdamW(parameter_groups, fused=True, **settings)
     if name == "adamax":
-        return torch.optim.Adamax(parameter_groups, **settings)
+        return AdamaxW(parameter_groups, **settings)
     if name == "lamb":
         return _lamb(parameter_groups, settings)
     if name == "apex_adam":

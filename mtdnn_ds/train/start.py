@@ -47,6 +47,7 @@ from mtdnn_ds.train.model import TrainedModel, build_trained_model
 from mtdnn_ds.train.optimizer import build_optimizer
 from mtdnn_ds.train.regularizers.sharing_penalty import SharingPenalty, sharing_penalty
 from mtdnn_ds.train.resume import fresh_state, open_resume_point, restored_state
+from mtdnn_ds.train.step.idle_heads import IdleHeads, idle_heads
 from mtdnn_ds.train.step.step_read import StepRead
 
 COMPUTE_DTYPES = {
@@ -81,6 +82,7 @@ class Run:
     engine: Any
     read: StepRead
     penalty: SharingPenalty | None
+    idle_heads: IdleHeads | None
     state: RunState
 
     # what the run leaves and shows
@@ -176,6 +178,7 @@ def start_run(
         engine=engine,
         read=StepRead(engine),
         penalty=sharing_penalty(engine, settings.sharing),
+        idle_heads=idle_heads(engine, recipe.optimizer.idle_heads),
         state=state,
         folder=folder,
         saver=saver,

@@ -163,6 +163,8 @@ def one_step(run: Run, batches: StepBatches, loader: TrainLoader) -> bool:
     # in the whole step, on all ranks.
     lr = step_learning_rate(run, batches.step)
     set_learning_rate(run.engine, lr)
+    if run.idle_heads is not None:
+        run.idle_heads.begin_step(batches.task_counts)
     scales_N = _task_scales(run, batches.step, batches.task_counts)
     result = optimizer_step(
         run.engine,

@@ -221,6 +221,17 @@ RECIPES = {
             "but with mixture.mixing=per_step each step has one task; remove it"
         ),
     ),
+    "no head idle": (
+        "encoder: {path: enc}\ntasks: [cola]\ntrain: {steps: 10}\noptimizer: {idle_heads: freeze}\n",
+        (
+            "FILE: optimizer.idle_heads=freeze: has no effect: the run has one task, which is in every step; "
+            "remove it"
+        ),
+    ),
+    "idle heads frozen anyhow": (
+        BASE.replace("steps: 10", "steps: 10, freeze: [heads]") + "optimizer: {idle_heads: freeze}\n",
+        "FILE: optimizer.idle_heads=freeze: has no effect: train.freeze has heads; remove it",
+    ),
     "regulariser of no task": (
         BASE + "regularizer: {name: smart, tasks: [rte, coal]}\n",
         "FILE: regularizer.tasks: there is no task 'coal' in the run; did you mean 'cola'?",

@@ -16,6 +16,7 @@ from mtdnn_ds.config.errors import ConfigError
 from mtdnn_ds.config.load import load_recipe
 from mtdnn_ds.config.stages import Stage, dump_stages, load_runs, load_stages
 from mtdnn_ds.tasks.resolve import resolve_tasks
+from mtdnn_ds.train.preflight.checks import one_task_alone
 
 BASE: dict[str, Any] = {
     "encoder": {"path": "enc"},
@@ -319,6 +320,12 @@ def test_shipped_recipes(recipe: str, expected: list[str]) -> None:
     )
 
 
+def test_idle_heads_are_no_matter_of_a_stage_with_one_task(tmp_path: Path) -> None:
+    stages = staged(tmp_path, MTL_THEN_EACH, optimizer={"idle_heads": "freeze"})
+    assert [stage.recipe.optimizer.idle_heads for stage in stages.values()] == ["freeze", "update", "update"]
+    assert one_task_alone(stages["mtl"].recipe)["optimizer.idle_heads"] == "update"
+
+
 def test_the_papers_hyper_parameters() -> None:
     """Liu et al. 2019, section 4.2."""
     mtl, *tuned = load_stages(str(ROOT / "recipes/mt_dnn_glue.yaml"), {})
@@ -330,6 +337,7 @@ def test_the_papers_hyper_parameters() -> None:
             recipe.batch.examples_per_step,
             recipe.train.epochs,
         ) == ("adamax", 5e-5, 32, 5)
+        assert recipe.optimizer.weight_decay == 0.01  # of their code
         assert (recipe.schedule.name, recipe.schedule.warmup, recipe.optimizer.gradient_clipping) == (
             "linear",
             0.1,

@@ -5,18 +5,22 @@ splits; DeepSpeed's own monitor; kernels that cannot be compiled.
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from deepspeed.ops.op_builder.builder import CUDAMismatchException, MissingCUDAException
 from helpers.glue_rows import cut_glue
 from helpers.processes import lines, run_jobs, training_lines, write_json, zero_config
+from torch import Tensor, nn
 
 from mtdnn_ds.config.errors import ConfigError
-from mtdnn_ds.train.optimizer import compiled_op
+from mtdnn_ds.train.optimizer import build_optimizer, compiled_op
 
 
 def offload(stage: int) -> dict[str, Any]:
@@ -33,7 +37,10 @@ RUNS: dict[str, tuple[str, dict[str, Any], str]] = {
     "adamax_zero1": ("adamax", zero_config(1), "adamax_zero0"),
     "adamax_zero2": ("adamax", zero_config(2), "adamax_zero0"),
     "adamax_zero3": ("adamax", zero_config(3), "adamax_zero0"),
+    "adamax_zero2_offload": ("adamax", offload(2), "adamax_zero0"),
 }
+# One that takes 1 % of the weights in each step, so that a stage that decayed otherwise would show.
+ADAMAX_DECAY = "10.0"
 
 
 def job_of(folder: Path, name: str, optimizer: str, config: dict[str, Any]) -> dict[str, Any]:
@@ -41,7 +48,10 @@ def job_of(folder: Path, name: str, optimizer: str, config: dict[str, Any]) -> d
         "recipe": str(folder / "recipe.yaml"),
         "deepspeed_config": str(write_json(folder / f"{name}.json", config)),
         "output_dir": str(folder / name),
-        "overrides": {"optimizer.name": optimizer},
+        "overrides": {
+            "optimizer.name": optimizer,
+            "optimizer.weight_decay": ADAMAX_DECAY if optimizer == "adamax" else "0.01",
+        },
     }
 
 
@@ -127,6 +137,58 @@ def test_deepspeeds_own_monitor_gets_every_scalar(trained_runs: Path) -> None:
         for row in (trained_runs / "csv" / "monitored" / "loss.csv").read_text().splitlines()[1:]
     ]
     assert written == pytest.approx([line["loss"] for line in training_lines(trained_runs / "monitored")])
+
+
+def adamax_reference(
+    weights: np.ndarray, gradients: Sequence[np.ndarray], lrs: Sequence[float], decay: float
+) -> np.ndarray:
+    """Kingma and Ba 2015, algorithm 2, with w <- (1 - lr decay) w before each step."""
+    mean, largest = np.zeros_like(weights), np.zeros_like(weights)
+    for step, (gradient, lr) in enumerate(zip(gradients, lrs, strict=True), start=1):
+        mean = 0.9 * mean + 0.1 * gradient
+        largest = np.maximum(0.999 * largest, np.abs(gradient) + 1e-8)
+        weights = weights * (1 - lr * decay) - lr / (1 - 0.9**step) * mean / largest
+    return weights
+
+
+def stepped_adamax(groups: list[dict[str, Any]], gradients: list[list[Tensor]], lrs: list[float]) -> None:
+    """`gradients`: for each step, one for each parameter of the groups."""
+    optimizer = build_optimizer("adamax", groups, lr=1.0, betas=(0.9, 0.999), eps=1e-8, offloaded=False)
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for of_step, lr in zip(gradients, lrs, strict=True):
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        for parameter, gradient in zip(parameters, of_step, strict=True):
+            parameter.grad = gradient.clone()
+        optimizer.step()
+
+
+def test_adamax_decays_beside_the_gradient() -> None:
+    draws = np.random.default_rng(3)
+    weights, bias = draws.normal(size=(5, 4)), draws.normal(size=7)
+    gradients = [(draws.normal(size=(5, 4)) * 1e-4, draws.normal(size=7) * 1e-4) for _ in range(6)]
+    lrs = [0.01 * step for step in range(1, 7)]
+
+    ours, plain = (nn.Parameter(torch.tensor(values)) for values in (weights, bias))
+    groups = [{"params": [ours], "weight_decay": 0.1}, {"params": [plain], "weight_decay": 0.0}]
+    stepped_adamax(groups, [[torch.tensor(part) for part in of_step] for of_step in gradients], lrs)
+    expected = adamax_reference(weights, [own for own, _ in gradients], lrs, 0.1)
+    np.testing.assert_allclose(ours.detach(), expected, rtol=1e-12)
+    np.testing.assert_allclose(
+        plain.detach(), adamax_reference(bias, [own for _, own in gradients], lrs, 0.0), rtol=1e-12
+    )
+
+
+def test_adamax_without_gradients_only_decays() -> None:
+    """torch's own Adamax takes steps as large as lr: 0.812 of the norm would be left."""
+    lrs = [5e-5 * (1 - step / 300) for step in range(300)]
+    weights = nn.Parameter(torch.full((100, 100), 0.04))
+    before = float(weights.detach().double().norm())
+    groups = [{"params": [weights], "weight_decay": 0.01}]
+    stepped_adamax(groups, [[torch.zeros(100, 100)]] * 300, lrs)
+    kept = math.prod(1 - lr * 0.01 for lr in lrs)
+    assert kept == pytest.approx(0.999925, abs=1e-6)
+    assert float(weights.detach().double().norm()) / before == pytest.approx(kept, abs=2e-6)
 
 
 @pytest.mark.parametrize("error", [MissingCUDAException("CUDA_HOME"), CUDAMismatchException("12 and 13")])

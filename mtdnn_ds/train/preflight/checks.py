@@ -279,10 +279,13 @@ def _resolved(json: dict[str, object], settings: Recipe, source: str, world_size
 
 def one_task_alone(recipe: Recipe) -> dict[str, str]:
     """Flags without which a recipe does not fit one of its tasks alone: rates and scales that it gives by
-    name.
+    name, and what is about the other tasks' heads.
     """
     named = {
         "mixture.rates": (recipe.mixture.rates, "proportional"),
         "loss.scale": (recipe.loss.scale, "examples"),
     }
-    return {setting: instead for setting, (value, instead) in named.items() if isinstance(value, dict)}
+    flags = {setting: instead for setting, (value, instead) in named.items() if isinstance(value, dict)}
+    if recipe.optimizer.idle_heads != "update":
+        flags["optimizer.idle_heads"] = "update"
+    return flags
