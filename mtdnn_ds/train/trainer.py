@@ -214,8 +214,7 @@ def _task_scales(run: Run, step: int, counts_N: np.ndarray) -> np.ndarray:
     return task_scales(
         counts_N,
         scale,
-        # A ranking's labels only say which candidates are relevant: its loss has no classes.
-        num_classes=[1 if spec.kind == "ranking" else len(spec.labels) for spec in run.data.specs],
+        log_spaces=run.log_spaces,
         explicit=[spec.loss_scale for spec in run.data.specs],
     )
 

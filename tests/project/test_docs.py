@@ -320,8 +320,11 @@ def test_worked_example_of_loss_scales() -> None:
         explicit = yaml.safe_load(scale) if scale.startswith("{") else {}
         factors = [explicit.get(task, 1.0) for task in ("mnli", "sst2", "stsb")]
         scales = task_scales(
-            counts, "explicit" if explicit else scale, num_classes=(3, 2, 0), explicit=factors
-        )  # type: ignore[arg-type]
+            counts,
+            "explicit" if explicit else scale,
+            log_spaces=(np.log(3), np.log(2), 0.0),
+            explicit=factors,
+        )
         coefficients = term_coefficients(scales, counts, (0, 1, 2))
         for cell, coefficient, count in zip(cells, coefficients, counts, strict=True):
             share, factor = numbers(cell)
