@@ -18,8 +18,8 @@ Reads = Literal["sequence", "token"]
 Unit = Literal["row", "example"]
 Answer = Literal["classes", "rows", "number"]
 Space = Literal["outputs", "vocabulary", "sequences", "tokens", "pair"]
-"""What a unit's loss chooses from: the term's outputs, the encoder's vocabulary, the sequences or tokens of an
-example, a right and a wrong sequence."""
+"""What a unit's loss chooses from: the term's outputs, the encoder's vocabulary, an example's sequences or
+tokens, a right and a wrong sequence."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
