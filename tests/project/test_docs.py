@@ -264,7 +264,12 @@ def test_the_table_of_train_flags_is_that_of_the_command() -> None:
 
 def test_the_tables_of_tags_are_those_of_the_board() -> None:
     record = EvalRecord(step=1, eval={"TASK": {"METRIC": 0.5}}, average=0.5)
-    of_some_runs = {"regularizer": 1.0, "penalty": 1.0, "task_scale": {"TASK": 1.0}}
+    of_some_runs = {
+        "regularizer": 1.0,
+        "penalty": 1.0,
+        "task_scale": {"TASK": 1.0},
+        "task_grad_norm": {"TASK": 1.0},
+    }
     step = replace(step_record(), **of_some_runs)
     tags = {tag for tag, _ in (*step.scalars(), *record.scalars())}
     always, sometimes = (
