@@ -181,7 +181,8 @@ class RunMonitor:
         if last_step:
             purge_step = last_step + 1
         self._board = EventFile(run_dir / "tensorboard", purge_step=purge_step)
-        self._board.add(custom_scalars(board_layout(task_metrics)))
+        has_task_norms = bool(settings["train"].get("gradient_norms_every"))
+        self._board.add(custom_scalars(board_layout(task_metrics, has_task_norms=has_task_norms)))
         for summary in start_summaries(run_dir.name, flat_settings(settings), task_metrics):
             self._board.add(summary)
         if recipe_text is not None:
