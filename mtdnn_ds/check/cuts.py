@@ -82,7 +82,7 @@ def run_cut(
     scales = task_scales(
         np.array(num_examples),
         "examples",
-        num_classes=[1] * len(num_examples),
+        log_spaces=[0.0] * len(num_examples),
         explicit=[1.0] * len(num_examples),
     )
     coefficients_M = torch.tensor(

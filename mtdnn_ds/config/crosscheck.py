@@ -213,6 +213,22 @@ def _regularizer_norm(recipe: Recipe) -> Iterator[str]:
         )
 
 
+def _gradient_norms(recipe: Recipe) -> Iterator[str]:
+    setting = f"train.gradient_norms_every={recipe.train.gradient_norms_every}"
+    if not recipe.train.gradient_norms_every:
+        return
+    if recipe.regularizer.name != "none":
+        yield (
+            f"{setting}: with regularizer.name={recipe.regularizer.name} a step has more than losses, "
+            "and is not taken apart; set the former to 0, or the latter to none"
+        )
+    if "encoder" in recipe.train.freeze and recipe.sharing.mode == "hard":
+        yield (
+            f"{setting}: has no effect on a frozen encoder, which has no gradient; remove it, "
+            "or take encoder out of train.freeze"
+        )
+
+
 def _freeze(recipe: Recipe) -> Iterator[str]:
     yield from freeze_problems(recipe.train.freeze)
 
@@ -235,6 +251,7 @@ _CHECKS: tuple[Callable[[Recipe], Iterator[str]], ...] = (
     _idle_heads,
     _regularizer_without_dropout,
     _regularizer_norm,
+    _gradient_norms,
     _freeze,
 )
 """In the order of their messages."""

@@ -79,6 +79,13 @@ def resolve_deepspeed(
     wrong += _fill_in_clipping(config, recipe)
     wrong += _take_out_optimizer(config, recipe)
     wrong += _optimizer_misfits(recipe.optimizer.name, stage, device_type, offloaded)
+    if stage == 3 and recipe.train.gradient_norms_every:
+        wrong.append(
+            "zero_optimization.stage=3: "
+            f"train.gradient_norms_every={recipe.train.gradient_norms_every} of the recipe "
+            "needs whole parameters, which stage 3 cuts up; use stage 2 (ds_configs/zero2.json), "
+            "or set the former to 0"
+        )
     wrong += _let_optimizer_pass(config, recipe.optimizer.name, stage, offloaded)
     if offloaded and _runs_in_torch(recipe.optimizer.name):
         notes.append(

@@ -250,6 +250,12 @@ class TrainSettings(Section):
     )
     eval_every: int = Field(0, ge=0, description="steps between evaluations; 0 = only at the end")
     save_every: int = Field(0, ge=0, description="steps between checkpoints; 0 = only at the end")
+    gradient_norms_every: int = Field(
+        0,
+        ge=0,
+        description="steps between measurements of how long each task's part of the encoder's gradient is, "
+        "which take a forward and a backward pass for each task; 0 = never",
+    )
     keep_last: int = Field(2, ge=1, description="checkpoints kept")
     on_save_error: Literal["stop", "continue"] = Field(
         "stop",

@@ -10,21 +10,26 @@ Pure NumPy; equal on every rank for equal losses. With n tasks in the step and l
                  1 until there are two (Liu et al. 2019, arXiv:1803.10704, eq. 7)
     random       w = softmax of a draw from N(0, 1) for each task
                  (Lin et al. 2022, arXiv:2111.10603, section 3)
-    famo         w_t ~ z_t / l_t, z = softmax(xi), both of the step before. xi descends
-                 sum_t z_t (log l_t before - log l_t now) (Liu et al. 2023, arXiv:2306.03792, algorithm 1)
+    famo         w_t ~ z_t / m_t, z = softmax(xi), both of the step before; m_t is the running mean of l_t.
+                 xi descends sum_t z_t (log m_t before - log m_t now)
+                 (Liu et al. 2023, arXiv:2306.03792, algorithm 1, with l_t for m_t)
 
 Those of dwa, random and famo sum to 1 in every step, as task_mean's 1 / n do; uncertainty's are task_mean's
 while s_t = 0 (half of them for a regression). A task that is not in a step has no weight in it, has no part
 in the softmax, and keeps its state.
 
 FAMO measures how much a step improved each loss by a second forward pass on the same examples; here the
-losses of successive steps take its place (as if it lagged one step), which costs nothing and is noisier.
+running means of successive steps take its place, which costs nothing and lags. They are exponential, over the
+task's own steps, and corrected for their start as Adam's are: m_t after k of them is
+(1 - b) (l_k + b l_{k-1} + ... + b^{k-1} l_1) / (1 - b^k). The loss of one step is of other examples than the
+one before, and w_t is its inverse: a learnt task whose loss happens to be tiny would fill the next step.
 
 Shape legend: N tasks.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -36,7 +41,12 @@ from mtdnn_ds.config.choices import LOSS_SCALES
 # https://github.com/Cranial-XIX/FAMO/blob/250873e/famo.py
 TINY = 1e-8
 FAMO_DECAY = 0.01
+# b: means over about 15 of a task's steps. Noise of single steps falls to sqrt((1 - b) / (1 + b)) = 0.19 of
+# it, and a loss of 0 takes a fifteenth off the mean; longer means would lag behind losses that fall fast.
+FAMO_MEMORY = 1 - 1 / 15
 PURPOSE = 0x726C77  # of random's stream
+
+log = logging.getLogger(__name__)
 
 
 class AdaptiveScales(Protocol):
@@ -166,14 +176,15 @@ class RandomScales:
 
 
 class FamoScales:
-    """Fast adaptive multitask optimization, with the losses of successive steps."""
+    """Fast adaptive multitask optimization, with running means of the losses of successive steps."""
 
     def __init__(self, num_tasks: int, *, lr: float) -> None:
         self._logits = _Adam(num_tasks, lr=lr, decay=FAMO_DECAY)
-        self._losses_N = np.full(num_tasks, np.nan)  # each task's in the last step that had it
+        self._sums_N = np.zeros(num_tasks)  # (1 - b) sum_i b^(k-i) l_i over each task's own steps
+        self._steps_N = np.zeros(num_tasks)  # k
 
     def weights(self, is_present_N: np.ndarray, step: int) -> np.ndarray:
-        inverse_N = 1.0 / (self._losses_N + TINY)
+        inverse_N = 1.0 / (self._means() + TINY)
         known_N = is_present_N & ~np.isnan(inverse_N)
 
         # A task without a loss yet counts as the mean of those that have one; without any, all are equal.
@@ -184,20 +195,44 @@ class FamoScales:
         return raw_N / max(raw_N.sum(), np.finfo(np.float64).tiny)
 
     def observe(self, losses_N: np.ndarray) -> None:
-        improved_N = np.log(self._losses_N + TINY) - np.log(losses_N + TINY)
-        known_N = ~np.isnan(improved_N)
-        shares_N = _softmax(self._logits.values_N, known_N)
+        is_present_N = ~np.isnan(losses_N)
+        before_N = self._means()
+        sums_N = FAMO_MEMORY * self._sums_N + (1 - FAMO_MEMORY) * losses_N
+        self._sums_N = np.where(is_present_N, sums_N, self._sums_N)
+        self._steps_N += is_present_N
+
+        # Only of a task that was in this step and in one before.
+        improved_N = np.log(before_N + TINY) - np.log(self._means() + TINY)
+        improved_N = np.where(is_present_N, improved_N, np.nan)
+        shares_N = _softmax(self._logits.values_N, ~np.isnan(improved_N))
 
         # d/dxi_t of sum_u softmax(xi)_u improved_u = z_t (improved_t - sum_u z_u improved_u)
         self._logits.descend(shares_N * (improved_N - shares_N @ np.nan_to_num(improved_N, nan=0.0)))
-        self._losses_N = np.where(np.isnan(losses_N), self._losses_N, losses_N)
+
+    def _means(self) -> np.ndarray:
+        """m_t, NaN for a task that has not been in a step."""
+        weights_N = np.where(self._steps_N > 0, 1 - FAMO_MEMORY**self._steps_N, np.nan)
+        return self._sums_N / weights_N
 
     def state_dict(self) -> dict[str, Any]:
-        return {**self._logits.state_dict(), "losses": _plain(self._losses_N)}
+        return {
+            **self._logits.state_dict(),
+            "loss_sums": _plain(self._sums_N),
+            "loss_steps": _plain(self._steps_N),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._logits.load_state_dict(state)
-        self._losses_N = _array(state["losses"])
+        if "losses" in state:  # of a version that kept each task's last loss alone
+            log.info(
+                "loss.scale=famo: this checkpoint has the last loss of each task; its mean begins with it"
+            )
+            last_N = _array(state["losses"])
+            self._steps_N = (~np.isnan(last_N)).astype(np.float64)
+            self._sums_N = (1 - FAMO_MEMORY) * np.nan_to_num(last_N, nan=0.0)
+            return
+        self._sums_N = _array(state["loss_sums"])
+        self._steps_N = _array(state["loss_steps"])
 
 
 class _Adam:

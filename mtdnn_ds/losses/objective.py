@@ -9,13 +9,13 @@ U = N_t. Scales, with N = sum_t N_t:
 
     examples     w_t = N_t / N              every example counts the same: coefficient 1 / N
     task_mean    w_t = 1 / number of tasks  every task present in the step counts the same
-    log_classes  w_t = N_t / (N log C_t)    Muppet (Aghajanyan et al. 2021, section 3.2); no classes: N_t / N
+    log_classes  w_t = N_t / (N log C_t)    C_t: the size of the prediction space; nothing to choose from:
+                                            N_t / N (Muppet, Aghajanyan et al. 2021, section 3.2)
     explicit     w_t = s_t N_t / N          s_t is the number given for the task
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -25,12 +25,13 @@ from mtdnn_ds.losses.sums import LossSum
 
 
 def task_scales(
-    counts_N: np.ndarray, scale: str, *, num_classes: Sequence[int], explicit: Sequence[float]
+    counts_N: np.ndarray, scale: str, *, log_spaces: Sequence[float], explicit: Sequence[float]
 ) -> np.ndarray:
     """w_t of each task for one step, (N,) float64; 0 for a task without examples in the step.
 
-    `counts_N` are the step's N_t over all ranks, `scale` is "explicit" or a name of loss.scale, `num_classes`
-    is 1 for a task without classes, `explicit` the tasks' own factors.
+    `counts_N` are the step's N_t over all ranks, `scale` is "explicit" or a name of loss.scale, `log_spaces`
+    are the logs of the sizes of the tasks' prediction spaces, 0 for a task with nothing to choose from,
+    `explicit` the tasks' own factors.
     """
     present_N = counts_N > 0
     if scale == "examples":
@@ -38,7 +39,7 @@ def task_scales(
     elif scale == "task_mean":
         factors_N = counts_N.sum() / (max(int(present_N.sum()), 1) * np.maximum(counts_N, 1))
     elif scale == "log_classes":
-        factors_N = np.array([1.0 if classes < 2 else 1.0 / math.log(classes) for classes in num_classes])
+        factors_N = np.array([1.0 / log_space if log_space > 0 else 1.0 for log_space in log_spaces])
     else:
         assert scale == "explicit", scale
         factors_N = np.asarray(explicit, dtype=np.float64)

@@ -37,7 +37,8 @@ ONLY_WHEN_ON = (
     "penalty",
     "regularizer",
     "task_scale",
-)  # fields that a run without what they are of does not have
+    "task_grad_norm",
+)  # fields that a run, or a step, without what they are of does not have
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,6 +64,8 @@ class StepRecord:
     )
     regularizer: float | None = None  # the regulariser's part of the loss; None without one
     task_scale: Mapping[str, float] | None = None  # w_t of each task in the step, where the loss scales adapt
+    # Of each task's part of the encoder's gradient, before clipping; None in steps that do not measure it
+    task_grad_norm: Mapping[str, float] | None = None
     mfu: float | None = None  # fraction of the peak FLOP/s; None where the peak is unknown
     wait_fraction: float = 0.0  # fraction of `seconds` in which rank 0 waited for data
 
@@ -75,6 +78,7 @@ class StepRecord:
         """(tag, value) of every curve; None where a step has no point on it."""
         of_tasks = [
             *((f"task_scale/{task}", scale) for task, scale in (self.task_scale or {}).items()),
+            *((f"task_grad_norm/{task}", norm) for task, norm in (self.task_grad_norm or {}).items()),
             *((f"loss/{task}", loss) for task, loss in self.task_loss.items()),
             *((f"examples/{task}", count) for task, count in self.task_examples.items()),
         ]
@@ -177,7 +181,8 @@ class RunMonitor:
         if last_step:
             purge_step = last_step + 1
         self._board = EventFile(run_dir / "tensorboard", purge_step=purge_step)
-        self._board.add(custom_scalars(board_layout(task_metrics)))
+        has_task_norms = bool(settings["train"].get("gradient_norms_every"))
+        self._board.add(custom_scalars(board_layout(task_metrics, has_task_norms=has_task_norms)))
         for summary in start_summaries(run_dir.name, flat_settings(settings), task_metrics):
             self._board.add(summary)
         if recipe_text is not None:

@@ -113,9 +113,11 @@ def write_projector(
     os.replace(aside, folder / "projector_config.pbtxt")
 
 
-def board_layout(task_metrics: Mapping[str, Sequence[str]]) -> dict[str, dict[str, list[Any]]]:
-    """TensorBoard's CUSTOM SCALARS page: all tasks' losses in one chart, all main dev metrics in one, then
-    speed and balance.
+def board_layout(
+    task_metrics: Mapping[str, Sequence[str]], *, has_task_norms: bool
+) -> dict[str, dict[str, list[Any]]]:
+    """TensorBoard's CUSTOM SCALARS page: all tasks' losses in one chart, all main dev metrics in one, all
+    their gradient norms where they are measured, then speed and balance.
     """
     losses = ["loss", *(f"loss/{task}" for task in task_metrics)]
     main_metrics = [
@@ -123,11 +125,16 @@ def board_layout(task_metrics: Mapping[str, Sequence[str]]) -> dict[str, dict[st
         *(f"eval/{task}/{metrics[0]}" for task, metrics in task_metrics.items() if metrics),
     ]
 
+    of_tasks = {
+        "loss of every task": _chart(losses),
+        "main dev metric of every task": _chart(main_metrics),
+    }
+    if has_task_norms:
+        tags = [f"task_grad_norm/{task}" for task in task_metrics]
+        of_tasks["gradient norm of every task in the encoder"] = _chart(tags)
+
     return {
-        "Tasks": {
-            "loss of every task": _chart(losses),
-            "main dev metric of every task": _chart(main_metrics),
-        },
+        "Tasks": of_tasks,
         "Throughput and balance": {
             "tokens per second": _chart(["tokens_per_second"]),
             "fraction of peak FLOP/s": _chart(["mfu"]),

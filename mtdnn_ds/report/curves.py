@@ -45,22 +45,22 @@ def loss_charts(runs: Sequence[RunRecord]) -> list[Chart]:
 
     together = None
     if len(runs) == 1 and 1 < len(colors) <= _LARGEST_OVERVIEW:
-        together = _losses_together(runs[0], colors)
+        together = _tasks_together(runs[0], colors, "task_loss", "every task, smoothed")
 
     return [chart for chart in (objective, together, *each_task) if chart is not None]
 
 
-def _losses_together(run: RunRecord, colors: Mapping[str, str]) -> Chart | None:
+def _tasks_together(run: RunRecord, colors: Mapping[str, str], field: str, title: str) -> Chart | None:
     series = []
     for task, shade in colors.items():
-        points = _steps_with(run, _of_task("task_loss", task))
+        points = _steps_with(run, _of_task(field, task))
         if points is not None:
             x, y = thinned(points[0], smoothed(points[1]))
             series.append(Series(name=task, x=x, y=y, color=shade))
 
     if not series:
         return None
-    return line_chart(Card(title="every task, smoothed", wide=True), series, marks=marks_of([run]))
+    return line_chart(Card(title=title, wide=True), series, marks=marks_of([run]))
 
 
 def _over_steps(
@@ -104,7 +104,7 @@ def _curve(name: str, xs: list[float], ys: list[float], *, shade: str, smooth: b
 
 
 def _of_task(field: str, task: str) -> ValueOf:
-    return lambda line: line[field].get(task)
+    return lambda line: line.get(field, {}).get(task)
 
 
 def marks_of(runs: Sequence[RunRecord]) -> list[tuple[float, str]]:
@@ -234,6 +234,13 @@ def health_charts(runs: Sequence[RunRecord]) -> list[Chart]:
         chart = _over_steps(runs, card, _of_field(value.field), smooth=value.smooth, axes=value.axes)
         if chart is not None:
             charts.append(chart)
+
+    colors = task_colors(runs)
+    if len(runs) == 1 and len(colors) <= _LARGEST_OVERVIEW:
+        of_tasks = _tasks_together(
+            runs[0], colors, "task_grad_norm", "gradient norm of every task's part in the encoder, smoothed"
+        )
+        charts += [of_tasks] if of_tasks is not None else []
     return charts
 
 

@@ -25,6 +25,7 @@ from mtdnn_ds.runs.evaluate import Evaluation
 FREE_SETTINGS = (
     "train.eval_every",
     "train.save_every",
+    "train.gradient_norms_every",
     "train.keep_last",
     "train.on_save_error",
     "train.async_save",

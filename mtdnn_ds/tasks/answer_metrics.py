@@ -9,7 +9,8 @@ means "no answer".
     CoQA    the mean over the human answers i of the best over all answers but i (evaluate-v1.0): people were
             scored like that too
     QuAC    as CoQA, after a majority vote on whether there is an answer; questions on which people agree by
-            less than 0.4 F1 do not count (its scorer)
+            less than 0.4 F1 do not count (its scorer). Two texts without words, articles alone, say, have
+            nothing in common there: F1 0
 """
 
 from __future__ import annotations
@@ -85,7 +86,7 @@ def _agreement(answers: Answers) -> float:
     if len(answers) < 2:
         return 1.0
     return _mean(
-        max(text_f1(mine, other) for other in _without(answers, i)) for i, mine in enumerate(answers)
+        max(_quac_f1_of(mine, other) for other in _without(answers, i)) for i, mine in enumerate(answers)
     )
 
 
@@ -125,4 +126,11 @@ def _majority(answers: Answers) -> Answers:
 def _quac_pair(prediction: str, answer: str) -> float:
     if answer == CANNOT_ANSWER:
         return float(prediction == CANNOT_ANSWER)
+    return _quac_f1_of(prediction, answer)
+
+
+def _quac_f1_of(prediction: str, answer: str) -> float:
+    """Its scorer returns 0 as soon as no word is in common, as SQuAD's 1.1 did; text_f1 knows empty texts."""
+    if not normalised(prediction):
+        return 0.0
     return text_f1(prediction, answer)

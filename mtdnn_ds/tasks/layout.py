@@ -17,6 +17,9 @@ from mtdnn_ds.tasks.spec import TaskSpec
 Reads = Literal["sequence", "token"]
 Unit = Literal["row", "example"]
 Answer = Literal["classes", "rows", "number"]
+Space = Literal["outputs", "vocabulary", "sequences", "tokens", "pair"]
+"""What a unit's loss chooses from: the term's outputs, the encoder's vocabulary, an example's sequences or
+tokens, a right and a wrong sequence."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,27 +33,30 @@ class Form:
         # What another model can teach: probabilities of classes or of an example's rows, a number; or nothing
         None
     )
+    space: Space | None = None  # None: its loss chooses from nothing (a number, a distance)
 
 
 FORMS: Mapping[str, Form] = {
-    "class": Form(head="sequence", unit="row", answer="classes"),  # cross-entropy over the term's columns
-    "score": Form(head="sequence", unit="row", answer="number"),  # squared error of its one column
-    "choice": Form(
-        head="sequence", unit="example", answer="rows"
-    ),  # cross-entropy over the sequences of an example
-    "pairwise": Form(
-        head="sequence", unit="example"
-    ),  # margin between the right sequences of an example and the others
-    "tag": Form(head="token", unit="row", answer="classes"),  # cross-entropy of each supervised token
-    "span": Form(
-        head="token", unit="example"
-    ),  # cross-entropy of start and of end over the tokens of an example
-    "masked_token": Form(head="masked_lm", unit="row"),  # cross-entropy over the vocabulary
-    "san": Form(
-        head="san", unit="row", answer="classes"
-    ),  # cross-entropy of averaged predictions, in log space
-    "cosine": Form(head="embedding", unit="example"),  # squared error of the cosine of two embeddings
-    "contrastive": Form(head="embedding", unit="example"),  # distance of two embeddings, with a margin
+    # cross-entropy over the term's columns
+    "class": Form(head="sequence", unit="row", answer="classes", space="outputs"),
+    # squared error of its one column
+    "score": Form(head="sequence", unit="row", answer="number"),
+    # cross-entropy over the sequences of an example
+    "choice": Form(head="sequence", unit="example", answer="rows", space="sequences"),
+    # margin between the right sequences of an example and the others
+    "pairwise": Form(head="sequence", unit="example", space="pair"),
+    # cross-entropy of each supervised token
+    "tag": Form(head="token", unit="row", answer="classes", space="outputs"),
+    # cross-entropy of start and of end over the tokens of an example
+    "span": Form(head="token", unit="example", space="tokens"),
+    # cross-entropy over the vocabulary
+    "masked_token": Form(head="masked_lm", unit="row", space="vocabulary"),
+    # cross-entropy of averaged predictions, in log space
+    "san": Form(head="san", unit="row", answer="classes", space="outputs"),
+    # squared error of the cosine of two embeddings
+    "cosine": Form(head="embedding", unit="example"),
+    # distance of two embeddings, with a margin
+    "contrastive": Form(head="embedding", unit="example"),
 }
 
 HEAD_READS: Mapping[str, Reads] = {

@@ -30,6 +30,7 @@ from mtdnn_ds.monitor.flops import StepCost, step_cost
 from mtdnn_ds.monitor.progress import Progress
 from mtdnn_ds.monitor.run_monitor import Event, RunMonitor
 from mtdnn_ds.runs.folder import RunFolder, plan_record, write_run_files
+from mtdnn_ds.runs.prediction_space import log_prediction_spaces
 from mtdnn_ds.runs.setup import (
     RunData,
     build_plan,
@@ -79,6 +80,7 @@ class Run:
     # model and engine
     model: TrainedModel
     losses: Losses
+    log_spaces: tuple[float, ...]  # of each task: the loss of a uniform guess
     engine: Any
     read: StepRead
     penalty: SharingPenalty | None
@@ -175,6 +177,7 @@ def start_run(
         settings=settings,
         model=model,
         losses=_losses(recipe, data, engine, distils=bool(teacher_outputs)),
+        log_spaces=log_prediction_spaces(data, vocabulary=model.net.encoder.config.vocab_size),
         engine=engine,
         read=StepRead(engine),
         penalty=sharing_penalty(engine, settings.sharing),

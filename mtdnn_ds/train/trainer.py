@@ -31,6 +31,7 @@ from mtdnn_ds.train.results import show_results
 from mtdnn_ds.train.start import Run, start_run
 from mtdnn_ds.train.step.optimizer_step import count_units, optimizer_step, set_learning_rate
 from mtdnn_ds.train.step.step_record import step_learning_rate, step_record
+from mtdnn_ds.train.step.task_gradients import task_gradient_norms
 
 log = logging.getLogger(__name__)
 
@@ -166,6 +167,7 @@ def one_step(run: Run, batches: StepBatches, loader: TrainLoader) -> bool:
     if run.idle_heads is not None:
         run.idle_heads.begin_step(batches.task_counts)
     scales_N = _task_scales(run, batches.step, batches.task_counts)
+    grad_norms = task_gradient_norms(run, batches, units_M, scales_N)
     result = optimizer_step(
         run.engine,
         run.read,
@@ -196,7 +198,7 @@ def one_step(run: Run, batches: StepBatches, loader: TrainLoader) -> bool:
 
     seconds = time.perf_counter() - begin + waited
     record = step_record(
-        run, batches, result, means_N, scales_N, penalty, lr=lr, seconds=seconds, waited=waited
+        run, batches, result, means_N, scales_N, penalty, grad_norms, lr=lr, seconds=seconds, waited=waited
     )
     if run.monitor is not None:
         run.monitor.write(record)
@@ -216,8 +218,7 @@ def _task_scales(run: Run, step: int, counts_N: np.ndarray) -> np.ndarray:
     return task_scales(
         counts_N,
         scale,
-        # A ranking's labels only say which candidates are relevant: its loss has no classes.
-        num_classes=[1 if spec.kind == "ranking" else len(spec.labels) for spec in run.data.specs],
+        log_spaces=run.log_spaces,
         explicit=[spec.loss_scale for spec in run.data.specs],
     )
 

@@ -262,6 +262,20 @@ RECIPES = {
         BASE.replace("10", "10, dropout: none") + "regularizer: {name: r_drop}\n",
         "FILE: regularizer.name=r_drop: without dropout both passes are equal",
     ),
+    "gradient norms beside a regulariser": (
+        BASE.replace("10", "10, gradient_norms_every: 5") + "regularizer: {name: smart}\n",
+        (
+            "FILE: train.gradient_norms_every=5: with regularizer.name=smart a step has more than losses, "
+            "and is not taken apart; set the former to 0, or the latter to none"
+        ),
+    ),
+    "gradient norms of a frozen encoder": (
+        BASE.replace("10", "10, gradient_norms_every: 5, freeze: [encoder]"),
+        (
+            "FILE: train.gradient_norms_every=5: has no effect on a frozen encoder, which has no gradient; "
+            "remove it, or take encoder out of train.freeze"
+        ),
+    ),
 }
 
 FLAGS = {

@@ -11,6 +11,7 @@ from helpers.processes import ROOT
 
 from mtdnn_ds.config.deepspeed import ResolvedDeepSpeed, load_deepspeed_json, resolve_deepspeed
 from mtdnn_ds.config.deepspeed_keys import REFUSED, SECTIONS, TOP_LEVEL
+from mtdnn_ds.config.errors import ConfigError
 from mtdnn_ds.config.recipe import Recipe
 
 SLOW_CPU: dict[str, Any] = {
@@ -144,6 +145,19 @@ def test_numbers_that_agree_with_the_recipe_are_accepted() -> None:
         "optimizer": {"type": "AdamW", "params": params},
     }
     assert "optimizer" not in resolve(given).config
+
+
+def test_gradient_norms_of_tasks_need_whole_parameters() -> None:
+    wanted = Recipe.model_validate(
+        {"encoder": {"path": "e"}, "tasks": ["a"], "train": {"steps": 1, "gradient_norms_every": 5}}
+    )
+    with pytest.raises(ConfigError) as error:
+        resolve_deepspeed({"zero_optimization": {"stage": 3}}, wanted, source="ds.json", **SLOW_CPU)
+    assert error.value.problems == (
+        "ds.json: zero_optimization.stage=3: train.gradient_norms_every=5 of the recipe needs whole "
+        "parameters, which stage 3 cuts up; use stage 2 (ds_configs/zero2.json), or set the former to 0",
+    )
+    resolve_deepspeed({"zero_optimization": {"stage": 2}}, wanted, source="ds.json", **SLOW_CPU)
 
 
 def test_resolving_twice_changes_nothing() -> None:

@@ -204,7 +204,7 @@ def _step(
     scales = task_scales(
         batches.task_counts,
         "examples",
-        num_classes=[1] * len(specs),
+        log_spaces=[0.0] * len(specs),
         explicit=[1.0] * len(specs),
     )
     with gpu.running():

@@ -52,8 +52,10 @@ def reference_steps(
     lr: float,
     weight_decay: float,
     clip: float,
-) -> list[tuple[float, float]]:
-    """Objective and gradient norm before clipping of each step, in float64. The learning rate is constant."""
+) -> list[tuple[float, float, list[float]]]:
+    """Objective and gradient norm before clipping of each step, and of each task's part of the objective the
+    norm of its gradient in the encoder, without the pooler; in float64. The learning rate is constant.
+    """
     bert = BertModel.from_pretrained(
         encoder, attn_implementation="eager", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0
     )
@@ -70,19 +72,25 @@ def reference_steps(
     for tasks in steps:
         optimizer.zero_grad()
         everything = sum(task.num_examples for task in tasks)
+        shared = [parameter for name, parameter in bert.named_parameters() if not name.startswith("pooler")]
         loss = torch.zeros((), dtype=torch.float64)
+        norms = []
         for task in tasks:
+            part = torch.zeros((), dtype=torch.float64)
             hidden = hidden_states(bert, task.sequences)
             for term in task.terms:
                 units = unit_losses(term, hidden, bert, own)
-                loss = loss + task.num_examples / everything * torch.stack(units).mean()
+                part = part + task.num_examples / everything * torch.stack(units).mean()
+            gradient = torch.autograd.grad(part, shared, retain_graph=True)
+            norms.append(float(sum((each**2).sum() for each in gradient).sqrt()))
+            loss = loss + part
         loss.backward()
         parameters = [
             parameter for parameter in [*bert.parameters(), *own.values()] if parameter.grad is not None
         ]
         norm = torch.nn.utils.clip_grad_norm_(parameters, clip)
         optimizer.step()
-        results.append((loss.item(), float(norm)))
+        results.append((loss.item(), float(norm), norms))
     return results
 
 

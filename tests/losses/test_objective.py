@@ -45,7 +45,7 @@ def coefficients(counts: list[int], scale: str, explicit: tuple[float, ...] = (1
     scales = task_scales(
         np.array(counts),
         scale,  # type: ignore[arg-type]
-        num_classes=(3, 0, 2),
+        log_spaces=(math.log(3), 0.0, math.log(2)),
         explicit=explicit,
     )
     return term_coefficients(scales, np.array(counts), LAYOUT.task_of_term).tolist()
@@ -59,7 +59,7 @@ def test_task_mean_gives_each_present_task_the_same_part() -> None:
     assert coefficients([6, 2, 0], "task_mean") == pytest.approx([1 / 12, 1 / 4, 0.0])
 
 
-def test_log_classes_divides_by_the_log_of_the_number_of_classes() -> None:
+def test_log_classes_divides_by_the_loss_of_a_uniform_guess_and_never_by_zero() -> None:
     assert coefficients([2, 1, 1], "log_classes") == pytest.approx(
         [0.25 / math.log(3), 0.25, 0.25 / math.log(2)]
     )
@@ -74,7 +74,7 @@ def test_a_tasks_share_does_not_depend_on_how_many_units_its_examples_have() -> 
 
     Its mean over tokens counts as much as the first's.
     """
-    scales = task_scales(np.array([2, 2]), "examples", num_classes=(3, 5), explicit=(1, 1))
+    scales = task_scales(np.array([2, 2]), "examples", log_spaces=(math.log(3), math.log(5)), explicit=(1, 1))
     assert scales.tolist() == [0.5, 0.5]
     assert term_coefficients(scales, np.array([2, 10]), (0, 1)).tolist() == [0.25, 0.05]
 

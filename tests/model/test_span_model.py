@@ -114,7 +114,7 @@ def step(model: MultiTaskNet, specs: tuple[TaskSpec, ...], sets: list[Any], cuts
     ]
     units = np.sum([batch.unit_counts for batch in batches], axis=0)
     assert units.tolist() == [6, 4, 4]
-    scales = task_scales(np.array([6, 4]), "examples", num_classes=(1, 1), explicit=(1, 1))
+    scales = task_scales(np.array([6, 4]), "examples", log_spaces=(0, 0), explicit=(1, 1))
     coefficients = torch.tensor(term_coefficients(scales, units, layout.task_of_term), dtype=torch.float32)
     total = 0.0
     for batch in batches:

@@ -128,6 +128,22 @@ def test_regulariser_and_adaptive_scales_are_logged_where_they_are_on(tmp_path: 
     assert points(tmp_path, "task_scale/mrpc") == [(1, 0.25)]
 
 
+def test_gradient_norms_of_tasks_are_logged_in_the_steps_that_measure_them(tmp_path: Path) -> None:
+    settings = {**SETTINGS, "train": {**SETTINGS["train"], "gradient_norms_every": 2}}
+    with RunMonitor(tmp_path, task_metrics=TASK_METRICS, settings=settings) as monitor:
+        monitor.write(step_record(1))
+        monitor.write(step_record(2, task_grad_norm={"rte": 0.75, "mrpc": float("inf")}))
+    first, second = lines_of(tmp_path / "metrics.jsonl")
+    assert second["task_grad_norm"] == {"rte": 0.75, "mrpc": None}
+    assert set(second) - set(first) == {"task_grad_norm"}
+    assert points(tmp_path, "task_grad_norm/rte") == [(2, 0.75)]
+    assert "task_grad_norm/mrpc" not in board(tmp_path).Tags()["scalars"]
+
+    [event] = board(tmp_path).Tensors("custom_scalars__config__")
+    layout = layout_pb2.Layout.FromString(event.tensor_proto.string_val[0])
+    assert list(layout.category[0].chart[2].multiline.tag) == ["task_grad_norm/rte$", "task_grad_norm/mrpc$"]
+
+
 def test_nan_is_null_in_the_line_and_no_point_on_the_board(tmp_path: Path) -> None:
     with open_monitor(tmp_path) as monitor:
         monitor.write(step_record(1, loss=float("nan"), task_loss={"rte": float("inf")}, grad_norm=None))
@@ -186,6 +202,7 @@ def test_custom_page_opens_with_all_losses_then_all_main_metrics(tmp_path: Path)
     assert list(charts[1].multiline.tag) == ["eval/average$", "eval/rte/accuracy$", "eval/mrpc/f1$"]
     later = [tag for chart in charts[2:] for tag in chart.multiline.tag]
     assert {"tokens_per_second$", "rank_imbalance$", "padding_efficiency$"} <= set(later)
+    assert not [tag for tag in later if tag.startswith("task_grad_norm")]
 
 
 @pytest.mark.parametrize(("fails", "status"), [(False, "STATUS_SUCCESS"), (True, "STATUS_FAILURE")])

@@ -264,7 +264,12 @@ def test_the_table_of_train_flags_is_that_of_the_command() -> None:
 
 def test_the_tables_of_tags_are_those_of_the_board() -> None:
     record = EvalRecord(step=1, eval={"TASK": {"METRIC": 0.5}}, average=0.5)
-    of_some_runs = {"regularizer": 1.0, "penalty": 1.0, "task_scale": {"TASK": 1.0}}
+    of_some_runs = {
+        "regularizer": 1.0,
+        "penalty": 1.0,
+        "task_scale": {"TASK": 1.0},
+        "task_grad_norm": {"TASK": 1.0},
+    }
     step = replace(step_record(), **of_some_runs)
     tags = {tag for tag, _ in (*step.scalars(), *record.scalars())}
     always, sometimes = (
@@ -320,8 +325,11 @@ def test_worked_example_of_loss_scales() -> None:
         explicit = yaml.safe_load(scale) if scale.startswith("{") else {}
         factors = [explicit.get(task, 1.0) for task in ("mnli", "sst2", "stsb")]
         scales = task_scales(
-            counts, "explicit" if explicit else scale, num_classes=(3, 2, 0), explicit=factors
-        )  # type: ignore[arg-type]
+            counts,
+            "explicit" if explicit else scale,
+            log_spaces=(np.log(3), np.log(2), 0.0),
+            explicit=factors,
+        )
         coefficients = term_coefficients(scales, counts, (0, 1, 2))
         for cell, coefficient, count in zip(cells, coefficients, counts, strict=True):
             share, factor = numbers(cell)

@@ -24,6 +24,7 @@ from mtdnn_ds.cli import main, read_arguments
 from mtdnn_ds.commands.verbs import VERBS
 from mtdnn_ds.config.errors import ConfigError
 from mtdnn_ds.report.chart import Card, Chart
+from mtdnn_ds.report.curves import health_charts
 from mtdnn_ds.report.matrices import matrix_chart
 from mtdnn_ds.report.page import Section, page
 from mtdnn_ds.report.plots import Series, bar_chart, line_chart
@@ -155,6 +156,25 @@ def test_the_page_is_complete_in_itself(reports: dict[str, Path]) -> None:
         rest = text.replace(plotly, "")
         assert len(rest) < 600_000 and "default-src 'none'" in rest
         assert "@import" not in rest and "url(" not in rest
+
+
+def test_gradient_norms_of_tasks_are_a_chart_where_they_were_measured(
+    tmp_path: Path, finished_run: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run, ignore=shutil.ignore_patterns("checkpoints", "tensorboard"))
+    assert not [chart for chart in health_charts(read_runs([str(run)])) if "every task" in chart.card.title]
+
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        if "loss" in line and line["step"] % 4 == 0:
+            line["task_grad_norm"] = {"cola": 0.5 * line["step"], "rte": None}
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    *_, chart = health_charts(read_runs([str(run)]))
+    assert chart.card.title == "gradient norm of every task's part in the encoder, smoothed"
+    (curve,) = chart.figure.data
+    assert (curve.name, list(curve.x)) == ("cola", [4, 8, 12])
 
 
 def test_curves_are_the_logs(reports: dict[str, Path], finished_run: Path) -> None:

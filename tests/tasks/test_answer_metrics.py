@@ -80,6 +80,17 @@ def test_quac_votes_on_no_answer_and_leaves_out_disagreement() -> None:
     assert quac_f1(["he left"], [["red", "green"]]) == 0.0  # no question is left
 
 
+def test_texts_without_words_have_nothing_in_common_in_quac_alone() -> None:
+    # "The." and "a" normalise to nothing. QuAC's scorer counts common words and returns 0 without any.
+    assert quac_f1(["The."], [["a"]]) == 0.0
+    # In CoQA's (evaluate-v1.0, compute_f1) and SQuAD's (evaluate-v2.0) two empty texts are equal.
+    assert coqa_f1(["The."], [["a"]]) == 1.0
+    assert token_f1(["The."], [["a"]]) == 1.0
+    # Nor do people agree by them: both answers of the first question score 0 with each other, so it does not
+    # count, and the second alone is left.
+    assert quac_f1(["in May", "in May"], [["the", "a"], ["in May"]]) == 1.0
+
+
 def test_the_closest_span_to_a_free_answer() -> None:
     story = 'She saw "the little white kitten", and a white cat. It was white.'
 

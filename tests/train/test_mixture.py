@@ -42,7 +42,7 @@ SETTINGS = [
 @dataclass(frozen=True)
 class Runs:
     folder: Path
-    reference: list[tuple[float, float]]
+    reference: list[tuple[float, float, list[float]]]
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,10 @@ def trained_runs(tmp_path_factory: pytest.TempPathFactory, official_files: Path,
                 "recipe": str(folder / "recipe.yaml"),
                 "deepspeed_config": str(folder / f"zero{setting.stage}.json"),
                 "output_dir": str(folder / setting.name),
-                "overrides": {"batch.max_tokens_per_micro_batch": str(setting.max_tokens)},
+                "overrides": {
+                    "batch.max_tokens_per_micro_batch": str(setting.max_tokens),
+                    "train.gradient_norms_every": "2" if setting.stage < 3 else "0",
+                },
             }
             for setting in SETTINGS
             if setting.world_size == world_size
@@ -76,7 +79,7 @@ def trained_runs(tmp_path_factory: pytest.TempPathFactory, official_files: Path,
     return Runs(folder, reference_of(folder, tiny_encoder))
 
 
-def reference_of(folder: Path, encoder: Path) -> list[tuple[float, float]]:
+def reference_of(folder: Path, encoder: Path) -> list[tuple[float, float, list[float]]]:
     """The plan says which examples make up each step, mtdnn_ds/data their tokens and labels, the model what
     the heads start from.
     """
@@ -132,9 +135,21 @@ def test_losses_and_gradients_of_every_kind_equal_a_hand_written_padded_loop(
 ) -> None:
     ours = training_lines(trained_runs.folder / setting.name)
     assert [line["step"] for line in ours] == list(range(1, STEPS + 1))
-    for line, (loss, norm) in zip(ours, trained_runs.reference, strict=True):
+    for line, (loss, norm, _) in zip(ours, trained_runs.reference, strict=True):
         assert line["loss"] == pytest.approx(loss, rel=TOLERANCE), f"step {line['step']}"
         assert line["grad_norm"] == pytest.approx(norm, rel=TOLERANCE), f"step {line['step']}"
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize(
+    "setting", [each for each in SETTINGS if each.stage < 3], ids=lambda setting: setting.name
+)
+def test_gradient_norms_of_tasks_equal_plain_autograd(trained_runs: Runs, setting: Setting) -> None:
+    ours = training_lines(trained_runs.folder / setting.name)
+    assert [line["step"] for line in ours if "task_grad_norm" in line] == [2, 4]
+    for line, (_, _, norms) in zip(ours, trained_runs.reference, strict=True):
+        if "task_grad_norm" in line:
+            assert list(line["task_grad_norm"].values()) == pytest.approx(norms, rel=TOLERANCE)
 
 
 @pytest.mark.distributed

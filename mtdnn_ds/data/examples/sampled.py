@@ -72,10 +72,14 @@ def sampled(base: Examples, spec: TaskSpec, *, fraction: float, seed: int) -> Ex
 
 def train_labels(examples: Examples) -> np.ndarray:
     """Labels of a training set of one row an example, without those that a sample leaves out."""
-    labels = examples.split.labels
+    return values_of_rows(examples, examples.split.labels)
+
+
+def values_of_rows(examples: Examples, values_R: np.ndarray) -> np.ndarray:
+    """What a row has, of a training set of one row an example: without those that a sample leaves out."""
     if isinstance(examples, SampledExamples):
-        labels = labels[examples.chosen_E]
-    return labels
+        return values_R[examples.chosen_E]
+    return values_R
 
 
 def choose(strata_N: np.ndarray, *, fraction: float, seed: int, task: str, each_stratum: bool) -> np.ndarray:

@@ -132,7 +132,7 @@ def optimizer_step(
         refuse_not_finite = partial(
             _refuse_not_finite, step, read, passes, of_passes, layout, losses, describe
         )
-        scale = _loss_scale(engine)
+        scale = loss_scale(engine)
         norm = None
         if not read.joins:
             norms = read.with_norms(gradient_norm(engine))
@@ -156,7 +156,7 @@ def optimizer_step(
         skipped += 1
         log.info(
             f"step {step}: gradients overflowed in fp16 at loss scale {scale:g}; "
-            f"repeating its examples at {_loss_scale(engine):g}"
+            f"repeating its examples at {loss_scale(engine):g}"
         )
 
     if norm is None:
@@ -238,7 +238,8 @@ def _update(engine: Any, step: int, scale: float) -> None:
         ) from error
 
 
-def _loss_scale(engine: Any) -> float:
+def loss_scale(engine: Any) -> float:
+    """By which fp16 losses are multiplied; 1 without fp16."""
     scale = getattr(engine.optimizer, "cur_scale", None) or getattr(engine.optimizer, "loss_scale", None)
     return float(scale or 1.0)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from mtdnn_ds import dist
@@ -34,13 +36,14 @@ def step_record(
     means_N: np.ndarray,
     scales_N: np.ndarray,
     penalty: float | None,
+    grad_norms: Mapping[str, float] | None,
     *,
     lr: float,
     seconds: float,
     waited: float,
 ) -> StepRecord:
     """What rank 0 logs of a step that is done. `means_N`: each task's mean loss, `scales_N`: its w_t in the
-    step.
+    step, `grad_norms`: of each task's part of the gradient, if they were measured.
     """
     names = run.data.layout.task_names
     means = dict(zip(names, means_N.tolist(), strict=True))
@@ -64,6 +67,7 @@ def step_record(
         penalty=penalty,
         regularizer=result.regularizer,
         task_scale=task_scale,
+        task_grad_norm=grad_norms,
         task_loss={name: mean for name, mean in means.items() if not np.isnan(mean)},
         task_examples=examples,
         lr=lr,
