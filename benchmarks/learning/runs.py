@@ -101,7 +101,7 @@ def _result_of(run: StudyRun, checked: CheckedRun, folder: Path, results: Path) 
     trial = Trial(name=run.name, title=run.name, run=checked)
     run_trials([trial], folder)
     result = dist.on_main(lambda: _read_run(run, settings, RunFolder(folder / run.name)))
-    dist.on_main(lambda: _append(results, result))
+    dist.on_main(lambda: append_result(results, result))
     return result
 
 
@@ -140,7 +140,8 @@ def read_results(path: Path) -> dict[str, Result]:
     return {result.name: result for result in found}
 
 
-def _append(path: Path, result: Result) -> None:
+def append_result(path: Path, result: Result) -> None:
+    """Add a line."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(_rounded(asdict(result))) + "\n")
