@@ -1,0 +1,42 @@
+"""What the shipped GLUE recipes promise: evaluation takes a small part of the compute, the small tasks are seen
+often enough. Sizes are those of the official files.
+"""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from helpers.processes import ROOT
+
+from mtdnn_ds.config.recipe import Recipe
+from mtdnn_ds.config.stages import load_runs
+
+TRAIN = {
+    "cola": 8_551, "sst2": 67_349, "mrpc": 3_668, "stsb": 5_749,
+    "qqp": 363_846, "mnli": 392_702, "qnli": 104_743, "rte": 2_490,
+}  # fmt: skip
+DEV = {
+    "cola": 1_043, "sst2": 872, "mrpc": 408, "stsb": 1_500,
+    "qqp": 40_430, "mnli": 9_815 + 9_832, "qnli": 5_463, "rte": 277,
+}  # fmt: skip
+
+
+def share_of_evaluation(recipe: Recipe) -> float:
+    """Of the run's compute: a row costs a forward pass, and in training a backward pass of twice that too."""
+    per_step = recipe.batch.examples_per_step
+    rows = sum(TRAIN[task] for task in recipe.tasks)
+    steps = recipe.train.steps or math.ceil((recipe.train.epochs or 0) * rows / per_step)
+    evaluations = 1
+    if recipe.train.eval_every:
+        evaluations = math.ceil(steps / recipe.train.eval_every)
+
+    evaluated = evaluations * sum(DEV[task] for task in recipe.tasks)
+    return evaluated / (evaluated + 3 * steps * per_step)
+
+
+@pytest.mark.parametrize("name", ["glue", "mt_dnn_glue"])
+def test_evaluation_takes_at_most_a_twentieth_of_the_compute(name: str) -> None:
+    stages = load_runs(str(ROOT / f"recipes/{name}.yaml"), {})
+    shares = {stage.name: round(share_of_evaluation(stage.recipe), 3) for stage in stages}
+    assert {stage: share for stage, share in shares.items() if share > 0.05} == {}
