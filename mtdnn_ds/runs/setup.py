@@ -166,6 +166,7 @@ def build_plan(recipe: Recipe, data: RunData) -> StepPlan:
         cap=recipe.mixture.cap,
         anneal_to=recipe.mixture.anneal_to,
         mixing=recipe.mixture.mixing,
+        order=recipe.mixture.order,
     )
     return StepPlan(
         sizes=data.train_sizes,

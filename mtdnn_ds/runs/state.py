@@ -39,6 +39,7 @@ FREE_SETTINGS = (
     "distillation.teachers",  # RunState.teachers says whether they answer alike
     "distillation.checkpoint",
     "distillation.tasks",
+    "mixture.order",  # the plan's fingerprint says whether it is the same; version 0.4 had no such setting
     "batch.max_tokens_per_micro_batch",
     "batch.pad_tokens_to",
     *(f"topology.{key}" for key in PARTITION),

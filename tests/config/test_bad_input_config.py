@@ -214,6 +214,13 @@ RECIPES = {
         BASE + "loss: {scale_window: 9}\n",
         "loss.scale_window=9: has no effect with loss.scale=examples; remove it, or set loss.scale to dwa",
     ),
+    "an order of steps that hold every task": (
+        BASE + "mixture: {order: stratified}\n",
+        (
+            "mixture.order=stratified: has no effect with mixture.mixing=per_example; "
+            "remove it, or set mixture.mixing to per_step"
+        ),
+    ),
     "nothing to share out": (
         BASE + "mixture: {mixing: per_step}\nloss: {scale: famo}\n",
         (
