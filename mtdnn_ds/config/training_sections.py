@@ -87,6 +87,11 @@ class MixtureSettings(Section):
         description="for mixing=per_step: the order of the steps; random: those of each epoch shuffled "
         "(Algorithm 1 of MT-DNN); stratified: each task's share in any ten",
     )
+    only_task: str | None = Field(
+        None,
+        description="a task whose part of the mixture is trained alone: the steps that draw it, with its "
+        "examples and without the other tasks'; steps and epochs are those of the whole mixture",
+    )
 
 
 class BatchSettings(Section):
