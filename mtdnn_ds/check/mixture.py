@@ -30,9 +30,9 @@ def _seldom_seen(data: RunData, plan: Plan) -> Iterator[str]:
     """Tasks whose training examples are not all drawn."""
     drawn, epochs = plan.drawn(plan.total_steps), plan.epochs(plan.total_steps)
     for name, count, passes in zip(plan.task_names, drawn, epochs, strict=True):
-        if (
-            name not in plan.trained_tasks or count == 0 or round(float(passes), 2) >= 1
-        ):  # none at all is said for itself
+        if name not in plan.trained_tasks:
+            continue
+        if count == 0 or round(float(passes), 2) >= 1:  # none at all is said for itself
             continue
         yield (
             f"{name}: {count:,} of its {data.train_sizes[name]:,} training examples are seen in the run "

@@ -81,8 +81,8 @@ def _only_task(recipe: Recipe) -> Iterator[str]:
         yield f"mixture.only_task={task}: has no effect, the run has no other task; remove it"
     elif recipe.mixture.mixing == "sequential":
         yield (
-            f"mixture.only_task={task}: in a sequence a task's block begins with what the tasks before it have "
-            "left, and without them it is an ordinary run of this task; remove it and the other tasks, "
+            f"mixture.only_task={task}: in a sequence a task's block begins with what the tasks before it "
+            "have left, and without them it is an ordinary run of this task; remove it and the other tasks, "
             "or choose another mixture.mixing"
         )
 

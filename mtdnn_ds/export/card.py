@@ -122,7 +122,7 @@ def _trained(facts: RunFacts, recipe: Recipe, specs: Sequence[TaskSpec]) -> str:
     length = (
         f"{recipe.train.epochs:g} epochs" if recipe.train.steps is None else f"{recipe.train.steps:,} steps"
     )
-    mixing = recipe.mixture.mixing
+    mixing: str = recipe.mixture.mixing
     if mixing == "per_step":
         mixing += f", order {recipe.mixture.order}"
     if recipe.mixture.only_task is not None:
