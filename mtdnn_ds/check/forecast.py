@@ -15,7 +15,7 @@ import torch
 from mtdnn_ds.config.deepspeed import ResolvedDeepSpeed
 from mtdnn_ds.config.recipe import Recipe
 from mtdnn_ds.data.batches.loader import LoaderSettings, example_lengths, pack_examples, padding_efficiency
-from mtdnn_ds.data.plan.step_plan import StepPlan
+from mtdnn_ds.data.plan.task_part import Plan
 from mtdnn_ds.model.hf_config import encoder_config
 from mtdnn_ds.model.sharing import num_parameters
 from mtdnn_ds.monitor.flops import activation_bytes, model_state_bytes
@@ -81,7 +81,7 @@ def encoder_shape(recipe: Recipe) -> EncoderShape:
 
 
 def sample_steps(
-    recipe: Recipe, data: RunData, plan: StepPlan, *, world_size: int, hidden_size: int
+    recipe: Recipe, data: RunData, plan: Plan, *, world_size: int, hidden_size: int
 ) -> StepSample:
     """Pack up to SAMPLED_STEPS steps as a run on `world_size` ranks would."""
     settings = loader_settings(
@@ -110,7 +110,7 @@ def sample_steps(
 
 
 def _packed_step(
-    plan: StepPlan, step: int, lengths: list[np.ndarray], settings: LoaderSettings
+    plan: Plan, step: int, lengths: list[np.ndarray], settings: LoaderSettings
 ) -> tuple[tuple[float, ...], int]:
     """(tokens, micro-batches, packing efficiency, padding efficiency, imbalance), most tokens of a
     micro-batch.

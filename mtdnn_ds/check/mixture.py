@@ -6,28 +6,32 @@ weights.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 import numpy as np
 
 from mtdnn_ds.check.repeats import HASHES_PER_PASS, repeat_findings
 from mtdnn_ds.data.cache.prepared_split import PreparedSplit
-from mtdnn_ds.data.plan.step_plan import StepPlan
+from mtdnn_ds.data.plan.task_part import Plan
 from mtdnn_ds.runs.setup import RunData
 from mtdnn_ds.tasks.spec import TaskSpec
 
 MOST_FREQUENT = 0.95  # share of a label from which it is named
 
 
-def mixture_findings(data: RunData, plan: StepPlan, *, hashes_per_pass: int = HASHES_PER_PASS) -> list[str]:
-    """A line for each thing found; most of a run's data give none."""
+def mixture_findings(data: RunData, plan: Plan, *, hashes_per_pass: int = HASHES_PER_PASS) -> list[str]:
+    """A line for each thing found; most of a run's data give none. Of tasks that the plan trains."""
+    data = replace(data, specs=tuple(spec for spec in data.specs if spec.name in plan.trained_tasks))
     labels = [line for spec in data.specs for line in _label_findings(data, spec)]
     return [*repeat_findings(data, hashes_per_pass), *_seldom_seen(data, plan), *labels]
 
 
-def _seldom_seen(data: RunData, plan: StepPlan) -> Iterator[str]:
+def _seldom_seen(data: RunData, plan: Plan) -> Iterator[str]:
     """Tasks whose training examples are not all drawn."""
     drawn, epochs = plan.drawn(plan.total_steps), plan.epochs(plan.total_steps)
     for name, count, passes in zip(plan.task_names, drawn, epochs, strict=True):
+        if name not in plan.trained_tasks:
+            continue
         if count == 0 or round(float(passes), 2) >= 1:  # none at all is said for itself
             continue
         yield (

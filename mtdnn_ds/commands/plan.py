@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from mtdnn_ds.check.forecast import EncoderShape, StepSample
     from mtdnn_ds.config.recipe import Recipe
-    from mtdnn_ds.data.plan.step_plan import StepPlan
+    from mtdnn_ds.data.plan.task_part import Plan
 
 _GB = 1e9
 
@@ -66,11 +66,11 @@ def _show(title: str, checked: CheckedRun, world_size: int, *, finds: bool) -> N
             print(f"  {line}")
 
 
-def _table(title: str, plan: StepPlan, train_sizes: Mapping[str, int]) -> Table:
+def _table(title: str, plan: Plan, train_sizes: Mapping[str, int]) -> Table:
     from rich.table import Table
 
-    length = f"{plan.total_steps:,} steps of {plan.examples_per_step:,} examples"
-    table = Table(title=f"{title}: {length}, mixing {plan.mixing}")
+    mixing = plan.mixing if plan.order is None else f"{plan.mixing}, order {plan.order}"
+    table = Table(title=f"{title}: {plan.length}, mixing {mixing}")
     table.add_column("task")
     for column in ("rows", "rate", "examples", "epochs", "first step", "last step"):
         table.add_column(column, justify="right")
@@ -78,6 +78,8 @@ def _table(title: str, plan: StepPlan, train_sizes: Mapping[str, int]) -> Table:
     drawn, epochs = plan.drawn(plan.total_steps), plan.epochs(plan.total_steps)
     first, last = plan.task_counts(1), plan.task_counts(plan.total_steps)
     for index, name in enumerate(plan.task_names):
+        if name not in plan.trained_tasks:
+            continue
         table.add_row(
             name,
             f"{train_sizes[name]:,}",

@@ -71,6 +71,22 @@ def _names_of_rates(recipe: Recipe) -> Iterator[str]:
         yield from _strangers(recipe, rates, "mixture.rates.")
 
 
+def _only_task(recipe: Recipe) -> Iterator[str]:
+    task = recipe.mixture.only_task
+    if task is None:
+        return
+    if task not in recipe.tasks:
+        yield _no_such_task(recipe, "mixture.only_task", task)
+    elif len(recipe.tasks) == 1:
+        yield f"mixture.only_task={task}: has no effect, the run has no other task; remove it"
+    elif recipe.mixture.mixing == "sequential":
+        yield (
+            f"mixture.only_task={task}: in a sequence a task's block begins with what the tasks before it "
+            "have left, and without them it is an ordinary run of this task; remove it and the other tasks, "
+            "or choose another mixture.mixing"
+        )
+
+
 def _names_of_scales(recipe: Recipe) -> Iterator[str]:
     scales = recipe.loss.scale
     if isinstance(scales, dict):
@@ -169,6 +185,8 @@ def _loss_scale(recipe: Recipe) -> Iterator[str]:
         why = "the run has one task"
     elif recipe.mixture.mixing in ("per_step", "sequential"):
         why = f"with mixture.mixing={recipe.mixture.mixing} each step has one task"
+    elif recipe.mixture.only_task is not None:
+        why = "with mixture.only_task each step has one task"
     if why is not None:
         yield (
             f"loss.scale={scale}: shares a step out among its tasks, but {why}; "
@@ -239,6 +257,7 @@ _CHECKS: tuple[Callable[[Recipe], Iterator[str]], ...] = (
     _max_length,
     _warmup,
     _names_of_rates,
+    _only_task,
     _names_of_scales,
     _names_of_heads,
     _names_of_distillation,

@@ -17,6 +17,7 @@ ONLY_WITH: dict[str, tuple[str, tuple[str, ...]]] = {
     "mixture.temperature": ("mixture.rates", ("temperature",)),
     "mixture.cap": ("mixture.rates", ("cap",)),
     "mixture.anneal_to": ("mixture.rates", ("annealed",)),
+    "mixture.order": ("mixture.mixing", ("per_step",)),
     "schedule.power": ("schedule.name", ("polynomial",)),
     "loss.scale_lr": ("loss.scale", scales_with("scale_lr")),
     "loss.scale_window": ("loss.scale", scales_with("scale_window")),

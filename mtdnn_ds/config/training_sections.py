@@ -82,6 +82,16 @@ class MixtureSettings(Section):
         "run (Stickland & Murray 2019)",
     )
     mixing: Literal["per_example", "per_micro_batch", "per_step", "sequential"] = "per_example"
+    order: Literal["random", "stratified"] = Field(
+        "random",
+        description="for mixing=per_step: the order of the steps; random: those of each epoch shuffled "
+        "(Algorithm 1 of MT-DNN); stratified: each task's share in any ten",
+    )
+    only_task: str | None = Field(
+        None,
+        description="a task whose part of the mixture is trained alone: the steps that draw it, with its "
+        "examples and without the other tasks'; steps and epochs are those of the whole mixture",
+    )
 
 
 class BatchSettings(Section):

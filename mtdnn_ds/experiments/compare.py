@@ -1,37 +1,31 @@
-"""A recipe's tasks trained alone, one after the other, and together, on one budget: what does each task gain
-or forget?
+"""A recipe's tasks trained alone, one after the other, and together: what does each task gain or forget?
 
-With K steps in all and task t's share r_t of the examples: alone, task t has a run of its own of r_t K steps;
-in sequence, one run of K steps goes through the tasks in the recipe's order (mixture.mixing: sequential);
-together is the recipe as it is. Every way draws the same number of examples of each task, up to rounding to
-whole steps.
+Together is the recipe as it is, K steps. Alone, a task has its part of them: the steps that draw it, with
+exactly the same examples in each (mixture.only_task). So both sides of the comparison have the same updates
+of the task from the same first weights, and differ by the other tasks alone. In sequence, one run of K steps
+goes through the tasks in the recipe's order (mixture.mixing: sequential) with as many examples of each, to
+within the rounding to whole steps; where a step of the recipe mixes tasks, these are fewer updates of each
+task, as its block has whole steps.
 """
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mtdnn_ds.config.errors import ConfigError
+from mtdnn_ds.experiments.compare_report import TaskFacts, report
 from mtdnn_ds.runs.schedule import num_warmup_steps
-from mtdnn_ds.train.preflight.checks import CheckedRun, Problems, checked_run, one_task_alone
+from mtdnn_ds.train.preflight.checks import CheckedRun, Problems, checked_run
 
 if TYPE_CHECKING:
+    from mtdnn_ds.config.recipe import Recipe
     from mtdnn_ds.data.plan.step_plan import StepPlan
-    from mtdnn_ds.experiments.trials import Scores, Trial
-
-log = logging.getLogger(__name__)
-
-WAYS = ALONE, AFTER_BLOCK, SEQUENCE, TOGETHER = (
-    "alone",
-    "in sequence, after its own block",
-    "in sequence, at the end",
-    "together",
-)
+    from mtdnn_ds.experiments.trials import Trial
+    from mtdnn_ds.runs.setup import RunData
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,7 +57,7 @@ def compare(comparison: Comparison, folder: Path) -> None:
     from mtdnn_ds import dist
     from mtdnn_ds.experiments.trials import run_trials
     from mtdnn_ds.faults.watchdog.watch import watching
-    from mtdnn_ds.runs.setup import build_plan, prepare_run_data
+    from mtdnn_ds.runs.setup import prepare_run_data, whole_plan
     from mtdnn_ds.train.engine import start_distributed, stop_distributed
 
     whole = checked_run(
@@ -76,12 +70,16 @@ def compare(comparison: Comparison, folder: Path) -> None:
 
     start_distributed()
     with watching(whole.recipe.train.stall_timeout):
-        plan = build_plan(whole.recipe, prepare_run_data(whole.recipe, whole.specs))
+        data = prepare_run_data(whole.recipe, whole.specs)
+        plan = whole_plan(whole.recipe, data)
+        facts = task_facts(plan, _sequence_plan(whole.recipe, data), data)
         first = whole.recipe.train.seed
         seeds = range(first, first + comparison.num_seeds)
-        trials = [trial for seed in seeds for trial in trials_of(comparison, whole, plan, seed)]
+        trials = [
+            trial for seed in seeds for trial in trials_of(comparison, whole, plan.total_steps, facts, seed)
+        ]
         results = run_trials(trials, folder)
-        dist.on_main(partial(report, folder, block_ends(plan), seeds, results))
+        dist.on_main(partial(report, folder, facts, seeds, results))
     stop_distributed()
 
 
@@ -89,6 +87,10 @@ def _refuse_incomparable(whole: CheckedRun, recipe: str) -> None:
     problems = []
     if len(whole.specs) < 2:
         problems.append(f"{recipe}: has one task; compare needs at least two")
+    if whole.recipe.mixture.only_task is not None:
+        problems.append(
+            f"mixture.only_task={whole.recipe.mixture.only_task}: is what compare itself sets; remove it"
+        )
     if whole.recipe.mixture.mixing == "sequential":
         problems.append(
             "mixture.mixing=sequential: is one of the ways that are compared; write how the tasks are mixed "
@@ -104,23 +106,51 @@ def _refuse_incomparable(whole: CheckedRun, recipe: str) -> None:
         raise ConfigError(problems)
 
 
-def block_ends(plan: StepPlan) -> dict[str, int]:
-    """In sequence: the step in which each task's block ends.
+def _sequence_plan(recipe: Recipe, data: RunData) -> StepPlan:
+    from mtdnn_ds.runs.setup import whole_plan
 
-    Blocks hold the shares of the plan, in the order of the tasks.
+    mixture = recipe.mixture.model_copy(update={"mixing": "sequential"})
+    return whole_plan(recipe.model_copy(update={"mixture": mixture}), data)
+
+
+def task_facts(plan: StepPlan, sequence: StepPlan, data: RunData) -> dict[str, TaskFacts]:
+    """Of each task, by name; `sequence` is the plan with mixing=sequential.
+
+    Raises ConfigError if the plan draws no example of a task.
     """
-    drawn = plan.drawn(plan.total_steps)
-    ends, before = {}, 0
-    for name, count in zip(plan.task_names, drawn.tolist(), strict=True):
-        before += count
-        ends[name] = max(1, -(-before // plan.examples_per_step))
-    return ends
+    from mtdnn_ds.runs.setup import idle_tasks
+
+    idle = idle_tasks(plan)
+    if idle:
+        raise ConfigError(idle)
+
+    facts, before, size = {}, 0, sequence.examples_per_step
+    for spec, count in zip(data.specs, sequence.drawn(sequence.total_steps).tolist(), strict=True):
+        first, before = before // size, before + count
+        block_end = max(1, -(-before // size))
+        dev = [data.examples[spec.name][split].split for split in spec.dev_splits]
+        facts[spec.name] = TaskFacts(
+            updates=num_updates(plan, spec.name),
+            sequence_updates=block_end - first,
+            block_end=block_end,
+            dev_rows=sum(split.num_rows for split in dev),
+        )
+    return facts
 
 
-def trials_of(comparison: Comparison, whole: CheckedRun, plan: StepPlan, seed: int) -> list[Trial]:
+def num_updates(plan: StepPlan, task: str) -> int:
+    """Steps of the plan that hold examples of the task."""
+    from mtdnn_ds.data.plan.task_part import TaskPart
+
+    return TaskPart(plan, task).total_steps
+
+
+def trials_of(
+    comparison: Comparison, whole: CheckedRun, num_steps: int, facts: Mapping[str, TaskFacts], seed: int
+) -> list[Trial]:
     """The runs of one seed: together, in sequence, and each task alone.
 
-    Raises ConfigError with the problems of all.
+    `num_steps`: of the whole mixture. Raises ConfigError with the problems of all.
     """
     from mtdnn_ds import dist
     from mtdnn_ds.experiments.trials import Trial
@@ -128,21 +158,24 @@ def trials_of(comparison: Comparison, whole: CheckedRun, plan: StepPlan, seed: i
     common = {
         **comparison.overrides,
         "train.seed": str(seed),
+        "train.steps": str(num_steps),
         "train.eval_every": "0",
         "train.save_every": "0",
     }
-    common.pop("train.epochs", None)  # every run has its steps
+    common.pop("train.epochs", None)
 
     problems = Problems()
     trials = []
-    for variant in _variants(whole, plan, seed):
-        warmup = warmup_of(whole.recipe.schedule.warmup, plan.total_steps, variant.num_steps)
-        length = {"train.steps": str(variant.num_steps), "schedule.warmup": repr(warmup)}
+    for variant in _variants(num_steps, facts, seed):
+        warmup = warmup_of(whole.recipe.schedule.warmup, num_steps, variant.num_steps)
+        flags = {**common, **variant.changes, "schedule.warmup": repr(warmup)}
+        if "mixture.mixing" in variant.changes:
+            flags.pop("mixture.order", None)  # a sequence has none
         check = partial(
             checked_run,
             comparison.recipe,
             comparison.deepspeed_config,
-            {**common, **variant.changes, **length},
+            flags,
             world_size=dist.world_size(),
         )
         checked = problems.check(check)
@@ -155,28 +188,27 @@ def trials_of(comparison: Comparison, whole: CheckedRun, plan: StepPlan, seed: i
     return trials
 
 
-def _variants(whole: CheckedRun, plan: StepPlan, seed: int) -> list[_Variant]:
-    steps = plan.total_steps
+def _variants(num_steps: int, facts: Mapping[str, TaskFacts], seed: int) -> list[_Variant]:
     together = _Variant(
-        name=f"together_seed_{seed}", title=f"together, seed {seed}", changes={}, num_steps=steps
+        name=f"together_seed_{seed}", title=f"together, seed {seed}", changes={}, num_steps=num_steps
     )
     sequence = _Variant(
         name=f"sequence_seed_{seed}",
         title=f"in sequence, seed {seed}",
         changes={"mixture.mixing": "sequential"},
-        num_steps=steps,
-        evaluate_after=tuple(sorted(set(block_ends(plan).values()))),
+        num_steps=num_steps,
+        evaluate_after=tuple(sorted({of_task.block_end for of_task in facts.values()})),
     )
 
-    alone = []
-    for task, count in zip(plan.task_names, plan.drawn(steps).tolist(), strict=True):
-        variant = _Variant(
+    alone = [
+        _Variant(
             name=f"alone_{task}_seed_{seed}",
             title=f"{task} alone, seed {seed}",
-            changes={"tasks": task, **one_task_alone(whole.recipe)},
-            num_steps=max(1, round(count / plan.examples_per_step)),
+            changes={"mixture.only_task": task},
+            num_steps=of_task.updates,
         )
-        alone.append(variant)
+        for task, of_task in facts.items()
+    ]
     return [together, sequence, *alone]
 
 
@@ -186,75 +218,3 @@ def warmup_of(warmup: float, total_steps: int, own_steps: int) -> float:
     """
     share = warmup if warmup < 1 else warmup / total_steps
     return share if num_warmup_steps(share, own_steps) < own_steps else 0.0
-
-
-def report(
-    folder: Path, ends: Mapping[str, int], seeds: Sequence[int], results: Mapping[str, Scores]
-) -> None:
-    """comparison.csv and comparison.html in `folder`, and the table of means and standard deviations over
-    seeds.
-
-    `ends`: in sequence, the last step of each task's block.
-    """
-    from mtdnn_ds.report.experiments import write_comparison
-    from mtdnn_ds.report.tables import write_csv
-
-    scores = _scores_by_way(ends, seeds, results)
-    rows = [
-        {"task": task, "way": way, "seed": seed, "score": score}
-        for way, of_way in scores.items()
-        for task, values in of_way.items()
-        for seed, score in zip(seeds, values, strict=True)
-    ]
-    write_csv(folder / "comparison.csv", rows)
-    page = write_comparison(folder, scores, title=f"the same budget, {len(seeds)} seeds")
-
-    log.info(f"\ndev score (mean of a task's metrics), mean and standard deviation over {len(seeds)} seeds:")
-    for line in _table(scores):
-        log.info(line)
-    log.info("gains: together - alone; forgets: after its block - end of sequence")
-    log.info(f"\nwritten: {folder / 'comparison.csv'} and {page}")
-
-
-def _scores_by_way(
-    ends: Mapping[str, int], seeds: Sequence[int], results: Mapping[str, Scores]
-) -> dict[str, dict[str, list[float]]]:
-    """Way -> task -> one score a seed."""
-
-    def last(trial: str, task: str) -> float:
-        scores = results[trial]
-        return scores[max(scores)][task]
-
-    by_way: dict[str, dict[str, list[float]]] = {way: {task: [] for task in ends} for way in WAYS}
-    for seed in seeds:
-        sequence = f"sequence_seed_{seed}"
-        for task, end in ends.items():
-            by_way[ALONE][task].append(last(f"alone_{task}_seed_{seed}", task))
-            by_way[AFTER_BLOCK][task].append(results[sequence][end][task])
-            by_way[SEQUENCE][task].append(last(sequence, task))
-            by_way[TOGETHER][task].append(last(f"together_seed_{seed}", task))
-    return by_way
-
-
-def _table(scores: Mapping[str, Mapping[str, Sequence[float]]]) -> list[str]:
-    """A line a task and one of their average: all ways, what is gained together and forgotten in sequence."""
-    from mtdnn_ds.report.tables import mean_and_spread
-
-    tasks = list(scores[ALONE])
-    rows: dict[str, dict[str, Sequence[float]]] = {
-        task: {way: of_way[task] for way, of_way in scores.items()} for task in tasks
-    }
-    rows["average"] = {
-        way: [sum(of_seed) / len(tasks) for of_seed in zip(*of_way.values(), strict=True)]
-        for way, of_way in scores.items()
-    }
-
-    width = max(len(name) for name in rows)
-    heads = "  ".join(f"{head:>17}" for head in (ALONE, "after its block", "end of sequence", TOGETHER))
-    lines = [f"{'task':<{width}}  {heads}  {'gains':>8}  {'forgets':>8}"]
-    for name, values in rows.items():
-        means = {way: sum(values[way]) / len(values[way]) for way in WAYS}
-        cells = "  ".join(f"{mean_and_spread(values[way]):>17}" for way in WAYS)
-        gains, forgets = means[TOGETHER] - means[ALONE], means[AFTER_BLOCK] - means[SEQUENCE]
-        lines.append(f"{name:<{width}}  {cells}  {gains:>+8.4f}  {forgets:>+8.4f}")
-    return lines

@@ -20,6 +20,7 @@ from typing import Any
 
 from mtdnn_ds import dist
 from mtdnn_ds.config.errors import CheckpointError
+from mtdnn_ds.config.recipe import Recipe
 from mtdnn_ds.files import replace_file
 from mtdnn_ds.runs.folder import RunFolder
 from mtdnn_ds.runs.setup import settings_dict
@@ -85,7 +86,9 @@ def _finished_scores(trial: Trial, folder: Path) -> Scores | None:
     try:
         result = json.loads(file.read_bytes())
         scores = {int(step): dict(of_step) for step, of_step in result["scores"].items()}
-        differing = _differing(dict(result["recipe"]), settings_dict(trial.run.recipe))
+        # Settings that the trial's version did not have yet count as their defaults.
+        saved = Recipe.model_validate(result["recipe"])
+        differing = _differing(settings_dict(saved), settings_dict(trial.run.recipe))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         damaged = f"{file}: is damaged; remove {folder}, so that the trial is run again"
         raise CheckpointError(damaged) from None

@@ -122,12 +122,19 @@ def _trained(facts: RunFacts, recipe: Recipe, specs: Sequence[TaskSpec]) -> str:
     length = (
         f"{recipe.train.epochs:g} epochs" if recipe.train.steps is None else f"{recipe.train.steps:,} steps"
     )
+    mixing: str = recipe.mixture.mixing
+    if mixing == "per_step":
+        mixing += f", order {recipe.mixture.order}"
+    if recipe.mixture.only_task is not None:
+        length += " of the whole mixture"
+        mixing += f"; of it the part of {recipe.mixture.only_task} alone"
+
     optimizer = recipe.optimizer
     rows = [
         ("run", f"{facts.run}, weights `{facts.checkpoint}` of step {step} (the run was set to {length})"),
         ("encoder", f"{facts.encoder}, sha256 of its weights {facts.encoder_sha256 or 'unknown'}"),
         ("tasks", ", ".join(f"{spec.name} ({spec.kind})" for spec in specs)),
-        ("examples of a step", f"{recipe.batch.examples_per_step}, mixing {recipe.mixture.mixing}"),
+        ("examples of a step", f"{recipe.batch.examples_per_step}, mixing {mixing}"),
         ("optimizer", f"{optimizer.name}, lr {optimizer.lr:g}, weight decay {optimizer.weight_decay:g}"),
         ("schedule", f"{recipe.schedule.name}, warm-up {recipe.schedule.warmup:g}"),
         ("longest sequence", f"{recipe.encoder.max_length} tokens"),
@@ -168,6 +175,9 @@ def _shares(facts: RunFacts, recipe: Recipe, specs: Sequence[TaskSpec]) -> dict[
     Of annealed rates those of the start.
     """
     mixture = recipe.mixture
+    if mixture.only_task is not None:
+        return {spec.name: "100.0%" if spec.name == mixture.only_task else "none" for spec in specs}
+
     sizes = {spec.name: facts.rows.get(spec.name, {}).get("train", 0) for spec in specs}
     if not all(sizes.values()):
         if not isinstance(mixture.rates, dict):

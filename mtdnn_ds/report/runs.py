@@ -37,6 +37,9 @@ class RunRecord:
 
     @property
     def tasks(self) -> tuple[str, ...]:
+        """Those that it trains."""
+        if self.recipe.mixture.only_task is not None:
+            return (self.recipe.mixture.only_task,)
         return tuple(self.recipe.tasks)
 
     @property

@@ -96,7 +96,7 @@ def _facts(run: RunRecord) -> dict[str, object]:
         "tasks": f"{len(run.tasks)}: {', '.join(run.tasks)}",
         "steps": _steps(run),
         "examples a step": recipe.batch.examples_per_step,
-        "mixture": f"{_rates(run)}, {recipe.mixture.mixing}",
+        "mixture": _mixture(run),
         "optimizer": f"{recipe.optimizer.name}, lr {number(recipe.optimizer.lr)}, {recipe.schedule.name}",
         "seed": recipe.train.seed,
         "ranks": _of_last_start(run, "world_size"),
@@ -118,9 +118,14 @@ def _steps(run: RunRecord) -> str:
     return f"{run.last_step:,} of {planned:,}: not at its end"
 
 
-def _rates(run: RunRecord) -> str:
-    rates = run.recipe.mixture.rates
-    return rates if isinstance(rates, str) else "own rates"
+def _mixture(run: RunRecord) -> str:
+    mixture = run.recipe.mixture
+    words = [mixture.rates if isinstance(mixture.rates, str) else "own rates", mixture.mixing]
+    if mixture.mixing == "per_step":
+        words.append(mixture.order)
+    if mixture.only_task is not None:
+        words.append(f"of it {mixture.only_task} alone")
+    return ", ".join(words)
 
 
 def _of_last_start(run: RunRecord, key: str) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 
 from mtdnn_ds import __version__
 from mtdnn_ds.config.errors import ConfigError
-from mtdnn_ds.data.plan.step_plan import StepPlan
+from mtdnn_ds.data.plan.task_part import Plan
 
 LOCK = ".lock"  # runs/lock.py
 PLAN = "plan.json"
@@ -177,7 +177,7 @@ def write_run_files(
     write_keeping_old(folder.path / "environment.json", json.dumps(environment, indent=1))
 
 
-def plan_record(plan: StepPlan) -> dict[str, Any]:
+def plan_record(plan: Plan) -> dict[str, Any]:
     """plan.json: the mixture as planned, so that it can be compared with what was drawn without the data.
 
     `examples`: of each task in the first `steps[i]` steps, the last of which is the run's last.
@@ -189,7 +189,11 @@ def plan_record(plan: StepPlan) -> dict[str, Any]:
         "examples_per_step": plan.examples_per_step,
         "fingerprint": plan.fingerprint,
         "steps": steps,
-        "examples": {name: [counts[index] for counts in drawn] for index, name in enumerate(plan.task_names)},
+        "examples": {
+            name: [counts[index] for counts in drawn]
+            for index, name in enumerate(plan.task_names)
+            if name in plan.trained_tasks
+        },
     }
 
 

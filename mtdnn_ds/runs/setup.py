@@ -28,13 +28,14 @@ from mtdnn_ds.data.examples import Examples, make_examples
 from mtdnn_ds.data.examples.sampled import sampled, train_labels
 from mtdnn_ds.data.plan.rates import Mixture
 from mtdnn_ds.data.plan.step_plan import StepPlan, steps_for_epochs
+from mtdnn_ds.data.plan.task_part import Plan, TaskPart
 from mtdnn_ds.faults.heartbeat import announce
 from mtdnn_ds.model.multitask import MultiTaskNet, build_model
 from mtdnn_ds.runs.schedule import num_warmup_steps
 from mtdnn_ds.tasks.layout import HeadLayout, head_layout
 from mtdnn_ds.tasks.saved_datasets import choices_made
 from mtdnn_ds.tasks.sharing import Sharing, share
-from mtdnn_ds.tasks.spec import TaskSpec
+from mtdnn_ds.tasks.spec import TaskSpec, scored_specs
 
 log = logging.getLogger(__name__)
 
@@ -111,7 +112,9 @@ def prepare_run_data(
 
     dist.on_main(build_on_main)
     dist.on_all(build_on_node)
-    return RunData(specs=tuple(specs), layout=head_layout(specs), examples=run(build=False))
+    # Dev splits of tasks that are not trained are prepared all the same, as those of the whole mixture's run.
+    scored = scored_specs(specs, recipe.mixture.only_task)
+    return RunData(specs=scored, layout=head_layout(specs), examples=run(build=False))
 
 
 def _examples(recipe: Recipe, spec: TaskSpec, name: str, split: PreparedSplit) -> Examples:
@@ -144,19 +147,28 @@ def total_steps(recipe: Recipe, sizes: dict[str, int]) -> int:
     return steps_for_epochs(recipe.train.epochs, sizes, recipe.batch.examples_per_step)
 
 
-def build_plan(recipe: Recipe, data: RunData) -> StepPlan:
-    """The run's plan: equal on every rank and for every number of ranks.
+def build_plan(recipe: Recipe, data: RunData) -> Plan:
+    """The run's plan, of one task's part if the recipe says so: equal on every rank and for every number of
+    ranks.
 
-    Raises ConfigError if it is all warm-up.
+    Raises ConfigError if it is all warm-up, or has no step.
     """
-    steps = total_steps(recipe, data.train_sizes)
-    warmup_steps = num_warmup_steps(recipe.schedule.warmup, steps)
-    if warmup_steps >= steps:
+    whole = whole_plan(recipe, data)
+    plan: Plan = whole
+    if recipe.mixture.only_task is not None:
+        plan = TaskPart(whole, recipe.mixture.only_task)
+
+    warmup_steps = num_warmup_steps(recipe.schedule.warmup, plan.total_steps)
+    if warmup_steps >= plan.total_steps:
         raise ConfigError(
             f"schedule.warmup={recipe.schedule.warmup:g}: {warmup_steps:,} steps of warm-up, "
-            f"but the run has {steps:,}; lower it, or train longer"
+            f"but the run has {plan.total_steps:,}; lower it, or train longer"
         )
+    return plan
 
+
+def whole_plan(recipe: Recipe, data: RunData) -> StepPlan:
+    """The plan of all tasks."""
     contents = "\n".join(
         f"{spec.name} {data.examples[spec.name]['train'].split.fingerprint}" for spec in data.specs
     )
@@ -166,25 +178,26 @@ def build_plan(recipe: Recipe, data: RunData) -> StepPlan:
         cap=recipe.mixture.cap,
         anneal_to=recipe.mixture.anneal_to,
         mixing=recipe.mixture.mixing,
+        order=recipe.mixture.order,
     )
     return StepPlan(
         sizes=data.train_sizes,
         mixture=mixture,
         examples_per_step=recipe.batch.examples_per_step,
         seed=recipe.train.seed,
-        total_steps=steps,
+        total_steps=total_steps(recipe, data.train_sizes),
         data_fingerprint=hashlib.sha256(contents.encode()).hexdigest(),
     )
 
 
-def idle_tasks(plan: StepPlan) -> list[str]:
-    """A sentence for each task that the whole run draws no example of."""
+def idle_tasks(plan: Plan) -> list[str]:
+    """A sentence for each task that the run trains and the whole of it draws no example of."""
     drawn = plan.drawn(plan.total_steps)
     return [
         f"task '{name}' gets no example in {plan.total_steps:,} steps: its rate is too low; "
         "raise it, or remove the task from 'tasks'"
         for name, count in zip(plan.task_names, drawn, strict=True)
-        if count == 0
+        if count == 0 and name in plan.trained_tasks
     ]
 
 

@@ -17,7 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 from mtdnn_ds.checkpoint.zero_partition import PARTITION
 from mtdnn_ds.config.choices import EARLIER_OPTIMIZER_NAMES
 from mtdnn_ds.config.errors import CheckpointError
-from mtdnn_ds.data.plan.step_plan import StepPlan
+from mtdnn_ds.data.plan.task_part import Plan
 from mtdnn_ds.runs.evaluate import Evaluation
 
 # Settings that may differ from the checkpoint's: they change no example, no learning rate and no formula
@@ -40,6 +40,7 @@ FREE_SETTINGS = (
     "distillation.teachers",  # RunState.teachers says whether they answer alike
     "distillation.checkpoint",
     "distillation.tasks",
+    "mixture.order",  # the plan's fingerprint says whether it is the same; version 0.4 had no such setting
     "batch.max_tokens_per_micro_batch",
     "batch.pad_tokens_to",
     *(f"topology.{key}" for key in PARTITION),
@@ -74,7 +75,7 @@ class RunState:
         return state
 
 
-def check_fit(name: str, saved: Mapping[str, Any], wanted: RunState, plan: StepPlan) -> None:
+def check_fit(name: str, saved: Mapping[str, Any], wanted: RunState, plan: Plan) -> None:
     """Raise CheckpointError listing every setting of checkpoint `name` that differs from this run's."""
     _check_layout(name, saved)
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -84,6 +84,18 @@ class TaskSpec:
         """Evaluation splits, "dev" first."""
         names = [name for name in self.splits if name.startswith("dev")]
         return tuple(sorted(names, key=lambda name: (name != "dev", name)))
+
+
+def scored_specs(specs: Sequence[TaskSpec], only_task: str | None) -> tuple[TaskSpec, ...]:
+    """The specs, with dev splits only where the run trains the task: all of them, or `only_task`."""
+    if only_task is None:
+        return tuple(specs)
+    return tuple(spec if spec.name == only_task else _without_dev_splits(spec) for spec in specs)
+
+
+def _without_dev_splits(spec: TaskSpec) -> TaskSpec:
+    others = {name: source for name, source in spec.splits.items() if name not in spec.dev_splits}
+    return replace(spec, splits=others)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -15,7 +15,7 @@ from mtdnn_ds.checkpoint.shard_reader import SavedState
 from mtdnn_ds.checkpoint.zero_partition import PARTITION
 from mtdnn_ds.config.deepspeed import ResolvedDeepSpeed
 from mtdnn_ds.config.recipe import Recipe
-from mtdnn_ds.data.plan.step_plan import StepPlan
+from mtdnn_ds.data.plan.task_part import Plan
 from mtdnn_ds.runs.setup import settings_dict
 from mtdnn_ds.runs.state import RunState, check_fit
 from mtdnn_ds.train.distillation.teacher_outputs import TeacherOutputs, fingerprints
@@ -33,7 +33,7 @@ class ResumePoint:
 
 
 def fresh_state(
-    recipe: Recipe, plan: StepPlan, deepspeed: ResolvedDeepSpeed, teacher_outputs: Sequence[TeacherOutputs]
+    recipe: Recipe, plan: Plan, deepspeed: ResolvedDeepSpeed, teacher_outputs: Sequence[TeacherOutputs]
 ) -> RunState:
     """The state of a run before its first step."""
     zero = deepspeed.config["zero_optimization"]
@@ -53,9 +53,7 @@ def fresh_state(
     )
 
 
-def open_resume_point(
-    checkpoint: CheckpointInfo | None, fresh: RunState, plan: StepPlan
-) -> ResumePoint | None:
+def open_resume_point(checkpoint: CheckpointInfo | None, fresh: RunState, plan: Plan) -> ResumePoint | None:
     """The checkpoint as what this run, whose state would be `fresh`, goes on from; says what differs between
     them.
 

@@ -19,7 +19,7 @@ from mtdnn_ds.config.errors import ConfigError
 from mtdnn_ds.config.load import dump_recipe
 from mtdnn_ds.config.recipe import Recipe
 from mtdnn_ds.data.batches.loader import LoaderSettings
-from mtdnn_ds.data.plan.step_plan import StepPlan
+from mtdnn_ds.data.plan.task_part import Plan
 from mtdnn_ds.faults.slurm_time_limit import TimeLimit, job_end
 from mtdnn_ds.files import reason
 from mtdnn_ds.losses.distillation import Distillation
@@ -74,7 +74,7 @@ class Run:
 
     # data and plan
     data: RunData
-    plan: StepPlan
+    plan: Plan
     settings: LoaderSettings
 
     # model and engine
@@ -220,7 +220,7 @@ def _open_folder(
     recipe: Recipe,
     deepspeed: ResolvedDeepSpeed,
     data: RunData,
-    plan: StepPlan,
+    plan: Plan,
     state: RunState,
     engine: Any,
 ) -> RunMonitor | None:

@@ -214,6 +214,32 @@ RECIPES = {
         BASE + "loss: {scale_window: 9}\n",
         "loss.scale_window=9: has no effect with loss.scale=examples; remove it, or set loss.scale to dwa",
     ),
+    "an order of steps that hold every task": (
+        BASE + "mixture: {order: stratified}\n",
+        (
+            "mixture.order=stratified: has no effect with mixture.mixing=per_example; "
+            "remove it, or set mixture.mixing to per_step"
+        ),
+    ),
+    "part of no task": (
+        BASE + "mixture: {only_task: cloa}\n",
+        "FILE: mixture.only_task: there is no task 'cloa' in the run; did you mean 'cola'?",
+    ),
+    "part of a sequence": (
+        BASE + "mixture: {only_task: rte, mixing: sequential}\n",
+        "FILE: mixture.only_task=rte: in a sequence a task's block begins with what the tasks before it have",
+    ),
+    "the part that is the whole": (
+        BASE.replace("[cola, rte]", "[rte]") + "mixture: {only_task: rte}\n",
+        "FILE: mixture.only_task=rte: has no effect, the run has no other task; remove it",
+    ),
+    "one task, and scales that share out": (
+        BASE + "mixture: {only_task: rte}\nloss: {scale: dwa}\n",
+        (
+            "FILE: loss.scale=dwa: shares a step out among its tasks, "
+            "but with mixture.only_task each step has one task; remove it"
+        ),
+    ),
     "nothing to share out": (
         BASE + "mixture: {mixing: per_step}\nloss: {scale: famo}\n",
         (

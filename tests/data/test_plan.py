@@ -50,7 +50,7 @@ GLUE_WEIGHTS: dict[str, np.ndarray] = {
 
 def plan_of(sizes: dict[str, int] = GLUE, **changes: Any) -> StepPlan:
     mixture: dict[str, Any] = dict(
-        rates="proportional", temperature=2.0, cap=131072, anneal_to=0.2, mixing="per_example"
+        rates="proportional", temperature=2.0, cap=131072, anneal_to=0.2, mixing="per_example", order="random"
     )
     mixture |= {name: changes.pop(name) for name in mixture if name in changes}
     settings: dict[str, Any] = dict(examples_per_step=32, seed=7, total_steps=1000, data_fingerprint="")
@@ -142,7 +142,13 @@ def test_each_example_once_per_epoch(mixing: str) -> None:
 
 
 def test_steps_do_not_depend_on_who_asks_or_in_which_order() -> None:
-    for changes in ({}, {"mixing": "per_step"}, {"mixing": "sequential"}, {"rates": "annealed"}):
+    for changes in (
+        {},
+        {"mixing": "per_step"},
+        {"mixing": "per_step", "order": "stratified"},
+        {"mixing": "sequential"},
+        {"rates": "annealed"},
+    ):
         forwards = [plan.step(k) for plan in [plan_of(**changes)] for k in range(1, 1001, 37)]
         other = plan_of(**changes)
         for k, ours in reversed(list(zip(range(1, 1001, 37), forwards, strict=True))):
@@ -187,7 +193,7 @@ def test_closed_form_equals_a_simulation_by_definition(weights: list[int], examp
 
 
 def test_per_step_gives_each_step_to_one_task_in_its_share() -> None:
-    plan = plan_of(mixing="per_step", examples_per_step=16)
+    plan = plan_of(mixing="per_step", order="stratified", examples_per_step=16)
     counts = np.array([plan.task_counts(k) for k in range(1, 601)]) // 16
     assert (counts.max(axis=1) == 1).all() and (counts.sum(axis=1) == 1).all()
     windows = np.lib.stride_tricks.sliding_window_view(counts, 10, axis=0).sum(axis=-1)
@@ -201,7 +207,9 @@ def test_tasks_astride_two_steps_are_the_rarely_drawn_ones() -> None:
     weights = np.array([8, 3, 2, 9, 2, 5, 3, 8])
     names = [f"t{i}" for i in range(8)]
     rates = dict(zip(names, weights.astype(float).tolist(), strict=True))
-    plan = plan_of({name: 50 for name in names}, rates=rates, mixing="per_step", examples_per_step=1)
+    plan = plan_of(
+        {name: 50 for name in names}, rates=rates, mixing="per_step", order="stratified", examples_per_step=1
+    )
     assert window_errors(plan, 1, 400, 10 * weights / 40).max() <= 1 + 1e-6
 
 
@@ -236,6 +244,8 @@ def test_fingerprint_changes_with_everything_that_steps_depend_on() -> None:
         plan_of(rates=EXPLICIT),
         plan_of(rates={**EXPLICIT, "rte": 2e-4}),
         plan_of(mixing="per_step"),
+        plan_of(mixing="per_step", total_steps=1001),  # where the last block ends
+        plan_of(mixing="per_step", order="stratified"),
         plan_of(mixing="per_micro_batch"),
         plan_of(mixing="sequential"),
         plan_of(mixing="sequential", total_steps=1001),

@@ -15,13 +15,21 @@ from typing import Any
 import pytest
 import yaml
 from helpers.processes import run_command, training_lines, write_json, zero_config
+from helpers.said import logged
 from plotly.offline import get_plotlyjs
+from scipy.stats import ttest_rel
 
 from mtdnn_ds.commands.adapt import amount_of
 from mtdnn_ds.config.errors import ConfigError
-from mtdnn_ds.experiments.compare import warmup_of
+from mtdnn_ds.config.load import load_recipe
+from mtdnn_ds.experiments.compare import Comparison, trials_of, warmup_of
+from mtdnn_ds.experiments.compare_report import TaskFacts, report
+from mtdnn_ds.runs.setup import build_plan, prepare_run_data
+from mtdnn_ds.tasks.resolve import resolve_tasks
+from mtdnn_ds.train.preflight.checks import checked_run
 
 TASKS = ["quickstart_sentiment", "quickstart_entailment", "quickstart_similarity"]
+DEV_ROWS = {"quickstart_sentiment": 250, "quickstart_entailment": 300, "quickstart_similarity": 200}
 
 
 @pytest.fixture(scope="module")
@@ -129,14 +137,76 @@ def test_compares_table_holds_what_the_runs_logged(compared: tuple[Path, str]) -
         after = statistics.mean(steps[10][TASKS[1]].values())
         assert table[TASKS[1], "in sequence, after its own block", seed] == pytest.approx(after)
     line = next(line for line in output.splitlines() if line.startswith(TASKS[0]))
-    means = {
-        way: statistics.mean(table[TASKS[0], way, seed] for seed in ("5", "6"))
-        for way in ("alone", "together")
-    }
-    spread = statistics.stdev(table[TASKS[0], "alone", seed] for seed in ("5", "6"))
-    assert f"{means['alone']:.4f} +- {spread:.4f}" in line
-    assert f"{means['together'] - means['alone']:+.4f}" in line
+    for way in ("alone", "together"):
+        scores = [table[TASKS[0], way, seed] for seed in ("5", "6")]
+        assert f"{statistics.mean(scores):.4f} +- {statistics.stdev(scores):.4f}" in line
     picture(folder / "comparison", {"alone", "together", *TASKS})
+
+
+@pytest.mark.distributed
+def test_alone_a_task_has_the_updates_that_it_has_together(compared: tuple[Path, str]) -> None:
+    """As many, with as many examples in each. Version 0.4 had whole steps alone: 6, 4 and 2."""
+    folder, _ = compared
+    for seed in (5, 6):
+        together = training_lines(folder / f"together_seed_{seed}")
+        for task in TASKS:
+            in_steps = [line["task_examples"].get(task, 0) for line in together]
+            alone = training_lines(folder / f"alone_{task}_seed_{seed}")
+            assert [line["task_examples"][task] for line in alone] == [count for count in in_steps if count]
+            assert len(alone) == 12
+
+
+@pytest.mark.distributed
+def test_alone_a_task_sees_the_rows_that_it_sees_together(compared: tuple[Path, str]) -> None:
+    """The plans of the trials' own recipes give the same rows of the task, in the same epochs."""
+    folder, _ = compared
+    plans = {}
+    for name in ("together", *(f"alone_{task}" for task in TASKS)):
+        recipe = load_recipe(str(folder / f"{name}_seed_5" / "recipe.yaml"), {})
+        plans[name] = build_plan(recipe, prepare_run_data(recipe, resolve_tasks(recipe)))
+        written = json.loads((folder / f"{name}_seed_5" / "plan.json").read_text())
+        assert written["fingerprint"] == plans[name].fingerprint
+
+    for index, task in enumerate(TASKS):
+        for step in range(1, 13):
+            together, alone = plans["together"].step(step), plans[f"alone_{task}"].step(step)
+            own = together.task_ids == index
+            assert alone.rows.tolist() == together.rows[own].tolist()
+            assert alone.epochs.tolist() == together.epochs[own].tolist()
+
+
+@pytest.mark.distributed
+def test_differences_are_paired_by_seed(compared: tuple[Path, str]) -> None:
+    folder, output = compared
+    scores: dict[tuple[str, str], list[float]] = {}
+    for row in rows(folder / "comparison.csv"):  # seed by seed
+        scores.setdefault((row["task"], row["way"]), []).append(float(row["score"]))
+
+    found = {row["task"]: row for row in rows(folder / "differences.csv")}
+    assert list(found) == [*TASKS, "average"]
+    second_table = output.split("together - alone, seed by seed")[1]
+    page, spreads = (folder / "comparison.html").read_text(), []
+    for task in TASKS:
+        ours, theirs = scores[task, "together"], scores[task, "alone"]
+        low, high = ttest_rel(ours, theirs).confidence_interval(0.95)
+        low, high = low + 0.0, high + 0.0  # no -0.0
+        spreads.append(high - low)
+        words = "no difference seen"
+        if not low <= 0 <= high:
+            words = "higher" if low > 0 else "lower"
+
+        row = found[task]
+        assert float(row["mean"]) == pytest.approx(statistics.mean(ours) - statistics.mean(theirs))
+        assert (float(row["low"]), float(row["high"])) == pytest.approx((low, high))
+        assert (row["verdict"], row["updates"], row["seeds"]) == (words, "12", "2")
+        assert row["dev_rows"] == str(DEV_ROWS[task])
+
+        line = next(line for line in second_table.splitlines() if line.startswith(task))
+        assert line.split()[1] == str(DEV_ROWS[task]) and line.endswith(words)
+        for place in (line, page):
+            assert f"[{low:+.4f}, {high:+.4f}]" in place and words in place
+    assert max(spreads) > 0, "seeds without any spread would test nothing"
+    assert "fewer updates, of whole steps: quickstart_sentiment 6 instead of 12" in second_table
 
 
 @pytest.mark.distributed
@@ -274,6 +344,58 @@ def test_every_wrong_amount_is_named() -> None:
 def test_a_run_too_short_for_a_warm_up_has_none() -> None:
     assert [warmup_of(0.1, 60, own) for own in (60, 2, 1)] == [0.1, 0.1, 0.0]
     assert [warmup_of(6, 60, own) for own in (60, 10, 1)] == [0.1, 0.1, 0.0]
+
+
+def test_every_way_keeps_the_recipes_mixture(run_files: Path) -> None:
+    """Its order too, but in sequence, which has none; and K steps, of which alone takes its part."""
+    overrides = {"mixture.mixing": "per_step", "mixture.order": "stratified", "schedule.warmup": "6"}
+    recipe, deepspeed = str(run_files / "recipe.yaml"), str(run_files / "zero2.json")
+    comparison = Comparison(recipe=recipe, num_seeds=1, deepspeed_config=deepspeed, overrides=overrides)
+    facts = {
+        task: TaskFacts(updates=own, sequence_updates=own, block_end=end, dev_rows=1)
+        for task, own, end in zip(TASKS, (6, 4, 2), (6, 10, 12), strict=True)
+    }
+    whole = checked_run(recipe, deepspeed, overrides, world_size=1)
+    together, sequence, *alone = [trial.run.recipe for trial in trials_of(comparison, whole, 12, facts, 7)]
+    assert together.mixture == whole.recipe.mixture and sequence.mixture.mixing == "sequential"
+    assert [run.mixture.only_task for run in alone] == TASKS
+    for run in alone:
+        assert run.mixture.model_copy(update={"only_task": None}) == whole.recipe.mixture
+    for run in (together, sequence, *alone):
+        assert (run.train.steps, run.train.seed, run.schedule.warmup) == (12, 7, 0.5)  # 6 of 12 steps
+
+
+def test_comparing_a_part_is_refused(run_files: Path) -> None:
+    whole = [*("-m", "mtdnn_ds", "compare", str(run_files / "recipe.yaml"))]
+    ended = run_command([*whole, "--mixture.only_task", TASKS[0]])
+    assert ended.returncode == 2
+    assert f"mixture.only_task={TASKS[0]}: is what compare itself sets; remove it" in ended.stderr
+
+
+def test_one_seed_shows_no_spread(tmp_path: Path) -> None:
+    """And a sequence whose updates are equal up to the rounding is not said to have fewer."""
+    facts = {
+        "a": TaskFacts(updates=4, sequence_updates=4, block_end=4, dev_rows=1043),
+        "b": TaskFacts(updates=2, sequence_updates=3, block_end=6, dev_rows=40),
+    }
+    results = {
+        "together_seed_0": {6: {"a": 0.75, "b": 0.5}},
+        "sequence_seed_0": {4: {"a": 0.5, "b": 0.25}, 6: {"a": 0.25, "b": 0.5}},
+        "alone_a_seed_0": {4: {"a": 0.5}},
+        "alone_b_seed_0": {2: {"b": 0.75}},
+    }
+    with logged() as said:
+        report(tmp_path, facts, [0], results)
+
+    differences = [line.split(None, 4) for line in said if "one seed: no spread" in line]
+    assert differences == [
+        ["a", "1,043", "4", "+0.2500", "-  one seed: no spread"],
+        ["b", "40", "2", "-0.2500", "-  one seed: no spread"],
+        ["average", "+0.0000", "-", "one", "seed: no spread"],
+    ]
+    assert [row["deviation"] for row in rows(tmp_path / "differences.csv")] == ["", "", ""]
+    assert "one seed: no spread" in (tmp_path / "comparison.html").read_text()
+    assert not any("fewer updates" in line for line in said)
 
 
 def test_what_an_experiment_sets_itself_is_refused_as_a_flag(tmp_path: Path) -> None:

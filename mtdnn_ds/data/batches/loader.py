@@ -20,7 +20,7 @@ from mtdnn_ds.data.batches.fillers import num_filler_tokens
 from mtdnn_ds.data.batches.packing import Packing, pack
 from mtdnn_ds.data.batches.prefetch import Prefetch
 from mtdnn_ds.data.examples import Examples
-from mtdnn_ds.data.plan.step_plan import StepPlan
+from mtdnn_ds.data.plan.task_part import Plan
 from mtdnn_ds.data.ragged import places_within
 from mtdnn_ds.tasks.layout import HeadLayout
 from mtdnn_ds.tasks.sharing import HARD, Sharing
@@ -69,7 +69,7 @@ class TrainLoader:
 
     def __init__(
         self,
-        plan: StepPlan,
+        plan: Plan,
         sets: Sequence[Examples],
         layout: HeadLayout,
         settings: LoaderSettings,

@@ -89,6 +89,19 @@ class Apportionment:
         whole_N = self._base_N * num_cycles + self._extras_before(end) - self._extras_before(first_cycle)
         return whole_N + self._first_steps(end, rest) if rest else whole_N
 
+    def counts_of(self, task: int, first_cycle: int, num_cycles: int) -> np.ndarray:
+        """(num_cycles * CYCLE,) int64: units of one task in each step of these cycles."""
+        count_CP = np.tile(np.diff(self._base_up_to_step[:, task]), (num_cycles, 1))
+
+        # As in _first_steps, for one task and many cycles.
+        start_N, end_N = self._interval_N
+        offset_C = _van_der_corput_of(np.arange(first_cycle, first_cycle + num_cycles))
+        first_point_C = (start_N[task] - offset_C + ONE - 1) >> _BITS
+        past_point_C = (end_N[task] - offset_C + ONE - 1) >> _BITS
+        with_extra = np.flatnonzero(past_point_C > first_point_C)
+        count_CP[with_extra, first_point_C[with_extra] // self.units_per_step] += 1
+        return count_CP.reshape(-1)
+
     @cached_property
     def _owed_N(self) -> np.ndarray:
         return np.uint64(CYCLE * self.units_per_step) * self.share_N.astype(np.uint64)  # below 2^64
@@ -147,6 +160,14 @@ def _van_der_corput(index: int) -> int:
     """The 40 bits of `index` in reverse order: 0, 1/2, 1/4, 3/4, 1/8, ... of ONE."""
     assert index < ONE
     return int(f"{index:0{_BITS}b}"[::-1], 2)
+
+
+def _van_der_corput_of(index_C: np.ndarray) -> np.ndarray:
+    """The same of many indices, (C,) int64."""
+    value_C = np.zeros_like(index_C)
+    for bit in range(_BITS):
+        value_C |= (index_C >> bit & 1) << (_BITS - 1 - bit)
+    return value_C
 
 
 def _points_below(edge_N: np.ndarray, num_cycles: int) -> np.ndarray:

@@ -31,6 +31,7 @@ class Mixture:
     cap: int
     anneal_to: float
     mixing: str  # one of step_plan.py's MIXINGS
+    order: str = "random"  # of the steps of per_step: one of step_plan.py's ORDERS
 
 
 def check_explicit_rates(mapping: Mapping[str, float], task_names: Sequence[str]) -> list[str]:

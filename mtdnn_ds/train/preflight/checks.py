@@ -17,7 +17,7 @@ from mtdnn_ds.config.setting_types import UnknownSetting
 from mtdnn_ds.config.stages import Stage, by_stage, load_runs
 from mtdnn_ds.tasks.regularized import regularized_tasks
 from mtdnn_ds.tasks.resolve import resolve_tasks
-from mtdnn_ds.tasks.spec import TaskSpec
+from mtdnn_ds.tasks.spec import TaskSpec, scored_specs
 
 Result = TypeVar("Result")
 
@@ -205,7 +205,9 @@ def _fits_source(run: CheckedRun, source: CheckedRun, stage: Stage) -> None:
     ]
 
     kind, _, task = run.recipe.init.checkpoint.partition("/")
-    scored = [spec.name for spec in source.specs if spec.dev_splits]
+    scored = [
+        spec.name for spec in scored_specs(source.specs, source.recipe.mixture.only_task) if spec.dev_splits
+    ]
     if kind == "best" and task not in ("average", *scored):
         wrong.append(
             f"checkpoint=best/{task}: stage {stage.source} scores no task '{task}'"
@@ -279,7 +281,7 @@ def _resolved(json: dict[str, object], settings: Recipe, source: str, world_size
 
 def one_task_alone(recipe: Recipe) -> dict[str, str]:
     """Flags without which a recipe does not fit one of its tasks alone: rates and scales that it gives by
-    name, and what is about the other tasks' heads.
+    name, its only task, and what is about the other tasks' heads.
     """
     named = {
         "mixture.rates": (recipe.mixture.rates, "proportional"),
@@ -288,4 +290,6 @@ def one_task_alone(recipe: Recipe) -> dict[str, str]:
     flags = {setting: instead for setting, (value, instead) in named.items() if isinstance(value, dict)}
     if recipe.optimizer.idle_heads != "update":
         flags["optimizer.idle_heads"] = "update"
+    if recipe.mixture.only_task is not None:
+        flags["mixture.only_task"] = "null"
     return flags
