@@ -196,6 +196,11 @@ class DataSettings(Section):
     quac_dir: PathText | None = Field(None, description="folder with QuAC's train_v0.2.json, val_v0.2.json")
     cache_dir: PathText = ".cache/mtdnn_ds"
     on_bad_row: Literal["refuse", "skip"] = "refuse"
+    drop_leaked_rows: bool = Field(
+        False,
+        description="leave out training rows whose texts are those of a row in a development or test split "
+        "of any task of the run",
+    )
 
 
 class Recipe(Section):

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -66,6 +66,8 @@ def compare(comparison: Comparison, folder: Path) -> None:
     from mtdnn_ds.runs.setup import build_plan, prepare_run_data
     from mtdnn_ds.train.engine import start_distributed, stop_distributed
 
+    overrides = {"data.drop_leaked_rows": "true", **comparison.overrides}
+    comparison = replace(comparison, overrides=overrides)
     whole = checked_run(
         comparison.recipe,
         comparison.deepspeed_config,

@@ -232,7 +232,7 @@ def _open_folder(
             recipe_yaml=recipe_yaml,
             deepspeed_config=deepspeed.config,
             topology=state.topology,
-            plan=plan_record(plan),
+            plan=plan_record(plan, data.leaks),
         )
 
         monitor = RunMonitor(
