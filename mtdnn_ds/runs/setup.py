@@ -26,13 +26,14 @@ from mtdnn_ds.data.cache.leaked_rows import TRAIN, LeakedRows
 from mtdnn_ds.data.cache.prepared_split import PreparedSplit
 from mtdnn_ds.data.cache.tokenize import load_tokenizer, special_tokens
 from mtdnn_ds.data.examples import Examples, make_examples
-from mtdnn_ds.data.examples.sampled import sampled, train_labels
+from mtdnn_ds.data.examples.sampled import sampled
 from mtdnn_ds.data.plan.rates import Mixture
 from mtdnn_ds.data.plan.step_plan import StepPlan, steps_for_epochs
 from mtdnn_ds.faults.heartbeat import announce
 from mtdnn_ds.model.multitask import MultiTaskNet, build_model
 from mtdnn_ds.runs.leaks import find_leaks, no_examples
 from mtdnn_ds.runs.schedule import num_warmup_steps
+from mtdnn_ds.runs.score_scales import first_scores, with_measured_scales
 from mtdnn_ds.tasks.layout import HeadLayout, head_layout
 from mtdnn_ds.tasks.saved_datasets import choices_made
 from mtdnn_ds.tasks.sharing import Sharing, share
@@ -128,7 +129,8 @@ def prepare_run_data(
         }
         for spec in specs
     }
-    return RunData(specs=tuple(specs), layout=head_layout(specs), examples=examples, leaks=leaks)
+    specs = with_measured_scales(specs, examples)
+    return RunData(specs=specs, layout=head_layout(specs), examples=examples, leaks=leaks)
 
 
 def _examples(
@@ -293,7 +295,7 @@ def run_model(
         dropout=recipe.train.dropout,
         fused_layer_norm=encoder.fused_layer_norm,
         sharing=recipe_sharing(recipe),
-        first_score=_first_scores(data),
+        first_score=first_scores(data.specs, data.examples),
     )
 
     most = model.encoder.max_positions
@@ -310,19 +312,6 @@ def run_model(
             f"and the encoder {encoder.path} knows {num_known:,}; use the encoder's own"
         )
     return model
-
-
-def _first_scores(data: RunData) -> dict[str, float]:
-    """What each regression answers before its first step: the mean of its training scores.
-
-    From 0, the squared errors of scores like STS-B's (0 to 5) would be ten times every other loss, and fill
-    the clipped gradient.
-    """
-    return {
-        spec.name: float(train_labels(data.examples[spec.name]["train"]).mean(dtype=np.float64))
-        for spec in data.specs
-        if spec.kind == "regression" and spec.name in data.examples
-    }
 
 
 def settings_dict(recipe: Recipe) -> dict[str, Any]:

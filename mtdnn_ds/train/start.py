@@ -30,6 +30,7 @@ from mtdnn_ds.monitor.flops import StepCost, step_cost
 from mtdnn_ds.monitor.progress import Progress
 from mtdnn_ds.monitor.run_monitor import Event, RunMonitor
 from mtdnn_ds.runs.folder import RunFolder, plan_record, write_run_files
+from mtdnn_ds.runs.score_scales import measured_recipe
 from mtdnn_ds.runs.setup import (
     RunData,
     build_plan,
@@ -117,6 +118,7 @@ def start_run(
     if checkpoint is None:
         source = find_source(recipe)
     data = prepare_run_data(recipe, specs)
+    recipe, specs = measured_recipe(recipe, data.specs), data.specs
 
     # Plan: which examples make up each step, and where in it the run stands.
     plan = build_plan(recipe, data)
