@@ -120,6 +120,13 @@ def test_the_numbers_are_those_of_the_examples_used(files: Path, tmp_path: Path)
     }
 
 
+@pytest.mark.parametrize(("flag", "value"), [("true", True), ("false", False), ("[1.5, 2]", [1.5, 2.0])])
+def test_it_is_a_flag_too(files: Path, tmp_path: Path, flag: str, value: Any) -> None:
+    recipe_of(files, tmp_path, {"x": regression(files)})
+    recipe = load_recipe(str(tmp_path / "recipe.yaml"), {"tasks.x.standardize": flag})
+    assert recipe.tasks["x"].standardize == value
+
+
 def test_what_cannot_be_standardized_is_refused(files: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as equal:
         opened(recipe_of(files, tmp_path, {"x": regression(files, "equal", standardize=True)}))
@@ -246,7 +253,15 @@ def test_stages_go_on(files: Path, tmp_path: Path) -> None:
     with (tmp_path / "recipe.yaml").open("a") as file:
         file.write("stages: [{name: first}, {name: second, from: first}]\n")
     config = write_json(tmp_path / "zero1.json", zero_config(1))
-    train = ["-m", "mtdnn_ds", "train", "--recipe", str(tmp_path / "recipe.yaml"), "--deepspeed_config", str(config)]
+    train = [
+        "-m",
+        "mtdnn_ds",
+        "train",
+        "--recipe",
+        str(tmp_path / "recipe.yaml"),
+        "--deepspeed_config",
+        str(config),
+    ]
     for resume in ("none", "auto"):
         ended = run_command([*train, "--output_dir", str(tmp_path / "run"), "--resume", resume])
         assert ended.returncode == 0, ended.stdout + ended.stderr
