@@ -10,8 +10,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from mtdnn_ds.check.repeats import HASHES_PER_PASS, repeat_findings
+from mtdnn_ds.check.repeats import repeat_findings
 from mtdnn_ds.data.cache.prepared_split import PreparedSplit
+from mtdnn_ds.data.cache.row_hashes import HASHES_PER_PASS
 from mtdnn_ds.data.plan.task_part import Plan
 from mtdnn_ds.runs.setup import RunData
 from mtdnn_ds.tasks.spec import TaskSpec
@@ -48,6 +49,9 @@ def _label_findings(data: RunData, spec: TaskSpec) -> Iterator[str]:
     counts = {
         name: _label_counts(spec, examples.split) for name, examples in data.examples[spec.name].items()
     }
+    if spec.name in data.leaks:
+        split = data.examples[spec.name]["train"].split
+        counts["train"] -= _label_counts(spec, split, only=data.leaks[spec.name].rows)
     yield from _unseen_labels(spec, counts)
     yield from _frequent_labels(spec, counts)
 
@@ -89,13 +93,18 @@ def _frequent_labels(spec: TaskSpec, counts: Mapping[str, np.ndarray]) -> Iterat
             )
 
 
-def _label_counts(spec: TaskSpec, split: PreparedSplit) -> np.ndarray:
-    """(labels,) int64: how often each stands in the split."""
+def _label_counts(spec: TaskSpec, split: PreparedSplit, only: np.ndarray | None = None) -> np.ndarray:
+    """(labels,) int64: how often each stands in the split, or in some rows of it."""
     counts = np.zeros(len(spec.labels), dtype=np.int64)
-    for shard in split.shards:
-        labels = shard.labels
+    for index, shard in enumerate(split.shards):
+        labels, tags = shard.labels, shard.extra.get("tags")
+        if only is not None:
+            first = index * split.rows_per_shard
+            rows = only[(only >= first) & (only < first + len(labels))] - first
+            labels, tags = labels[rows], tags and tags.take(rows)
         if spec.kind == "token_classification":
-            labels = shard.extra["tags"].values.to_numpy()
+            assert tags is not None
+            labels = tags.flatten().to_numpy()
         if labels.dtype.kind == "f":
             labels = labels[~np.isnan(labels)]
         counts += np.bincount(labels[labels >= 0].astype(np.int64), minlength=len(spec.labels))

@@ -13,11 +13,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from mtdnn_ds.data.cache.prepared_split import PreparedSplit
-from mtdnn_ds.data.cache.row_hashes import hashed_blocks
+from mtdnn_ds.data.cache.row_hashes import HASHES_PER_PASS, hashed_blocks
 from mtdnn_ds.runs.setup import RunData
 from mtdnn_ds.tasks.spec import TaskSpec
 
-HASHES_PER_PASS = 2**24  # of rows and texts; about 0.5 GB with their order
 SHORTEST_TEXT = 6  # tokens; shorter texts (names, yes) are alike by chance
 
 # Share of a training split's rows that stand in it before, or in another task's, from which it is named.
@@ -44,6 +43,11 @@ class _Split:
     spec: TaskSpec
     split_name: str
     data: PreparedSplit
+    left_out: np.ndarray  # rows that the run does not train on
+
+    @property
+    def num_rows(self) -> int:
+        return self.data.num_rows - len(self.left_out)
 
     @property
     def name(self) -> str:
@@ -55,7 +59,8 @@ class _Split:
 
     @property
     def num_texts(self) -> int:
-        return sum(len(shard.text_lengths) for shard in self.data.shards)
+        of_all = sum(len(shard.text_lengths) for shard in self.data.shards)
+        return of_all - int(self.data.texts_per_row()[self.left_out].sum())
 
     @property
     def has_texts(self) -> bool:
@@ -103,11 +108,11 @@ class _Tally:
 def repeat_findings(data: RunData, hashes_per_pass: int = HASHES_PER_PASS) -> Iterator[str]:
     """A line for each thing found. The number of passes changes no line."""
     splits = [
-        _Split(spec=spec, split_name=name, data=examples.split)
+        _Split(spec=spec, split_name=name, data=examples.split, left_out=_left_out(data, spec.name, name))
         for spec in data.specs
         for name, examples in data.examples[spec.name].items()
     ]
-    num_hashes = sum(split.data.num_rows + split.num_texts for split in splits)
+    num_hashes = sum(split.num_rows + split.num_texts for split in splits)
     num_passes = -(-num_hashes // hashes_per_pass)
 
     tally = _Tally()
@@ -121,6 +126,12 @@ def repeat_findings(data: RunData, hashes_per_pass: int = HASHES_PER_PASS) -> It
     yield from _repeated_rows(tally, by_name)
 
 
+def _left_out(data: RunData, task: str, split_name: str) -> np.ndarray:
+    if split_name != "train" or task not in data.leaks:
+        return np.zeros(0, dtype=np.int64)
+    return data.leaks[task].rows
+
+
 # Counting
 
 
@@ -129,11 +140,13 @@ def _hashed(split: _Split, number: int, num_passes: int) -> _HashedSplit:
     rows, row_numbers, texts, text_rows = [], [], [], []
     for block in hashed_blocks(split.data):
         kept = block.row_hashes % np.uint64(num_passes) == number
+        kept &= ~np.isin(block.rows, split.left_out)
         rows.append(block.row_hashes[kept])
         row_numbers.append(block.rows[kept])
         if split.has_texts:
             is_long = block.text_lengths >= SHORTEST_TEXT
             kept = (block.text_hashes % np.uint64(num_passes) == number) & is_long
+            kept &= ~np.isin(block.text_rows, split.left_out)
             texts.append(block.text_hashes[kept])
             text_rows.append(block.text_rows[kept])
 
@@ -155,7 +168,7 @@ def _count(hashed: Sequence[_HashedSplit], tally: _Tally) -> None:
     for place, again in enumerate(hashed):
         for other, first in training:
             # Of two training splits the smaller one is said to share its rows.
-            is_smaller = (again.split.data.num_rows, place) < (first.split.data.num_rows, other)
+            is_smaller = (again.split.num_rows, place) < (first.split.num_rows, other)
             if not again.split.is_train or is_smaller:
                 _count_shared(again, first, tally)
 
@@ -200,8 +213,8 @@ def _add_shared(shared: dict[Pair, _Shared], pair: Pair, ours: _Hashes, theirs: 
 def _shared_rows(tally: _Tally, splits: Mapping[str, _Split]) -> Iterator[str]:
     for again, first in _in_order(tally.rows, splits):
         shared = tally.rows[again.name, first.name]
-        size = again.data.num_rows
-        if again.is_train and shared.count <= REPEATED * min(size, first.data.num_rows):
+        size = again.num_rows
+        if again.is_train and shared.count <= REPEATED * min(size, first.num_rows):
             continue
 
         advice = "its score counts them as unseen"
@@ -241,7 +254,7 @@ def _example(shared: _Shared, again: _Split, first: _Split) -> str:
 
 def _repeated_rows(tally: _Tally, splits: Mapping[str, _Split]) -> Iterator[str]:
     for name, count in tally.repeated.items():
-        contradicting, size = tally.contradicting.get(name, 0), splits[name].data.num_rows
+        contradicting, size = tally.contradicting.get(name, 0), splits[name].num_rows
         if count <= REPEATED * size and not contradicting:
             continue
 

@@ -60,6 +60,8 @@ def parse_text(raw: str, annotation: Any) -> Any:
     members = member_types(annotation)
     if raw in ("null", "~") and types.NoneType in members:
         return None
+    if bool in members and isinstance(parse_scalar(raw), bool):
+        return parse_scalar(raw)
 
     origins = {get_origin(member): member for member in members}
     sequence = origins.get(list) or origins.get(tuple)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, field_validator
 
 from mtdnn_ds.config.choices import AttentionName
 from mtdnn_ds.config.setting_types import Dropout, PathText, Section
@@ -112,6 +112,11 @@ class TaskSettings(Section):
         max_length=2,
         description="similarity by cosine: the scores that a cosine of 0 and of 1 stand for; default [0, 1]",
     )
+    standardize: bool | Annotated[list[float], Field(min_length=2, max_length=2)] | None = Field(
+        None,
+        description="regression: scores are learnt as (score - mean) / deviation of the training scores, or "
+        "of the two numbers given, and answered as they are; default false",
+    )
     stride: int | None = Field(
         None,
         ge=0,
@@ -147,6 +152,13 @@ class TaskSettings(Section):
     sample_seed: Annotated[int, Field(ge=0, lt=2**32)] | None = Field(
         None, description="of train_fraction's sample; default 0"
     )
+
+    @field_validator("standardize")
+    @classmethod
+    def _has_deviation(cls, value: bool | list[float] | None) -> bool | list[float] | None:
+        if isinstance(value, list) and value[1] <= 0:
+            raise ValueError("the second number, the deviation, must be above 0")
+        return value
 
 
 class BoardSettings(Section):
@@ -196,6 +208,11 @@ class DataSettings(Section):
     quac_dir: PathText | None = Field(None, description="folder with QuAC's train_v0.2.json, val_v0.2.json")
     cache_dir: PathText = ".cache/mtdnn_ds"
     on_bad_row: Literal["refuse", "skip"] = "refuse"
+    drop_leaked_rows: bool = Field(
+        False,
+        description="leave out training rows whose texts are those of a row in a development or test split "
+        "of any task of the run",
+    )
 
 
 class Recipe(Section):

@@ -124,6 +124,7 @@ def _common_settings(adaptation: Adaptation) -> dict[str, str]:
         "tasks": adaptation.task,
         "mixture.mixing": "per_example",
         "encoder.path": encoder.path,
+        "data.drop_leaked_rows": "true",
         "heads": "null",  # both ways begin with a new head, or the run's
         **one_task_alone(load_recipe(adaptation.recipe, {})),
         **adaptation.overrides,

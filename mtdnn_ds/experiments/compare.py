@@ -11,7 +11,7 @@ task, as its block has whole steps.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -60,6 +60,8 @@ def compare(comparison: Comparison, folder: Path) -> None:
     from mtdnn_ds.runs.setup import prepare_run_data, whole_plan
     from mtdnn_ds.train.engine import start_distributed, stop_distributed
 
+    overrides = {"data.drop_leaked_rows": "true", **comparison.overrides}
+    comparison = replace(comparison, overrides=overrides)
     whole = checked_run(
         comparison.recipe,
         comparison.deepspeed_config,

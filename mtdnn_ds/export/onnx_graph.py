@@ -39,6 +39,7 @@ from mtdnn_ds.export.parity import FolderReport, Parity, compared, padded, toget
 from mtdnn_ds.export.plain import plain_config
 from mtdnn_ds.export.samples import Sample
 from mtdnn_ds.model.encoder import PackedEncoder
+from mtdnn_ds.model.heads.linear_bank import in_scale
 from mtdnn_ds.model.hf_model import quiet_transformers
 from mtdnn_ds.model.sharing import merged_encoder_state
 from mtdnn_ds.tasks.layout import Term
@@ -119,8 +120,10 @@ class PaddedHeads(nn.Module):
         module = run.loaded.model.heads[term.head]
         if term.head in ("sequence", "token"):
             columns = slice(term.columns.start, term.columns.stop)
-            for kind in ("weight", "bias"):
-                own = getattr(module, kind)[columns].detach()
+            scale = run.loaded.specs[term.task].score_scale
+            weight, bias = (module.get_parameter(kind)[columns].detach() for kind in ("weight", "bias"))
+            weight, bias = in_scale(weight, bias, theirs=scale, ours=None)
+            for kind, own in (("weight", weight), ("bias", bias)):
                 self.banks[f"{name}_{kind}"] = nn.Parameter(own, requires_grad=False)
         elif term.head == "masked_lm":
             self.heads[name] = module

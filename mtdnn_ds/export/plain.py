@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from mtdnn_ds.model.encoder import PackedEncoder
+from mtdnn_ds.model.heads.linear_bank import in_scale
 from mtdnn_ds.model.hf_model import quiet_transformers
 from mtdnn_ds.model.multitask import MultiTaskNet
 from mtdnn_ds.model.sharing import merged_encoder_state
@@ -142,7 +143,11 @@ def _head_weights(spec: TaskSpec, weights: Mapping[str, Tensor], layout: HeadLay
     own = {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
     if term.head == "masked_lm":
         return own
-    return {name: tensor[term.columns.start : term.columns.stop] for name, tensor in own.items()}
+    of_task = {name: tensor[term.columns.start : term.columns.stop] for name, tensor in own.items()}
+    if spec.score_scale is not None:
+        scaled = in_scale(of_task["weight"], of_task["bias"], theirs=spec.score_scale, ours=None)
+        of_task["weight"], of_task["bias"] = scaled
+    return of_task
 
 
 def _weight(

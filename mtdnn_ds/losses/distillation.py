@@ -5,7 +5,7 @@ With p the teachers' probabilities at temperature T, q the model's at the same t
     classes   w T^2 KL(p || q) + (1 - w) l       l is the form's own loss. The gradient of KL(p || q) shrinks
     rows      the same, over an example's rows   as 1 / T^2, which the factor undoes (Hinton et al. 2015,
                                                  arXiv:1503.02531, section 2)
-    number    w (y - teacher's score)^2 + (1 - w) (y - label)^2
+    number    w (y - teacher's score)^2 + (1 - w) (y - label)^2; in standard units where the task has them
 
 Outputs that are log-probabilities (SAN) serve as they are: softmax(log q / T) is q at temperature T.
 
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from mtdnn_ds.batch import Targets
 from mtdnn_ds.losses.groups import group_log_softmax, group_sum
-from mtdnn_ds.losses.sums import TermTable, own_outputs
+from mtdnn_ds.losses.sums import TermTable, own_outputs, squared_errors
 from mtdnn_ds.tasks.layout import FORMS, Answer
 
 FormLoss = Callable[[Tensor, Targets, TermTable], Tensor]
@@ -88,7 +88,7 @@ def soft_score_losses(
     outputs_KC: Tensor, soft_K1: Tensor, targets: Targets, table: TermTable, temperature: float
 ) -> Tensor:
     """Squared difference to the teachers' score, (K,). A score has no temperature."""
-    return (own_outputs(outputs_KC, targets.term_ids, table)[:, 0] - soft_K1[:, 0]) ** 2
+    return squared_errors(outputs_KC, soft_K1[:, 0], targets.term_ids, table)
 
 
 SOFT_LOSSES: Mapping[Answer, SoftLoss] = {

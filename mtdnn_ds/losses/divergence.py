@@ -24,7 +24,7 @@ from mtdnn_ds.losses.forms import unit_terms
 from mtdnn_ds.losses.groups import group_log_softmax, group_sum
 from mtdnn_ds.losses.pairs import pair_cosines
 from mtdnn_ds.losses.rows import class_log_probabilities
-from mtdnn_ds.losses.sums import TermTable, own_outputs, sum_by_term
+from mtdnn_ds.losses.sums import TermTable, own_outputs, squared_errors, sum_by_term
 from mtdnn_ds.tasks.layout import FORMS
 
 Divergence = Callable[[Tensor, Tensor, Targets, TermTable], Tensor]
@@ -63,11 +63,9 @@ def span_divergence(ours_KC: Tensor, theirs_KC: Tensor, targets: Targets, table:
 
 
 def score_divergence(ours_KC: Tensor, theirs_KC: Tensor, targets: Targets, table: TermTable) -> Tensor:
-    """Squared difference of scores, (K,)."""
-    ours_K, theirs_K = (
-        own_outputs(outputs_KC, targets.term_ids, table)[:, 0] for outputs_KC in (ours_KC, theirs_KC)
-    )
-    return (ours_K - theirs_K) ** 2
+    """Squared difference of scores, (K,), in the units of the loss."""
+    theirs_K = own_outputs(theirs_KC, targets.term_ids, table)[:, 0]
+    return squared_errors(ours_KC, theirs_K, targets.term_ids, table)
 
 
 def cosine_divergence(ours_KD: Tensor, theirs_KD: Tensor, targets: Targets, table: TermTable) -> Tensor:

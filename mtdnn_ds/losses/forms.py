@@ -94,7 +94,7 @@ def build_losses(
         functions = {form: distilled(form, function, distillation) for form, function in functions.items()}
 
     return Losses(
-        table=term_table(layout, device),
+        table=term_table(layout, device, specs),
         functions={form: functions[form] for form in layout.forms},
         per_example={term.form: term.unit == "example" for term in layout.terms},
     )

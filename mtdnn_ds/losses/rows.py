@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from mtdnn_ds.batch import Targets
-from mtdnn_ds.losses.sums import TermTable, own_outputs
+from mtdnn_ds.losses.sums import TermTable, own_outputs, squared_errors
 
 
 def class_losses(outputs_KC: Tensor, targets: Targets, table: TermTable) -> Tensor:
@@ -36,8 +36,8 @@ def san_losses(outputs_KC: Tensor, targets: Targets, table: TermTable) -> Tensor
 
 
 def score_losses(outputs_KC: Tensor, targets: Targets, table: TermTable) -> Tensor:
-    """Squared error of the term's one column, (K,)."""
-    return (own_outputs(outputs_KC, targets.term_ids, table)[:, 0] - targets.labels) ** 2
+    """Squared error of the term's one column, (K,); in standard units where the task is standardized."""
+    return squared_errors(outputs_KC, targets.labels, targets.term_ids, table)
 
 
 def masked_token_losses(outputs_KV: Tensor, targets: Targets, table: TermTable) -> Tensor:

@@ -8,6 +8,7 @@ of one term.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from mtdnn_ds.tasks.layout import HeadLayout
+from mtdnn_ds.tasks.spec import TaskSpec
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,14 +33,18 @@ class TermTable:
 
     columns: Tensor  # (M, O) int64, a term's columns of its head; the first is repeated where it has fewer
     is_output: Tensor  # (M, O) bool
+    # (M,) float32: what a score's error is divided by; None where none is learnt in standard units
+    deviations: Tensor | None = None
 
     @property
     def num_terms(self) -> int:
         return int(self.columns.shape[0])
 
 
-def term_table(layout: HeadLayout, device: torch.device | str) -> TermTable:
-    """Tables for the losses; made once per run.
+def term_table(
+    layout: HeadLayout, device: torch.device | str, specs: Sequence[TaskSpec] | None = None
+) -> TermTable:
+    """Tables for the losses; made once per run. `specs`: the run's tasks; None: no score has a scale.
 
     Example: a term with columns 0, 1, 2 beside a score in column 3 gives columns [[0, 1, 2], [3, 3, 3]] and
     is_output [[T, T, T], [T, F, F]].
@@ -50,7 +56,14 @@ def term_table(layout: HeadLayout, device: torch.device | str) -> TermTable:
         columns.append([*term.columns] + [term.first_column] * lacking)
         is_output.append([True] * term.num_outputs + [False] * lacking)
 
+    deviations = None
+    scales = [specs[term.task].score_scale for term in layout.terms] if specs else []
+    if any(scales):
+        values = [scale[1] if scale else 1.0 for scale in scales]
+        deviations = torch.tensor(values, dtype=torch.float32, device=device)
+
     return TermTable(
+        deviations=deviations,
         columns=torch.tensor(columns, dtype=torch.int64, device=device),
         is_output=torch.tensor(is_output, device=device),
     )
@@ -59,6 +72,14 @@ def term_table(layout: HeadLayout, device: torch.device | str) -> TermTable:
 def own_outputs(outputs_KC: Tensor, term_ids_K: Tensor, table: TermTable) -> Tensor:
     """Each row's outputs of its own term, (K, O) float32; where not `is_output`, the term's first again."""
     return outputs_KC.float().gather(1, table.columns[term_ids_K])
+
+
+def squared_errors(outputs_KC: Tensor, others_K: Tensor, term_ids_K: Tensor, table: TermTable) -> Tensor:
+    """Squares of each score's distance to the other one, in the term's own units, (K,)."""
+    errors_K = own_outputs(outputs_KC, term_ids_K, table)[:, 0] - others_K
+    if table.deviations is not None:
+        errors_K = errors_K / table.deviations[term_ids_K]
+    return errors_K**2
 
 
 def sum_by_term(losses_U: Tensor, term_ids_U: Tensor, num_terms: int) -> LossSum:

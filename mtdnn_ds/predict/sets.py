@@ -61,6 +61,7 @@ class SetOfView:
         self.view, self.split = view, split
         self.makers, self.maker_of = makers, maker_of
         self.num_examples, self.lengths = makers[0].num_examples, makers[0].lengths
+        self.rows = makers[0].rows
         self._terms = terms
 
     def gather(self, examples_B: np.ndarray, epochs_B: np.ndarray) -> Gathered:

@@ -39,6 +39,7 @@ class WordRows:
         `positions_N`: each word's first token in its row, -1 for a word that has none.
         """
         self.split, self.num_examples, self.places = split, split.num_rows, places
+        self.rows = np.arange(split.num_rows)
         template = split.specials.single
         kept_R = np.minimum(split.row_lengths(), room_for_texts(template, max_length))
         self.lengths = kept_R + template.num_special

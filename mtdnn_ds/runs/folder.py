@@ -9,6 +9,7 @@ import json
 import platform
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
@@ -17,6 +18,7 @@ from typing import Any
 
 from mtdnn_ds import __version__
 from mtdnn_ds.config.errors import ConfigError
+from mtdnn_ds.data.cache.leaked_rows import LeakedRows
 from mtdnn_ds.data.plan.task_part import Plan
 
 LOCK = ".lock"  # runs/lock.py
@@ -177,10 +179,11 @@ def write_run_files(
     write_keeping_old(folder.path / "environment.json", json.dumps(environment, indent=1))
 
 
-def plan_record(plan: Plan) -> dict[str, Any]:
+def plan_record(plan: Plan, leaks: Mapping[str, LeakedRows]) -> dict[str, Any]:
     """plan.json: the mixture as planned, so that it can be compared with what was drawn without the data.
 
     `examples`: of each task in the first `steps[i]` steps, the last of which is the run's last.
+    `left_out`: training rows that data.drop_leaked_rows left out of each task, and where they stand.
     """
     steps = sorted({-(-plan.total_steps * part // PLAN_STEPS) for part in range(1, PLAN_STEPS + 1)})
     drawn = [plan.drawn(step).tolist() for step in steps]
@@ -194,6 +197,7 @@ def plan_record(plan: Plan) -> dict[str, Any]:
             for index, name in enumerate(plan.task_names)
             if name in plan.trained_tasks
         },
+        "left_out": {name: found.record() for name, found in leaks.items()},
     }
 
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -22,16 +22,19 @@ from mtdnn_ds.config.errors import ConfigError
 from mtdnn_ds.config.recipe import Recipe
 from mtdnn_ds.data.batches.loader import LoaderSettings
 from mtdnn_ds.data.cache.build import prepare
+from mtdnn_ds.data.cache.leaked_rows import TRAIN, LeakedRows
 from mtdnn_ds.data.cache.prepared_split import PreparedSplit
 from mtdnn_ds.data.cache.tokenize import load_tokenizer, special_tokens
 from mtdnn_ds.data.examples import Examples, make_examples
-from mtdnn_ds.data.examples.sampled import sampled, train_labels
+from mtdnn_ds.data.examples.sampled import sampled
 from mtdnn_ds.data.plan.rates import Mixture
 from mtdnn_ds.data.plan.step_plan import StepPlan, steps_for_epochs
 from mtdnn_ds.data.plan.task_part import Plan, TaskPart
 from mtdnn_ds.faults.heartbeat import announce
 from mtdnn_ds.model.multitask import MultiTaskNet, build_model
+from mtdnn_ds.runs.leaks import find_leaks, no_examples
 from mtdnn_ds.runs.schedule import num_warmup_steps
+from mtdnn_ds.runs.score_scales import first_scores, with_measured_scales
 from mtdnn_ds.tasks.layout import HeadLayout, head_layout
 from mtdnn_ds.tasks.saved_datasets import choices_made
 from mtdnn_ds.tasks.sharing import Sharing, share
@@ -47,6 +50,8 @@ class RunData:
     specs: tuple[TaskSpec, ...]
     layout: HeadLayout
     examples: dict[str, dict[str, Examples]]  # task -> split
+    # Training rows that nothing was made of (data.drop_leaked_rows), of the tasks that have some
+    leaks: Mapping[str, LeakedRows] = field(default_factory=dict)
 
     @property
     def train_sets(self) -> tuple[Examples, ...]:
@@ -70,59 +75,80 @@ class RunData:
 
 
 def prepare_run_data(
-    recipe: Recipe, specs: Sequence[TaskSpec], *, splits: Collection[str] | None = None
+    recipe: Recipe,
+    specs: Sequence[TaskSpec],
+    *,
+    splits: Collection[str] | None = None,
+    leaks: Mapping[str, LeakedRows] | None = None,
 ) -> RunData:
     """Every train and dev split, or those named, tokenized and made into examples, the same on every rank.
 
     They are prepared once: on rank 0, then on nodes that do not see its disk, then opened everywhere.
+    `leaks`: the training rows to be left out, instead of those that data.drop_leaked_rows finds.
     Collective: all ranks must call this. Raises ConfigError and DataError on all of them.
     """
     for line in choices_made(recipe, specs):
         log.info(line)
 
     if splits is None:
-        splits = {name for spec in specs for name in ("train", *spec.dev_splits)}
+        splits = {name for spec in specs for name in (TRAIN, *spec.dev_splits)}
+    looks_for_leaks = recipe.data.drop_leaked_rows and leaks is None and TRAIN in splits
+    read = set(splits)
+    if looks_for_leaks:
+        read |= {name for spec in specs for name in spec.splits}
     path = tokenizer_path(recipe)
 
-    def run(*, build: bool) -> dict[str, dict[str, Examples]]:
+    def prepared(*, build: bool) -> dict[str, dict[str, PreparedSplit]]:
         announce("tokenizing")
-        prepared = prepare(
+        return prepare(
             specs,
             tokenizer_path=path,
             cache_dir=recipe.data.cache_dir,
             on_bad_row=recipe.data.on_bad_row,
-            splits=splits,
+            splits=read,
             build=build,
             quiet=not build,
             trust_remote_code=recipe.encoder.trust_remote_code,
         )
-        return {
-            spec.name: {
-                name: _examples(recipe, spec, name, split) for name, split in prepared[spec.name].items()
-            }
-            for spec in specs
-        }
 
-    def build_on_main() -> None:
-        run(build=True)
+    def build_on_main() -> Mapping[str, LeakedRows]:
+        found = prepared(build=True)
+        return find_leaks(found) if looks_for_leaks else leaks or {}
 
     def build_on_node() -> None:
         if dist.local_rank() == 0 and not dist.is_main():
-            run(build=True)  # finds rank 0's cache on a shared disk, else builds this node's own
+            prepared(build=True)  # finds rank 0's cache on a shared disk, else builds this node's own
 
-    dist.on_main(build_on_main)
+    leaks = dist.on_main(build_on_main)
     dist.on_all(build_on_node)
+    rows = prepared(build=False)
+    examples = {
+        spec.name: {
+            name: _examples(recipe, spec, name, split, leaks)
+            for name, split in rows[spec.name].items()
+            if name in splits
+        }
+        for spec in specs
+    }
+
     # Dev splits of tasks that are not trained are prepared all the same, as those of the whole mixture's run.
-    scored = scored_specs(specs, recipe.mixture.only_task)
-    return RunData(specs=scored, layout=head_layout(specs), examples=run(build=False))
+    specs = scored_specs(with_measured_scales(specs, examples), recipe.mixture.only_task)
+    return RunData(specs=specs, layout=head_layout(specs), examples=examples, leaks=leaks)
 
 
-def _examples(recipe: Recipe, spec: TaskSpec, name: str, split: PreparedSplit) -> Examples:
-    """A split's examples, of training the sampled ones.
+def _examples(
+    recipe: Recipe, spec: TaskSpec, name: str, split: PreparedSplit, leaks: Mapping[str, LeakedRows]
+) -> Examples:
+    """A split's examples, of training the sampled ones, without leaked rows.
 
     Raises ConfigError if one is longer than a micro-batch.
     """
-    examples = make_examples(spec, split, max_length=recipe.encoder.max_length, seed=recipe.train.seed)
+    left_out = leaks[spec.name].rows if name == TRAIN and spec.name in leaks else None
+    examples = make_examples(
+        spec, split, max_length=recipe.encoder.max_length, seed=recipe.train.seed, left_out=left_out
+    )
+    if not examples.num_examples:
+        raise no_examples(spec.name)
 
     longest, room = int(examples.lengths.argmax()), recipe.batch.max_tokens_per_micro_batch
     if examples.lengths[longest] > room:
@@ -134,7 +160,7 @@ def _examples(recipe: Recipe, spec: TaskSpec, name: str, split: PreparedSplit) -
         )
 
     settings = recipe.tasks[spec.name]
-    if name != "train" or settings.train_fraction is None:
+    if name != TRAIN or settings.train_fraction is None:
         return examples
     return sampled(examples, spec, fraction=settings.train_fraction, seed=settings.sample_seed or 0)
 
@@ -282,7 +308,7 @@ def run_model(
         dropout=recipe.train.dropout,
         fused_layer_norm=encoder.fused_layer_norm,
         sharing=recipe_sharing(recipe),
-        first_score=_first_scores(data),
+        first_score=first_scores(data.specs, data.examples),
     )
 
     most = model.encoder.max_positions
@@ -299,19 +325,6 @@ def run_model(
             f"and the encoder {encoder.path} knows {num_known:,}; use the encoder's own"
         )
     return model
-
-
-def _first_scores(data: RunData) -> dict[str, float]:
-    """What each regression answers before its first step: the mean of its training scores.
-
-    From 0, the squared errors of scores like STS-B's (0 to 5) would be ten times every other loss, and fill
-    the clipped gradient.
-    """
-    return {
-        spec.name: float(train_labels(data.examples[spec.name]["train"]).mean(dtype=np.float64))
-        for spec in data.specs
-        if spec.kind == "regression" and spec.name in data.examples
-    }
 
 
 def settings_dict(recipe: Recipe) -> dict[str, Any]:

@@ -136,9 +136,7 @@ def glue_task(
         # MNLI's label is addressed by name: official dev files have label1..label5 before gold_label,
         # train.tsv only label1.
         # Some lines of QQP's official files are cut short; its readers everywhere pass over them.
-        folder=tsv_sources(
-            folder, tsv_columns, tsv_label, files=files, short_rows_left_out=config == "qqp"
-        ),
+        folder=tsv_sources(folder, tsv_columns, tsv_label, files=files, short_rows_left_out=config == "qqp"),
     )
 
 

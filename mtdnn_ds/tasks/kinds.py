@@ -58,6 +58,7 @@ KINDS: Mapping[str, KindFacts] = {
     "regression": KindFacts(
         metrics=("pearson", "spearman"),
         texts=(1, 2),
+        options={"standardize": False},
         pipeline="text-classification",
         plain_class="ForSequenceClassification",
         takes_plain_head=True,

@@ -31,6 +31,11 @@ Format = Literal[
     "conversations",
 ]
 
+STANDARDIZE = "standardize"  # the option of TaskSpec.score_scale
+
+ScoreScale = tuple[float, float]
+"""Mean and deviation: a score s is learnt as (s - mean) / deviation."""
+
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")  # of modules in a state dict, and of kinds in a recipe
 
 
@@ -84,6 +89,19 @@ class TaskSpec:
         """Evaluation splits, "dev" first."""
         names = [name for name in self.splits if name.startswith("dev")]
         return tuple(sorted(names, key=lambda name: (name != "dev", name)))
+
+    @property
+    def score_scale(self) -> ScoreScale | None:
+        """Of a regression whose scores are learnt in standard units; None: as they are.
+
+        With `standardize: true` it is known of a run's own specs (runs/score_scales.py).
+        """
+        scale = self.options.get(STANDARDIZE)
+        if not scale:
+            return None
+        assert scale is not True, f"the scores of {self.name} have not been measured"
+        mean, deviation = scale
+        return mean, deviation
 
 
 def scored_specs(specs: Sequence[TaskSpec], only_task: str | None) -> tuple[TaskSpec, ...]:

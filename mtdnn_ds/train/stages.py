@@ -25,6 +25,7 @@ from mtdnn_ds.files import replace_file, writing
 from mtdnn_ds.monitor.console import silenced, text_table
 from mtdnn_ds.runs.folder import RunFolder, write_keeping_old
 from mtdnn_ds.runs.lock import locked
+from mtdnn_ds.runs.score_scales import measured_recipe
 from mtdnn_ds.runs.setup import build_plan, prepare_run_data
 from mtdnn_ds.runs.state import check_fit
 from mtdnn_ds.tasks.spec import TaskSpec
@@ -169,7 +170,7 @@ def _standing(run: StageRun) -> _Standing:
 
     with silenced():  # the run itself says this again
         teacher_outputs = find_teacher_outputs(run.recipe, data)
-    fresh = fresh_state(run.recipe, plan, run.deepspeed, teacher_outputs)
+    fresh = fresh_state(measured_recipe(run.recipe, data.specs), plan, run.deepspeed, teacher_outputs)
     check_fit(str(checkpoint.path), checkpoint.run_state, fresh, plan)
     return _Standing(step=checkpoint.step, total_steps=plan.total_steps, run_state=checkpoint.run_state)
 

@@ -31,6 +31,7 @@ from mtdnn_ds.monitor.progress import Progress
 from mtdnn_ds.monitor.run_monitor import Event, RunMonitor
 from mtdnn_ds.runs.folder import RunFolder, plan_record, write_run_files
 from mtdnn_ds.runs.prediction_space import log_prediction_spaces
+from mtdnn_ds.runs.score_scales import measured_recipe
 from mtdnn_ds.runs.setup import (
     RunData,
     build_plan,
@@ -121,6 +122,7 @@ def start_run(
     if checkpoint is None:
         source = find_source(recipe)
     data = prepare_run_data(recipe, specs)
+    recipe, specs = measured_recipe(recipe, data.specs), data.specs
 
     # Plan: which examples make up each step, and where in it the run stands.
     plan = build_plan(recipe, data)
@@ -238,7 +240,7 @@ def _open_folder(
             recipe_yaml=recipe_yaml,
             deepspeed_config=deepspeed.config,
             topology=state.topology,
-            plan=plan_record(plan),
+            plan=plan_record(plan, data.leaks),
         )
 
         monitor = RunMonitor(

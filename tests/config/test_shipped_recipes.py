@@ -1,6 +1,4 @@
-"""What the shipped GLUE recipes promise: evaluation takes a small part of the compute, the small tasks are seen
-often enough. Sizes are those of the official files.
-"""
+"""What the shipped GLUE recipes promise of their compute. Sizes are those of the official files."""
 
 from __future__ import annotations
 

@@ -82,6 +82,7 @@ class Base:
 
     def __init__(self, labels: np.ndarray) -> None:
         self.split, self.num_examples, self.lengths = Split(labels), len(labels), np.arange(len(labels)) + 5
+        self.rows = np.arange(len(labels))
 
     def gather(self, examples_B: np.ndarray, epochs_B: np.ndarray) -> Any:
         return examples_B.tolist(), epochs_B.tolist()

@@ -253,6 +253,7 @@ class FixedExamples:
 
     num_examples = 3
     lengths = np.array([4, 4, 4])
+    rows = np.arange(3)
     split: Any = None
 
     def __init__(self, width: int) -> None:

@@ -18,6 +18,8 @@ from mtdnn_ds.counter_hash import mix
 from mtdnn_ds.data.cache.prepared_split import PreparedSplit, Shard
 from mtdnn_ds.data.ragged import places_within
 
+HASHES_PER_PASS = 2**24  # that are held at once by those who compare them; about 0.5 GB with their order
+
 _TOKENS_PER_BLOCK = 2**20
 
 

@@ -76,6 +76,11 @@ class Examples(Protocol):
         """
         ...
 
+    @property
+    def rows(self) -> np.ndarray:
+        """(E,) int64: the row of the split that each example was made of."""
+        ...
+
     def gather(self, examples_B: np.ndarray, epochs_B: np.ndarray) -> Gathered:
         """Sequences and targets of the given examples.
 

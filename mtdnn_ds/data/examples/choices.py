@@ -24,7 +24,7 @@ class ChoiceExamples:
 
     def __init__(self, spec: TaskSpec, split: PreparedSplit, *, max_length: int) -> None:
         self.spec, self.split, self.max_length = spec, split, max_length
-        self.num_examples = split.num_rows
+        self.num_examples, self.rows = split.num_rows, np.arange(split.num_rows)
 
         # A row's first text goes with each of the others.
         texts_R, text_lengths = split.texts_per_row(), split.text_lengths()

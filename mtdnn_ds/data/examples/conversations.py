@@ -44,6 +44,7 @@ class ConversationExamples:
             keeps_end_of_first=True,
         )
         self.num_examples, self.lengths = self.windows.num_windows, self.windows.lengths
+        self.rows = self.windows.rows
 
         self.is_free_R = split.number_column("is_free").astype(bool)
         first_R, last_R = self.windows.tokens_of(

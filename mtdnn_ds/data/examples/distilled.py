@@ -27,6 +27,7 @@ class DistilledExamples:
         assert len(soft.offsets) == base.num_examples + 1, (len(soft.offsets), base.num_examples)
         self.base, self.soft = base, soft
         self.split, self.num_examples, self.lengths = base.split, base.num_examples, base.lengths
+        self.rows = base.rows
 
     def gather(self, examples_B: np.ndarray, epochs_B: np.ndarray) -> Gathered:
         gathered = self.base.gather(examples_B, epochs_B)

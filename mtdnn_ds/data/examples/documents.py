@@ -68,7 +68,16 @@ def cut_chunks(
 class DocumentExamples:
     """Sequences of one chunk, or of a chunk's two segments with `next_sentence`."""
 
-    def __init__(self, spec: TaskSpec, split: PreparedSplit, *, max_length: int, seed: int) -> None:
+    def __init__(
+        self,
+        spec: TaskSpec,
+        split: PreparedSplit,
+        *,
+        max_length: int,
+        seed: int,
+        left_out: np.ndarray | None = None,
+    ) -> None:
+        """`left_out`: documents that no random segment is taken from."""
         self.split, self.spec = split, spec
         self._mask_rate = float(spec.options["mask_rate"])
         self._whole_words = spec.options["masking"] == "whole_word"
@@ -105,10 +114,13 @@ class DocumentExamples:
         self.num_examples = len(self._begins)
         self.lengths = self._ends - self._begins + self._template.num_special
 
-        self._documents = np.searchsorted(self._document_ends, self._begins, side="right")
-        self._longest_first = np.argsort(-lengths_D, kind="stable")
+        self.rows = np.searchsorted(self._document_ends, self._begins, side="right")
+        longest_first = np.argsort(-lengths_D, kind="stable")
+        if left_out is not None:
+            longest_first = longest_first[~np.isin(longest_first, left_out)]
+        self._longest_first = longest_first
         self._negative_lengths = -lengths_D[self._longest_first]
-        self._place = np.empty_like(self._longest_first)  # of each document, from the longest on
+        self._place = np.zeros_like(lengths_D)  # of each document, from the longest on
         self._place[self._longest_first] = np.arange(len(self._longest_first))
         self._check()
 
@@ -116,14 +128,14 @@ class DocumentExamples:
         where = f"tasks.{self.spec.name}: {self.split.split}"
         if self.num_examples == 0:
             raise DataError(f"{where}: its documents have no tokens")
-        if self._next_sentence and len(np.unique(self._documents)) < 2:
+        if self._next_sentence and len(np.intersect1d(self.rows, self._longest_first)) < 2:
             raise DataError(
                 f"{where}: next_sentence takes random segments from other documents, and there is only one: "
                 "separate documents by blank lines (.txt), or set next_sentence to false"
             )
 
     def source_row(self, example: int) -> int:
-        return int(self.split.source_rows[self._documents[example]])
+        return int(self.split.source_rows[self.rows[example]])
 
     def gather(self, examples_B: np.ndarray, epochs_B: np.ndarray) -> Gathered:
         epoch_keys_B = epoch_keys(self._seed, self._stream, epochs_B.astype(np.uint64))
@@ -200,7 +212,7 @@ class DocumentExamples:
         self, examples_B: np.ndarray, keys_B: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(B,) each: where a chunk is cut, where its second segment begins, and if that is next or random."""
-        begin_B, end_B, own_B = self._begins[examples_B], self._ends[examples_B], self._documents[examples_B]
+        begin_B, end_B, own_B = self._begins[examples_B], self._ends[examples_B], self.rows[examples_B]
 
         # At an end of a sentence within the chunk; without any, at any token.
         low_B = np.searchsorted(self._bounds, begin_B, side="right")

@@ -25,7 +25,7 @@ class PairExamples:
 
     def __init__(self, spec: TaskSpec, split: PreparedSplit, *, max_length: int) -> None:
         self.spec, self.split, self.max_length = spec, split, max_length
-        self.num_examples = split.num_rows
+        self.num_examples, self.rows = split.num_rows, np.arange(split.num_rows)
 
         template = split.specials.single
         kept_R2 = np.minimum(split.text_lengths().reshape(-1, 2), room_for_texts(template, max_length))

@@ -1,4 +1,5 @@
-"""A sample of another set of training examples: fewer of them, each as it was. Decides which; changes none.
+"""A part of another set of training examples: fewer of them, each as it was. Decides which of a sample;
+changes none.
 
 Of n examples a fraction f keeps floor(f n), as MT-DNN's domain adaptation counts them (Liu et al. 2019,
 arXiv:1901.11504, table 5: SNLI's 549,367 rows give 549, 5,493 and 54,936; SciTail's 23,596 give 23, 235 and
@@ -27,7 +28,7 @@ SCORE_BINS = 10  # of a regression's labels, as many rows in each
 
 
 class SampledExamples:
-    """Examples `chosen_E` of `base`.
+    """Examples `chosen_E` of `base`, which may be such a set itself.
 
     Masks and rows stay those of the base's example; the fingerprint names the sample.
     """
@@ -35,7 +36,7 @@ class SampledExamples:
     def __init__(self, base: Examples, chosen_E: np.ndarray) -> None:
         self.base, self.chosen_E = base, chosen_E
         self.num_examples = len(chosen_E)
-        self.lengths = base.lengths[chosen_E]
+        self.lengths, self.rows = base.lengths[chosen_E], base.rows[chosen_E]
         contents = base.split.fingerprint.encode() + chosen_E.astype("<i8").tobytes()
         self.split = replace(base.split, fingerprint=hashlib.sha256(contents).hexdigest())
 
@@ -61,9 +62,9 @@ def sampled(base: Examples, spec: TaskSpec, *, fraction: float, seed: int) -> Ex
     strata_N = np.zeros(base.num_examples, dtype=np.int64)
     by_class = spec.kind == "classification"
     if by_class:
-        strata_N = base.split.labels.astype(np.int64)
+        strata_N = train_labels(base).astype(np.int64)
     elif spec.kind == "regression":
-        rank_N = np.argsort(np.argsort(base.split.labels, kind="stable"), kind="stable")
+        rank_N = np.argsort(np.argsort(train_labels(base), kind="stable"), kind="stable")
         strata_N = rank_N * SCORE_BINS // base.num_examples
 
     chosen_E = choose(strata_N, fraction=fraction, seed=seed, task=spec.name, each_stratum=by_class)
@@ -71,15 +72,21 @@ def sampled(base: Examples, spec: TaskSpec, *, fraction: float, seed: int) -> Ex
 
 
 def train_labels(examples: Examples) -> np.ndarray:
-    """Labels of a training set of one row an example, without those that a sample leaves out."""
+    """Labels of a training set of one row an example, without those of rows left out."""
     return values_of_rows(examples, examples.split.labels)
 
 
 def values_of_rows(examples: Examples, values_R: np.ndarray) -> np.ndarray:
-    """What a row has, of a training set of one row an example: without those that a sample leaves out."""
-    if isinstance(examples, SampledExamples):
-        return values_R[examples.chosen_E]
-    return values_R
+    """What a row has, of a training set of one row an example: without those of rows left out."""
+    return values_R[examples.rows]
+
+
+def without_rows(base: Examples, rows: np.ndarray) -> Examples:
+    """`base` without the examples that were made of `rows` of its split; `base` itself if there are none."""
+    chosen_E = np.flatnonzero(~np.isin(base.rows, rows))
+    if len(chosen_E) == base.num_examples:
+        return base
+    return SampledExamples(base, chosen_E)
 
 
 def choose(strata_N: np.ndarray, *, fraction: float, seed: int, task: str, each_stratum: bool) -> np.ndarray:

@@ -42,6 +42,7 @@ class SpanExamples:
 
         self.windows = Windows(split, task=spec.name, max_length=max_length, stride=spec.options["stride"])
         self.num_examples, self.lengths = self.windows.num_windows, self.windows.lengths
+        self.rows = self.windows.rows
         self.answers = self.windows.tokens_of(
             split.number_column("answer_start"), split.number_column("answer_end")
         )

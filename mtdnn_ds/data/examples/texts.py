@@ -19,7 +19,7 @@ class TextExamples:
 
     def __init__(self, spec: TaskSpec, split: PreparedSplit, *, max_length: int) -> None:
         self.spec, self.split, self.max_length = spec, split, max_length
-        self.num_examples = split.num_rows
+        self.num_examples, self.rows = split.num_rows, np.arange(split.num_rows)
         self.lengths = split.lengths(max_length).astype(np.int64)
 
     def gather(self, examples_B: np.ndarray, epochs_B: np.ndarray) -> Gathered:

@@ -32,11 +32,11 @@ class WordExamples:
         template = split.specials.single
         row_lengths_R = split.row_lengths()
         kept_R = np.minimum(row_lengths_R, room_for_texts(template, max_length))
-        self._rows_E = np.flatnonzero(kept_R)
-        self._kept_E = kept_R[self._rows_E]
-        if not self._rows_E.size:
+        self.rows = np.flatnonzero(kept_R)
+        self._kept_E = kept_R[self.rows]
+        if not self.rows.size:
             raise DataError(f"{split.task}/{split.split}: no word has a token")
-        self.num_examples = len(self._rows_E)
+        self.num_examples = len(self.rows)
         self.lengths = self._kept_E + template.num_special
         self._prefix_length = len(template.prefix)
 
@@ -50,12 +50,12 @@ class WordExamples:
         self._labels = split.list_values("tags")[self._supervised].astype(np.float32)
         if spec.custom is None:
             self._labels[self._labels == UNKNOWN_TAG] = np.nan
-        self._counts_E = np.bincount(row_of_N[self._supervised], minlength=split.num_rows)[self._rows_E]
+        self._counts_E = np.bincount(row_of_N[self._supervised], minlength=split.num_rows)[self.rows]
         self._begins_E = starts_of(self._counts_E)
 
     def gather(self, examples_B: np.ndarray, epochs_B: np.ndarray) -> Gathered:
         # The words of a row stand end to end, so a row's tokens are those from its first word on.
-        rows_B = self._rows_E[examples_B]
+        rows_B = self.rows[examples_B]
         tokens = self.split.texts(rows_B, 0).first(self._kept_E[examples_B])
         input_ids, token_type_ids, lengths = self.split.assemble(tokens, None)
 
@@ -100,4 +100,4 @@ class WordExamples:
         return [each.tolist() for each in np.split(names[tags_N], ends)]
 
     def source_row(self, example: int) -> int:
-        return int(self.split.source_rows[self._rows_E[example]])
+        return int(self.split.source_rows[self.rows[example]])

@@ -55,8 +55,9 @@ def checked_rows(
     """Usable rows in file order; left-out rows are counted by reason in `skipped`, complete at the end.
 
     `grouped` makes one row of several (ranking: all candidates of a question). Rows whose annotators did not
-    agree (label words of `NO_GOLD_LABEL`), and QQP's broken ones, are left out in either mode. Raises DataError, at the end of the
-    source, if it has bad rows and `on_bad_row` is "refuse" (the first 10 are listed), or if no row is left.
+    agree (label words of `NO_GOLD_LABEL`), and QQP's broken ones, are left out in either mode. Raises
+    DataError, at the end of the source, if it has bad rows and `on_bad_row` is "refuse" (the first 10 are
+    listed), or if no row is left.
     """
     rows = _usable_rows(source, parse, on_bad_row=on_bad_row, skipped=skipped)
     if grouped is None:

@@ -21,7 +21,7 @@ from mtdnn_ds.model.heads.pooler import MeanPooler
 from mtdnn_ds.model.heads.san import PREDICTION_DROPOUT, SanBank
 from mtdnn_ds.tasks.layout import BANKS, HeadLayout
 from mtdnn_ds.tasks.sharing import Sharing
-from mtdnn_ds.tasks.spec import TaskSpec
+from mtdnn_ds.tasks.spec import ScoreScale, TaskSpec
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,6 +73,7 @@ def build_head(
             seed=settings.seed,
             purpose=f"{name}_head",
             first_bias=_first_bias(name, specs, layout, first_score),
+            score_scales=_score_scales(name, specs, layout),
         )
     if name == "embedding":
         return MeanPooler()
@@ -107,13 +108,20 @@ def build_head(
 def _first_bias(
     name: str, specs: Sequence[TaskSpec], layout: HeadLayout, first_score: Mapping[str, float]
 ) -> dict[int, float]:
-    """Column of each score -> what it answers at first."""
+    """Column of each score -> the bias by which it answers `first_score`."""
     first_bias = {}
     for term in layout.terms:
-        task = specs[term.task].name
-        if term.head == name and term.form == "score" and task in first_score:
-            first_bias[term.first_column] = first_score[task]
+        spec = specs[term.task]
+        if term.head == name and term.form == "score" and spec.name in first_score:
+            mean, deviation = spec.score_scale or (0.0, 1.0)
+            first_bias[term.first_column] = (first_score[spec.name] - mean) / deviation
     return first_bias
+
+
+def _score_scales(name: str, specs: Sequence[TaskSpec], layout: HeadLayout) -> dict[int, ScoreScale]:
+    """Columns of the head whose scores are learnt in standard units."""
+    scales = {term.first_column: specs[term.task].score_scale for term in layout.terms if term.head == name}
+    return {column: scale for column, scale in scales.items() if scale is not None}
 
 
 def reads_pooled(layout: HeadLayout, head: str) -> bool:

@@ -14,6 +14,7 @@ from torch.nn import functional
 from mtdnn_ds.model.dropout.counter_dropout import STREAM
 from mtdnn_ds.model.dropout.counter_masks import row_counter_dropout
 from mtdnn_ds.model.seeded import seeded_normal_
+from mtdnn_ds.tasks.spec import ScoreScale
 
 
 class LinearBank(nn.Module):
@@ -36,12 +37,14 @@ class LinearBank(nn.Module):
         seed: int,
         purpose: str,
         first_bias: Mapping[int, float] | None = None,
+        score_scales: Mapping[int, ScoreScale] | None = None,
     ) -> None:
         """Weights are drawn from N(0, initializer_range^2), biases are 0.
 
         `dropout_M`: probability in [0, 1) before the columns of each term of the run.
 
         `first_bias`: column -> its bias before training (what a regression answers at first).
+        `score_scales`: column -> mean and deviation, where outputs are mean + deviation * (W x + b).
         """
         super().__init__()
         self.weight = nn.Parameter(torch.empty(num_columns, hidden_size))
@@ -49,6 +52,9 @@ class LinearBank(nn.Module):
         seeded_normal_(self.weight, std=initializer_range, seed=seed, purpose=purpose)
         for column, value in (first_bias or {}).items():
             self.bias.data[column] = value
+
+        # No buffer: engines would round it to the number format of the weights.
+        self.score_scales = dict(score_scales or {})
 
         self.has_dropout = any(probability > 0 for probability in dropout_M)
         self.dropout_M: Tensor
@@ -61,7 +67,33 @@ class LinearBank(nn.Module):
         """
         if self.training and self.has_dropout:
             states_KD = term_dropout(self, states_KD, term_ids_K, keys_K)
-        return functional.linear(states_KD, self.weight, self.bias)
+        outputs_KC = functional.linear(states_KD, self.weight, self.bias)
+        if not self.score_scales:
+            return outputs_KC
+        return _in_own_units(outputs_KC.float(), self.score_scales)
+
+
+def _in_own_units(outputs_KC: Tensor, score_scales: Mapping[int, ScoreScale]) -> Tensor:
+    columns = list(outputs_KC.unbind(dim=1))
+    for column, (mean, deviation) in score_scales.items():
+        columns[column] = mean + deviation * columns[column]
+    return torch.stack(columns, dim=1)
+
+
+def in_scale(
+    weight_CD: Tensor, bias_C: Tensor, *, theirs: ScoreScale | None, ours: ScoreScale | None
+) -> tuple[Tensor, Tensor]:
+    """Weight and bias that answer in the scale `ours` what the given ones answer in `theirs`.
+
+    None: scores as they are. From m + d (W x + b) = m' + d' (W' x + b') follow W' = W d / d' and
+    b' = (m + d b - m') / d'.
+    """
+    if theirs == ours:
+        return weight_CD, bias_C
+    (mean, deviation), (own_mean, own_deviation) = theirs or (0.0, 1.0), ours or (0.0, 1.0)
+    weight = weight_CD.double() * deviation / own_deviation
+    bias = (mean + deviation * bias_C.double() - own_mean) / own_deviation
+    return weight.to(weight_CD.dtype), bias.to(bias_C.dtype)
 
 
 def term_dropout(head: nn.Module, rows_KD: Tensor, term_ids_K: Tensor, keys_K: Tensor | None) -> Tensor:

@@ -117,7 +117,8 @@ def answers(loaded: LoadedRun, data: RunData, wanted: Sequence[tuple[str, str]])
 
 def _outputs_of(teacher: Teacher, recipe: Recipe, data: RunData) -> TeacherOutputs:
     run = teacher.run
-    theirs = prepare_run_data(recipe.model_copy(update={"encoder": run.recipe.encoder}), teacher.specs)
+    own_encoder = recipe.model_copy(update={"encoder": run.recipe.encoder})
+    theirs = prepare_run_data(own_encoder, teacher.specs, leaks=data.leaks)
     weights = dist.on_main(lambda: weights_sha256(read_weights(run.weights_folder)))
 
     keys = {}

@@ -24,6 +24,7 @@ from mtdnn_ds.config.encoder_path import resolve_encoder_path
 from mtdnn_ds.config.errors import CheckpointError, ConfigError
 from mtdnn_ds.config.recipe import Recipe
 from mtdnn_ds.model.encoder import PackedEncoder
+from mtdnn_ds.model.heads.linear_bank import in_scale
 from mtdnn_ds.model.multitask import MultiTaskNet
 from mtdnn_ds.runs.setup import recipe_sharing
 from mtdnn_ds.tasks.kinds import KINDS, PLAIN_CLASSES
@@ -265,6 +266,8 @@ def _set_columns(
     for kind, (name, theirs) in last.items():
         _check_shape(theirs, bank[kind][columns], f"{head.folder}: {name}", spec)
         bank[kind][columns] = theirs[list(head.order)].float()
+    scaled = in_scale(bank["weight"][columns], bank["bias"][columns], theirs=None, ours=spec.score_scale)
+    bank["weight"][columns], bank["bias"][columns] = scaled
     model.heads[term.head].load_state_dict(bank)
 
 

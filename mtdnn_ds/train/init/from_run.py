@@ -20,6 +20,7 @@ from mtdnn_ds.checkpoint.weights import read_weights
 from mtdnn_ds.config.errors import CheckpointError
 from mtdnn_ds.config.load import load_recipe
 from mtdnn_ds.config.recipe import Recipe
+from mtdnn_ds.model.heads.linear_bank import in_scale
 from mtdnn_ds.model.multitask import MultiTaskNet
 from mtdnn_ds.model.sharing import ENCODER, carried_encoder
 from mtdnn_ds.runs.folder import RunFolder
@@ -28,7 +29,7 @@ from mtdnn_ds.runs.setup import recipe_sharing
 from mtdnn_ds.tasks.layout import HeadLayout, head_layout
 from mtdnn_ds.tasks.resolve import resolve_tasks
 from mtdnn_ds.tasks.sharing import Sharing
-from mtdnn_ds.tasks.spec import TaskSpec
+from mtdnn_ds.tasks.spec import ScoreScale, TaskSpec
 
 Value = TypeVar("Value")
 
@@ -55,6 +56,7 @@ class _Slot:
     num_outputs: int
     first_column: int
     index: int  # among the terms of its head
+    score_scale: ScoreScale | None
 
     @property
     def columns(self) -> slice:
@@ -171,6 +173,7 @@ def _slots(layout: HeadLayout, specs: Sequence[TaskSpec], head: str) -> dict[str
             num_outputs=term.num_outputs,
             first_column=term.first_column,
             index=index,
+            score_scale=spec.score_scale,
         )
     return slots
 
@@ -252,11 +255,15 @@ def _carry(
         assert theirs is not None, "a term with columns has its like there"
         for rest in columns_first:
             state[rest][ours.columns] = of_head[rest][theirs.columns]
+        if ours.score_scale != theirs.score_scale:  # it keeps answering the same
+            own = (state[rest][ours.columns] for rest in ("weight", "bias"))
+            scaled = in_scale(*own, theirs=theirs.score_scale, ours=ours.score_scale)
+            state["weight"][ours.columns], state["bias"][ours.columns] = scaled
         for rest in getattr(head, "per_term", ()):
             state[rest][ours.index] = of_head[rest][theirs.index]
         if module is not None:
-            own = _below(of_head, module, theirs)
-            state |= {f"{module}.{ours.index}.{rest}": tensor for rest, tensor in own.items()}
+            of_term = _below(of_head, module, theirs)
+            state |= {f"{module}.{ours.index}.{rest}": tensor for rest, tensor in of_term.items()}
     return state
 
 

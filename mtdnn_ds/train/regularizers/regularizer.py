@@ -216,7 +216,7 @@ def build_regularizer(
         is_on_N=is_on_N,
         is_on_M=torch.tensor(is_on_M, dtype=torch.float32, device=device),
         forms=tuple(form for form in layout.forms if form in COMPARABLE_FORMS and form in forms_on),
-        table=term_table(layout, device),
+        table=term_table(layout, device, specs),
         factor=settings.factor,
         num_ascents=settings.ascent_steps or {"smart": 1, "freelb": 3, "r_drop": 0}[settings.name],
         ball=_ball(settings),
