@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from mtdnn_ds.experiments.paired import paired_difference
+from mtdnn_ds.report.paired import paired_difference
 
 from benchmarks.learning.runs import Result
 from benchmarks.learning.tables import Table
@@ -41,7 +41,7 @@ def _difference(
     if is_reference or not pairs:
         return ["", "", ""]
     paired = paired_difference([of_way[key] for key in pairs], [of_reference[key] for key in pairs])
-    return [paired.mean_and_spread, paired.interval, paired.verdict]
+    return [paired.mean_text, paired.interval_text, paired.verdict]
 
 
 def _scores(results: Sequence[Result], way: str, task: str, place: Place) -> dict[Place, float]:
