@@ -35,7 +35,7 @@ def main() -> int:
     parser.add_argument("--output_dir", type=Path, default=Path("runs/learning"))
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the committed results")
     arguments = parser.parse_args()
-    configure_logging("info", dist.rank())
+    configure_logging("warning", dist.rank())
 
     table = TABLES[arguments.table]
     seeds = table.seeds

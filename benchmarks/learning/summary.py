@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from mtdnn_ds.report.paired import paired_difference
-
 from benchmarks.learning.runs import Result
 from benchmarks.learning.tables import Table
+from mtdnn_ds.report.paired import paired_difference
 from mtdnn_ds.report.tables import mean_and_spread
 from mtdnn_ds.tasks.metrics import task_score
 
