@@ -56,7 +56,7 @@ class _Slot:
     num_outputs: int
     first_column: int
     index: int  # among the terms of its head
-    score_scale: ScoreScale | None
+    score_scale: ScoreScale | None = None
 
     @property
     def columns(self) -> slice:
