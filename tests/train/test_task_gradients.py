@@ -57,7 +57,7 @@ def trained_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "encoder": {"path": str(ROOT / "recipes/encoders/tiny"), "random_init": True, "max_length": 32},
         "tasks": {name: tasks[name] for name in TASKS},
         "mixture": {"rates": "uniform"},
-        "batch": {"examples_per_step": 24},
+        "batch": {"examples_per_step": 12},
         "optimizer": {"name": "adamw", "lr": 1e-3},
         "schedule": {"warmup": 0},
         "train": {"steps": STEPS, "seed": 3, "save_every": STEPS},
@@ -116,6 +116,27 @@ def test_the_only_task_of_a_step_has_the_steps_own_norm(trained_runs: Path, sett
         assert list(line["task_grad_norm"]) == list(line["task_examples"])
         (norm,) = line["task_grad_norm"].values()
         assert norm == pytest.approx(line["grad_norm"], rel=ROUNDING[setting.precision]), line["step"]
+
+
+@pytest.mark.distributed
+def test_fp16_norms_are_those_of_unscaled_gradients(trained_runs: Path) -> None:
+    """Measured at the present loss scale and divided by it: null where that overflows, as the step itself does
+    at first.
+    """
+    scaling = {"enabled": True, "initial_scale_power": 24, "hysteresis": 1, "loss_scale_window": 1000}
+    config = {"zero_optimization": {"stage": 2}, "fp16": scaling}
+    job = {
+        "recipe": str(trained_runs / "recipe.yaml"),
+        "deepspeed_config": str(write_json(trained_runs / "fp16.json", config)),
+        "output_dir": str(trained_runs / "fp16"),
+        "overrides": {"train.gradient_norms_every": "1", **ONE_TASK_A_STEP},
+    }
+    run_jobs([job], trained_runs, 1, worker="fp16_on_cpu.py")
+    lines = training_lines(trained_runs / "fp16")
+    assert [line["skipped"] > 0 for line in lines] == [True, False, False, False]
+    for line in lines:
+        (norm,) = line["task_grad_norm"].values()
+        assert norm == (None if line["skipped"] else pytest.approx(line["grad_norm"], rel=2e-2))
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
