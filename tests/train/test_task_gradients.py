@@ -120,7 +120,7 @@ def test_the_only_task_of_a_step_has_the_steps_own_norm(trained_runs: Path, sett
 
 @pytest.mark.distributed
 def test_fp16_norms_are_those_of_unscaled_gradients(trained_runs: Path) -> None:
-    """Measured at the present loss scale and divided by it: null where that overflows, as the step itself does
+    """Measured at the present loss scale and divided by it: null where that overflows, as the step does
     at first.
     """
     scaling = {"enabled": True, "initial_scale_power": 24, "hysteresis": 1, "loss_scale_window": 1000}
