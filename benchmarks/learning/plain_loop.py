@@ -2,10 +2,10 @@
 
     python -m benchmarks.learning.plain_loop --data DIR
 
-What namisan/mt-dnn does on purpose or by mistake, as settings: mini-batches cut once in the order of the
-files, of which only the order changes ("fixed batches"), and a pooler without its tanh ("identity pooler").
-One task a step and the mean over its batch are in both. Encoder, optimizer, schedule, steps, seeds and scored
-rows are those of table rte_mnli, whose results stand beside these.
+What namisan/mt-dnn does on purpose or by mistake: mini-batches cut once in the order of the files, of which
+only the order changes, and a pooler without its tanh. Beside it the same loop with shuffled rows and the
+pooler as it is. One task a step and the mean over its batch are in both. Encoder, optimizer, schedule, steps,
+seeds and scored rows are those of table rte_mnli, whose results stand beside these.
 """
 
 from __future__ import annotations
@@ -45,9 +45,7 @@ class Way:
 
 WAYS = {
     "plain loop": Way(fixed_batches=False, identity_pooler=False),
-    "fixed batches": Way(fixed_batches=True, identity_pooler=False),
-    "identity pooler": Way(fixed_batches=False, identity_pooler=True),
-    "both": Way(fixed_batches=True, identity_pooler=True),
+    "mt-dnn's choices": Way(fixed_batches=True, identity_pooler=True),
 }
 
 
@@ -168,7 +166,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--data", type=Path, required=True, help="folder with glue/")
-    parser.add_argument("--seeds", default="1,2,3,4,5")
+    parser.add_argument("--seeds", default="1,2,3")
     parser.add_argument("--precision", choices=["bf16", "fp32"], default="bf16")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the committed results")
     arguments = parser.parse_args()

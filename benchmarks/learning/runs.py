@@ -1,7 +1,8 @@
 """The runs of a table, trained one after the other, and the file that keeps what they scored. No statistics.
 
 A table's results are one JSON line a run, in a file that is committed: a run that has its line is not trained
-again, on any machine. A line belongs to the run's settings, paths of data and runs left out.
+again, on any machine, nor one whose settings another table has trained. A line belongs to the run's settings,
+paths of data and runs left out.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,8 @@ class Result:
     tokens: int
     seconds: float
     precision: str
+    # step -> task -> metric -> value, of evaluations before the last one
+    earlier: Mapping[str, Mapping[str, Mapping[str, float]]] = field(default_factory=dict)
 
 
 def run_table(
@@ -98,6 +101,12 @@ def _result_of(run: StudyRun, checked: CheckedRun, folder: Path, results: Path) 
             )
         return known
 
+    twin = dist.on_main(lambda: _with_settings(settings, results.parent))
+    if twin is not None:
+        result = replace(twin, name=run.name, way=run.way, at=run.at)
+        dist.on_main(lambda: append_result(results, result))
+        return result
+
     trial = Trial(name=run.name, title=run.name, run=checked)
     run_trials([trial], folder)
     result = dist.on_main(lambda: _read_run(run, settings, RunFolder(folder / run.name)))
@@ -114,9 +123,19 @@ def _digest(checked: CheckedRun) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 
+def _with_settings(settings: str, folder: Path) -> Result | None:
+    """A result of another table whose run had the same settings."""
+    for file in sorted(folder.glob("*.jsonl")):
+        for result in read_results(file).values():
+            if result.settings == settings:
+                return result
+    return None
+
+
 def _read_run(run: StudyRun, settings: str, folder: RunFolder) -> Result:
     lines = [json.loads(line) for line in folder.metrics.read_text().splitlines()]
     steps = [line for line in lines if "loss" in line]
+    *earlier, last = [line for line in lines if "eval" in line]
     environment = json.loads((folder.path / "environment.json").read_text())
     return Result(
         name=run.name,
@@ -124,7 +143,8 @@ def _read_run(run: StudyRun, settings: str, folder: RunFolder) -> Result:
         seed=run.seed,
         at=run.at,
         settings=settings,
-        scores=[line["eval"] for line in lines if "eval" in line][-1],
+        scores=last["eval"],
+        earlier={str(line["step"]): line["eval"] for line in earlier},
         steps=steps[-1]["step"],
         tokens=sum(line["tokens"] for line in steps),
         seconds=round(sum(line["seconds"] for line in steps), 1),

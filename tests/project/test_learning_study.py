@@ -10,7 +10,7 @@ from helpers.processes import ROOT
 
 from benchmarks.learning.data import ROWS_NOT_SCORED
 from benchmarks.learning.plain_loop import WAYS, batches_of
-from benchmarks.learning.runs import RECIPE, Result, StudyRun, append_result, read_results
+from benchmarks.learning.runs import RECIPE, Result, StudyRun, _with_settings, append_result, read_results
 from benchmarks.learning.summary import summary
 from benchmarks.learning.tables import TABLES, Inputs, Table
 from mtdnn_ds.config.load import load_recipe
@@ -56,6 +56,12 @@ def test_differences_are_taken_seed_by_seed() -> None:
     ]
 
 
+def test_a_run_that_another_table_has_trained_is_not_trained_again(tmp_path: Path) -> None:
+    append_result(tmp_path / "four_tasks.jsonl", result("four tasks", 1, 0.5))
+    assert _with_settings("other", tmp_path) is None
+    assert _with_settings("", tmp_path) == result("four tasks", 1, 0.5)
+
+
 def test_results_are_read_as_they_were_written(tmp_path: Path) -> None:
     file = tmp_path / "results" / "rte_mnli.jsonl"
     assert read_results(file) == {}
@@ -83,7 +89,7 @@ def test_fixed_batches_are_the_same_rows_in_every_epoch() -> None:
         assert len(steps) == 468
         return {tuple(first for first, _, _ in pairs) for _, pairs in steps}
 
-    assert len(batches("fixed batches")) == 2 * 4  # 32, 32, 32 and 4 rows of each task, again and again
+    assert len(batches("mt-dnn's choices")) == 2 * 4  # 32, 32, 32 and 4 rows of each task, again and again
     assert len(batches("plain loop")) > 400
 
 
