@@ -41,7 +41,6 @@ def _show(title: str, checked: CheckedRun, world_size: int, *, finds: bool) -> N
     from mtdnn_ds.check.forecast import encoder_shape, sample_steps
     from mtdnn_ds.check.mixture import mixture_findings
     from mtdnn_ds.monitor.console import print_table
-    from mtdnn_ds.runs.leaks import leak_lines
     from mtdnn_ds.runs.setup import build_plan, idle_tasks, prepare_run_data
 
     for note in checked.deepspeed.notes:
@@ -53,7 +52,6 @@ def _show(title: str, checked: CheckedRun, world_size: int, *, finds: bool) -> N
 
     print_table(_table(title, plan, data.train_sizes))
     for line in (
-        *leak_lines(data.leaks),
         *_step_lines(checked.recipe, sample, world_size),
         *_memory_lines(checked, shape, sample.most_tokens, world_size),
         *idle_tasks(plan),
