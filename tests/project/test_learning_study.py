@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from helpers.processes import ROOT
 
 from benchmarks.learning.data import ROWS_NOT_SCORED
 from benchmarks.learning.plain_loop import WAYS, batches_of
+from benchmarks.learning.plots import adaptation_curve, paired_lines
 from benchmarks.learning.runs import RECIPE, Result, StudyRun, _with_settings, append_result, read_results
 from benchmarks.learning.summary import summary
 from benchmarks.learning.tables import TABLES, Inputs, Table
@@ -96,3 +98,20 @@ def test_fixed_batches_are_the_same_rows_in_every_epoch() -> None:
 def test_names_of_runs_hold_their_places() -> None:
     run = StudyRun(way="mt-dnn", seed=2, flags={}, at={"fraction": "0.1", "sampling": 3})
     assert run.name == "mt-dnn_fraction_0.1_sampling_3_seed_2"
+
+
+def test_pictures_are_the_same_for_the_same_results(tmp_path: Path) -> None:
+    pairs = [result(way, seed, 0.5 + seed / 100) for way in ("alone", "with mnli") for seed in (1, 2)]
+    adapted = [
+        replace(result(way, 1, 0.6), scores={"scitail": {"accuracy": 0.6}}, at={"fraction": fraction})
+        for way in ("plain", "mt-dnn")
+        for fraction in ("0.01", "1")
+    ]
+    for number in (1, 2):
+        paired_lines(pairs, "rte", ("alone", "with mnli"), tmp_path / f"pairs_{number}.svg")
+        adaptation_curve(adapted, "scitail", tmp_path / f"curve_{number}.svg")
+
+    for name, text in (("pairs", "mean of 2 seeds"), ("curve", "training rows")):
+        drawn = (tmp_path / f"{name}_1.svg").read_text()
+        assert drawn == (tmp_path / f"{name}_2.svg").read_text()
+        assert text in drawn
