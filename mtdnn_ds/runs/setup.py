@@ -29,7 +29,7 @@ from mtdnn_ds.data.examples import Examples, make_examples
 from mtdnn_ds.data.examples.sampled import sampled
 from mtdnn_ds.data.plan.rates import Mixture
 from mtdnn_ds.data.plan.step_plan import StepPlan, steps_for_epochs
-from mtdnn_ds.data.plan.task_part import Plan, TaskPart
+from mtdnn_ds.data.plan.task_part import Plan, part_of
 from mtdnn_ds.faults.heartbeat import announce
 from mtdnn_ds.model.multitask import MultiTaskNet, build_model
 from mtdnn_ds.runs.leaks import find_leaks, no_examples
@@ -96,13 +96,12 @@ def prepare_run_data(
     read = set(splits)
     if looks_for_leaks:
         read |= {name for spec in specs for name in spec.splits}
-    path = tokenizer_path(recipe)
 
     def prepared(*, build: bool) -> dict[str, dict[str, PreparedSplit]]:
         announce("tokenizing")
         return prepare(
             specs,
-            tokenizer_path=path,
+            tokenizer_path=tokenizer_path(recipe),
             cache_dir=recipe.data.cache_dir,
             on_bad_row=recipe.data.on_bad_row,
             splits=read,
@@ -179,10 +178,7 @@ def build_plan(recipe: Recipe, data: RunData) -> Plan:
 
     Raises ConfigError if it is all warm-up, or has no step.
     """
-    whole = whole_plan(recipe, data)
-    plan: Plan = whole
-    if recipe.mixture.only_task is not None:
-        plan = TaskPart(whole, recipe.mixture.only_task)
+    plan = part_of(whole_plan(recipe, data), recipe.mixture.only_task)
 
     warmup_steps = num_warmup_steps(recipe.schedule.warmup, plan.total_steps)
     if warmup_steps >= plan.total_steps:

@@ -94,6 +94,13 @@ Plan = StepPlan | TaskPart
 """What a run trains on."""
 
 
+def part_of(whole: StepPlan, task: str | None) -> Plan:
+    """The task's part of a plan; None: all of it."""
+    if task is None:
+        return whole
+    return TaskPart(whole, task)
+
+
 def _steps_that_draw(plan: StepPlan, task: int) -> np.ndarray:
     """The steps of the plan with an example of the task, counted from 0, uint32."""
     found = [np.zeros(0, dtype=np.uint32)]
