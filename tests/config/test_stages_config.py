@@ -304,7 +304,7 @@ def test_bad_flags(flag: str, message: str, tmp_path: Path) -> None:
             "mt_dnn_glue",
             [
                 "mtl",
-                *(f"tune_{task}" for task in ("cola", "mrpc", "stsb", "rte", "sst2", "qqp", "mnli", "qnli")),
+                *(f"tune_{task}" for task in ("mrpc", "rte", "cola", "stsb", "sst2", "qnli", "qqp", "mnli")),
             ],
         ),
         ("coqa_multistage", ["inference", "paragraphs", "coqa"]),
