@@ -47,8 +47,7 @@ def make_examples(
     """The examples of a split in sequences of at most `max_length` tokens.
 
     `seed`: of the run, for kinds that draw masks. `left_out`: rows of the split that nothing is made of.
-    Raises ConfigError or DataError if the kind cannot use the
-    split.
+    Raises ConfigError or DataError if the kind cannot use the split.
     """
     if spec.custom is None and spec.kind in SEEDED:
         examples = EXAMPLES[spec.kind](spec, split, max_length=max_length, seed=seed, left_out=left_out)
