@@ -84,8 +84,11 @@ def write_data(folder: Path, official_files: Path) -> None:
         (folder / f"squad/{split}.json").symlink_to(official_files / f"SQuAD/dev-{part}.json")
     (folder / "squad/dev-v2.0.json").symlink_to(official_files / "SQuAD/dev-v2.0-sample.json")
     (folder / "scitail").mkdir()
-    pairs = [f"A dog number {n} runs.\tAn animal runs.\t{('neutral', 'entails')[n % 2]}" for n in range(40)]
-    for split in ("train", "dev", "test"):
+    for animal, split in (("dog", "train"), ("cat", "dev"), ("horse", "test")):
+        pairs = [
+            f"A {animal} number {n} runs.\tAn animal runs.\t{('neutral', 'entails')[n % 2]}"
+            for n in range(40)
+        ]
         (folder / f"scitail/scitail_1.0_{split}.tsv").write_text("\n".join(pairs) + "\n")
 
     texts = [f"a {word} film with {number} songs" for number, word in enumerate(("fine", "dull", "long"))]

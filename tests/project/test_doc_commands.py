@@ -47,7 +47,7 @@ SMALL_VALUES = {
     "--samplings": "1",
     "--seeds": "1",
 }
-MORE_FLAGS = {"adapt": {"--min_steps": "2", "--train.steps": "2"}}
+MORE_FLAGS = {"adapt": {"--min_steps": "2", "--train.steps": "2"}, "compare": {"--mixture.rates": "uniform"}}
 
 GLUE = "recipes/glue_small.yaml"
 QUICKSTART = "recipes/quickstart.yaml"
