@@ -6,7 +6,6 @@ A run that has its line in the results is not trained again; an interrupted one 
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
 from pathlib import Path
 
@@ -15,12 +14,10 @@ from benchmarks.learning.summary import summary
 from benchmarks.learning.tables import TABLES, Inputs
 from mtdnn_ds import dist
 from mtdnn_ds.config.errors import UserError
-from mtdnn_ds.monitor.console import configure_logging
+from mtdnn_ds.monitor.console import configure_logging, speaking
 
 RESULTS = Path(__file__).parent / "results"
 DEEPSPEED_CONFIG = "ds_configs/zero2.json"
-
-log = logging.getLogger("mtdnn_ds.learning")
 
 
 def main() -> int:
@@ -45,18 +42,19 @@ def main() -> int:
     inputs = Inputs(data=arguments.data, folder=arguments.output_dir, glue_run=arguments.glue_run)
     results = arguments.results / f"{arguments.table}.jsonl"
     try:
-        run_table(
-            table.runs(inputs, seeds),
-            folder=arguments.output_dir / arguments.table,
-            results=results,
-            deepspeed_config=DEEPSPEED_CONFIG,
-        )
+        with speaking():
+            run_table(
+                table.runs(inputs, seeds),
+                folder=arguments.output_dir / arguments.table,
+                results=results,
+                deepspeed_config=DEEPSPEED_CONFIG,
+            )
     except UserError as error:
-        log.error(f"error: {error}")
+        print(f"error: {error}", file=sys.stderr)
         return 1
 
-    for line in summary(table, [*read_results(results).values()]):
-        log.info(line)
+    if dist.is_main():
+        print("\n".join(summary(table, [*read_results(results).values()])))
     return 0
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -24,8 +23,6 @@ from mtdnn_ds.runs.setup import settings_dict
 from mtdnn_ds.runs.state import flat
 from mtdnn_ds.train.engine import start_distributed, stop_distributed
 from mtdnn_ds.train.preflight.checks import CheckedRun, Problems, checked_run
-
-log = logging.getLogger(__name__)
 
 RECIPE = Path(__file__).parent / "study.yaml"
 _PATHS = ("data.", "init.run", "distillation.teachers")
