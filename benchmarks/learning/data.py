@@ -1,7 +1,7 @@
-"""The study's data folders: the official files under names that the tasks read. Copies nothing but heads.
+"""The study's data folders: links to the official files, under names that the tasks read.
 
-MNLI, QNLI, SST-2 and QQP are trained on but not scored in most tables, so of their development files only the
-first rows are read; SciTail's and SNLI's public parts take the names of official splits.
+MNLI, QNLI and SST-2 are trained on but never scored, so of their development files only the first rows are
+copied; SciTail's public parts take the names of official splits.
 """
 
 from __future__ import annotations
@@ -52,6 +52,8 @@ def _files(folder: Path) -> list[Path]:
 def _link(source: Path, link: Path) -> None:
     if not source.is_file():
         raise ConfigError(f"--data: there is no {source}; docs/learning.md says what the folder holds")
+    if link.resolve() == source.resolve():  # another table's, perhaps being trained now
+        return
     link.parent.mkdir(parents=True, exist_ok=True)
     link.unlink(missing_ok=True)
     link.symlink_to(source.resolve())

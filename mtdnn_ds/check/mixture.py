@@ -101,7 +101,9 @@ def _label_counts(spec: TaskSpec, split: PreparedSplit, only: np.ndarray | None 
         if only is not None:
             first = index * split.rows_per_shard
             rows = only[(only >= first) & (only < first + len(labels))] - first
-            labels, tags = labels[rows], tags and tags.take(rows)
+            labels = labels[rows]
+            if tags is not None:
+                tags = tags.take(rows)
         if spec.kind == "token_classification":
             assert tags is not None
             labels = tags.flatten().to_numpy()

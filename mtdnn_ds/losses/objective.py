@@ -30,8 +30,8 @@ def task_scales(
     """w_t of each task for one step, (N,) float64; 0 for a task without examples in the step.
 
     `counts_N` are the step's N_t over all ranks, `scale` is "explicit" or a name of loss.scale, `log_spaces`
-    are the logs of the sizes of the tasks' prediction spaces, 0 for a task with nothing to choose from,
-    `explicit` the tasks' own factors.
+    are the logs of the sizes of the tasks' prediction spaces, 0 for a task with nothing to choose from; only
+    log_classes reads them, as "explicit" alone reads `explicit`, the tasks' own factors.
     """
     present_N = counts_N > 0
     if scale == "examples":

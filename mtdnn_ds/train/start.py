@@ -81,7 +81,9 @@ class Run:
     # model and engine
     model: TrainedModel
     losses: Losses
-    log_spaces: tuple[float, ...]  # of each task: the loss of a uniform guess
+    log_spaces: tuple[
+        float, ...
+    ]  # of each task the loss of a uniform guess; () unless loss.scale=log_classes
     engine: Any
     read: StepRead
     penalty: SharingPenalty | None
@@ -179,7 +181,7 @@ def start_run(
         settings=settings,
         model=model,
         losses=_losses(recipe, data, engine, distils=bool(teacher_outputs)),
-        log_spaces=log_prediction_spaces(data, vocabulary=model.net.encoder.config.vocab_size),
+        log_spaces=_log_spaces(recipe, data, model),
         engine=engine,
         read=StepRead(engine),
         penalty=sharing_penalty(engine, settings.sharing),
@@ -200,6 +202,12 @@ def _losses(recipe: Recipe, data: RunData, engine: Any, *, distils: bool) -> Los
         settings = recipe.distillation
         distillation = Distillation(temperature=settings.temperature, weight=settings.weight)
     return build_losses(data.layout, data.specs, engine.device, distillation)
+
+
+def _log_spaces(recipe: Recipe, data: RunData, model: TrainedModel) -> tuple[float, ...]:
+    if recipe.loss.scale != "log_classes":
+        return ()
+    return log_prediction_spaces(data, vocabulary=model.net.encoder.config.vocab_size)
 
 
 def _engine(recipe: Recipe, model: TrainedModel, deepspeed: ResolvedDeepSpeed) -> Any:

@@ -99,18 +99,16 @@ def _task_gradient(
 
     for host_batch in micro_batches:
         batch = host_batch.to(engine.device)
+        # Also of a micro-batch without the task: the next one's masks follow from it.
         with _precision(engine):
-            outputs = engine.module(
-                batch
-            )  # also of a micro-batch without the task: the next one's masks follow
+            outputs = engine.module(batch)
         if not host_batch.unit_counts[is_own_M].any():
             continue
 
         sums = losses.sums(losses.of_batch(outputs, batch.targets))
         part = micro_batch_loss(sums, coefficients)
-        for total, gradient in zip(
-            totals, torch.autograd.grad(part, parameters, allow_unused=True), strict=True
-        ):
+        gradients = torch.autograd.grad(part, parameters, allow_unused=True)
+        for total, gradient in zip(totals, gradients, strict=True):
             if gradient is not None:  # a copy of the encoder that is another group's
                 total += gradient
     return totals
