@@ -8,17 +8,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from helpers.fault_runs import EXACT_FIELDS, evaluations
+from helpers.fault_runs import EXACT_FIELDS, die_at, evaluations
 from helpers.mixture_files import write_mixture
-from helpers.processes import (
-    ROOT,
-    run_jobs,
-    start_ranks,
-    training_lines,
-    wait_for_death,
-    write_json,
-    zero_config,
-)
+from helpers.processes import run_jobs, training_lines, write_json, zero_config
 
 RANKS = 2
 STEPS, SAVED, KILLED = 5, 3, 5  # killed before step 5, so that step 4 is done twice
@@ -58,10 +50,7 @@ def resumed(tmp_path_factory: pytest.TempPathFactory, official_files: Path, tiny
         for name in ("teacher", "student", "student_killed")
     }
     run_jobs([jobs["teacher"], jobs["student"]], folder, RANKS)
-    file = write_json(folder / "job.json", jobs["student_killed"])
-    wait_for_death(
-        start_ranks([str(ROOT / "tests/workers/train_and_die.py"), str(file), f"before_step_{KILLED}"], RANKS)
-    )
+    die_at(f"before_step_{KILLED}", jobs["student_killed"], folder, RANKS)
     assert [line["step"] for line in training_lines(folder / "student_killed")] == [1, 2, 3, 4]
     said = run_jobs([{**jobs["student_killed"], "resume": "auto"}], folder, RANKS)
     assert f"resuming after step {SAVED} of {STEPS}" in said["student_killed"]

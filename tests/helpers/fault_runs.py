@@ -17,7 +17,17 @@ import yaml
 
 from helpers import warm
 from helpers.glue_rows import cut_glue
-from helpers.processes import ROOT, free_port, lines, run_command, training_lines, write_json, zero_config
+from helpers.processes import (
+    ROOT,
+    free_port,
+    lines,
+    run_command,
+    start_ranks,
+    training_lines,
+    wait_for_death,
+    write_json,
+    zero_config,
+)
 
 EXACT_FIELDS = ("step", "loss", "task_loss", "task_examples", "lr", "grad_norm", "tokens", "micro_batches")
 
@@ -47,6 +57,12 @@ def write_run_files(folder: Path, official_files: Path, tiny_encoder: Path, **tr
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     write_json(folder / "zero2.json", zero_config(2))
     return folder
+
+
+def die_at(point: str, job: Mapping[str, Any], folder: Path, ranks: int) -> None:
+    """The run of `job`, until rank 0 kills itself at `point` (workers/train_and_die.py) and all have ended."""
+    file = write_json(folder / "job.json", dict(job))
+    wait_for_death(start_ranks([str(ROOT / "tests/workers/train_and_die.py"), str(file), point], ranks))
 
 
 def flags(run_files: Path, name: str, **changes: str) -> dict[str, str]:

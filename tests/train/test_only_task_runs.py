@@ -10,17 +10,8 @@ from typing import Any
 
 import pytest
 import yaml
-from helpers.fault_runs import EXACT_FIELDS, evaluations
-from helpers.processes import (
-    ROOT,
-    run_command,
-    run_jobs,
-    start_ranks,
-    training_lines,
-    wait_for_death,
-    write_json,
-    zero_config,
-)
+from helpers.fault_runs import EXACT_FIELDS, die_at, evaluations
+from helpers.processes import run_command, run_jobs, training_lines, write_json, zero_config
 
 TASKS = ["quickstart_similarity", "quickstart_sentiment", "quickstart_entailment"]
 RARE = TASKS[0]  # 6 * 0.9 / 12 = 0.45 examples a step: 6 of 12 steps, one example each, on two ranks
@@ -55,8 +46,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, tiny_encoder: Path) -> Path:
         for name in ("together", "alone", "alone_killed")
     }
     run_jobs([jobs["together"], jobs["alone"]], folder, 2)
-    job = write_json(folder / "job.json", jobs["alone_killed"])
-    wait_for_death(start_ranks([str(ROOT / "tests/workers/train_and_die.py"), str(job), "before_step_5"], 2))
+    die_at("before_step_5", jobs["alone_killed"], folder, 2)
     said = run_jobs([{**jobs["alone_killed"], "resume": "auto"}], folder, 2)
     assert f"resuming after step 3 of {OWN_STEPS}" in said["alone_killed"]
     return folder
