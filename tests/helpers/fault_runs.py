@@ -60,7 +60,7 @@ def write_run_files(folder: Path, official_files: Path, tiny_encoder: Path, **tr
 
 
 def die_at(point: str, job: Mapping[str, Any], folder: Path, ranks: int) -> None:
-    """The run of `job`, until rank 0 kills itself at `point` (workers/train_and_die.py) and all have ended."""
+    """Train `job` until rank 0 kills itself at `point` (workers/train_and_die.py) and all ranks are dead."""
     file = write_json(folder / "job.json", dict(job))
     wait_for_death(start_ranks([str(ROOT / "tests/workers/train_and_die.py"), str(file), point], ranks))
 

@@ -10,17 +10,9 @@ from typing import Any
 
 import pytest
 import yaml
-from helpers.fault_runs import evaluations, exact
+from helpers.fault_runs import die_at, evaluations, exact
 from helpers.mixture_files import write_mixture
-from helpers.processes import (
-    ROOT,
-    run_jobs,
-    start_ranks,
-    training_lines,
-    wait_for_death,
-    write_json,
-    zero_config,
-)
+from helpers.processes import run_jobs, training_lines, write_json, zero_config
 from helpers.tiny_encoders import write_tiny_encoder
 
 pytestmark = pytest.mark.slow
@@ -95,8 +87,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, official_files: Path, minil
     write_recipes(folder, official_files, minilm)
     killed = job_of(folder, KILLED, output_dir=str(folder / "killed"))
     killed["overrides"] = {**killed["overrides"], "train.save_every": "2"}
-    file = write_json(folder / "killed.json", killed)
-    wait_for_death(start_ranks([str(ROOT / "tests/workers/train_and_die.py"), str(file), "before_step_4"], 1))
+    die_at("before_step_4", killed, folder, 1)
     assert [line["step"] for line in training_lines(folder / "killed")] == [1, 2, 3]
     shutil.copytree(folder / "killed", folder / "elsewhere")
     elsewhere = job_of(folder, "plain.2_zero1", output_dir=str(folder / "elsewhere"))
