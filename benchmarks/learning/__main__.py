@@ -13,7 +13,7 @@ from benchmarks.learning.runs import read_results, run_table
 from benchmarks.learning.summary import summary
 from benchmarks.learning.tables import TABLES, Inputs
 from mtdnn_ds import dist
-from mtdnn_ds.config.errors import UserError
+from mtdnn_ds.cli import guarded
 from mtdnn_ds.monitor.console import configure_logging, speaking
 
 RESULTS = Path(__file__).parent / "results"
@@ -21,7 +21,7 @@ DEEPSPEED_CONFIG = "ds_configs/zero2.json"
 
 
 def main() -> int:
-    """The exit code."""
+    """The exit code, as `python -m mtdnn_ds` has it."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -41,22 +41,17 @@ def main() -> int:
 
     inputs = Inputs(data=arguments.data, folder=arguments.output_dir, glue_run=arguments.glue_run)
     results = arguments.results / f"{arguments.table}.jsonl"
-    try:
-        with speaking():
-            run_table(
-                table.runs(inputs, seeds),
-                folder=arguments.output_dir / arguments.table,
-                results=results,
-                deepspeed_config=DEEPSPEED_CONFIG,
-            )
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-
+    with speaking():
+        run_table(
+            table.runs(inputs, seeds),
+            folder=arguments.output_dir / arguments.table,
+            results=results,
+            deepspeed_config=DEEPSPEED_CONFIG,
+        )
     if dist.is_main():
         print("\n".join(summary(table, [*read_results(results).values()])))
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(guarded(main))

@@ -5,6 +5,7 @@ Against a hand-written loop of eleven tasks: test_mixture.py.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,25 +32,27 @@ class Setting:
     changes: tuple[tuple[str, str], ...] = ()
 
 
-WAYS = [
+QUICK = [
     Setting("ranks1_zero0_autocast", 1, 0, precision="autocast"),
-    Setting("ranks1_zero1_bf16", 1, 1, precision="bf16"),
     Setting("ranks1_zero2_tokens96", 1, 2, max_tokens=96),
-    Setting("ranks2_zero1", 2, 1),
     Setting("ranks2_zero2_bf16_tokens96", 2, 2, precision="bf16", max_tokens=96),
+]
+SLOW = [
+    Setting("ranks1_zero1_bf16", 1, 1, precision="bf16"),
+    Setting("ranks2_zero1", 2, 1),
     Setting("checkpointing", 1, 2, max_tokens=96, changes=(("encoder.gradient_checkpointing", "true"),)),
     Setting("counter", 2, 2, max_tokens=96, changes=(("train.dropout", "counter"),)),
     Setting("soft", 2, 2, max_tokens=96, changes=(("sharing.mode", "soft"),)),
     Setting("low_rank", 1, 1, max_tokens=96, changes=(("sharing.mode", "low_rank"),)),
     Setting("alone", 2, 2, max_tokens=96, changes=(("mixture.mixing", "per_micro_batch"),)),
 ]
+WAYS = [*QUICK, *(pytest.param(setting, marks=pytest.mark.slow) for setting in SLOW)]
 ROUNDING = {"fp32": 1e-4, "bf16": 2e-2, "autocast": 1e-4}
 ONE_TASK_A_STEP = {"mixture.mixing": "per_step", "train.freeze": "pooler,heads"}
 
 
 @pytest.fixture(scope="module")
-def trained_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Each setting measured in every second step, not measured, and measured with one task a step."""
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("task_gradients")
     tasks = write_tasks(folder)
     recipe = {
@@ -63,9 +66,24 @@ def trained_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "data": {"cache_dir": str(folder / "cache")},
     }
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def quick_runs(files: Path) -> Path:
+    return train(files, QUICK)
+
+
+@pytest.fixture(scope="module")
+def slow_runs(files: Path) -> Path:
+    return train(files, SLOW)
+
+
+def train(folder: Path, settings: Sequence[Setting]) -> Path:
+    """Each setting measured in every second step, not measured, and measured with one task a step."""
     for world_size in (1, 2):
         jobs = []
-        for setting in WAYS:
+        for setting in settings:
             if setting.world_size != world_size:
                 continue
             config = zero_config(setting.stage, setting.precision)
@@ -87,11 +105,18 @@ def trained_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def runs_of(request: pytest.FixtureRequest, setting: Setting) -> Path:
+    """The folder with them."""
+    folder: Path = request.getfixturevalue("quick_runs" if setting in QUICK else "slow_runs")
+    return folder
+
+
 @pytest.mark.distributed
 @pytest.mark.parametrize("setting", WAYS, ids=lambda setting: setting.name)
 def test_a_run_that_measures_is_bit_for_bit_the_run_that_does_not(
-    trained_runs: Path, setting: Setting
+    request: pytest.FixtureRequest, setting: Setting
 ) -> None:
+    trained_runs = runs_of(request, setting)
     on, off = (training_lines(trained_runs / f"{setting.name}_{name}") for name in ("on", "off"))
     assert ["task_grad_norm" in line for line in on] == [False, True, False]
     assert not any("task_grad_norm" in line for line in off)
@@ -107,9 +132,11 @@ def test_a_run_that_measures_is_bit_for_bit_the_run_that_does_not(
 
 @pytest.mark.distributed
 @pytest.mark.parametrize("setting", WAYS, ids=lambda setting: setting.name)
-def test_the_only_task_of_a_step_has_the_steps_own_norm(trained_runs: Path, setting: Setting) -> None:
+def test_the_only_task_of_a_step_has_the_steps_own_norm(
+    request: pytest.FixtureRequest, setting: Setting
+) -> None:
     """Pooler and heads are frozen, so the step's gradient is the encoder's: same masks, same examples."""
-    lines = training_lines(trained_runs / f"{setting.name}_single")
+    lines = training_lines(runs_of(request, setting) / f"{setting.name}_single")
     assert len({task for line in lines for task in line["task_grad_norm"]}) > 1
     for line in lines:
         assert list(line["task_grad_norm"]) == list(line["task_examples"])
@@ -118,20 +145,20 @@ def test_the_only_task_of_a_step_has_the_steps_own_norm(trained_runs: Path, sett
 
 
 @pytest.mark.distributed
-def test_fp16_norms_are_those_of_unscaled_gradients(trained_runs: Path) -> None:
+def test_fp16_norms_are_those_of_unscaled_gradients(files: Path) -> None:
     """Measured at the present loss scale and divided by it: null where that overflows, as the step does
     at first.
     """
     scaling = {"enabled": True, "initial_scale_power": 24, "hysteresis": 1, "loss_scale_window": 1000}
     config = {"zero_optimization": {"stage": 2}, "fp16": scaling}
     job = {
-        "recipe": str(trained_runs / "recipe.yaml"),
-        "deepspeed_config": str(write_json(trained_runs / "fp16.json", config)),
-        "output_dir": str(trained_runs / "fp16"),
+        "recipe": str(files / "recipe.yaml"),
+        "deepspeed_config": str(write_json(files / "fp16.json", config)),
+        "output_dir": str(files / "fp16"),
         "overrides": {"train.gradient_norms_every": "1", **ONE_TASK_A_STEP},
     }
-    run_jobs([job], trained_runs, 1, worker="fp16_on_cpu.py")
-    lines = training_lines(trained_runs / "fp16")
+    run_jobs([job], files, 1, worker="fp16_on_cpu.py")
+    lines = training_lines(files / "fp16")
     assert [line["skipped"] > 0 for line in lines] == [True, False, False]
     for line in lines:
         (norm,) = line["task_grad_norm"].values()
