@@ -7,6 +7,7 @@ import math
 import pytest
 from helpers.processes import ROOT
 
+from mtdnn_ds.config.load import load_recipe
 from mtdnn_ds.config.recipe import Recipe
 from mtdnn_ds.config.stages import load_runs
 
@@ -18,6 +19,8 @@ DEV = {
     "cola": 1_043, "sst2": 872, "mrpc": 408, "stsb": 1_500,
     "qqp": 40_430, "mnli": 9_815 + 9_832, "qnli": 5_463, "rte": 277,
 }  # fmt: skip
+
+LEAKED = {"cola": 35, "mrpc": 229, "stsb": 561}  # data.drop_leaked_rows
 
 
 def share_of_evaluation(recipe: Recipe) -> float:
@@ -38,3 +41,12 @@ def test_evaluation_takes_at_most_a_twentieth_of_the_compute(name: str) -> None:
     stages = load_runs(str(ROOT / f"recipes/{name}.yaml"), {})
     shares = {stage.name: round(share_of_evaluation(stage.recipe), 3) for stage in stages}
     assert {stage: share for stage, share in shares.items() if share > 0.05} == {}
+
+
+@pytest.mark.parametrize("task", ["cola", "mrpc", "stsb", "rte"])
+def test_glue_small_trains_three_epochs_of_its_small_tasks(task: str) -> None:
+    recipe = load_recipe(str(ROOT / "recipes/glue_small.yaml"), {})
+    rates, steps = recipe.mixture.rates, recipe.train.steps
+    assert isinstance(rates, dict) and steps is not None
+    examples = steps * recipe.batch.examples_per_step * rates[task] / sum(rates.values())
+    assert examples / (TRAIN[task] - LEAKED.get(task, 0)) >= 3
