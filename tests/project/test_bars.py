@@ -13,7 +13,8 @@ from helpers.processes import ROOT, lines, run_command, training_lines, write_js
 pytestmark = [pytest.mark.bars, pytest.mark.timeout(3600)]
 
 
-def test_nine_glue_tasks_learn_together(real_data: Path, tmp_path: Path) -> None:
+def test_glue_tasks_learn_together(real_data: Path, tmp_path: Path) -> None:
+    """The recipe's own seed. docs/recipes.md has what was seen."""
     arguments = [
         "launchers/train.py",
         "--recipe",
@@ -21,15 +22,15 @@ def test_nine_glue_tasks_learn_together(real_data: Path, tmp_path: Path) -> None
         "--data.glue_dir",
         str(real_data / "glue"),
     ]
-    ended = run_command(
-        [*arguments, "--output_dir", str(tmp_path / "run"), "--train.eval_every", "0"],
-        OMP_NUM_THREADS="2",
-    )
+    ended = run_command([*arguments, "--output_dir", str(tmp_path / "run")], OMP_NUM_THREADS="2")
     assert ended.returncode == 0, ended.stderr
-    metrics = [line for line in lines(tmp_path / "run") if "eval" in line][-1]["eval"]
-    assert metrics["sst2"]["accuracy"] >= 0.80
-    assert metrics["qnli"]["accuracy"] >= 0.70
-    assert metrics["stsb"]["pearson"] >= 0.80
+    (metrics,) = [line["eval"] for line in lines(tmp_path / "run") if "eval" in line]
+    assert metrics["sst2"]["accuracy"] >= 0.87
+    assert metrics["qnli"]["accuracy"] >= 0.80
+    assert metrics["stsb"]["pearson"] >= 0.84
+    assert metrics["mrpc"]["accuracy"] >= 0.80
+    assert metrics["cola"]["matthews"] >= 0.20
+    assert metrics["rte"]["accuracy"] >= 0.62
 
 
 def test_questions_of_squad_are_learnt_from_half_of_its_development_set(
