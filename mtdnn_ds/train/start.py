@@ -81,9 +81,8 @@ class Run:
     # model and engine
     model: TrainedModel
     losses: Losses
-    log_spaces: tuple[
-        float, ...
-    ]  # of each task the loss of a uniform guess; () unless loss.scale=log_classes
+    # Of each task the loss of a uniform guess, in nats; () unless loss.scale=log_classes.
+    log_spaces: tuple[float, ...]
     engine: Any
     read: StepRead
     penalty: SharingPenalty | None
