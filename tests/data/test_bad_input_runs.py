@@ -5,7 +5,6 @@ refused with file, row and what to do, and nothing is written.
 from __future__ import annotations
 
 import json
-import resource
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -28,8 +27,6 @@ from mtdnn_ds.runs.load import load_weights
 from mtdnn_ds.runs.setup import build_plan, prepare_run_data, run_model, settings_dict
 from mtdnn_ds.runs.state import RunState, check_fit
 from mtdnn_ds.tasks.resolve import resolve_tasks
-
-SECONDS = 10 * 3  # of one core; a refusal takes at most 10 s on an idle machine
 
 CANNOT_BE_USED = "rows cannot be used; mend them, or leave them out with data.on_bad_row: skip"
 SCORES = {"kind": "regression", "labels": None}
@@ -879,14 +876,11 @@ def test_tokenizer_of_another_encoder(run_files: Path, tmp_path: Path, tiny_enco
 
 
 def refused_command(arguments: list[str]) -> str:
-    """stderr of a real `python -m mtdnn_ds ...` that must end with exit code 2 before much is computed."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    """stderr of a real `python -m mtdnn_ds ...` that must end with exit code 2 before a model is built."""
     ended = run_command(["-m", "mtdnn_ds", *arguments], fresh=True)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     assert ended.returncode == 2, ended.stderr[-4000:]
     assert "Traceback" not in ended.stderr
-    assert seconds < SECONDS
+    assert "attention back end" not in ended.stdout  # said where one is built
     return ended.stderr
 
 

@@ -109,6 +109,7 @@ def board(finished_run: Path) -> Iterator[str]:
         process.communicate()
 
 
+@pytest.mark.slow
 def test_the_board_opens_in_a_browser(board: str, finished_run: Path) -> None:
     layout = json.load(urlopen(f"{board}/data/plugin/custom_scalars/layout"))
     assert [chart["title"] for chart in layout["category"][0]["chart"]] == [

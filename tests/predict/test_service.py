@@ -212,6 +212,7 @@ def test_tasks_are_described(model: MultiTaskModel) -> None:
     }
 
 
+@pytest.mark.slow
 def test_the_page_answers_in_a_browser(server: str, model: MultiTaskModel) -> None:
     if not CHROMIUM.exists():
         if os.environ.get("CI") == "true":

@@ -47,7 +47,11 @@ SMALL_VALUES = {
     "--samplings": "1",
     "--seeds": "1",
 }
-MORE_FLAGS = {"adapt": {"--min_steps": "2", "--train.steps": "2"}, "compare": {"--mixture.rates": "uniform"}}
+MORE_FLAGS = {
+    "adapt": {"--min_steps": "2", "--train.steps": "2"},
+    "compare": {"--mixture.rates": "uniform"},
+    "verify": {"--max_ranks": "1"},  # on two: check/test_verify.py
+}
 
 GLUE = "recipes/glue_small.yaml"
 QUICKSTART = "recipes/quickstart.yaml"

@@ -232,6 +232,7 @@ def test_launchers_come_together_and_stay_programs(command: Path, tmp_path: Path
     assert os.access(launchers / "on_node.sh", os.X_OK)
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 def test_training_begins_in_an_empty_folder(command: Path, tmp_path: Path) -> None:
     ended = run(command, "train", "--train.steps", "2", "--encoder.max_length", "32", folder=tmp_path)

@@ -341,6 +341,7 @@ def wait_until_drawn(page: Any) -> None:
     )
 
 
+@pytest.mark.slow
 def test_the_page_opens_in_a_browser(reports: dict[str, Path]) -> None:
     said: list[str] = []
     asked: list[str] = []
@@ -399,6 +400,7 @@ def test_the_page_opens_in_a_browser(reports: dict[str, Path]) -> None:
     assert said == [] and asked == [reports["one"].as_uri()]
 
 
+@pytest.mark.slow
 def test_a_figure_can_be_kept_and_the_page_printed(reports: dict[str, Path], tmp_path: Path) -> None:
     with chromium() as browser:
         page = browser.new_page(
@@ -423,6 +425,7 @@ def test_a_figure_can_be_kept_and_the_page_printed(reports: dict[str, Path], tmp
         assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(20, 24, 29)"
 
 
+@pytest.mark.slow
 def test_hostile_names_are_texts_in_a_browser_too(tmp_path: Path) -> None:
     """plotly reads texts as a little HTML; a name that is some is shown as it is written."""
     names = [HOSTILE, "<b>bold</b> &amp; %{x} </script>"]

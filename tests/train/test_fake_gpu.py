@@ -30,6 +30,8 @@ from mtdnn_ds.tasks.kinds import KINDS
 from mtdnn_ds.tasks.layout import FORMS, HEAD_READS, Answer
 from mtdnn_ds.tasks.sharing import Mode
 
+pytestmark = pytest.mark.slow
+
 Report = Mapping[str, Any]
 
 OF_OTHERS = {

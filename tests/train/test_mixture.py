@@ -7,8 +7,10 @@ padded BertModel (helpers/reference_mixture.py).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,12 +33,29 @@ class Setting:
     max_tokens: int = 8192
 
 
-SETTINGS = [
-    *(Setting(f"ranks1_zero{stage}", 1, stage) for stage in range(4)),
-    *(Setting(f"ranks2_zero{stage}_tokens640", 2, stage, max_tokens=640) for stage in range(4)),
+QUICK = [
+    Setting("ranks1_zero0", 1, 0),
     Setting("ranks1_zero2_tokens400", 1, 2, max_tokens=400),
+    Setting("ranks2_zero3_tokens640", 2, 3, max_tokens=640),
+]
+SLOW = [
+    *(Setting(f"ranks1_zero{stage}", 1, stage) for stage in (1, 2, 3)),
+    *(Setting(f"ranks2_zero{stage}_tokens640", 2, stage, max_tokens=640) for stage in (0, 1, 2)),
     Setting("ranks2_zero3", 2, 3),
 ]
+
+
+def each_of(settings: Sequence[Setting]) -> list[Any]:
+    """Parameters of a test."""
+    return [
+        pytest.param(setting, id=setting.name, marks=() if setting in QUICK else pytest.mark.slow)
+        for setting in settings
+    ]
+
+
+EACH_SPEED = pytest.mark.parametrize(
+    "settings", [pytest.param(QUICK, id="quick"), pytest.param(SLOW, id="slow", marks=pytest.mark.slow)]
+)
 
 
 @dataclass(frozen=True)
@@ -46,7 +65,7 @@ class Runs:
 
 
 @pytest.fixture(scope="module")
-def trained_runs(tmp_path_factory: pytest.TempPathFactory, official_files: Path, tiny_encoder: Path) -> Runs:
+def quick_runs(tmp_path_factory: pytest.TempPathFactory, official_files: Path, tiny_encoder: Path) -> Runs:
     folder = tmp_path_factory.mktemp("mixture")
     recipe = {
         "encoder": {"path": str(tiny_encoder), "max_length": MAX_LENGTH},
@@ -61,6 +80,23 @@ def trained_runs(tmp_path_factory: pytest.TempPathFactory, official_files: Path,
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
     for stage in range(4):
         write_json(folder / f"zero{stage}.json", zero_config(stage))
+    train(folder, QUICK)
+    return Runs(folder, reference_of(folder, tiny_encoder))
+
+
+@pytest.fixture(scope="module")
+def slow_runs(quick_runs: Runs) -> Runs:
+    train(quick_runs.folder, SLOW)
+    return quick_runs
+
+
+def runs_of(request: pytest.FixtureRequest, setting: Setting) -> Runs:
+    """Those with the setting."""
+    runs: Runs = request.getfixturevalue("quick_runs" if setting in QUICK else "slow_runs")
+    return runs
+
+
+def train(folder: Path, settings: Sequence[Setting]) -> None:
     for world_size in (1, 2):
         jobs = [
             {
@@ -72,11 +108,10 @@ def trained_runs(tmp_path_factory: pytest.TempPathFactory, official_files: Path,
                     "train.gradient_norms_every": "2" if setting.stage < 3 else "0",
                 },
             }
-            for setting in SETTINGS
+            for setting in settings
             if setting.world_size == world_size
         ]
         run_jobs(jobs, folder, world_size)
-    return Runs(folder, reference_of(folder, tiny_encoder))
 
 
 def reference_of(folder: Path, encoder: Path) -> list[tuple[float, float, list[float]]]:
@@ -129,10 +164,11 @@ def reference_of(folder: Path, encoder: Path) -> list[tuple[float, float, list[f
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.name)
+@pytest.mark.parametrize("setting", each_of([*QUICK, *SLOW]))
 def test_losses_and_gradients_of_every_kind_equal_a_hand_written_padded_loop(
-    trained_runs: Runs, setting: Setting
+    request: pytest.FixtureRequest, setting: Setting
 ) -> None:
+    trained_runs = runs_of(request, setting)
     ours = training_lines(trained_runs.folder / setting.name)
     assert [line["step"] for line in ours] == list(range(1, STEPS + 1))
     for line, (loss, norm, _) in zip(ours, trained_runs.reference, strict=True):
@@ -141,10 +177,11 @@ def test_losses_and_gradients_of_every_kind_equal_a_hand_written_padded_loop(
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize(
-    "setting", [each for each in SETTINGS if each.stage < 3], ids=lambda setting: setting.name
-)
-def test_gradient_norms_of_tasks_equal_plain_autograd(trained_runs: Runs, setting: Setting) -> None:
+@pytest.mark.parametrize("setting", each_of([each for each in [*QUICK, *SLOW] if each.stage < 3]))
+def test_gradient_norms_of_tasks_equal_plain_autograd(
+    request: pytest.FixtureRequest, setting: Setting
+) -> None:
+    trained_runs = runs_of(request, setting)
     ours = training_lines(trained_runs.folder / setting.name)
     assert [line["step"] for line in ours if "task_grad_norm" in line] == [2, 4]
     for line, (_, _, norms) in zip(ours, trained_runs.reference, strict=True):
@@ -153,8 +190,12 @@ def test_gradient_norms_of_tasks_equal_plain_autograd(trained_runs: Runs, settin
 
 
 @pytest.mark.distributed
-def test_each_task_loses_the_same_in_every_setting(trained_runs: Runs) -> None:
-    first = training_lines(trained_runs.folder / SETTINGS[0].name)
+@EACH_SPEED
+def test_each_task_loses_the_same_in_every_setting(
+    request: pytest.FixtureRequest, settings: Sequence[Setting]
+) -> None:
+    trained_runs = runs_of(request, settings[0])
+    first = training_lines(trained_runs.folder / QUICK[0].name)
     assert set(first[0]["task_loss"]) == {
         "cola",
         "stsb",
@@ -168,7 +209,7 @@ def test_each_task_loses_the_same_in_every_setting(trained_runs: Runs) -> None:
         "choices",
         "embedded",
     }
-    for setting in SETTINGS[1:]:
+    for setting in settings:
         for line, expected in zip(training_lines(trained_runs.folder / setting.name), first, strict=True):
             assert line["task_loss"] == pytest.approx(expected["task_loss"], rel=1e-3), (
                 setting.name,
@@ -177,17 +218,25 @@ def test_each_task_loses_the_same_in_every_setting(trained_runs: Runs) -> None:
 
 
 @pytest.mark.distributed
-def test_settings_really_cut_steps_differently_and_evaluate_the_same(trained_runs: Runs) -> None:
+def test_settings_really_cut_steps_differently(quick_runs: Runs) -> None:
     counts = {
-        setting.name: {line["micro_batches"] for line in training_lines(trained_runs.folder / setting.name)}
-        for setting in SETTINGS
+        setting.name: {line["micro_batches"] for line in training_lines(quick_runs.folder / setting.name)}
+        for setting in QUICK
     }
-    assert counts["ranks1_zero2"] == {1}
+    assert counts["ranks1_zero0"] == {1}
     assert min(counts["ranks1_zero2_tokens400"]) >= 5
     assert min(counts["ranks2_zero3_tokens640"]) >= 2
+
+
+@pytest.mark.distributed
+@EACH_SPEED
+def test_every_setting_evaluates_the_same(
+    request: pytest.FixtureRequest, settings: Sequence[Setting]
+) -> None:
+    trained_runs = runs_of(request, settings[0])
     evaluations = [
         [line for line in lines(trained_runs.folder / setting.name) if "eval" in line][-1]["eval"]
-        for setting in SETTINGS
+        for setting in (QUICK[0], *settings)
     ]
     assert sorted(evaluations[0]) == [
         "choices",
