@@ -28,6 +28,7 @@ from mtdnn_ds.runs.setup import build_plan, prepare_run_data, run_model, setting
 from mtdnn_ds.runs.state import RunState, check_fit
 from mtdnn_ds.tasks.resolve import resolve_tasks
 
+MODEL_IS_BUILT = "attention back end "  # which a run says, on stdout
 CANNOT_BE_USED = "rows cannot be used; mend them, or leave them out with data.on_bad_row: skip"
 SCORES = {"kind": "regression", "labels": None}
 TABLE = b"text\tlabel\n"
@@ -465,6 +466,7 @@ def run_files(tmp_path_factory: pytest.TempPathFactory, tiny_encoder: Path) -> P
     write_recipe(folder, tiny_encoder, tasks)
     ended = run_command(["-m", "mtdnn_ds", *train_arguments(folder), "--output_dir", str(folder / "run")])
     assert ended.returncode == 0, ended.stderr[-4000:]
+    assert MODEL_IS_BUILT in ended.stdout
     return folder
 
 
@@ -880,7 +882,7 @@ def refused_command(arguments: list[str]) -> str:
     ended = run_command(["-m", "mtdnn_ds", *arguments], fresh=True)
     assert ended.returncode == 2, ended.stderr[-4000:]
     assert "Traceback" not in ended.stderr
-    assert "attention back end" not in ended.stdout  # said where one is built
+    assert MODEL_IS_BUILT not in ended.stdout
     return ended.stderr
 
 
