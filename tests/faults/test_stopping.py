@@ -47,6 +47,7 @@ pytestmark = pytest.mark.slow
 # name: (acts, last step done when it stops, what is said of saving)
 STOPS = {
     "sigterm_on_rank_1": ([(1, "step_5", "SIGTERM")], 4, "saved in"),
+    "sigusr1_inside_a_step": ([(0, "inside_step_5", "SIGUSR1")], 5, "saved in"),
     "sigusr1_in_an_evaluation": ([(1, "evaluating_6", "SIGUSR1")], 6, "saved in"),
     "sigterm_in_a_save": ([(1, "saving_6", "SIGTERM")], 6, "saved before"),
     "on_both_and_again": (
