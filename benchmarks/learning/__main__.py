@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from benchmarks.learning.runs import read_results, run_table
-from benchmarks.learning.summary import summary
+from benchmarks.learning.summary import forgetting, summary
 from benchmarks.learning.tables import TABLES, Inputs
 from mtdnn_ds import dist
 from mtdnn_ds.cli import guarded
@@ -49,7 +49,10 @@ def main() -> int:
             deepspeed_config=DEEPSPEED_CONFIG,
         )
     if dist.is_main():
-        print("\n".join(summary(table, [*read_results(results).values()])))
+        scored = [*read_results(results).values()]
+        print("\n".join(summary(table, scored)))
+        for line in forgetting(table, scored):
+            print(line)
     return 0
 
 

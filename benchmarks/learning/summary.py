@@ -32,6 +32,25 @@ def summary(table: Table, results: Sequence[Result]) -> Iterator[str]:
                 yield f"| {' | '.join(cells)} |"
 
 
+def forgetting(table: Table, results: Sequence[Result]) -> Iterator[str]:
+    """Lines of a Markdown table of the runs that trained table.scored one after the other, scored after each
+    block: a task's score after its own block minus that after the last. Nothing where there are no such runs.
+    """
+    in_turn = [result for result in results if result.earlier]
+    if not in_turn:
+        return
+
+    yield "| task | after its own block | after the last | forgotten | 95 % interval | |"
+    yield "|---|---|---|---|---|---|"
+    for block, task in enumerate(table.scored[:-1]):
+        own = [task_score(dict([*result.earlier.values()][block][task])) for result in in_turn]
+        last = [task_score(dict(result.scores[task])) for result in in_turn]
+        paired = paired_difference(own, last)
+        cells = [task, mean_and_spread(own), mean_and_spread(last)]
+        cells += [paired.mean_text, paired.interval_text, paired.verdict]
+        yield f"| {' | '.join(cells)} |"
+
+
 def _difference(
     of_way: dict[Place, float], of_reference: dict[Place, float], *, is_reference: bool
 ) -> list[str]:

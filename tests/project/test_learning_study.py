@@ -13,7 +13,7 @@ from benchmarks.learning.data import ROWS_NOT_SCORED
 from benchmarks.learning.plain_loop import WAYS, batches_of
 from benchmarks.learning.plots import adaptation_curve, paired_lines
 from benchmarks.learning.runs import RECIPE, Result, StudyRun, _with_settings, append_result, read_results
-from benchmarks.learning.summary import summary
+from benchmarks.learning.summary import forgetting, summary
 from benchmarks.learning.tables import TABLES, Inputs, Table
 from mtdnn_ds.config.load import load_recipe
 
@@ -56,6 +56,30 @@ def test_differences_are_taken_seed_by_seed() -> None:
         "| alone | rte |  | 0.5500 +- 0.0500 | 3 |  |  |  |",
         "| with mnli | rte |  | 0.5800 +- 0.0600 | 3 | +0.0300 +- 0.0100 | [+0.0052, +0.0548] | higher |",
     ]
+
+
+def test_what_a_task_forgets_after_its_own_block() -> None:
+    """STS-B's block is the second: 0.84 - 0.80 and 0.86 - 0.80, mean 0.05, deviation 0.0141."""
+
+    def evaluated(score: float) -> dict[str, dict[str, float]]:
+        return {task: {"score": score} for task in TABLES["sharing"].scored}
+
+    in_turn = [
+        replace(
+            result("in turn", seed, 0.5),
+            earlier={"160": evaluated(0.1), "320": evaluated(own), "480": evaluated(0.7)},
+            scores=evaluated(0.8),
+        )
+        for seed, own in ((1, 0.84), (2, 0.86))
+    ]
+    mixed = result("hard", 1, 0.5)
+    assert [*forgetting(TABLES["sharing"], [mixed, *in_turn])][2:] == [
+        "| cola | 0.1000 +- 0.0000 | 0.8000 +- 0.0000 | -0.7000 +- 0.0000 | [-0.7000, -0.7000] | lower |",
+        "| stsb | 0.8500 +- 0.0141 | 0.8000 +- 0.0000 | +0.0500 +- 0.0141 | [-0.0771, +0.1771] | "
+        "no difference seen |",
+        "| mrpc | 0.7000 +- 0.0000 | 0.8000 +- 0.0000 | -0.1000 +- 0.0000 | [-0.1000, -0.1000] | lower |",
+    ]
+    assert [*forgetting(TABLES["sharing"], [mixed])] == []
 
 
 def test_a_run_that_another_table_has_trained_is_not_trained_again(tmp_path: Path) -> None:
